@@ -1,0 +1,1 @@
+"""Experiments: `base.py` has every key, the other files change what differs."""

@@ -1,0 +1,83 @@
+"""Every configuration key with its meaning. The other files in this folder change what differs.
+
+The defaults are the paper's where it has one for all its data sets (appendix A).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    """The base configuration: locked, so that a misspelt key is an error."""
+    config = ConfigDict()
+    config.seed = 0  # of parameters, data order, augmentation and latent noise
+
+    config.data = data = ConfigDict()
+    data.name = "digits"  # a source in nvae_jax/data/sources.py
+    data.dir = ""  # where its files are; "" is the source's usual place
+    data.image_size = 32  # height and width that the model sees, padding included
+    data.channels = 1
+    data.padding = 0  # zeros on every side, part of image_size; not counted by the likelihood
+    data.num_bits = 8  # bits per colour value
+    data.binarize = False  # draw each pixel from Bernoulli(value / 255) every time it is read
+    data.horizontal_flip = False  # at random, in training
+    data.skip_corrupt = False  # count and leave out unreadable examples instead of stopping
+    data.workers = 0  # reader processes; 0 reads in threads of the training process
+
+    config.model = model = ConfigDict()
+    model.num_scales = 2
+    model.num_groups = 10  # latent groups of the finest scale
+    model.adaptive_groups = True  # each coarser scale has half the groups of the one below
+    model.min_groups = 1  # ... but at least this many
+    model.latent_channels = 20  # of every group
+    model.encoder_width = 32  # channels at full resolution; they double at every halving
+    model.decoder_width = 32
+    model.process_blocks = 2  # halvings ahead of the towers, and doublings after them
+    model.preprocess_cells = 3  # cells of each such block
+    model.postprocess_cells = 3
+    model.encoder_cells_per_group = 2
+    model.decoder_cells_per_group = 2
+    model.encoder_cell = "residual"  # residual, residual_bn_elu, residual_elu, inverted_residual
+    model.decoder_cell = "inverted_residual"  # the same choice
+    model.squeeze_excitation = True
+    model.residual_posterior = True  # posterior relative to the prior
+    model.num_flows = 0  # pairs of autoregressive flow steps per group, posterior only
+    model.likelihood = "bernoulli"  # bernoulli, logistic_mixture, gaussian
+    model.num_mixtures = 10  # of logistic_mixture
+    model.unroll = 0  # groups per loop iteration; 0: all of them on CPU, one elsewhere
+    model.dtype = "float32"  # of activations and convolutions: float32 or bfloat16
+    model.precision = "default"  # of convolutions: default, high or highest
+
+    config.objective = objective = ConfigDict()
+    objective.kl_constant = 0.0001  # fraction of the steps before the KL weight starts to rise
+    objective.kl_anneal = 0.3  # fraction of the steps over which it rises to 1
+    objective.kl_min = 0.0001  # where it starts
+    objective.spectral = 1e-2  # weight of the spectral and batch-norm penalties at the end ...
+    objective.spectral_init = 0.0  # ... and at the start, where annealed; 0: not annealed
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.learning_rate = 1e-2
+    optimizer.min_learning_rate = 1e-4  # where the cosine ends
+    optimizer.warmup_steps = 100  # linear from 0
+    optimizer.weight_decay = 3e-4  # added to the gradient, all parameters
+    optimizer.epsilon = 1e-3
+
+    config.train = train = ConfigDict()
+    train.num_steps = 1000
+    train.batch_size = 32  # over all devices
+    train.max_nonfinite_steps = 5  # so many skipped updates in a row stop the run
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.batch_size = 100  # over all devices
+    evaluation.recalibration_passes = 500  # of batch norm, before sampling
+    evaluation.recalibration_batch_size = 16
+
+    config.log = log = ConfigDict()
+    log.every_steps = 50  # a row of metrics
+    log.images_every_steps = 500  # sample and reconstruction grids; 0: only at the end
+    log.num_images = 64  # of a grid
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every_steps = 500
+    checkpoint.keep = 2
+
+    return config.lock()

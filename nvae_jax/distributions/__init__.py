@@ -1,0 +1,1 @@
+"""Distributions over latents and pixels, one small file each."""

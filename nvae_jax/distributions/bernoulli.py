@@ -1,0 +1,25 @@
+"""Independent Bernoulli pixels, for binarised images."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class Bernoulli:
+    """Pixels in {0, 1} with the given `logits` (B, H, W, C)."""
+
+    logits: jax.Array
+
+    def log_prob_pixels(self, x):
+        """Log mass of each pixel of `x` (B, H, W, C) in {0, 1}, in nats, as (B, H, W, C)."""
+        return x * self.logits - jax.nn.softplus(self.logits)
+
+    def sample(self, key, temperature=1.0):
+        """Draws images (B, H, W, C) in {0, 1}; `temperature` divides the logits."""
+        draw = jax.random.bernoulli(key, jax.nn.sigmoid(self.logits / temperature))
+        return draw.astype(jnp.float32)
+
+    def mean(self):
+        """The probability of a one at each pixel, (B, H, W, C)."""
+        return jax.nn.sigmoid(self.logits)

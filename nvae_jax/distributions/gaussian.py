@@ -1,0 +1,36 @@
+"""Gaussian pixels: a density on [-1, 1] rather than a mass on pixel values."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from nvae_jax.distributions.normal import Normal
+
+
+@struct.dataclass
+class GaussianPixels:
+    """Pixels with means and log-scales from `logits` (B, H, W, 2C): C means, then C log-scales."""
+
+    logits: jax.Array
+
+    @property
+    def normal(self):
+        """The pixel distribution on [-1, 1], entries (B, H, W, C)."""
+        return Normal.from_conv(self.logits)
+
+    def log_prob_pixels(self, x):
+        """Log density on [-1, 1] of each value of `x` (B, H, W, C) in [0, 1], in nats."""
+        return self.normal.log_prob(2.0 * x - 1.0)
+
+    def sample(self, key, temperature=1.0):
+        """Draws images (B, H, W, C), clipped to [0, 1]; `temperature` multiplies the scales."""
+        noise = jax.random.normal(key, self.normal.mean.shape)
+        return _to_unit(self.normal.sample(noise, temperature))
+
+    def mean(self):
+        """The mean image, clipped to [0, 1], (B, H, W, C)."""
+        return _to_unit(self.normal.mean)
+
+
+def _to_unit(x):
+    return (jnp.clip(x, -1.0, 1.0) + 1.0) / 2.0

@@ -1,0 +1,97 @@
+"""The mixture of discretised logistics over RGB pixels (Salimans et al., PixelCNN++, 2017)."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+MIN_LOG_SCALE = -7.0
+# Below this much probability in a bin, float32 differences of sigmoids are noise.
+MIN_BIN_MASS = 1e-5
+
+
+@struct.dataclass
+class LogisticMixture:
+    """RGB pixels of `num_bits` bits from `logits` (B, H, W, 10M).
+
+    The channels are M mixture logits, then for each of three colour slots M means, M log-scales
+    and M coefficients. Green's mean adds coefficient 0 times red; blue's adds coefficient 1 times
+    red and coefficient 2 times green.
+    """
+
+    logits: jax.Array
+    num_bits: int = struct.field(pytree_node=False, default=8)
+
+    @property
+    def num_mixtures(self):
+        """M, the number of components."""
+        return self.logits.shape[-1] // 10
+
+    def _components(self):
+        """Mixture logits (B, H, W, M); means, log-scales and coefficients (B, H, W, 3, M)."""
+        m = self.num_mixtures
+        slots = self.logits[..., m:].reshape(*self.logits.shape[:-1], 3, 3 * m)
+        means, log_scales, coefficients = jnp.split(slots, 3, axis=-1)
+        log_scales = jnp.maximum(log_scales, MIN_LOG_SCALE)
+        return self.logits[..., :m], means, log_scales, jnp.tanh(coefficients)
+
+    def log_prob_pixels(self, x):
+        """Log mass of each RGB pixel of `x` (B, H, W, 3) in [0, 1], in nats, as (B, H, W)."""
+        mixture_logits, means, log_scales, coefficients = self._components()
+        x = (2.0 * x - 1.0)[..., None]  # (B, H, W, 3, 1): broadcasts over components
+        means = _condition_means(means, coefficients, x[..., 0, :], x[..., 1, :])
+        per_colour = _discretized_log_prob(x, means, log_scales, self.num_bits)
+        per_component = per_colour.sum(-2) + jax.nn.log_softmax(mixture_logits)
+        return jax.nn.logsumexp(per_component, axis=-1)
+
+    def sample(self, key, temperature=1.0):
+        """Draws images (B, H, W, 3) in [0, 1]; `temperature` divides the mixture logits and
+        multiplies the scales."""
+        mixture_logits, means, log_scales, coefficients = self._components()
+        component_key, noise_key = jax.random.split(key)
+        component = jax.random.categorical(component_key, mixture_logits / temperature)
+        one_hot = jax.nn.one_hot(component, self.num_mixtures)[..., None, :]
+        means, log_scales, coefficients = (
+            (one_hot * a).sum(-1) for a in (means, log_scales, coefficients)
+        )
+        noise = jax.random.logistic(noise_key, means.shape)
+        return _colour_recursion(means + temperature * jnp.exp(log_scales) * noise, coefficients)
+
+    def mean(self):
+        """The image of averaged means and coefficients, (B, H, W, 3) in [0, 1]."""
+        mixture_logits, means, _, coefficients = self._components()
+        weights = jax.nn.softmax(mixture_logits)[..., None, :]
+        return _colour_recursion((weights * means).sum(-1), (weights * coefficients).sum(-1))
+
+
+def _condition_means(means, coefficients, red, green):
+    """Adds to each colour's mean (..., 3, M) its linear dependence on the colours before it."""
+    green_mean = means[..., 1, :] + coefficients[..., 0, :] * red
+    blue_mean = means[..., 2, :] + coefficients[..., 1, :] * red + coefficients[..., 2, :] * green
+    return jnp.stack([means[..., 0, :], green_mean, blue_mean], axis=-2)
+
+
+def _discretized_log_prob(x, means, log_scales, num_bits):
+    """Log mass of the bin around `x`; the outermost bins reach to infinity."""
+    half_bin = 1.0 / (2**num_bits - 1)
+    centered = x - means
+    inverse_scale = jnp.exp(-log_scales)
+    upper = inverse_scale * (centered + half_bin)
+    lower = inverse_scale * (centered - half_bin)
+    mass = jax.nn.sigmoid(upper) - jax.nn.sigmoid(lower)
+    middle = inverse_scale * centered
+    log_density = middle - log_scales - 2.0 * jax.nn.softplus(middle)
+    inner = jnp.where(
+        mass > MIN_BIN_MASS,
+        jnp.log(jnp.maximum(mass, 1e-10)),
+        log_density - jnp.log((2**num_bits - 1) / 2),
+    )
+    lowest, highest = upper - jax.nn.softplus(upper), -jax.nn.softplus(lower)
+    return jnp.where(x < -0.999, lowest, jnp.where(x > 0.99, highest, inner))
+
+
+def _colour_recursion(values, coefficients):
+    """Colours in order from (..., 3) values, each clipped to [-1, 1] before the next sees it."""
+    red = jnp.clip(values[..., 0], -1.0, 1.0)
+    green = jnp.clip(values[..., 1] + coefficients[..., 0] * red, -1.0, 1.0)
+    blue = values[..., 2] + coefficients[..., 1] * red + coefficients[..., 2] * green
+    return (jnp.stack([red, green, jnp.clip(blue, -1.0, 1.0)], axis=-1) + 1.0) / 2.0

@@ -1,0 +1,114 @@
+"""Maps a likelihood's name to its parameters per pixel and its distribution over images.
+
+To add one: a file in `distributions/` with `log_prob_pixels`, `sample` and `mean`, and a row here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nvae_jax.distributions.bernoulli import Bernoulli
+from nvae_jax.distributions.gaussian import GaussianPixels
+from nvae_jax.distributions.logistic_mixture import LogisticMixture
+
+
+@dataclass(frozen=True)
+class _Row:
+    distribution: Callable[..., Any]  # (logits, num_bits) -> distribution
+    num_params: Callable[[int, int], int]  # (image channels, mixtures) -> parameters per pixel
+    channels: Callable[[int], int]  # parameters per pixel -> image channels
+    allowed: tuple[int, ...] | None = None  # image channels it can model; None: any
+
+
+REGISTRY = {
+    "bernoulli": _Row(lambda logits, bits: Bernoulli(logits), lambda c, m: c, lambda p: p),
+    "logistic_mixture": _Row(LogisticMixture, lambda c, m: 10 * m, lambda p: 3, (3,)),
+    "gaussian": _Row(
+        lambda logits, bits: GaussianPixels(logits), lambda c, m: 2 * c, lambda p: p // 2
+    ),
+}
+
+
+def _row(name):
+    if name not in REGISTRY:
+        raise ValueError(f"unknown likelihood {name!r}; known: {', '.join(sorted(REGISTRY))}")
+    return REGISTRY[name]
+
+
+def num_params(name, channels, num_mixtures=10):
+    """Parameters per pixel that the image head must put out.
+
+    Raises:
+      ValueError: the name is unknown, or the likelihood cannot model that many image channels.
+    """
+    row = _row(name)
+    if row.allowed and channels not in row.allowed:
+        fitting = [n for n, r in REGISTRY.items() if not r.allowed or channels in r.allowed]
+        raise ValueError(
+            f"likelihood {name!r} models images of {row.allowed[0]} channels, not {channels}; "
+            f"for {channels} channel(s) use one of: {', '.join(sorted(fitting))}"
+        )
+    return row.num_params(channels, num_mixtures)
+
+
+@dataclass(frozen=True)
+class ImageDistribution:
+    """p(x | z) over whole images: a pixel distribution, summed over all but the padding."""
+
+    pixels: Any
+    padding: int
+    image_shape: tuple[int, int, int]
+
+    @property
+    def num_dims(self):
+        """How many image values the log-likelihood sums over, for bits per dimension."""
+        h, w, c = self.image_shape
+        return (h - 2 * self.padding) * (w - 2 * self.padding) * c
+
+    def log_prob_pixels(self, x):
+        """Log-likelihood in nats of each value (or RGB pixel) of `x` (B, H, W, C) in [0, 1]."""
+        return self.pixels.log_prob_pixels(x)
+
+    def log_prob(self, x):
+        """log p(x | z) in nats, as (B,), for `x` (B, H, W, C) in [0, 1]; padding does not count."""
+        terms = crop(self.log_prob_pixels(x), self.padding)
+        return terms.sum(tuple(range(1, terms.ndim)))
+
+    def sample(self, key, temperature=1.0):
+        """Draws images (B, H, W, C) in [0, 1]."""
+        return self.pixels.sample(key, temperature)
+
+    def mean(self):
+        """The mean images (B, H, W, C) in [0, 1]."""
+        return self.pixels.mean()
+
+
+def make(name, logits, *, num_bits=8, padding=None):
+    """The distribution of images given the decoder's output.
+
+    Args:
+      name: a key of `REGISTRY`.
+      logits: (B, H, W, params), parameters per pixel.
+      num_bits: bits per colour value, for discretised likelihoods.
+      padding: rows and columns on every side that hold no image and do not count in `log_prob`.
+        None means 2 for a Bernoulli over 32×32, which is how the 28×28 sets are fed, otherwise 0.
+    """
+    row = _row(name)
+    _, h, w, params = logits.shape
+    if padding is None:
+        padding = 2 if name == "bernoulli" and (h, w) == (32, 32) else 0
+    pixels = row.distribution(logits.astype(jnp.float32), num_bits)
+    return ImageDistribution(pixels, padding, (h, w, row.channels(params)))
+
+
+def crop(images, padding):
+    """Cuts `padding` rows and columns off every side of (B, H, W, ...) images."""
+    return images[:, padding : images.shape[1] - padding, padding : images.shape[2] - padding]
+
+
+def bits_per_dim(nats, num_dims):
+    """Nats per image as bits per image value."""
+    return nats / (np.log(2.0) * num_dims)

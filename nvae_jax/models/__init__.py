@@ -1,0 +1,1 @@
+"""The network: towers, latent groups, cells, layers and flows. Modules take hyperparameters only."""

@@ -1,0 +1,165 @@
+"""Cells: out = skip(x) + 0.1 · SE(body(x)), and the kinds of body (paper, section 3.1, figure 3).
+
+To add a kind: a module here that maps (x, train) to `features` channels, and a row in `BODIES`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from nvae_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    SqueezeExcitation,
+    upsample_bilinear,
+    upsample_nearest,
+)
+
+RESIDUAL_SCALE = 0.1
+# Expansion of the inverted residual: in the towers, and in pre- and postprocessing.
+TOWER_EXPANSION, PROCESS_EXPANSION = 6, 3
+
+
+class ResidualBody(nn.Module):
+    """Twice [batch norm →] activation → conv 3; `resample` is None, "down" or "up"."""
+
+    features: int
+    resample: str | None = None
+    expansion: int = 1  # of no use here; the bodies share one signature
+    activation: Callable[[Any], Any] = nn.swish
+    use_norm: bool = True
+    conv: Callable[..., nn.Module] = Conv
+    norm: Callable[..., nn.Module] = BatchNorm
+
+    @nn.compact
+    def __call__(self, x, train):
+        """Maps (B, H, W, C) to (B, H', W', features)."""
+        for i in range(2):
+            if self.use_norm:
+                x = self.norm(name=f"norm_{i}")(x, train)
+            x = self.activation(x)
+            if i == 0 and self.resample == "up":
+                x = upsample_nearest(x)
+            stride = 2 if i == 0 and self.resample == "down" else 1
+            # Without batch norm the scale of the activations has to come from the first batch.
+            conv = partial(self.conv, data_init=not self.use_norm, name=f"conv_{i}")
+            x = conv(self.features, 3, stride=stride)(x)
+        return x
+
+
+class InvertedResidualBody(nn.Module):
+    """Expand, convolve depthwise 5×5, project (Sandler et al. 2018), batch norm around each."""
+
+    features: int
+    resample: str | None = None
+    expansion: int = TOWER_EXPANSION
+    kernel_size: int = 5
+    conv: Callable[..., nn.Module] = Conv
+    norm: Callable[..., nn.Module] = BatchNorm
+
+    @nn.compact
+    def __call__(self, x, train):
+        """Maps (B, H, W, C) to (B, H', W', features)."""
+        conv = partial(self.conv, use_bias=False, weight_norm=False)
+        hidden = self.expansion * x.shape[-1]
+        # An up cell doubles its input first. Everything ahead of the depthwise convolution acts on
+        # single pixels, so doubling after it gives the same numbers for a quarter of the work.
+        copies = 4 if self.resample == "up" else 1
+        x = self.norm(name="norm_in")(x, train, copies)
+        x = conv(hidden, 1, name="conv_expand")(x)
+        x = nn.swish(self.norm(name="norm_expand")(x, train, copies))
+        if self.resample == "up":
+            x = upsample_nearest(x)
+        stride = 2 if self.resample == "down" else 1
+        depthwise = conv(
+            hidden, self.kernel_size, stride=stride, depthwise=True, name="conv_depthwise"
+        )
+        x = nn.swish(self.norm(name="norm_depthwise")(depthwise(x), train))
+        x = conv(self.features, 1, name="conv_project")(x)
+        return self.norm(name="norm_out")(x, train)
+
+
+BODIES = {
+    "residual": ResidualBody,
+    "residual_bn_elu": partial(ResidualBody, activation=nn.elu),
+    "residual_elu": partial(ResidualBody, activation=nn.elu, use_norm=False),
+    "inverted_residual": InvertedResidualBody,
+}
+
+
+def body(kind):
+    """The body factory called `kind`.
+
+    Raises:
+      ValueError: no such kind; the message lists those there are.
+    """
+    if kind not in BODIES:
+        raise ValueError(f"unknown cell {kind!r}; known: {', '.join(BODIES)}")
+    return BODIES[kind]
+
+
+class Cell(nn.Module):
+    """One residual cell. "down" halves the resolution, "up" doubles it."""
+
+    features: int
+    kind: str = "residual"
+    resample: str | None = None
+    expansion: int = TOWER_EXPANSION
+    squeeze_excitation: bool = True
+    conv: Callable[..., nn.Module] = Conv
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        """Maps (B, H, W, C) to (B, H', W', features)."""
+        parts = dict(conv=self.conv, norm=self.norm)
+        residual = body(self.kind)(
+            self.features, self.resample, expansion=self.expansion, name="body", **parts
+        )(x, train)
+        if self.squeeze_excitation:
+            residual = SqueezeExcitation(dtype=self.dtype, name="se")(residual)
+        return self._skip(x) + RESIDUAL_SCALE * residual
+
+    def _skip(self, x):
+        if self.resample == "down":
+            return SkipDown(self.features, conv=self.conv, name="skip")(x)
+        if self.resample == "up":
+            return SkipUp(self.features, conv=self.conv, name="skip")(x)
+        return x
+
+
+class SkipDown(nn.Module):
+    """Halves the resolution: each pixel of a 2×2 block gives a quarter of the output channels."""
+
+    features: int
+    conv: Callable[..., nn.Module] = Conv
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps (B, H, W, C) to (B, H/2, W/2, features)."""
+        x = nn.swish(x)
+        quarter = self.features // 4
+        widths = (quarter, quarter, quarter, self.features - 3 * quarter)
+        corners = ((0, 0), (1, 1), (0, 1), (1, 0))  # (row, column) inside the block
+        parts = [
+            self.conv(width, 1, name=f"conv_{i}")(x[:, row::2, column::2])
+            for i, (width, (row, column)) in enumerate(zip(widths, corners, strict=True))
+        ]
+        return jnp.concatenate(parts, axis=-1)
+
+
+class SkipUp(nn.Module):
+    """Doubles the resolution bilinearly and changes the width."""
+
+    features: int
+    conv: Callable[..., nn.Module] = Conv
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps (B, H, W, C) to (B, 2H, 2W, features)."""
+        # A 1×1 convolution without bias commutes with resampling: do it where pixels are few.
+        return upsample_bilinear(self.conv(self.features, 1, use_bias=False, name="conv")(x))

@@ -1,0 +1,67 @@
+"""The arithmetic of the latent hierarchy: how many groups, at which resolution, of which width."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """Scales are counted from the finest, 0, to the coarsest, `num_scales` - 1 (paper, section 3).
+
+    Raises:
+      ValueError: a count is not positive, or the image cannot be halved as often as asked.
+    """
+
+    image_size: int
+    num_scales: int
+    num_groups: int  # groups of the finest scale
+    latent_channels: int
+    process_blocks: int
+    adaptive_groups: bool = False  # each coarser scale has half the groups of the one below it
+    min_groups: int = 1  # ... but at least this many
+
+    def __post_init__(self):
+        for name in ("image_size", "num_scales", "num_groups", "latent_channels", "min_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
+        if self.process_blocks < 0:
+            raise ValueError("model.process_blocks must not be negative")
+        halvings = self.process_blocks + self.num_scales - 1
+        if self.image_size % 2**halvings:
+            raise ValueError(
+                f"image size {self.image_size} is not divisible by {2**halvings} = "
+                f"2^(process_blocks {self.process_blocks} + num_scales {self.num_scales} - 1)"
+            )
+
+    @property
+    def groups(self):
+        """Groups per scale, finest first."""
+        counts = [self.num_groups]
+        while len(counts) < self.num_scales:
+            halved = max(counts[-1] // 2, self.min_groups)
+            counts.append(halved if self.adaptive_groups else self.num_groups)
+        return tuple(counts)
+
+    @property
+    def is_single(self):
+        """One group in all: the degenerate case, which has no towers."""
+        return self.groups == (1,)
+
+    def factor(self, scale):
+        """How often the image's resolution is contained in the scale's, and its width in ours."""
+        return 2 ** (self.process_blocks + scale)
+
+    def size(self, scale):
+        """Height and width of the scale's feature maps."""
+        return self.image_size // self.factor(scale)
+
+    def scale_of_group(self):
+        """The scale of each group, top-down."""
+        scales = reversed(range(self.num_scales))
+        return tuple(scale for scale in scales for _ in range(self.groups[scale]))
+
+    def latent_shapes(self):
+        """(h, w, z) of each group, top-down."""
+        return tuple(
+            (self.size(scale), self.size(scale), self.latent_channels)
+            for scale in self.scale_of_group()
+        )

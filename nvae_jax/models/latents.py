@@ -1,0 +1,102 @@
+"""A latent group: prior, posterior relative to it, flows, and the step of the top-down state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from nvae_jax.distributions.normal import Normal
+from nvae_jax.models.cells import Cell
+from nvae_jax.models.flows import FlowPair
+from nvae_jax.models.layers import Conv
+
+
+@struct.dataclass
+class GroupTerms:
+    """What one group contributes to the bound; without a posterior only `z` is there."""
+
+    z: jax.Array  # (B, h, w, z), after the flows
+    kl: Any = None  # (B, z) nats, summed over pixels
+    log_q: Any = None  # (B,) nats
+    log_p: Any = None  # (B,) nats
+
+
+class LatentGroup(nn.Module):
+    """One group of the top-down network (paper, sections 2.1 and 3.2).
+
+    Attributes:
+      width: channels of the top-down state.
+      encoder_width: channels of the recorded bottom-up feature.
+      first: the coarsest group: standard prior, no cells, posterior from the feature alone.
+      use_state: whether the new state is made from state and z, or from z alone.
+    """
+
+    width: int
+    encoder_width: int
+    latent_channels: int
+    num_cells: int
+    num_flows: int = 0
+    residual_posterior: bool = True
+    first: bool = False
+    use_state: bool = True
+    cell: Callable[..., nn.Module] = Cell
+    conv: Callable[..., nn.Module] = Conv
+
+    @nn.compact
+    def __call__(self, state, inputs, train):
+        """Draws z and moves the state on.
+
+        Args:
+          state: (B, h, w, width).
+          inputs: the bottom-up feature (B, h, w, encoder_width) or None to draw from the prior;
+            standard normal noise (B, h, w, z); the prior's temperature, a scalar.
+
+        Returns:
+          the new state, and `GroupTerms`.
+        """
+        feature, noise, temperature = inputs
+        state, prior_params = self._prior(state, noise, train)
+        prior = Normal.from_conv(prior_params)
+        if feature is None:
+            terms = GroupTerms(z=prior.sample(noise, temperature))
+        else:
+            posterior = Normal.from_conv(self._posterior(state, feature, prior_params))
+            terms = self._infer(posterior, prior, noise)
+        return self._merge(state, terms.z), terms
+
+    def _prior(self, state, noise, train):
+        if self.first:
+            zeros = jnp.zeros((*noise.shape[:-1], 2 * self.latent_channels))
+            return state, zeros
+        for i in range(self.num_cells):
+            state = self.cell(self.width, name=f"cell_{i}")(state, train)
+        head = self.conv(2 * self.latent_channels, 1, name="prior_head")
+        return state, head(nn.elu(state)).astype(jnp.float32)
+
+    def _posterior(self, state, feature, prior_params):
+        if not self.first:
+            feature = feature + self.conv(self.encoder_width, 1, name="combine")(state)
+        head = self.conv(2 * self.latent_channels, 3, name="posterior_head")
+        params = head(feature).astype(jnp.float32)
+        return params + prior_params if self.residual_posterior else params
+
+    def _infer(self, posterior, prior, noise):
+        z = posterior.sample(noise)
+        log_q = posterior.log_prob(z)
+        for i in range(self.num_flows):
+            z = FlowPair(conv=self.conv, name=f"flow_{i}")(z)
+        log_p = prior.log_prob(z)
+        # The KL between the Gaussians is not that of the flow's output: one sample estimates it.
+        kl = log_q - log_p if self.num_flows else posterior.kl(prior)
+        pixels = (1, 2)
+        return GroupTerms(
+            z=z, kl=kl.sum(pixels), log_q=log_q.sum((1, 2, 3)), log_p=log_p.sum((1, 2, 3))
+        )
+
+    def _merge(self, state, z):
+        z = z.astype(state.dtype)
+        inputs = jnp.concatenate([state, z], axis=-1) if self.use_state else z
+        return self.conv(self.width, 1, name="merge")(inputs)

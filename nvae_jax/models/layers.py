@@ -1,0 +1,195 @@
+"""Weight-normalised convolution, batch norm, squeeze-excitation and resampling."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvae_jax.ops.depthwise import depthwise_conv
+
+# The standard deviation of a convolution's output after data-dependent initialisation.
+DATA_INIT_SCALE = 0.2
+
+
+def fan_in_uniform(key, shape, fan_in):
+    """Uniform on ±1/sqrt(fan_in), the initialiser of every kernel and bias."""
+    limit = 1.0 / np.sqrt(fan_in)
+    return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
+
+
+def normalize_kernel(kernel, log_scale):
+    """exp(log_scale) · v / (‖v‖ + 1e-5), the norm taken per output channel (the last axis)."""
+    return kernel * (jnp.exp(log_scale) / (kernel_norm(kernel) + 1e-5))
+
+
+def kernel_norm(kernel):
+    """Euclidean norm of (..., in, out) over all but the output channels, as (out,)."""
+    return jnp.sqrt(jnp.sum(kernel**2, axis=tuple(range(kernel.ndim - 1))))
+
+
+class Conv(nn.Module):
+    """A k×k convolution with (k-1)/2 zeros on every side, weight-normalised by default.
+
+    The kernel that it convolves with (masked and normalised) is put in the collection `kernels`
+    when that is mutable: the spectral penalty needs it.
+
+    Attributes:
+      features: output channels.
+      kernel_size: k.
+      depthwise: one kernel a channel; `features` must be the input's channels.
+      mask: maps the kernel's shape (k, k, in, out) to a 0/1 array that multiplies it.
+      log_scale_shift: added to the initial log-scale.
+      data_init: the first batch sets log-scale and bias so that each output channel has mean 0 and
+        standard deviation 1/5 (Salimans & Kingma 2016); that batch is the one `init` is given.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    use_bias: bool = True
+    weight_norm: bool = True
+    mask: Callable[[tuple[int, ...]], np.ndarray] | None = None
+    log_scale_shift: float = 0.0
+    data_init: bool = False
+    dtype: Any = jnp.float32
+    precision: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`."""
+        kernel = self._kernel(x.shape[-1])
+        if self.is_mutable_collection("kernels") and not self.is_initializing():
+            self.put_variable("kernels", "kernel", kernel)
+        y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", fan_in_uniform, (self.features,), kernel[..., 0].size)
+            y = y + bias.astype(self.dtype)
+        if self.data_init and self.is_initializing():
+            y = self._init_from_data(y)
+        return y
+
+    def _kernel(self, channels):
+        per_group = 1 if self.depthwise else channels
+        shape = (self.kernel_size, self.kernel_size, per_group, self.features)
+        kernel = self.param("kernel", fan_in_uniform, shape, np.prod(shape[:-1]))
+        if self.mask is not None:
+            kernel = kernel * self.mask(shape)
+        if self.weight_norm:
+            log_scale = self.param(
+                "log_scale", lambda _: jnp.log(kernel_norm(kernel) + 0.01) + self.log_scale_shift
+            )
+            kernel = normalize_kernel(kernel, log_scale)
+        return kernel
+
+    def _convolve(self, x, kernel):
+        if self.depthwise:
+            return depthwise_conv(x, kernel, stride=self.stride, precision=self.precision)
+        pad = (self.kernel_size - 1) // 2
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride, self.stride),
+            ((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=self.precision,
+        )
+
+    def _init_from_data(self, y):
+        mean = y.mean((0, 1, 2))
+        gain = DATA_INIT_SCALE / (y.std((0, 1, 2)) + 1e-5)
+        log_scale, bias = (self.get_variable("params", name) for name in ("log_scale", "bias"))
+        self.put_variable("params", "log_scale", log_scale + jnp.log(gain))
+        self.put_variable("params", "bias", (bias - mean) * gain)
+        return (y - mean) * gain
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over (B, H, W), with the statistics in float32.
+
+    Under `jit` with a sharded batch the statistics are those of the global batch. The running
+    variance takes the unbiased batch variance, normalisation the biased one.
+
+    Attributes:
+      momentum: weight of the batch in the running statistics; 1 makes them the batch's own.
+    """
+
+    momentum: float = 0.05
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train, copies=1):
+        """Normalises `x` (B, H, W, C). `copies` counts how often each value occurs in the array
+        whose statistics are meant: 4 ahead of a nearest-neighbour doubling."""
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        mean, var = running_mean.value, running_var.value
+        if train:
+            x32 = x.astype(jnp.float32)
+            mean = x32.mean((0, 1, 2))
+            var = jnp.square(x32 - mean).mean((0, 1, 2))
+            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                count = copies * x[..., 0].size
+                unbiased = var * (count / max(count - 1, 1))
+                running_mean.value += self.momentum * (mean - running_mean.value)
+                running_var.value += self.momentum * (unbiased - running_var.value)
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x * gain + (bias - mean * gain)).astype(self.dtype)
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales channels by a gate computed from their means (Hu et al. 2018)."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Gates `x` (B, H, W, C)."""
+        channels = x.shape[-1]
+        gate = x.mean((1, 2))
+        gate = nn.relu(Dense(max(channels // 16, 4), dtype=self.dtype, name="reduce")(gate))
+        gate = nn.sigmoid(Dense(channels, dtype=self.dtype, name="expand")(gate))
+        return x * gate[:, None, None, :]
+
+
+class Dense(nn.Module):
+    """A dense layer with the convolutions' initialisers."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps `x` (B, in) to (B, features)."""
+        fan_in = x.shape[-1]
+        kernel = self.param("kernel", fan_in_uniform, (fan_in, self.features), fan_in)
+        bias = self.param("bias", fan_in_uniform, (self.features,), fan_in)
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+def upsample_nearest(x):
+    """Doubles (B, H, W, C) by repeating each pixel in a 2×2 block."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def upsample_bilinear(x):
+    """Doubles (B, H, W, C) bilinearly with aligned corners: output i reads i·(n-1)/(2n-1)."""
+    rows, columns = (_bilinear_matrix(n).astype(x.dtype) for n in x.shape[1:3])
+    x = jnp.einsum("oh,bhwc->bowc", rows, x)
+    return jnp.einsum("ow,bhwc->bhoc", columns, x)
+
+
+def _bilinear_matrix(n):
+    """(2n, n): the weights of each input pixel in each output pixel."""
+    position = np.arange(2 * n) * (n - 1) / (2 * n - 1)
+    distance = np.abs(position[:, None] - np.arange(n))
+    return np.maximum(0.0, 1.0 - distance).astype(np.float32)

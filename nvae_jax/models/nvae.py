@@ -1,0 +1,350 @@
+"""NVAE: bottom-up tower, ONE top-down pass (the posterior is optional), pre- and postprocessing."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from nvae_jax.models.cells import PROCESS_EXPANSION, Cell
+from nvae_jax.models.hierarchy import Hierarchy
+from nvae_jax.models.latents import LatentGroup
+from nvae_jax.models.layers import BatchNorm, Conv
+
+# Collections with one entry a group, stacked by the scans.
+STACKED = ("params", "batch_stats", "kernels")
+
+
+@struct.dataclass
+class Output:
+    """What a pass with posterior gives: per example and per group, nothing reduced but pixels."""
+
+    logits: jax.Array  # (B, H, W, params), the likelihood's parameters
+    kl: jax.Array  # (B, groups) nats, top-down
+    log_q: jax.Array  # (B,) nats, log q(z | x) of the drawn z
+    log_p: jax.Array  # (B,) nats, log p(z) of the drawn z
+    kl_per_channel: jax.Array  # (groups, z) nats, mean over the batch
+    latents: tuple[jax.Array, ...]  # one (B, h, w, z) a group, top-down
+
+
+class Preprocess(nn.Module):
+    """Blocks of (cells - 1) same-size cells and one down cell."""
+
+    num_blocks: int
+    num_cells: int
+    cell: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x, train):
+        """Maps (B, H, W, C) to (B, H/2^blocks, W/2^blocks, C·2^blocks)."""
+        for block in range(self.num_blocks):
+            for i in range(self.num_cells - 1):
+                x = self.cell(x.shape[-1], name=f"block_{block}_cell_{i}")(x, train)
+            down = self.cell(2 * x.shape[-1], resample="down", name=f"block_{block}_down")
+            x = down(x, train)
+        return x
+
+
+class Postprocess(nn.Module):
+    """Blocks of one up cell and then same-size cells."""
+
+    num_blocks: int
+    num_cells: int
+    cell: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x, train):
+        """Maps (B, h, w, C) to (B, h·2^blocks, w·2^blocks, C/2^blocks)."""
+        for block in range(self.num_blocks):
+            x = self.cell(x.shape[-1] // 2, resample="up", name=f"block_{block}_up")(x, train)
+            for i in range(1, self.num_cells):
+                x = self.cell(x.shape[-1], name=f"block_{block}_cell_{i}")(x, train)
+        return x
+
+
+class EncoderGroup(nn.Module):
+    """The bottom-up cells of one group; their output is the group's feature."""
+
+    width: int
+    num_cells: int
+    cell: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x, _, train):
+        """Maps (B, h, w, width) to itself, twice: as the scan's carry and as its output."""
+        for i in range(self.num_cells):
+            x = self.cell(self.width, name=f"cell_{i}")(x, train)
+        return x, x
+
+
+class BottomUp(nn.Module):
+    """The encoder tower and its head (paper, figure 2a)."""
+
+    hierarchy: Hierarchy
+    width: int
+    num_cells: int
+    unroll: int
+    cell: Callable[..., nn.Module]
+    conv: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x, train):
+        """Maps (B, h, w, width) to one (groups, B, h, w, C) array a scale, all in top-down order."""
+        features = []
+        for scale in range(self.hierarchy.num_scales):
+            width = self.width * self.hierarchy.factor(scale)
+            x, recorded = self._tower(scale, width, x, train)
+            features.append(recorded)
+            if scale < self.hierarchy.num_scales - 1:
+                x = self.cell(2 * width, resample="down", name=f"down_{scale}")(x, train)
+        # The first latent group sees the head's output instead of the last group's feature.
+        head = nn.elu(self.conv(x.shape[-1], 1, name="head")(nn.elu(x)))
+        features[-1] = features[-1].at[0].set(head)
+        return tuple(reversed(features))
+
+    def _tower(self, scale, width, x, train):
+        if self.hierarchy.is_single:
+            return x, x[None]
+        length = self.hierarchy.groups[scale]
+        groups = scan_groups(EncoderGroup, length, self.unroll)
+        groups = groups(width, self.num_cells, cell=self.cell, name=f"scale_{scale}")
+        x, recorded = groups(x, None, train)
+        return x, recorded[::-1]
+
+
+class TopDown(nn.Module):
+    """The decoder tower: every latent group, coarsest first (paper, figure 2b)."""
+
+    hierarchy: Hierarchy
+    width: int
+    encoder_width: int
+    num_cells: int
+    num_flows: int
+    residual_posterior: bool
+    unroll: int
+    cell: Callable[..., nn.Module]
+    conv: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, features, noise, temperature, train):
+        """Runs all groups.
+
+        Args:
+          features: what `BottomUp` returns, or None to draw every group from the prior.
+          noise: one (B, h, w, z) array a group.
+          temperature: (groups,).
+
+        Returns:
+          the state after the last group (B, h, w, width), and one `GroupTerms` a group.
+        """
+        top = self.hierarchy.num_scales - 1
+        state, terms = self._start(noise[0].shape[0]), []
+        for scale in range(top, -1, -1):
+            inputs = _group_inputs(self.hierarchy, scale, features, noise, temperature)
+            if scale == top:
+                first = self._group(LatentGroup, scale, first=True, name="first_group")
+                state, term = first(state, jax.tree.map(lambda a: a[0], inputs), train)
+                terms.append(term)
+                inputs = jax.tree.map(lambda a: a[1:], inputs)
+            length = self.hierarchy.groups[scale] - (scale == top)
+            if length:
+                groups = scan_groups(LatentGroup, length, self.unroll)
+                groups = self._group(groups, scale, name=f"scale_{scale}")
+                state, stacked = groups(state, inputs, train)
+                terms += [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(length)]
+            if scale:
+                width = self.width * self.hierarchy.factor(scale - 1)
+                state = self.cell(width, resample="up", name=f"up_{scale}")(state, train)
+        return state, terms
+
+    def _start(self, batch):
+        top = self.hierarchy.num_scales - 1
+        size, width = self.hierarchy.size(top), self.width * self.hierarchy.factor(top)
+        start = self.param("start", nn.initializers.uniform(1.0), (size, size, width))
+        return jnp.broadcast_to(start, (batch, size, size, width))
+
+    def _group(self, module, scale, **kwargs):
+        factor = self.hierarchy.factor(scale)
+        return module(
+            width=self.width * factor,
+            encoder_width=self.encoder_width * factor,
+            latent_channels=self.hierarchy.latent_channels,
+            num_cells=self.num_cells,
+            num_flows=self.num_flows,
+            residual_posterior=self.residual_posterior,
+            use_state=not self.hierarchy.is_single,
+            cell=self.cell,
+            conv=self.conv,
+            **kwargs,
+        )
+
+
+def _group_inputs(hierarchy, scale, features, noise, temperature):
+    """(feature or None, noise, temperature) of a scale's groups, each stacked on a leading axis."""
+    scales = hierarchy.scale_of_group()
+    mine = slice(scales.index(scale), scales.index(scale) + hierarchy.groups[scale])
+    feature = None if features is None else features[hierarchy.num_scales - 1 - scale]
+    return feature, jnp.stack(noise[mine]), temperature[mine]
+
+
+def scan_groups(module, length, unroll):
+    """`module` over `length` groups of one scale: parameters stacked, the first argument carried,
+    the second scanned over, the third (train) shared."""
+    return nn.scan(
+        module,
+        variable_axes={name: 0 for name in STACKED},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=length,
+        unroll=min(unroll, length),
+    )
+
+
+class NVAE(nn.Module):
+    """The whole model (paper, section 3).
+
+    Attributes:
+      hierarchy: scales, groups, resolutions.
+      output_channels: parameters per pixel of the likelihood.
+      encoder_cell, decoder_cell: names in `cells.BODIES`.
+      num_flows: pairs of flow steps per group.
+      unroll: groups of a scale that one loop iteration computes; a large number unrolls them all.
+      dtype: of activations and convolutions; parameters and statistics stay float32.
+      bn_momentum: weight of a batch in the running statistics.
+    """
+
+    hierarchy: Hierarchy
+    output_channels: int
+    encoder_width: int
+    decoder_width: int
+    preprocess_cells: int = 3
+    postprocess_cells: int = 3
+    encoder_cells_per_group: int = 2
+    decoder_cells_per_group: int = 2
+    encoder_cell: str = "residual"
+    decoder_cell: str = "inverted_residual"
+    squeeze_excitation: bool = True
+    residual_posterior: bool = True
+    num_flows: int = 0
+    unroll: int = 1
+    dtype: Any = jnp.float32
+    precision: Any = None
+    bn_momentum: float = 0.05
+
+    def setup(self):
+        conv = partial(Conv, dtype=self.dtype, precision=self.precision)
+        norm = partial(BatchNorm, dtype=self.dtype, momentum=self.bn_momentum)
+        cell = partial(
+            Cell,
+            squeeze_excitation=self.squeeze_excitation,
+            conv=conv,
+            norm=norm,
+            dtype=self.dtype,
+        )
+        encoder_cell = partial(cell, kind=self.encoder_cell)
+        decoder_cell = partial(cell, kind=self.decoder_cell)
+        blocks = self.hierarchy.process_blocks
+        self.stem = conv(self.encoder_width, 3)
+        self.preprocess = Preprocess(
+            blocks, self.preprocess_cells, partial(encoder_cell, expansion=PROCESS_EXPANSION)
+        )
+        self.bottom_up = BottomUp(
+            self.hierarchy,
+            self.encoder_width,
+            self.encoder_cells_per_group,
+            self.unroll,
+            cell=encoder_cell,
+            conv=conv,
+        )
+        self.top_down = TopDown(
+            self.hierarchy,
+            self.decoder_width,
+            self.encoder_width,
+            self.decoder_cells_per_group,
+            self.num_flows,
+            self.residual_posterior,
+            self.unroll,
+            cell=decoder_cell,
+            conv=conv,
+        )
+        self.postprocess = Postprocess(
+            blocks, self.postprocess_cells, partial(decoder_cell, expansion=PROCESS_EXPANSION)
+        )
+        self.image_head = conv(self.output_channels, 3)
+
+    def latent_shapes(self):
+        """(h, w, z) of each group, top-down."""
+        return self.hierarchy.latent_shapes()
+
+    @property
+    def needs_data_init(self):
+        """Whether `init` must be given a real batch: cells without batch norm start from data."""
+        return "residual_elu" in (self.encoder_cell, self.decoder_cell)
+
+    def __call__(self, x, train=False, noise=None):
+        """Infers z from images and decodes it.
+
+        Args:
+          x: (B, H, W, C) in [0, 1].
+          train: batch statistics (and their running update, if `batch_stats` is mutable).
+          noise: one standard normal (B, h, w, z) array a group, top-down; None draws them from the
+            rng stream `latent`.
+
+        Returns:
+          `Output`.
+        """
+        return self.decode(self.encode(x, train), train, noise)
+
+    def encode(self, x, train=False):
+        """The bottom-up features of `x` (B, H, W, C) in [0, 1]: one (groups, B, h, w, C) array a
+        scale, coarsest first, for `decode`."""
+        return self.bottom_up(self.preprocess(self.stem(2.0 * x - 1.0), train), train)
+
+    def decode(self, features, train=False, noise=None):
+        """Draws z from the posterior given `encode`'s features, and decodes it to an `Output`."""
+        noise = self._noise(noise, features[0].shape[1])
+        state, terms = self.top_down(features, noise, self._temperatures(1.0), train)
+        kl = jnp.stack([t.kl for t in terms], axis=1)  # (B, groups, z)
+        return Output(
+            logits=self._image(state, train),
+            kl=kl.sum(-1),
+            log_q=sum(t.log_q for t in terms),
+            log_p=sum(t.log_p for t in terms),
+            kl_per_channel=kl.mean(0),
+            latents=tuple(t.z for t in terms),
+        )
+
+    def sample_logits(self, num=None, noise=None, temperature=1.0, train=False):
+        """The likelihood's parameters (B, H, W, params) of a draw from the prior.
+
+        Args:
+          num: how many images, where no noise is given.
+          noise: one standard normal (B, h, w, z) array a group, top-down.
+          temperature: multiplies the prior's scale; a scalar, or one a group.
+          train: use batch statistics.
+        """
+        if noise is None and num is None:
+            raise ValueError("sample_logits needs num (how many images) or noise (one array a group)")
+        noise = self._noise(noise, num)
+        state, _ = self.top_down(None, noise, self._temperatures(temperature), train)
+        return self._image(state, train)
+
+    def _image(self, state, train):
+        logits = self.image_head(nn.elu(self.postprocess(state, train)))
+        return logits.astype(jnp.float32)
+
+    def _temperatures(self, temperature):
+        return jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), len(self.latent_shapes()))
+
+    def _noise(self, noise, batch):
+        shapes = [(batch, *shape) for shape in self.latent_shapes()]
+        if noise is None:
+            keys = jax.random.split(self.make_rng("latent"), len(shapes))
+            return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
+        given = [tuple(n.shape) for n in noise]
+        if [s[1:] for s in given] != [s[1:] for s in shapes]:
+            raise ValueError(f"noise has shapes {given}, the latent groups want {shapes}")
+        return list(noise)
