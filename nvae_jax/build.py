@@ -3,15 +3,22 @@
 Nobody else reads a ConfigDict. Every function raises ValueError with one line that names the key.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from nvae_jax import likelihoods
+from nvae_jax import likelihoods, state
+from nvae_jax.data.spec import DataSpec
 from nvae_jax.models import cells
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.nvae import NVAE
+from nvae_jax.objective import ObjectiveSettings
+from nvae_jax.optim import OptimizerSettings, adamax, learning_rate_schedule
+from nvae_jax.settings import EvaluationSettings, LoopSettings
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 PRECISIONS = {
@@ -85,3 +92,83 @@ def _choose(table, key, value):
     if value not in table:
         raise ValueError(f"{key} is {value!r}; it must be one of: {', '.join(table)}")
     return table[value]
+
+
+def build_data(config):
+    """The `DataSpec` of the config's data set."""
+    return DataSpec(**config.data.to_dict())
+
+
+def build_objective(config):
+    """`ObjectiveSettings` over the config's steps."""
+    return ObjectiveSettings(num_steps=config.train.num_steps, **config.objective.to_dict())
+
+
+def build_optimizer(config):
+    """(optax transformation, learning rate schedule) over the config's steps."""
+    settings = OptimizerSettings(num_steps=config.train.num_steps, **config.optimizer.to_dict())
+    return adamax(settings), learning_rate_schedule(settings)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a config describes, built and checked."""
+
+    model: NVAE
+    likelihood: Callable[..., Any]
+    data: DataSpec
+    objective: ObjectiveSettings
+    optimizer: Any
+    learning_rate: Callable[..., Any]
+    seed: int
+    loop: LoopSettings
+    evaluation: EvaluationSettings
+
+    @property
+    def image_shape(self):
+        """(H, W, C) of the images that the model sees."""
+        return self.data.image_shape
+
+    def create_state(self, first_batch):
+        """A fresh training state; see `state.create`."""
+        return state.create(self.model, self.optimizer, self.seed, first_batch)
+
+    def abstract_state(self):
+        """The shapes of a training state."""
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        return jax.eval_shape(partial(state.build, self.model, self.optimizer), self.seed, images)
+
+
+def build(config):
+    """Everything at once: one place where a bad config shows before anything is written."""
+    optimizer, learning_rate = build_optimizer(config)
+    return Experiment(
+        model=build_model(config),
+        likelihood=build_likelihood(config),
+        data=build_data(config),
+        objective=build_objective(config),
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        seed=config.seed,
+        loop=build_loop(config),
+        evaluation=build_evaluation(config),
+    )
+
+
+def build_loop(config):
+    """`LoopSettings` from the sections `train`, `log` and `checkpoint`."""
+    return LoopSettings(
+        num_steps=config.train.num_steps,
+        batch_size=config.train.batch_size,
+        max_nonfinite_steps=config.train.max_nonfinite_steps,
+        log_every_steps=config.log.every_steps,
+        images_every_steps=config.log.images_every_steps,
+        num_images=config.log.num_images,
+        checkpoint_every_steps=config.checkpoint.every_steps,
+        keep_checkpoints=config.checkpoint.keep,
+    )
+
+
+def build_evaluation(config):
+    """`EvaluationSettings` from the section `eval`."""
+    return EvaluationSettings(**config.eval.to_dict())

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from nvae_jax.distributions.bernoulli import Bernoulli
@@ -100,7 +99,7 @@ def make(name, logits, *, num_bits=8, padding=None):
     _, h, w, params = logits.shape
     if padding is None:
         padding = 2 if name == "bernoulli" and (h, w) == (32, 32) else 0
-    pixels = row.distribution(logits.astype(jnp.float32), num_bits)
+    pixels = row.distribution(logits, num_bits)
     return ImageDistribution(pixels, padding, (h, w, row.channels(params)))
 
 

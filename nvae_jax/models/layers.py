@@ -1,5 +1,6 @@
 """Weight-normalised convolution, batch norm, squeeze-excitation and resampling."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,15 @@ from nvae_jax.ops.depthwise import depthwise_conv
 DATA_INIT_SCALE = 0.2
 
 
+def fan_in(kernel_shape):
+    """Inputs of each output of a kernel (k, k, in, out) or (in, out), stacked or not."""
+    trailing = kernel_shape[-4:] if len(kernel_shape) >= 4 else kernel_shape[-2:]
+    return math.prod(trailing[:-1])
+
+
 def fan_in_uniform(key, shape, fan_in):
     """Uniform on ±1/sqrt(fan_in), the initialiser of every kernel and bias."""
-    limit = 1.0 / np.sqrt(fan_in)
+    limit = 1.0 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
 
 
@@ -66,16 +73,16 @@ class Conv(nn.Module):
             self.put_variable("kernels", "kernel", kernel)
         y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
-            bias = self.param("bias", fan_in_uniform, (self.features,), kernel[..., 0].size)
+            bias = self.param("bias", fan_in_uniform, (self.features,), fan_in(kernel.shape))
             y = y + bias.astype(self.dtype)
-        if self.data_init and self.is_initializing():
+        if self.data_init and self.is_mutable_collection("params"):
             y = self._init_from_data(y)
         return y
 
     def _kernel(self, channels):
         per_group = 1 if self.depthwise else channels
         shape = (self.kernel_size, self.kernel_size, per_group, self.features)
-        kernel = self.param("kernel", fan_in_uniform, shape, np.prod(shape[:-1]))
+        kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
         if self.mask is not None:
             kernel = kernel * self.mask(shape)
         if self.weight_norm:
@@ -168,9 +175,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Maps `x` (B, in) to (B, features)."""
-        fan_in = x.shape[-1]
-        kernel = self.param("kernel", fan_in_uniform, (fan_in, self.features), fan_in)
-        bias = self.param("bias", fan_in_uniform, (self.features,), fan_in)
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
+        bias = self.param("bias", fan_in_uniform, (self.features,), fan_in(shape))
         return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 

@@ -1,5 +1,6 @@
 """NVAE: bottom-up tower, ONE top-down pass (the posterior is optional), pre- and postprocessing."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from nvae_jax.models.cells import PROCESS_EXPANSION, Cell
@@ -342,8 +344,11 @@ class NVAE(nn.Module):
     def _noise(self, noise, batch):
         shapes = [(batch, *shape) for shape in self.latent_shapes()]
         if noise is None:
-            keys = jax.random.split(self.make_rng("latent"), len(shapes))
-            return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
+            # One draw for all groups: every call of the generator is a good deal to compile.
+            sizes = [math.prod(shape[1:]) for shape in shapes]
+            flat = jax.random.normal(self.make_rng("latent"), (batch, sum(sizes)))
+            parts = jnp.split(flat, np.cumsum(sizes)[:-1], axis=1)
+            return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
         given = [tuple(n.shape) for n in noise]
         if [s[1:] for s in given] != [s[1:] for s in shapes]:
             raise ValueError(f"noise has shapes {given}, the latent groups want {shapes}")

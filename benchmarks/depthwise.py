@@ -1,0 +1,226 @@
+"""Times the depthwise convolution: implementation x size x (forward, forward + backward).
+
+    python benchmarks/depthwise.py [--out=PATH] [--reps=N] [--keep_memory]
+
+Needs nothing but JAX; with PyTorch importable, its convolution is timed beside, in both memory
+formats. Samples of everything that shares a size are interleaved, so a load on the machine
+meets all of them; compare rows of one table only. Prints medians with minimum and maximum, and
+writes them as JSON.
+
+`--keep_memory` (glibc) keeps freed memory instead of giving it back to the system. Without it
+each call first takes page faults for its temporary and output arrays, for small operations on
+large arrays more than the time of the operation itself.
+"""
+
+import argparse
+import ctypes
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvae_jax.ops import depthwise
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+KERNEL = 5
+# (operation, (B, H, W, C) of its input). Batch 32: the published MNIST model's two scales.
+CASES = (
+    ("stride 1", (32, 8, 8, 768)),
+    ("stride 1", (32, 16, 16, 384)),
+    ("stride 1", (8, 8, 8, 768)),
+    ("stride 1", (8, 16, 16, 384)),
+    ("stride 1", (8, 32, 32, 48)),
+    ("stride 1", (8, 32, 32, 192)),
+    ("stride 2", (32, 16, 16, 384)),
+    ("upsample", (32, 8, 8, 768)),
+    ("upsample", (8, 8, 8, 768)),
+)
+
+
+def repeat(x):
+    """(B, H, W, C) -> (B, 2 H, 2 W, C), every pixel four times."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def jax_operations(operation):
+    """Name -> function of (x, kernel), for every way to compute `operation`."""
+    names = sorted(depthwise.IMPLEMENTATIONS)
+
+    def conv(name):
+        def run(x, kernel):
+            if operation == "upsample":
+                x = repeat(x)
+            stride = 2 if operation == "stride 2" else 1
+            return depthwise.depthwise_conv(x, kernel, stride=stride, implementation=name)
+
+        return run
+
+    def fused(name):
+        return lambda x, kernel: depthwise.upsample_depthwise_conv(x, kernel, implementation=name)
+
+    operations = {name: conv(name) for name in names}
+    if operation == "upsample":
+        operations |= {f"{name}, fused": fused(name) for name in names}
+    return operations
+
+
+def jax_samples(operation, x, kernel):
+    """Name -> {"forward": callable, "both": callable, "compile": seconds}."""
+
+    def both(function):
+        def run(x, kernel, g):
+            y, pullback = jax.vjp(function, x, kernel)
+            return y, pullback(g)
+
+        return run
+
+    samples = {}
+    for name, function in jax_operations(operation).items():
+        x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+        forward = jax.jit(function).lower(x, kernel).compile()
+        g = jnp.ones_like(forward(x, kernel))
+        start = time.perf_counter()
+        pair = jax.jit(both(function)).lower(x, kernel, g).compile()
+        samples[name] = {
+            "compile": time.perf_counter() - start,
+            "forward": lambda f=forward, a=(x, kernel): jax.block_until_ready(f(*a)),
+            "both": lambda f=pair, a=(x, kernel, g): jax.block_until_ready(f(*a)),
+        }
+    return samples
+
+
+def torch_samples(operation, x, kernel):
+    """As `jax_samples`, for PyTorch in its two memory formats."""
+    formats = {"torch": torch.contiguous_format, "torch, channels last": torch.channels_last}
+    stride = 2 if operation == "stride 2" else 1
+
+    def samples(memory_format):
+        image = torch.tensor(x.transpose(0, 3, 1, 2)).contiguous(memory_format=memory_format)
+        weight = torch.tensor(kernel.transpose(3, 2, 0, 1)).contiguous()
+        image.requires_grad_(), weight.requires_grad_()
+
+        def forward():
+            z = image
+            if operation == "upsample":
+                z = torch.nn.functional.interpolate(z, scale_factor=2, mode="nearest")
+            return torch.nn.functional.conv2d(
+                z, weight, stride=stride, padding=KERNEL // 2, groups=weight.shape[0]
+            )
+
+        g = torch.ones_like(forward())
+
+        def both():
+            image.grad = weight.grad = None
+            forward().backward(g)
+
+        return {"forward": forward, "both": both}
+
+    return {name: samples(memory_format) for name, memory_format in formats.items()}
+
+
+def measure(functions, reps, budget=2.0):
+    """Interleaved samples in ms; a function slower than `budget` s in all stops early."""
+    times = {key: [] for key in functions}
+    for function in functions.values():
+        function()
+    for _ in range(reps):
+        for key, function in functions.items():
+            if len(times[key]) >= 3 and sum(times[key]) > 1e3 * budget:
+                continue
+            time.sleep(0.003)  # PyTorch's threads spin for a while after each operation.
+            start = time.perf_counter()
+            function()
+            times[key].append(1e3 * (time.perf_counter() - start))
+    return {
+        key: {"median": statistics.median(t), "min": min(t), "max": max(t), "samples": len(t)}
+        for key, t in times.items()
+    }
+
+
+def run_case(operation, size, reps):
+    """One row of results per implementation."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=size).astype(np.float32)
+    kernel = rng.normal(size=(KERNEL, KERNEL, 1, size[-1])).astype(np.float32)
+    samples = jax_samples(operation, x, kernel)
+    if torch is not None:
+        samples |= torch_samples(operation, x, kernel)
+    functions = {(n, what): s[what] for n, s in samples.items() for what in ("forward", "both")}
+    times = measure(functions, reps)
+    return [
+        {
+            "operation": operation,
+            "size": list(size),
+            "implementation": name,
+            "forward_ms": times[name, "forward"],
+            "both_ms": times[name, "both"],
+            "compile_ms": 1e3 * sample["compile"] if "compile" in sample else None,
+        }
+        for name, sample in samples.items()
+    ]
+
+
+def print_rows(rows):
+    for row in rows:
+        cells = [f"{row['operation']:9}", f"{'x'.join(map(str, row['size'])):13}"]
+        cells.append(f"{row['implementation']:20}")
+        for what in ("forward_ms", "both_ms"):
+            t = row[what]
+            cells.append(f"{t['median']:7.1f} ({t['min']:.1f} to {t['max']:.1f})".ljust(27))
+        if row["compile_ms"] is not None:
+            cells.append(f"{row['compile_ms']:7.0f}")
+        print(" ".join(cells), flush=True)
+
+
+def keep_memory():
+    """Tells glibc's malloc neither to map large blocks one by one nor to give memory back."""
+    m_trim_threshold, m_mmap_max = -1, -4
+    libc = ctypes.CDLL(None)
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    here = pathlib.Path(__file__).resolve().parent
+    parser.add_argument("--out", type=pathlib.Path, default=here / "results" / "depthwise.json")
+    parser.add_argument("--reps", type=int, default=25)
+    parser.add_argument("--keep_memory", action="store_true")
+    args = parser.parse_args()
+    if args.keep_memory:
+        keep_memory()
+    versions = {"jax": jax.__version__, "torch": None if torch is None else torch.__version__}
+    print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {versions}, float32, 5 x 5")
+    print(f"{'':45}{'forward, ms':28}{'forward + backward, ms':28}compile, ms")
+    results = []
+    for operation, size in CASES:
+        rows = run_case(operation, size, args.reps)
+        print_rows(rows)
+        results += rows
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "device": jax.devices()[0].device_kind,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions,
+        "keep_memory": args.keep_memory,
+        "kernel": KERNEL,
+        "results": results,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Evaluates a run's last checkpoint on every example of a split; writes DIR/eval/*.json.
+
+python launch/evaluate.py --workdir=DIR [--num_iw_samples=K] [--split=test] [--max_examples=N]
+"""
+
+from absl import flags
+
+from nvae_jax import cli, evaluate
+
+WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
+SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
+SAMPLES = flags.DEFINE_integer(
+    "num_iw_samples", 1, "posterior draws per image, of the importance-weighted bound", 1
+)
+EXAMPLES = flags.DEFINE_integer("max_examples", None, "only the first so many examples", 1)
+BATCH = flags.DEFINE_integer("batch_size", None, "images at a time; default: config.eval's", 1)
+SEED = flags.DEFINE_integer("seed", 0, "of posterior draws and binarisation")
+
+
+def main(_):
+    """Flags in, one call out."""
+    evaluate.evaluate_run(
+        WORKDIR.value,
+        *cli.load_run(WORKDIR.value),
+        split=SPLIT.value,
+        num_iw_samples=SAMPLES.value,
+        max_examples=EXAMPLES.value,
+        batch_size=BATCH.value,
+        seed=SEED.value,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

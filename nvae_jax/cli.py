@@ -1,0 +1,94 @@
+"""What the commands share: flags, one-line errors, the compilation cache, loading a run."""
+
+import difflib
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from configs import base
+from nvae_jax import build, run_directory
+from nvae_jax.checkpoint import Checkpoints
+from nvae_jax.interrupt import Interrupted
+
+TRACEBACK_VARIABLE = "NVAE_JAX_TRACEBACK"
+
+
+def run(main):
+    """Parses the flags and calls `main(argv)`.
+
+    A wrong flag, key, path or value ends in one line on stderr and exit status 2; a run stopped by
+    a signal in 128 + its number. Set NVAE_JAX_TRACEBACK=1 to see where an error comes from.
+    """
+    try:
+        argv = _parse(sys.argv)
+        _use_compilation_cache()
+        main(argv)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(128 + stop.signal_number)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (flags.Error, ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        print(f"error: {_first_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse(argv):
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print(sys.modules["__main__"].__doc__.strip())
+        print(flags.FLAGS.main_module_help())
+        sys.exit(0)
+    _check_config_flags(argv[1:])
+    try:
+        rest = flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError, ImportError, SyntaxError) as error:
+        # What running a config file and setting its keys raises.
+        raise flags.Error(f"config: {_first_line(error)}") from error
+    if len(rest) > 1:
+        raise flags.Error(f"unexpected argument {rest[1]!r}: flags look like --name=value")
+    return rest
+
+
+def _check_config_flags(arguments):
+    """Names what is wrong with --config=FILE and --config.KEY=VALUE better than their parser."""
+    known = run_directory.flatten(base.get_config().to_dict())
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        name = name.lstrip("-")
+        if name == "config" and value and not Path(value).is_file():
+            raise flags.Error(f"--config: there is no file {value}")
+        key = name.removeprefix("config.")
+        if key != name and key not in known:
+            close = difflib.get_close_matches(key, known, n=3) or sorted(known)
+            raise flags.Error(f"unknown config key {key!r}; known: {', '.join(close)}")
+
+
+def _first_line(error):
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def _use_compilation_cache():
+    """Keeps compiled programs between runs; JAX_COMPILATION_CACHE_DIR says where ("": nowhere)."""
+    default = Path.home() / ".cache" / "nvae_jax" / "compilation"
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
+    jax.config.update("jax_compilation_cache_dir", folder or None)
+
+
+def load_run(workdir):
+    """The experiment and the last state of the run in `workdir`.
+
+    Raises:
+      ValueError: there is no run, or no checkpoint that can be read.
+    """
+    experiment = build.build(run_directory.load_config(workdir))
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        restored = checkpoints.restore(experiment.abstract_state())
+    if restored is None:
+        raise ValueError(f"{workdir} has no checkpoint yet: train it first")
+    return experiment, restored[0]

@@ -1,0 +1,89 @@
+"""CIFAR-10's own files: the binary version, and the pickles of the Python version."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import pickle
+from collections.abc import Mapping
+
+import numpy as np
+
+from nvae_jax.data.spec import DataError
+
+_FOLDERS = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
+_BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+_PIXELS = 3 * 32 * 32
+
+# All that a pickled array of NumPy needs. Anything else in a pickle could run any code.
+_ALLOWED = {"_reconstruct", "ndarray", "dtype", "_frombuffer"}
+
+
+class Cifar:
+    """The format of a folder with data_batch_1 to 5 and test_batch, with or without ".bin"."""
+
+    looks_like = "data_batch_1.bin to data_batch_5.bin and test_batch.bin (or the Python version)"
+
+    def find(self, directory: pathlib.Path) -> Mapping[str, list[pathlib.Path]]:
+        """The files of each split of which there is any."""
+        found = {}
+        for folder in _FOLDERS:
+            for end in (".bin", ""):
+                for split, names in _BATCHES.items():
+                    paths = [directory / folder / f"{name}{end}" for name in names]
+                    if any(path.is_file() for path in paths):
+                        found.setdefault(split, paths)
+        return found
+
+    def open(self, found: list[pathlib.Path], split: str, channels: int) -> np.ndarray:
+        """All images of a split, uint8 (N, 32, 32, 3)."""
+        del split, channels
+        planes = np.concatenate([_read(path) for path in found])
+        return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+    """The pixels of one file, uint8 (N, 3072), colour by colour."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if path.suffix == ".bin":
+        return _read_binary(path, content)
+    return _read_pickle(path, content)
+
+
+def _read_binary(path: pathlib.Path, content: bytes) -> np.ndarray:
+    records, rest = divmod(len(content), 1 + _PIXELS)
+    if rest or not records:
+        raise DataError(f"{path}: truncated in record {records} ({len(content)} bytes)")
+    table = np.frombuffer(content, np.uint8).reshape(records, 1 + _PIXELS)
+    if table[:, 0].max() > 9:
+        bad = int(table[:, 0].argmax())
+        raise DataError(f"{path}: record {bad} has label {table[bad, 0]}; not a CIFAR-10 file")
+    return table[:, 1:]
+
+
+def _read_pickle(path: pathlib.Path, content: bytes) -> np.ndarray:
+    try:
+        batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        pixels = batch.get(b"data", batch.get("data"))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:  # A damaged pickle raises nearly anything.
+        raise DataError(f"{path}: truncated or damaged pickle ({error})") from error
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
+        raise DataError(f"{path}: has no table of pixels under 'data'")
+    if pixels.shape[1] != _PIXELS or not len(pixels):
+        raise DataError(f"{path}: rows of {pixels.shape[1]} values, where images have {_PIXELS}")
+    return pixels
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        if module.split(".")[0] == "numpy" and name in _ALLOWED:
+            # Old pickles name numpy.core, which is numpy._core today.
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise DataError(f"pickle asks for {module}.{name}, which is no array: refused")

@@ -1,0 +1,82 @@
+"""Images in NumPy's .npz files."""
+
+from __future__ import annotations
+
+import pathlib
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
+
+from nvae_jax.data.spec import DataError
+
+# File name stems by split; downsampled ImageNet comes in ten parts.
+_STEMS = {
+    "train": ["train", *(f"train_data_batch_{i}" for i in range(1, 11))],
+    "validation": ["validation", "valid", "val", "val_data"],
+    "test": ["test"],
+}
+_KEYS = ("images", "image", "data", "x", "arr_0")
+_KEYS_BY_SPLIT = {"train": "x_train", "validation": "x_val", "test": "x_test"}
+
+
+class Npz:
+    """The format of a folder with train.npz and validation.npz or test.npz.
+
+    Also of a folder with a single .npz that has x_train and x_test in it.
+    """
+
+    looks_like = "train.npz and validation.npz or test.npz (uint8 N, H, W, C under 'images')"
+
+    def find(self, directory: pathlib.Path) -> Mapping[str, list[pathlib.Path]]:
+        """The files of each split."""
+        found = {}
+        for split, stems in _STEMS.items():
+            paths = [directory / f"{stem}.npz" for stem in stems]
+            found[split] = [path for path in paths if path.is_file()]
+        found = {split: paths for split, paths in found.items() if paths}
+        return found or _find_joint(directory)
+
+    def open(self, found: list[pathlib.Path], split: str, channels: int) -> np.ndarray:
+        """All images of a split, uint8 (N, H, W, C)."""
+        del channels
+        return np.concatenate([_read(path, split) for path in found])
+
+
+def _find_joint(directory: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    paths = list(directory.glob("*.npz"))
+    if len(paths) != 1:
+        return {}
+    try:
+        with zipfile.ZipFile(paths[0]) as file:
+            names = file.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{paths[0]}: not a .npz file, or truncated ({error})") from error
+    return {split: paths for split, key in _KEYS_BY_SPLIT.items() if f"{key}.npy" in names}
+
+
+def _read(path: pathlib.Path, split: str) -> np.ndarray:
+    keys = (_KEYS_BY_SPLIT[split], *_KEYS)
+    try:
+        # Opened here: NumPy leaves open what it opens itself when it is no sound file.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            key = next((key for key in keys if key in file), None)
+            array = file[key] if key else None
+    except Exception as error:  # zipfile, zlib and NumPy each have errors of their own.
+        raise DataError(f"{path}: truncated or damaged .npz file ({error})") from error
+    if array is None:
+        raise DataError(f"{path}: has none of the arrays {', '.join(keys)}")
+    return _as_images(path, key, array)
+
+
+def _as_images(path: pathlib.Path, key: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype != np.uint8:
+        raise DataError(f"{path}: {key} is {array.dtype}, where images must be uint8")
+    if array.ndim == 2 and array.shape[1] and (side := round((array.shape[1] / 3) ** 0.5)):
+        if 3 * side * side == array.shape[1]:  # Downsampled ImageNet: rows, colour by colour.
+            array = array.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:
+        raise DataError(f"{path}: {key} has shape {array.shape}, where images are (N, H, W, C)")
+    return array

@@ -1,0 +1,133 @@
+"""Turns what a user has, or what can be downloaded, into a data set to train on."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+
+from nvae_jax.data import record_writer, records, sources
+from nvae_jax.data.spec import DataError, DataSpec
+
+
+def prepare(
+    name: str,
+    data_dir: str = "",
+    *,
+    manual_dir: str = "",
+    image_size: int = 0,
+    channels: int = 0,
+    skip_corrupt: bool = False,
+) -> str:
+    """Prepares the data set `name` as the folder `data_dir`/`name`.
+
+    Args:
+      name: a data set of `sources.py`.
+      data_dir: the folder of all prepared data sets; "" is the default one.
+      manual_dir: a folder with files of the data set, in any format that it can be read from.
+        Without one it is downloaded, where tensorflow-datasets knows how.
+      image_size: height and width to bring pictures to; 0 is the data set's own.
+      channels: 1 makes one's own pictures grey, 3 colours them; 0 leaves them as they are.
+      skip_corrupt: leave out unreadable images instead of stopping.
+
+    Returns:
+      What was done and how to use it, in one line for the user.
+
+    Raises:
+      DataError: there is nothing to prepare from (it says what to put where), or a fault in the
+        data. Then nothing that looks like a data set is left behind.
+    """
+    source = sources.get_source(name)
+    directory = pathlib.Path(data_dir or sources.DEFAULT_ROOT).expanduser() / name
+    spec = DataSpec(
+        name,
+        dir=_checked(manual_dir),
+        image_size=image_size or source.size,
+        channels=channels or source.channels,
+        skip_corrupt=skip_corrupt,
+    )
+    if (directory / records.MANIFEST).is_file():
+        return _already(spec, directory)
+    if not manual_dir:
+        return _without_files(spec, source, directory)
+    if sources.locate(spec):
+        return _convert(spec, directory)
+    if source.tfds:  # It knows the archives by name, and unpacks them.
+        return _run_tfds(spec, source, directory)
+    raise DataError(_nothing_found(spec, source))
+
+
+def _checked(manual_dir: str) -> str:
+    path = pathlib.Path(manual_dir).expanduser()
+    if manual_dir and not path.is_dir():
+        raise DataError(f"--manual_dir={manual_dir}: no such folder")
+    return str(path) if manual_dir else ""
+
+
+def _already(spec: DataSpec, directory: pathlib.Path) -> str:
+    manifest = records.read_manifest(directory)
+    if spec.image_size not in (0, manifest["image_size"]):
+        raise DataError(
+            f"{directory} is already prepared, at size {manifest['image_size']}: for size "
+            f"{spec.image_size} name another --data_dir"
+        )
+    return f"Nothing to do: already prepared {_summary(manifest)}. {_usage(spec, directory)}"
+
+
+def _without_files(spec: DataSpec, source: sources.Source, directory: pathlib.Path) -> str:
+    if source.by_hand:
+        raise DataError(
+            f"{spec.name} cannot be downloaded: {source.by_hand}. Then run: "
+            f"launch/prepare_data.py --name={spec.name} --manual_dir=MANUAL_DIR"
+        )
+    if source.tfds and not (source.place and pathlib.Path(source.place).is_dir()):
+        return _run_tfds(spec, source, directory)
+    counts = ", ".join(f"{len(sources.open_images(spec, s))} {s}" for s in sources.splits(spec))
+    return f"Nothing to do: {spec.name} is on this machine ({counts} images)"
+
+
+def _convert(spec: DataSpec, directory: pathlib.Path) -> str:
+    splits = {split: sources.open_images(spec, split) for split in sources.splits(spec)}
+    manifest = record_writer.write(
+        directory, splits, name=spec.name, skip_corrupt=spec.skip_corrupt
+    )
+    return f"Prepared {_summary(manifest)}. {_usage(spec, directory)}"
+
+
+def _run_tfds(spec: DataSpec, source: sources.Source, directory: pathlib.Path) -> str:
+    """Has tensorflow-datasets download and prepare, in a folder of its own for each data set."""
+    if importlib.util.find_spec("tensorflow") is None:
+        raise DataError(
+            f"{_nothing_found(spec, source)}. To download it, tensorflow-datasets needs "
+            "TensorFlow (training does not): pip install tensorflow"
+        )
+    import tensorflow_datasets as tfds  # Takes seconds, and needed only here.
+
+    builder = source.tfds.builder(directory, file_format="array_record")
+    config = tfds.download.DownloadConfig(manual_dir=spec.dir or None)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:  # Network, disk, checksums, archives: each with its own errors.
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise DataError(f"tensorflow-datasets could not prepare {spec.name}: {reason}") from error
+    return f"Prepared {spec.name} with tensorflow-datasets. {_usage(spec, directory)}"
+
+
+def _nothing_found(spec: DataSpec, source: sources.Source) -> str:
+    where = f"nothing of it is in {spec.dir}" if spec.dir else "no --manual_dir is given"
+    hint = source.by_hand.replace("MANUAL_DIR", spec.dir or "MANUAL_DIR")
+    expected = hint or f"it may hold {sources.describe_formats(source)}"
+    return f"{spec.name}: {where}; {expected}"
+
+
+def _summary(manifest: dict) -> str:
+    counts = ", ".join(
+        f"{sum(file['count'] for file in files)} {split}"
+        for split, files in manifest["splits"].items()
+    )
+    size, skipped = manifest["image_size"], manifest["skipped"]
+    text = f"{manifest['name']}: {counts} images of {size}x{size}x{manifest['channels']}"
+    return f"{text}, {skipped} unreadable ones left out" if skipped else text
+
+
+def _usage(spec: DataSpec, directory: pathlib.Path) -> str:
+    return f"Train on it with --config.data.name={spec.name} --config.data.dir={directory}"

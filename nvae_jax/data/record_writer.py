@@ -1,0 +1,134 @@
+"""Writes prepared data sets, as `records.py` reads them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+
+from absl import logging
+from array_record.python import array_record_module
+
+from nvae_jax.data.images import Images, encode
+from nvae_jax.data.records import MANIFEST, VERSION
+from nvae_jax.data.spec import CorruptError, DataError
+
+_SHARD_BYTES = 2**28
+
+
+def write(
+    directory: pathlib.Path,
+    splits: Mapping[str, Images],
+    *,
+    name: str,
+    skip_corrupt: bool = False,
+) -> dict:
+    """Writes a data set, which comes into being as `directory` at the very end, or not at all.
+
+    Args:
+      directory: where it will be; must not exist.
+      splits: the images of each split, all of one shape.
+      name: the data set, for the manifest.
+      skip_corrupt: leave unreadable images out, and count them in the manifest.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      DataError: `directory` exists, or another process is writing it, or (unless skipped) an
+        image cannot be read, or a split is empty.
+    """
+    with _building(directory) as building:
+        _, height, _, channels = next(iter(splits.values())).shape
+        manifest = {"version": VERSION, "name": name, "image_size": height, "channels": channels}
+        manifest |= {"skipped": 0, "splits": {}}
+        for split, images in splits.items():
+            encoded = _Encoded(images, (height, height, channels), skip_corrupt)
+            manifest["splits"][split] = _write_split(building, split, encoded)
+            manifest["skipped"] += encoded.skipped
+        (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    return manifest
+
+
+class _Encoded(Iterable[bytes]):
+    """Images as PNG bytes, with a count of those that were left out."""
+
+    def __init__(self, images: Images, shape: tuple[int, ...], skip_corrupt: bool):
+        self._images, self._shape, self._skip = images, shape, skip_corrupt
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for index in range(len(self._images)):
+            try:
+                image = self._images[index]
+            except CorruptError as error:
+                if not self._skip:
+                    raise
+                logging.warning("left out: %s", error)
+                self.skipped += 1
+                continue
+            if image.shape != self._shape:
+                raise DataError(f"image {index} is {image.shape}, where others are {self._shape}")
+            yield encode(image)
+
+
+def _write_split(directory: pathlib.Path, split: str, records: Iterable[bytes]) -> list[dict]:
+    files, iterator = [], iter(records)
+    for number in itertools.count():
+        name = f"{split}-{number:05d}.array_record"
+        count = _write_file(directory / name, iterator)
+        if not count:
+            (directory / name).unlink()
+            break
+        files.append({"name": name, "count": count, "bytes": (directory / name).stat().st_size})
+    if not files:
+        raise DataError(f"split {split!r} is empty")
+    return files
+
+
+def _write_file(path: pathlib.Path, records: Iterator[bytes]) -> int:
+    # One record a group, so that reading one decompresses no others; PNG is compressed already.
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    count = size = 0
+    try:
+        while size < _SHARD_BYTES and (record := next(records, None)) is not None:
+            writer.write(record)
+            count, size = count + 1, size + len(record)
+    finally:
+        writer.close()
+    return count
+
+
+@contextlib.contextmanager
+def _building(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder that becomes `directory` if all goes well, and that nothing takes for one before."""
+    if directory.exists():
+        raise DataError(f"{directory} is already there; name another place or remove it")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    building = directory.with_name(f".{directory.name}.incomplete")
+    with _locked(directory.with_name(f".{directory.name}.lock")):
+        shutil.rmtree(building, ignore_errors=True)  # Left by a run that was killed.
+        building.mkdir()
+        try:
+            yield building
+            os.rename(building, directory)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path):
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"another process is preparing this data set ({path})") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

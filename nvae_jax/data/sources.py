@@ -1,0 +1,303 @@
+"""The data sets by name: the formats each is found in, its published sizes, what is done to it.
+
+The only file that names data sets. A new one is one row of `SOURCES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from absl import logging
+
+from nvae_jax.data import views
+from nvae_jax.data.cifar import Cifar
+from nvae_jax.data.digits import Digits
+from nvae_jax.data.folder import Folder
+from nvae_jax.data.idx import Idx
+from nvae_jax.data.images import Box, Images
+from nvae_jax.data.lmdb_folder import Lmdb
+from nvae_jax.data.npz import Npz
+from nvae_jax.data.records import Records, read_manifest
+from nvae_jax.data.spec import DataError, DataSpec
+from nvae_jax.data.tfds_set import Tfds
+from nvae_jax.data.tfrecords import TfRecords
+
+# Where prepared data sets are looked for, each in a folder of its name, if no place is given.
+DEFAULT_ROOT = "~/nvae_data"
+
+
+class Format(Protocol):
+    """A way in which images lie in a folder.
+
+    `looks_like` describes its files. `find` returns what `open` needs for each split that is in
+    the folder, without reading it; nothing for a folder of another format.
+    """
+
+    looks_like: str
+
+    def find(self, directory: pathlib.Path) -> Mapping[str, Any]: ...
+
+    def open(self, found: Any, split: str, channels: int) -> Images: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One data set.
+
+    Attributes:
+      formats: what it can be read from, besides its prepared form; the first that fits is taken.
+      sizes: published numbers of images by split, only compared with what is found. A split may
+        have several: not all copies in use have the same number of images.
+      channels: 1 or 3; 0 takes what the data has.
+      size: height and width where the user names none; 0 takes what the data has.
+      resize: whether images are cropped and resized; else another size is an error.
+      boxes: the crop (left, top, right, bottom) for images of a certain (H, W) before resizing;
+        the others are cropped to the largest square in their centre.
+      wrap: what becomes of the images after that.
+      place: where it is looked for, if no place is given, besides below `DEFAULT_ROOT`.
+      twin: another data set that it is often mistaken for, told apart by its sizes.
+      advice: the easiest way to get it, where there is one.
+      by_hand: what to put into MANUAL_DIR, where it cannot be downloaded.
+    """
+
+    formats: tuple[Format, ...]
+    sizes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    channels: int = 3
+    size: int = 0
+    resize: bool = False
+    boxes: Mapping[tuple[int, int], Box] = dataclasses.field(default_factory=dict)
+    wrap: Callable[[Images], Images] | None = None
+    place: str = ""
+    twin: str = ""
+    advice: str = ""
+    by_hand: str = ""
+
+    @property
+    def tfds(self) -> Tfds | None:
+        """The format that tensorflow-datasets can prepare, if it can get this data set."""
+        return next((one for one in self.formats if isinstance(one, Tfds)), None)
+
+
+_TRAIN_TEST, _TRAIN_VALIDATION = ("train", "test"), ("train", "validation")
+_MNIST_SIZES = {"train": (60_000,), "test": (10_000,)}
+
+SOURCES: dict[str, Source] = {
+    "digits": Source((Digits(),), {"train": (1500,), "test": (297,)}, channels=1),
+    "mnist": Source((Idx(), Npz(), Tfds("mnist", _TRAIN_TEST)), _MNIST_SIZES, channels=1),
+    "fashion_mnist": Source(
+        (Idx(), Npz(), Tfds("fashion_mnist", _TRAIN_TEST)),
+        _MNIST_SIZES,
+        channels=1,
+        place="/usr/share/datasets/fashion-mnist",
+        advice="on Debian, apt-get install dataset-fashion-mnist is all it takes",
+    ),
+    "stacked_mnist": Source(
+        (Idx(), Npz(), Tfds("mnist", _TRAIN_TEST)),
+        _MNIST_SIZES,
+        channels=1,
+        wrap=views.Stacked,
+    ),
+    "omniglot": Source(
+        (Tfds("omniglot", _TRAIN_TEST), Npz()),
+        {"train": (19_280,), "test": (13_180,)},
+        channels=1,
+        size=28,
+        resize=True,
+        wrap=views.Inverted,  # Dark strokes on white, where the digit sets have the reverse.
+    ),
+    "cifar10": Source(
+        (Cifar(), Lmdb(), Npz(), Tfds("cifar10", _TRAIN_TEST)),
+        {"train": (50_000,), "test": (10_000,)},
+    ),
+    "celeba64": Source(
+        (Tfds("celeb_a", ("train", "validation", "test")), Lmdb(), Npz(), Folder()),
+        {"train": (162_770,), "validation": (19_867,), "test": (19_962,)},
+        size=64,
+        resize=True,
+        boxes={(218, 178): (15, 40, 163, 188)},  # The aligned pictures as they are distributed.
+    ),
+    "imagenet32": Source(
+        (Tfds("downsampled_imagenet/32x32", _TRAIN_VALIDATION), TfRecords(5), Lmdb(), Folder()),
+        # Glow's copy, that of published results, and the archives first given out.
+        {"train": (1_281_147, 1_281_149), "validation": (50_000, 49_999)},
+        twin="imagenet32_downsampled",
+        by_hand="ImageNet's terms must be accepted: with an account at image-net.org, take "
+        "train_32x32.tar and valid_32x32.tar of 'Downsampled ImageNet' and unpack both into "
+        "MANUAL_DIR, so that MANUAL_DIR/train_32x32/*.png and MANUAL_DIR/valid_32x32/*.png are "
+        "there; or unpack Glow's imagenet-oord-tfr.tar there (train/, validation/)",
+    ),
+    "imagenet32_downsampled": Source(
+        (Tfds("imagenet_resized/32x32", _TRAIN_VALIDATION), Npz(), Lmdb()),
+        {"train": (1_281_167,), "validation": (50_000,)},
+        twin="imagenet32",
+        by_hand="ImageNet's terms must be accepted: with an account at image-net.org, take "
+        "Imagenet32_train_npz.zip and Imagenet32_val_npz.zip and unpack both into MANUAL_DIR, so "
+        "that MANUAL_DIR/train_data_batch_1.npz to _10.npz and MANUAL_DIR/val_data.npz are there",
+    ),
+    "celebahq256": Source(
+        (
+            TfRecords(8),
+            Lmdb(),
+            Tfds("celeb_a_hq/256", _TRAIN_VALIDATION, one_in_ten=True),
+            Folder(exact=True),
+        ),
+        {"train": (27_000,), "validation": (3_000,)},
+        size=256,
+        resize=True,
+        by_hand="its owners ask for an agreement: get the 30,000 images as "
+        "github.com/tkarras/progressive_growing_of_gans describes and put them, as PNG files of "
+        "256x256 or more, into MANUAL_DIR; or unpack Glow's celeba-tfr.tar there, so that "
+        "MANUAL_DIR/train/*-r08-s-*.tfrecords and MANUAL_DIR/validation/ are there, which has the "
+        "27,000/3,000 split of published results",
+    ),
+    "ffhq256": Source(
+        (Lmdb(), Folder(exact=True)),
+        {"train": (63_000,), "validation": (7_000,)},
+        size=256,
+        resize=True,
+        by_hand="download images1024x1024 (70,000 PNG files, 89 GB) into MANUAL_DIR as "
+        "github.com/NVlabs/ffhq-dataset describes, sub-folders as they come; a copy of any size "
+        "from 256x256 up will do",
+    ),
+    "lsun_bedroom": Source(
+        (Lmdb(), Tfds("lsun/bedroom", _TRAIN_VALIDATION), Folder()),
+        {"train": (3_033_042,), "validation": (300,)},
+        resize=True,
+    ),
+    "lsun_church": Source(
+        (Lmdb(), Tfds("lsun/church_outdoor", _TRAIN_VALIDATION), Folder()),
+        {"train": (126_227,), "validation": (300,)},
+        resize=True,
+    ),
+    "folder": Source(
+        (Folder(),),
+        channels=0,
+        resize=True,
+        by_hand="put your pictures into MANUAL_DIR, in sub-folders as you like",
+    ),
+}
+
+
+def get_source(name: str) -> Source:
+    """The row of a data set. Raises DataError that lists the known names."""
+    if name not in SOURCES:
+        raise DataError(f"unknown data set {name!r}; known: {', '.join(sorted(SOURCES))}")
+    return SOURCES[name]
+
+
+def open_images(spec: DataSpec, split: str) -> Images:
+    """Opens one split of the data set of `spec`, warning when its size is not the published one.
+
+    Raises DataError for an unknown name or split, missing files, faulty files, an empty split.
+    """
+    source = get_source(spec.name)
+    form, found = _find(spec)
+    if split not in found:
+        raise DataError(_no_split(spec, split, tuple(found)))
+    images = form.open(
+        found[split], split, spec.channels if source.channels == 0 else source.channels
+    )
+    if len(images) == 0:
+        raise DataError(f"data set {spec.name!r}: its split {split!r} is empty")
+    _compare_size(spec.name, split, len(images))
+    if isinstance(form, Records):
+        return images  # Brought to size when it was prepared.
+    return _adapt(images, spec, source)
+
+
+def splits(spec: DataSpec) -> tuple[str, ...]:
+    """The names of the splits that a data set has where `spec` says it is."""
+    return tuple(_find(spec)[1])
+
+
+def resolve_split(spec: DataSpec, split: str) -> str:
+    """The split to evaluate: "validation" where "test" is asked for and there is none."""
+    known = splits(spec)
+    if split == "test" and split not in known and "validation" in known:
+        return "validation"
+    if split not in known:
+        raise DataError(_no_split(spec, split, known))
+    return split
+
+
+def _no_split(spec: DataSpec, split: str, known: tuple[str, ...]) -> str:
+    return f"data set {spec.name!r} has no split {split!r}, only {', '.join(known)}"
+
+
+def locate(spec: DataSpec) -> tuple[Format, Mapping[str, Any]] | None:
+    """The format that a data set is found in and what it found, by split; None without data."""
+    source = get_source(spec.name)
+    for place in _places(spec, source):
+        for form in (Records(), *source.formats):
+            if found := form.find(place):
+                if isinstance(form, Records):
+                    _check_name(spec, place)
+                return form, found
+    return None
+
+
+def _find(spec: DataSpec) -> tuple[Format, Mapping[str, Any]]:
+    located = locate(spec)
+    if located is None:
+        raise DataError(_missing(spec))
+    return located
+
+
+def _places(spec: DataSpec, source: Source) -> Iterator[pathlib.Path]:
+    root = pathlib.Path(spec.dir or DEFAULT_ROOT).expanduser()
+    yield root / spec.name
+    if spec.dir:
+        yield root
+    elif source.place:
+        yield pathlib.Path(source.place)
+
+
+def _check_name(spec: DataSpec, place: pathlib.Path):
+    name = read_manifest(place)["name"]
+    if name != spec.name and spec.name != "folder":
+        raise DataError(f"{place} holds the prepared data set {name!r}, not {spec.name!r}")
+
+
+def _missing(spec: DataSpec) -> str:
+    source = get_source(spec.name)
+    places = list(_places(spec, source))
+    looked = " or ".join(str(place) for place in places)
+    absent = "" if any(place.is_dir() for place in places) else " (no such folder)"
+    advice = source.advice and f" ({source.advice})"
+    return (
+        f"data set {spec.name!r} is not in {looked}{absent}{advice}. Name its folder with "
+        f"--config.data.dir=DIR: it may hold {describe_formats(source)}; or what "
+        f"launch/prepare_data.py --name={spec.name} makes"
+    )
+
+
+def describe_formats(source: Source) -> str:
+    """What the files of a data set may look like, for a message."""
+    return "; or ".join(form.looks_like for form in source.formats)
+
+
+def _compare_size(name: str, split: str, found: int):
+    source = SOURCES[name]
+    published = source.sizes.get(split)
+    if not published or found in published:
+        return
+    if source.twin and found in SOURCES[source.twin].sizes[split]:
+        raise DataError(
+            f"data set {name!r}: {found} images in split {split} is the mark of {source.twin!r}, "
+            "and bits per dimension on the two are not comparable: use that name"
+        )
+    logging.warning(
+        "data set %s: %d images in split %s, where %s are published: results are not "
+        "comparable with published ones.",
+        *(name, found, split, " or ".join(map(str, published))),
+    )
+
+
+def _adapt(images: Images, spec: DataSpec, source: Source) -> Images:
+    if source.resize:
+        asked = spec.image_size and spec.image_size - 2 * spec.padding
+        images = views.Fitted(images, asked or source.size or images.shape[1], source.boxes)
+    return source.wrap(images) if source.wrap else images

@@ -1,0 +1,80 @@
+"""Data sets prepared by tensorflow-datasets, read without TensorFlow."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from nvae_jax.data import images as images_lib
+from nvae_jax.data import views
+from nvae_jax.data.spec import CorruptError, DataError
+
+
+class Tfds:
+    """The format of a folder that tensorflow-datasets has prepared a data set in.
+
+    Args:
+      name: its name there, with the configuration: "celeb_a_hq/256".
+      splits: the splits that are used.
+      one_in_ten: there is only "train"; a fixed permutation holds one in ten out for "validation".
+    """
+
+    def __init__(self, name: str, splits: tuple[str, ...], one_in_ten: bool = False):
+        self.name, self._splits, self._one_in_ten = name, splits, one_in_ten
+        self.looks_like = f"{name} as array_record files of tensorflow-datasets"
+
+    def find(self, directory: pathlib.Path) -> Mapping[str, pathlib.Path]:
+        """The splits of the data set; none where it was not prepared."""
+        prepared = any((directory / self.name).glob("*/dataset_info.json"))
+        return dict.fromkeys(self._splits, directory) if prepared else {}
+
+    def open(self, found: pathlib.Path, split: str, channels: int) -> images_lib.Images:
+        """Opens a split; `channels` 1 makes colour images grey."""
+        if not self._one_in_ten:
+            return TfdsImages(self.builder(found), split, channels)
+        images = TfdsImages(self.builder(found), "train", channels)
+        indices = views.one_in_ten(len(images), held_out=split == "validation")
+        return views.Subset(images, indices)
+
+    def builder(self, directory: pathlib.Path, **options):
+        """The builder of tensorflow-datasets for this data set in `directory`."""
+        return _library().builder(self.name, data_dir=directory, **options)
+
+
+class TfdsImages:
+    """The images of one split."""
+
+    def __init__(self, builder, split: str, channels: int):
+        self._where = f"{builder.data_path} split {split}"
+        try:
+            self._examples = builder.as_data_source(split=split)
+            count = len(self._examples)
+        except Exception as error:  # The library raises all sorts, of several packages.
+            raise DataError(f"{self._where}: cannot be opened ({_brief(error)})") from error
+        self.shape = (count, 0, 0, channels)
+        if count:
+            self.shape = (count, *self[0].shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        try:
+            image = self._examples[index]["image"]
+        except Exception as error:  # As above; also of array_record, which has none of its own.
+            raise CorruptError(f"{self._where} example {index}: {_brief(error)}") from error
+        return images_lib.convert(image, self.shape[-1])
+
+
+def _library():
+    try:
+        import tensorflow_datasets as tfds  # Takes seconds, and only these data sets need it.
+    except ImportError as error:
+        raise DataError(f"this data set needs a package more: pip install {error.name}") from error
+    return tfds
+
+
+def _brief(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

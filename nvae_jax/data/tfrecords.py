@@ -1,0 +1,144 @@
+"""TFRecord files in the layout of Glow's data: raw pixels with their shape."""
+
+from __future__ import annotations
+
+import functools
+import math
+import pathlib
+import struct
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+from nvae_jax.data.spec import CorruptError, DataError
+
+_HEADER = 12  # Length of the record (8 bytes) and its checksum (4); another follows the record.
+_FOOTER = 4
+
+
+class TfRecords:
+    """The format of a folder with train/*.tfrecords and validation/*.tfrecords.
+
+    Each record is a tf.train.Example with "shape" (H, W, C) and "data", the bytes of the pixels.
+
+    `level` picks the files of size 2**level, "-r08-" in their names, where there are several.
+    """
+
+    looks_like = "Glow's train/*.tfrecords and validation/*.tfrecords"
+
+    def __init__(self, level: int):
+        self._level = level
+
+    def find(self, directory: pathlib.Path) -> Mapping[str, Sequence[pathlib.Path]]:
+        """The files of each split that is there."""
+        found = {
+            split: sorted((directory / split).glob(f"*-r{self._level:02d}-s-*.tfrecords"))
+            for split in ("train", "validation")
+        }
+        return {split: paths for split, paths in found.items() if paths}
+
+    def open(self, found: Sequence[pathlib.Path], split: str, channels: int) -> TfRecordImages:
+        """Opens a split, reading the length of every record in it."""
+        del split, channels
+        return TfRecordImages(found)
+
+
+class TfRecordImages:
+    """The images of some files, with random access: where each record lies is found once."""
+
+    def __init__(self, paths: Sequence[pathlib.Path]):
+        self._paths = paths
+        tables = [_scan(path) for path in paths]
+        self._files = np.repeat(np.arange(len(paths)), [len(table) for table in tables])
+        self._spans = np.concatenate(tables)
+        if not len(self._spans):
+            raise DataError(f"{paths[0].parent}: its files have no records")
+        self.shape = (len(self._spans), *self[0].shape)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        path, (offset, length) = self._paths[self._files[index]], self._spans[index]
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                record = file.read(length)
+        except OSError as error:
+            raise CorruptError(f"{path}: cannot be read ({error.strerror})") from error
+        first = np.searchsorted(self._files, self._files[index])
+        return _parse(record, f"{path} record {index - first}")
+
+
+def _scan(path: pathlib.Path) -> np.ndarray:
+    """Where the records of a file are: int64 (N, 2), offset and length."""
+    spans, position = [], 0
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            while position < size:
+                header = file.read(_HEADER)
+                length = struct.unpack("<Q", header[:8])[0] if len(header) == _HEADER else size
+                end = position + _HEADER + length + _FOOTER
+                if end > size:
+                    raise DataError(f"{path}: truncated in record {len(spans)}")
+                spans.append((position + _HEADER, length))
+                position = file.seek(end)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    return np.array(spans, np.int64).reshape(-1, 2)
+
+
+def _parse(record: bytes, where: str) -> np.ndarray:
+    try:
+        features = _example_class().FromString(record).features.feature
+        shape = tuple(features["shape"].int64_list.value)
+        data = features["data"].bytes_list.value[0]
+    except (message.DecodeError, IndexError) as error:
+        raise CorruptError(f"{where}: damaged, or not an image of Glow's layout") from error
+    if (
+        len(shape) != 3
+        or shape[-1] not in (1, 3)
+        or min(shape) < 1
+        or math.prod(shape) != len(data)
+    ):
+        raise CorruptError(f"{where}: {len(data)} bytes are no image of shape {shape}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+@functools.cache
+def _example_class():
+    """tf.train.Example, declared here so that TensorFlow is not needed to read it.
+
+    https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/example/feature.proto
+    """
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="nvae_jax/example.proto", package="nvae_jax")
+    for name, kind in (("BytesList", field.TYPE_BYTES), ("Int64List", field.TYPE_INT64)):
+        _add_field(file.message_type.add(name=name), "value", 1, field.LABEL_REPEATED, kind)
+    feature = file.message_type.add(name="Feature")
+    _add_field(feature, "bytes_list", 1, field.LABEL_OPTIONAL, ".nvae_jax.BytesList")
+    _add_field(feature, "int64_list", 3, field.LABEL_OPTIONAL, ".nvae_jax.Int64List")
+    features = file.message_type.add(name="Features")
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    _add_field(entry, "key", 1, field.LABEL_OPTIONAL, field.TYPE_STRING)
+    _add_field(entry, "value", 2, field.LABEL_OPTIONAL, ".nvae_jax.Feature")
+    _add_field(features, "feature", 1, field.LABEL_REPEATED, ".nvae_jax.Features.FeatureEntry")
+    example = file.message_type.add(name="Example")
+    _add_field(example, "features", 1, field.LABEL_OPTIONAL, ".nvae_jax.Features")
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("nvae_jax.Example"))
+
+
+def _add_field(owner, name: str, number: int, label: int, kind: int | str):
+    is_message = isinstance(kind, str)
+    owner.field.add(
+        name=name,
+        number=number,
+        label=label,
+        type=descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE if is_message else kind,
+        type_name=kind if is_message else None,
+    )

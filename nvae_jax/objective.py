@@ -1,0 +1,85 @@
+"""The training objective: NELBO, KL warm-up and KL balancing (paper, section 3.3 and appendix A).
+
+Arrays in, arrays out; everything in nats.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Weights of the objective's terms over a run of `num_steps` steps.
+
+    Attributes:
+      kl_constant: fraction of the steps before β starts to rise.
+      kl_anneal: fraction of the steps over which it rises to 1.
+      kl_min: smallest β.
+      spectral: weight λ of the two regularisers, at β = 1.
+      spectral_init: λ at β = 0 where it is annealed; 0 keeps it constant.
+    """
+
+    num_steps: int
+    kl_constant: float = 0.0001
+    kl_anneal: float = 0.3
+    kl_min: float = 0.0001
+    spectral: float = 1e-2
+    spectral_init: float = 0.0
+
+    def __post_init__(self):
+        for name in ("kl_constant", "kl_anneal", "kl_min"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"objective.{name} must be in [0, 1], not {getattr(self, name)}")
+        for name in ("spectral", "spectral_init"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"objective.{name} must not be negative, not {getattr(self, name)}")
+        if self.spectral_init and not self.spectral:
+            raise ValueError("objective.spectral must be positive where spectral_init anneals it")
+
+
+def kl_weight(step, settings):
+    """β at `step`: the KL warm-up, from `kl_min` to 1."""
+    risen = step - settings.kl_constant * settings.num_steps
+    anneal_steps = max(settings.kl_anneal * settings.num_steps, 1e-9)
+    return jnp.clip(risen / anneal_steps, settings.kl_min, 1.0)
+
+
+def regularizer_weight(beta, settings):
+    """λ at `beta`: constant, or annealed geometrically from `spectral_init` to `spectral`."""
+    if not settings.spectral_init:
+        return jnp.asarray(settings.spectral, jnp.float32)
+    start, end = np.log(settings.spectral_init), np.log(settings.spectral)
+    return jnp.exp((1.0 - beta) * start + beta * end)
+
+
+def balance_alpha(hierarchy):
+    """How much of the KL each group should carry relative to the others, (groups,) top-down:
+    proportional to its scale's number of variables, shared among the scale's groups."""
+    top = hierarchy.num_scales - 1
+    per_scale = np.array([4.0 ** (top - s) / g for s, g in enumerate(hierarchy.groups)])
+    per_scale /= per_scale.min()
+    return per_scale[list(hierarchy.scale_of_group())].astype(np.float32)
+
+
+def balance_weights(kl, alpha):
+    """γ, (groups,): weights of mean 1 that press on groups with much KL for their size.
+
+    Args:
+      kl: (B, groups); the mean is over the global batch. No gradient passes.
+      alpha: from `balance_alpha`.
+    """
+    raw = jax.lax.stop_gradient(jnp.abs(kl).mean(0) + 0.01) / alpha
+    return raw / raw.mean()
+
+
+def balanced_kl(kl, alpha, beta):
+    """β · Σ_l γ_l · KL_l of each example (B,); γ = 1 once the warm-up is over.
+
+    Returns:
+      the weighted KL (B,), and γ (groups,).
+    """
+    gamma = jnp.where(beta < 1.0, balance_weights(kl, alpha), 1.0)
+    return beta * (kl * gamma).sum(1), gamma

@@ -1,0 +1,1 @@
+"""Kernels with a choice of implementation per platform."""

@@ -1,0 +1,117 @@
+"""A run's folder: its config, its lock, and the refusal of folders and configs that do not fit.
+
+    config.json  checkpoints/  metrics.jsonl  TensorBoard event files  samples/  eval/
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from configs import base
+
+CONFIG, LOCK = "config.json", ".lock"
+# Keys that may change between two starts of a run: they do not change what it computes.
+FREE_KEYS = ("data.dir", "data.workers", "data.skip_corrupt", "eval.", "log.", "checkpoint.")
+
+
+def load_config(workdir):
+    """The config of the run in `workdir`, locked.
+
+    Raises:
+      ValueError: the folder is no run directory, or its config.json cannot be used.
+    """
+    path = Path(workdir) / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{workdir} is not a run directory: it has no {CONFIG}")
+    try:
+        stored = json.loads(path.read_text())
+        config = base.get_config()
+        config.update(stored)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    return config
+
+
+def save_config(workdir, config):
+    """Writes the whole config, at once or not at all."""
+    write_text(Path(workdir) / CONFIG, config.to_json(indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path, text):
+    """Replaces a file's content so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+@contextlib.contextmanager
+def open_for_training(workdir, config=None):
+    """Locks `workdir` for one training process and gives the run's config.
+
+    Args:
+      workdir: a new or empty folder, or one that holds a run.
+      config: what to train; None continues with the run's own.
+
+    Raises:
+      ValueError: the folder holds something else, another config, or a running process.
+    """
+    workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is a file, where a run directory is wanted")
+    is_run = (workdir / CONFIG).is_file()
+    others = [] if is_run or not workdir.exists() else [p.name for p in workdir.iterdir()]
+    if set(others) - {LOCK}:
+        raise ValueError(
+            f"{workdir} is not empty and no run directory (it has no {CONFIG}): "
+            "name a new folder, nothing was written"
+        )
+    if config is None and not is_run:
+        raise ValueError(f"{workdir} holds no run to resume: say which with --config=configs/X.py")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _lock(workdir):
+        if config is None:
+            config = load_config(workdir)
+        elif is_run:
+            _check_same(workdir, load_config(workdir), config)
+        save_config(workdir, config)
+        yield config
+
+
+@contextlib.contextmanager
+def _lock(workdir):
+    # The kernel drops the lock with the process, however that ends.
+    with open(workdir / LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is training in {workdir}") from None
+        yield
+
+
+def _check_same(workdir, stored, given):
+    stored, given = flatten(stored.to_dict()), flatten(given.to_dict())
+    different = [
+        f"{key} is {stored.get(key)!r} there and {given.get(key)!r} here"
+        for key in sorted({**stored, **given})
+        if stored.get(key) != given.get(key) and not key.startswith(FREE_KEYS)
+    ]
+    if different:
+        raise ValueError(
+            f"{workdir} holds a run with another config: {'; '.join(different[:5])}"
+            + (f" (and {len(different) - 5} more)" if len(different) > 5 else "")
+        )
+
+
+def flatten(tree, prefix=""):
+    """A nested dict as {"section.key": value}."""
+    flat = {}
+    for key, value in tree.items():
+        flat.update(
+            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat

@@ -1,0 +1,165 @@
+"""The training loop: knows no layer, no data set and no likelihood."""
+
+import time
+
+import jax
+import numpy as np
+
+from nvae_jax import build, reporting, run_directory, steps
+from nvae_jax.checkpoint import Checkpoints
+from nvae_jax.data import pipeline
+from nvae_jax.interrupt import Interrupt, Interrupted
+
+TERMS = ("reconstruction", "kl", "spectral", "bn", "loss", "gradient_norm")
+
+
+def train(config, workdir):
+    """Trains, or resumes the run in `workdir`.
+
+    Args:
+      config: a ConfigDict; None resumes the run that `workdir` holds.
+      workdir: the run directory.
+
+    Raises:
+      ValueError: a bad config or folder.
+      FloatingPointError: the loss or the gradient stayed non-finite.
+      Interrupted: after SIGINT or SIGTERM, with everything saved.
+    """
+    if config is not None:
+        build.build(config)  # a bad config must not leave a run directory behind
+    with Interrupt() as interrupt, run_directory.open_for_training(workdir, config) as config:
+        experiment = build.build(config)
+        keep = experiment.loop.keep_checkpoints
+        with Checkpoints(workdir, keep=keep) as checkpoints:
+            _Run(experiment, workdir, checkpoints, interrupt).run()
+
+
+class _Run:
+    """One process's share of a run: restores, steps, reports and saves."""
+
+    def __init__(self, experiment, workdir, checkpoints, interrupt):
+        self._experiment, self._loop = experiment, experiment.loop
+        self._workdir, self._checkpoints, self._interrupt = workdir, checkpoints, interrupt
+        self._data = pipeline.train_iterator(
+            experiment.data, batch_size=self._loop.batch_size, seed=experiment.seed
+        )
+
+    def run(self):
+        state = self._restore_or_create()
+        start, total = int(state.step), self._loop.num_steps
+        if start >= total:
+            print(f"{self._workdir}: already trained for {start} steps")
+            return
+        with (
+            reporting.MetricWriter(self._workdir, start) as writer,
+            reporting.Progress(start, total, self._loop.batch_size) as progress,
+        ):
+            self._writer, self._progress = writer, progress
+            self._clock = _Clock(start, self._data)
+            self._step_all(state, start)
+        self._data.close()
+
+    def _restore_or_create(self):
+        restored = self._checkpoints.restore(self._experiment.abstract_state())
+        if restored is not None:
+            state, data_state = restored
+            self._data.set_state(data_state)
+            print(f"{self._workdir}: resumed at step {int(state.step)}", flush=True)
+            return state
+        state = self._experiment.create_state(next(self._data)["image"])
+        self._data.set_state({**self._data.get_state(), "step": 0})
+        return state
+
+    def _step_all(self, state, start):
+        experiment, loop = self._experiment, self._loop
+        update = steps.make_train_step(
+            experiment.model,
+            experiment.likelihood,
+            experiment.objective,
+            experiment.optimizer,
+            experiment.learning_rate,
+        )
+        update = jax.jit(update, donate_argnums=0)
+        print("compiling the training step ...", flush=True)
+        pending = None
+        for step in range(start + 1, loop.num_steps + 1):
+            state, metrics = update(state, next(self._data)["image"])
+            # The metrics of the step before are fetched while this one runs.
+            self._report(pending)
+            pending = (step, metrics)
+            last = step == loop.num_steps
+            stop = self._interrupt.received
+            if last or stop or _due(step, loop.checkpoint_every_steps):
+                self._report(pending)
+                pending = None
+                self._save(state, metrics)
+            if last or _due(step, loop.images_every_steps):
+                self._draw(step, state)
+            if stop and not last:
+                raise Interrupted(f"saved at step {step}; the same command resumes", stop)
+
+    def _save(self, state, metrics):
+        # A state whose last updates were skipped is good, but says nothing new.
+        if not int(metrics["nonfinite_steps"]):
+            self._checkpoints.save(state, self._data.get_state())
+
+    def _report(self, pending):
+        if pending is None:
+            return
+        step, metrics = pending
+        self._check_finite(step, metrics)
+        self._progress.advance(step)
+        if step == 1 or step == self._loop.num_steps or _due(step, self._loop.log_every_steps):
+            rate, wait = self._clock.lap(step, self._loop.batch_size)
+            row = reporting.train_row(jax.device_get(metrics), rate, wait)
+            self._writer.scalars(step, row)
+            self._progress.report(step, row)
+
+    def _check_finite(self, step, metrics):
+        in_a_row = int(metrics["nonfinite_steps"])
+        if not in_a_row:
+            return
+        bad = [name for name in TERMS if not np.isfinite(metrics[name])]
+        print(f"step {step}: {', '.join(bad)} not finite, update skipped", flush=True)
+        if in_a_row >= self._loop.max_nonfinite_steps:
+            saved = self._checkpoints.latest_step()
+            good = "there is no checkpoint yet" if saved is None else f"last checkpoint: step {saved}"
+            raise FloatingPointError(
+                f"step {step}: {bad[0]} is not finite, for {in_a_row} steps in a row; {good}"
+            )
+
+    def _draw(self, step, state):
+        """Grids of samples and of reconstructions (above: the images, below: their copies)."""
+        experiment, count = self._experiment, self._loop.num_images
+        key = jax.random.fold_in(jax.random.key(experiment.seed), step)
+        sample = steps.make_sample_step(
+            experiment.model, experiment.likelihood, count, draw_pixels=False
+        )
+        self._writer.images(step, "samples", jax.jit(sample)(state.variables, key, 1.0))
+        split = pipeline.resolve_split(experiment.data, "test")
+        images = pipeline.preview(experiment.data, split, count // 2)
+        reconstruct = steps.make_reconstruct_step(experiment.model, experiment.likelihood)
+        copies = jax.jit(reconstruct)(state.variables, images, key)
+        self._writer.images(step, "reconstructions", reporting.pair_rows(images, copies))
+
+
+class _Clock:
+    """Images per second, and the fraction of time spent waiting for data, between two rows."""
+
+    def __init__(self, step, data):
+        self._data = data
+        self._mark(step)
+
+    def _mark(self, step):
+        self._step, self._time, self._wait = step, time.perf_counter(), self._data.wait_seconds
+
+    def lap(self, step, batch_size):
+        seconds = time.perf_counter() - self._time
+        rate = (step - self._step) * batch_size / seconds
+        wait = (self._data.wait_seconds - self._wait) / seconds
+        self._mark(step)
+        return rate, wait
+
+
+def _due(step, every):
+    return bool(every) and step % every == 0

@@ -1,0 +1,140 @@
+import dataclasses
+import gzip
+import importlib.util
+
+import numpy as np
+import pytest
+
+from nvae_jax.data import pipeline, records, sources
+from nvae_jax.data.prepare import prepare
+from nvae_jax.data.spec import DataError, DataSpec
+
+
+def test_own_pictures(pictures, tmp_path):
+    said = prepare("folder", str(tmp_path / "out"), manual_dir=str(pictures), image_size=16)
+    assert "16x16x3" in said and f"--config.data.dir={tmp_path}/out/folder" in said
+    before = DataSpec("folder", dir=str(pictures), image_size=16, channels=3)
+    after = pipeline.describe(
+        DataSpec("folder", dir=str(tmp_path / "out"), image_size=0, channels=0)
+    )
+    assert after.image_shape == (16, 16, 3)
+    for split in ("train", "validation"):
+        raw, prepared = (sources.open_images(spec, split) for spec in (before, after))
+        assert len(raw) == len(prepared)
+        for i in range(len(raw)):
+            np.testing.assert_array_equal(raw[i], prepared[i])
+
+
+def test_size_and_colour_of_own_pictures_follow_from_them_or_are_chosen(pictures, tmp_path):
+    prepare("folder", str(tmp_path / "a"), manual_dir=str(pictures))
+    assert records.read_manifest(tmp_path / "a" / "folder")["image_size"] == 16
+    prepare("folder", str(tmp_path / "b"), manual_dir=str(pictures), image_size=8, channels=1)
+    manifest = records.read_manifest(tmp_path / "b" / "folder")
+    assert manifest["image_size"] == 8 and manifest["channels"] == 1
+
+
+def test_doing_it_again_is_quick_and_does_no_harm(pictures, tmp_path):
+    settings = {"manual_dir": str(pictures), "image_size": 16}
+    prepare("folder", str(tmp_path), **settings)
+    manifest = (tmp_path / "folder" / "manifest.json").stat()
+    assert prepare("folder", str(tmp_path), **settings).startswith("Nothing to do")
+    assert (tmp_path / "folder" / "manifest.json").stat() == manifest
+    with pytest.raises(DataError, match="already prepared, at size 16"):
+        prepare("folder", str(tmp_path), manual_dir=str(pictures), image_size=32)
+
+
+def test_corrupt_pictures_stop_it_or_are_counted(pictures, tmp_path):
+    next(pictures.rglob("003.png")).write_bytes(b"\x89PNG\r\n\x1a\n")
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="003.png: "):
+        prepare("folder", str(out), manual_dir=str(pictures), image_size=16)
+    assert list(out.iterdir()) == []
+    said = prepare("folder", str(out), manual_dir=str(pictures), image_size=16, skip_corrupt=True)
+    assert "1 unreadable ones left out" in said
+
+
+def test_padded_sets_are_prepared_without_their_padding(idx_dir, tmp_path, grey_images):
+    prepare("mnist", str(tmp_path / "out"), manual_dir=str(idx_dir))
+    spec = DataSpec("mnist", dir=str(tmp_path / "out"), padding=2)
+    images = sources.open_images(spec, "test")
+    np.testing.assert_array_equal(np.stack([images[i] for i in range(7)])[..., 0], grey_images[23:])
+    assert pipeline.preview(spec, "test", 2).shape == (2, 32, 32, 1)
+
+
+def test_stacked_digits_are_not_stacked_twice(idx_dir, tmp_path):
+    prepare("stacked_mnist", str(tmp_path / "out"), manual_dir=str(idx_dir))
+    raw, prepared = (
+        sources.open_images(DataSpec("stacked_mnist", dir=str(dir), channels=3), "train")
+        for dir in (idx_dir, tmp_path / "out")
+    )
+    np.testing.assert_array_equal(raw[5], prepared[5])
+
+
+@pytest.mark.parametrize("name", sorted(sources.SOURCES))
+def test_what_cannot_be_prepared_says_what_to_do(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)  # No TensorFlow.
+    source = sources.get_source(name)
+    if not source.by_hand and not source.tfds:
+        assert prepare(name, str(tmp_path)).startswith("Nothing to do: digits is on this machine")
+        return
+    monkeypatch.setitem(sources.SOURCES, name, dataclasses.replace(source, place=""))
+    with pytest.raises(DataError) as caught:
+        prepare(name, str(tmp_path / "out"))
+    message = str(caught.value)
+    assert "\n" not in message and name in message
+    if source.by_hand:
+        assert f"--name={name} --manual_dir=MANUAL_DIR" in message and source.by_hand in message
+    else:
+        assert "pip install tensorflow" in message and source.formats[0].looks_like in message
+    assert not (tmp_path / "out" / name).exists()
+
+
+def test_files_that_are_there_but_not_of_the_set(tmp_path):
+    with pytest.raises(DataError, match=f"ffhq256: nothing of it is in {tmp_path}; download"):
+        prepare("ffhq256", str(tmp_path / "out"), manual_dir=str(tmp_path))
+
+
+def test_manual_dir_must_be_there(tmp_path):
+    with pytest.raises(DataError, match="--manual_dir=.*absent: no such folder"):
+        prepare("cifar10", str(tmp_path), manual_dir=str(tmp_path / "absent"))
+
+
+def test_unknown_name(tmp_path):
+    with pytest.raises(DataError, match="unknown data set 'cifar11'; known: .*cifar10"):
+        prepare("cifar11", str(tmp_path))
+
+
+def test_tensorflow_datasets_prepares_what_it_can_download(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
+    with tfds.testing.mock_data():
+        said = prepare("cifar10", str(tmp_path))
+    assert said.startswith("Prepared cifar10 with tensorflow-datasets")
+
+
+def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
+
+    def fail(*_, **__):
+        raise ConnectionError("no route to host\nmore lines")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(DataError, match="could not prepare cifar10: no route to host$"):
+        prepare("cifar10", str(tmp_path))
+
+
+def test_split_of_ffhq_is_nine_to_one(pictures, tmp_path):
+    prepare("ffhq256", str(tmp_path / "out"), manual_dir=str(pictures), image_size=16)
+    spec = DataSpec("ffhq256", dir=str(tmp_path / "out"), image_size=16, channels=3)
+    assert pipeline.num_examples(spec, "train") == 54
+    assert pipeline.num_examples(spec, "validation") == 6
+    assert pipeline.resolve_split(spec, "test") == "validation"
+
+
+def test_truncated_gzip_stops_it(idx_dir, tmp_path):
+    path = idx_dir / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()))[:-20])
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte.gz: truncated"):
+        prepare("mnist", str(tmp_path / "out"), manual_dir=str(idx_dir))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,66 @@
+"""Unreadable images: one clear error, or with skip_corrupt a counted skip."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from nvae_jax.data import pipeline
+from nvae_jax.data.spec import DataError, DataSpec
+
+COUNT, BROKEN = 12, {2, 3, 11}
+
+
+@pytest.fixture
+def spec(tmp_path, encode, colour_images):
+    """Twelve pictures to train on, of which three cannot be read, and as many to validate."""
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        for i, image in enumerate(colour_images(COUNT)):
+            content = encode(image)
+            path = tmp_path / split / f"{i:02d}.png"
+            path.write_bytes(content[:50] if i in BROKEN else content)
+    return DataSpec("folder", dir=str(tmp_path), channels=3, skip_corrupt=True)
+
+
+def test_without_it_training_and_evaluation_stop(spec):
+    strict = dataclasses.replace(spec, skip_corrupt=False)
+    with pytest.raises(DataError, match=r"(02|03|11)\.png: damaged"):
+        iterator = pipeline.train_iterator(strict, batch_size=COUNT, seed=0)
+        next(iterator)
+    with pytest.raises(DataError, match=r"02\.png: damaged"):
+        list(pipeline.eval_batches(strict, split="validation", batch_size=4, seed=0))
+
+
+def test_training_counts_them_and_puts_the_next_in_their_place(spec):
+    iterator = pipeline.train_iterator(spec, batch_size=COUNT, seed=0)
+    batch = next(iterator)
+    assert set(batch) == {"image", "id"}
+    seen = batch["id"].tolist()
+    assert set(seen) == set(range(COUNT)) - BROKEN
+    # 2 and 3 are replaced by 4, 11 by 0: two skips for 2, one each for 3 and 11.
+    assert seen.count(4) == 3 and seen.count(0) == 2 and iterator.skipped == 4
+    iterator.close()
+
+
+def test_evaluation_masks_and_counts_them(spec, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        pipeline.logging, "warning", lambda text, *values: said.append(text % values)
+    )
+    batches = list(pipeline.eval_batches(spec, split="validation", batch_size=5, seed=0))
+    ids = np.concatenate([batch["id"] for batch in batches])
+    mask = np.concatenate([batch["mask"] for batch in batches])
+    assert set(ids[mask]) == set(range(COUNT)) - BROKEN
+    assert set(ids[~mask]) == BROKEN | {-1}
+    assert said[-1].endswith("3 unreadable image(s) left out")
+
+
+def test_a_folder_that_disappears_stops_all_the_same(spec, tmp_path):
+    iterator = pipeline.train_iterator(spec, batch_size=4, seed=0)
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(
+        DataError, match="20 images in a row cannot be read, the last: .*train.*png: cannot be read"
+    ):
+        next(iterator)
