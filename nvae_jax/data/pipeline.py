@@ -219,8 +219,10 @@ def preview(spec: DataSpec, split: str, count: int) -> np.ndarray:
 
     There are fewer when the split has fewer.
     """
-    batches = eval_batches(spec, split=split, batch_size=count, seed=0, max_examples=count)
+    here = dataclasses.replace(spec, workers=0)  # Too few to start processes for.
+    batches = eval_batches(here, split=split, batch_size=count, seed=0, max_examples=count)
     batch = next(batches)
+    batches.close()
     return batch["image"][batch["mask"]]
 
 
@@ -256,11 +258,14 @@ def _skip_or_raise(error: CorruptError, spec: DataSpec) -> CorruptError:
     return error
 
 
-def _counted(batches: Iterator[Batch], spec: DataSpec) -> Iterator[Batch]:
+def _counted(batches: grain.DatasetIterator, spec: DataSpec) -> Iterator[Batch]:
     skipped = 0
-    for batch in batches:
-        skipped += int((~batch["mask"] & (batch["id"] >= 0)).sum())
-        yield batch
+    try:
+        for batch in batches:
+            skipped += int((~batch["mask"] & (batch["id"] >= 0)).sum())
+            yield batch
+    finally:
+        batches.close()
     if skipped:
         logging.warning("data set %s: %d unreadable image(s) left out", spec.name, skipped)
 

@@ -115,7 +115,8 @@ def _run_tfds(spec: DataSpec, source: sources.Source, directory: pathlib.Path) -
 def _nothing_found(spec: DataSpec, source: sources.Source) -> str:
     where = f"nothing of it is in {spec.dir}" if spec.dir else "no --manual_dir is given"
     hint = source.by_hand.replace("MANUAL_DIR", spec.dir or "MANUAL_DIR")
-    expected = hint or f"it may hold {sources.describe_formats(source)}"
+    advice = source.advice and f" ({source.advice})"
+    expected = hint or f"it may hold {sources.describe_formats(source)}{advice}"
     return f"{spec.name}: {where}; {expected}"
 
 

@@ -9,8 +9,10 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 
+import grain
 from absl import logging
 from array_record.python import array_record_module
 
@@ -48,40 +50,48 @@ def write(
         manifest = {"version": VERSION, "name": name, "image_size": height, "channels": channels}
         manifest |= {"skipped": 0, "splits": {}}
         for split, images in splits.items():
-            encoded = _Encoded(images, (height, height, channels), skip_corrupt)
-            manifest["splits"][split] = _write_split(building, split, encoded)
-            manifest["skipped"] += encoded.skipped
+            encoder = _Encoder(images, (height, height, channels), skip_corrupt)
+            files = _write_split(building, split, encoder.encoded(split))
+            manifest["splits"][split] = files
+            manifest["skipped"] += len(images) - sum(file["count"] for file in files)
         (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
     return manifest
 
 
-class _Encoded(Iterable[bytes]):
-    """Images as PNG bytes, with a count of those that were left out."""
+class _Encoder:
+    """Images as PNG bytes, in order, by all processors."""
 
     def __init__(self, images: Images, shape: tuple[int, ...], skip_corrupt: bool):
         self._images, self._shape, self._skip = images, shape, skip_corrupt
-        self.skipped = 0
 
-    def __iter__(self) -> Iterator[bytes]:
-        for index in range(len(self._images)):
-            try:
-                image = self._images[index]
-            except CorruptError as error:
-                if not self._skip:
-                    raise
-                logging.warning("left out: %s", error)
-                self.skipped += 1
-                continue
-            if image.shape != self._shape:
-                raise DataError(f"image {index} is {image.shape}, where others are {self._shape}")
-            yield encode(image)
+    def encoded(self, split: str) -> Iterator[bytes]:
+        """The images without those that are left out; tells a terminal how far it is."""
+        threads = os.cpu_count() or 1
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
+        numbers = grain.MapDataset.range(len(self._images))
+        for done, record in enumerate(numbers.map(self._encode).to_iter_dataset(options)):
+            if sys.stderr.isatty() and done % 100 == 0:
+                print(f"\r{split}: {done} of {len(self._images)}", end="\r", file=sys.stderr)
+            yield record
+
+    def _encode(self, index: int) -> bytes | None:
+        try:
+            image = self._images[index]
+        except CorruptError as error:
+            if not self._skip:
+                raise
+            logging.warning("left out: %s", error)
+            return None  # Grain leaves it out.
+        if image.shape != self._shape:
+            raise DataError(f"image {index} is {image.shape}, where others are {self._shape}")
+        return encode(image)
 
 
-def _write_split(directory: pathlib.Path, split: str, records: Iterable[bytes]) -> list[dict]:
-    files, iterator = [], iter(records)
+def _write_split(directory: pathlib.Path, split: str, records: Iterator[bytes]) -> list[dict]:
+    files = []
     for number in itertools.count():
         name = f"{split}-{number:05d}.array_record"
-        count = _write_file(directory / name, iterator)
+        count = _write_file(directory / name, records)
         if not count:
             (directory / name).unlink()
             break
@@ -100,8 +110,16 @@ def _write_file(path: pathlib.Path, records: Iterator[bytes]) -> int:
             writer.write(record)
             count, size = count + 1, size + len(record)
     finally:
-        writer.close()
+        _close(writer, path)
     return count
+
+
+def _close(writer, path: pathlib.Path):
+    try:
+        writer.close()
+    except RuntimeError as error:  # A full disk, for one.
+        reason = str(error).split("\n")[0]
+        raise DataError(f"{path}: cannot be written ({reason})") from error
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from absl import logging
 
 from nvae_jax.data import views
+from nvae_jax.data.celeba import CelebA
 from nvae_jax.data.cifar import Cifar
 from nvae_jax.data.digits import Digits
 from nvae_jax.data.folder import Folder
@@ -83,10 +84,18 @@ class Source:
 
 _TRAIN_TEST, _TRAIN_VALIDATION = ("train", "test"), ("train", "validation")
 _MNIST_SIZES = {"train": (60_000,), "test": (10_000,)}
+_MNIST = "its files are at https://storage.googleapis.com/cvdf-datasets/mnist/"
+# tensorflow-datasets could download it, but reads it with a package that is no longer maintained.
+_LSUN = (
+    "take {0}_train_lmdb.zip and {0}_val_lmdb.zip from http://dl.yf.io/lsun/scenes/ and unpack "
+    "both into MANUAL_DIR; choose a size with --image_size"
+)
 
 SOURCES: dict[str, Source] = {
     "digits": Source((Digits(),), {"train": (1500,), "test": (297,)}, channels=1),
-    "mnist": Source((Idx(), Npz(), Tfds("mnist", _TRAIN_TEST)), _MNIST_SIZES, channels=1),
+    "mnist": Source(
+        (Idx(), Npz(), Tfds("mnist", _TRAIN_TEST)), _MNIST_SIZES, channels=1, advice=_MNIST
+    ),
     "fashion_mnist": Source(
         (Idx(), Npz(), Tfds("fashion_mnist", _TRAIN_TEST)),
         _MNIST_SIZES,
@@ -99,6 +108,7 @@ SOURCES: dict[str, Source] = {
         _MNIST_SIZES,
         channels=1,
         wrap=views.Stacked,
+        advice=_MNIST,
     ),
     "omniglot": Source(
         (Tfds("omniglot", _TRAIN_TEST), Npz()),
@@ -111,9 +121,10 @@ SOURCES: dict[str, Source] = {
     "cifar10": Source(
         (Cifar(), Lmdb(), Npz(), Tfds("cifar10", _TRAIN_TEST)),
         {"train": (50_000,), "test": (10_000,)},
+        advice="unpacked, www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz is such a folder",
     ),
     "celeba64": Source(
-        (Tfds("celeb_a", ("train", "validation", "test")), Lmdb(), Npz(), Folder()),
+        (CelebA(), Tfds("celeb_a", ("train", "validation", "test")), Lmdb(), Npz()),
         {"train": (162_770,), "validation": (19_867,), "test": (19_962,)},
         size=64,
         resize=True,
@@ -166,11 +177,13 @@ SOURCES: dict[str, Source] = {
         (Lmdb(), Tfds("lsun/bedroom", _TRAIN_VALIDATION), Folder()),
         {"train": (3_033_042,), "validation": (300,)},
         resize=True,
+        by_hand=_LSUN.format("bedroom"),
     ),
     "lsun_church": Source(
         (Lmdb(), Tfds("lsun/church_outdoor", _TRAIN_VALIDATION), Folder()),
         {"train": (126_227,), "validation": (300,)},
         resize=True,
+        by_hand=_LSUN.format("church_outdoor"),
     ),
     "folder": Source(
         (Folder(),),
@@ -299,5 +312,6 @@ def _compare_size(name: str, split: str, found: int):
 def _adapt(images: Images, spec: DataSpec, source: Source) -> Images:
     if source.resize:
         asked = spec.image_size and spec.image_size - 2 * spec.padding
-        images = views.Fitted(images, asked or source.size or images.shape[1], source.boxes)
+        size = asked or source.size or min(images.shape[1:3])
+        images = views.Fitted(images, size, source.boxes)
     return source.wrap(images) if source.wrap else images

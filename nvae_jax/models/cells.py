@@ -67,16 +67,14 @@ class InvertedResidualBody(nn.Module):
         hidden = self.expansion * x.shape[-1]
         # An up cell doubles its input first. Everything ahead of the depthwise convolution acts on
         # single pixels, so doubling after it gives the same numbers for a quarter of the work.
-        copies = 4 if self.resample == "up" else 1
+        up = self.resample == "up"
+        copies = 4 if up else 1
         x = self.norm(name="norm_in")(x, train, copies)
         x = conv(hidden, 1, name="conv_expand")(x)
         x = nn.swish(self.norm(name="norm_expand")(x, train, copies))
-        if self.resample == "up":
-            x = upsample_nearest(x)
         stride = 2 if self.resample == "down" else 1
-        depthwise = conv(
-            hidden, self.kernel_size, stride=stride, depthwise=True, name="conv_depthwise"
-        )
+        depthwise = partial(conv, hidden, self.kernel_size, depthwise=True, name="conv_depthwise")
+        depthwise = depthwise(stride=stride, upsample=up)
         x = nn.swish(self.norm(name="norm_depthwise")(depthwise(x), train))
         x = conv(self.features, 1, name="conv_project")(x)
         return self.norm(name="norm_out")(x, train)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax.ops.depthwise import depthwise_conv
+from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
 
 # The standard deviation of a convolution's output after data-dependent initialisation.
 DATA_INIT_SCALE = 0.2
@@ -47,6 +47,7 @@ class Conv(nn.Module):
       features: output channels.
       kernel_size: k.
       depthwise: one kernel a channel; `features` must be the input's channels.
+      upsample: double the input by nearest neighbours first; for depthwise convolutions.
       mask: maps the kernel's shape (k, k, in, out) to a 0/1 array that multiplies it.
       log_scale_shift: added to the initial log-scale.
       data_init: the first batch sets log-scale and bias so that each output channel has mean 0 and
@@ -57,6 +58,7 @@ class Conv(nn.Module):
     kernel_size: int = 1
     stride: int = 1
     depthwise: bool = False
+    upsample: bool = False
     use_bias: bool = True
     weight_norm: bool = True
     mask: Callable[[tuple[int, ...]], np.ndarray] | None = None
@@ -93,6 +95,8 @@ class Conv(nn.Module):
         return kernel
 
     def _convolve(self, x, kernel):
+        if self.upsample:
+            return upsample_depthwise_conv(x, kernel, precision=self.precision)
         if self.depthwise:
             return depthwise_conv(x, kernel, stride=self.stride, precision=self.precision)
         pad = (self.kernel_size - 1) // 2

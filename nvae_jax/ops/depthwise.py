@@ -116,7 +116,8 @@ def _library_input_grad(g, w, geometry, precision):
 
 def _library_kernel_grad(x, g, geometry, precision):
     w = jax.ShapeDtypeStruct((geometry.kernel_size,) * 2 + x.shape[-1:], x.dtype)
-    return _transpose(lambda w: _library_correlate(x, w, geometry, precision), w, g)
+    dw = _transpose(lambda w: _library_correlate(x, w, geometry, precision), w, g)
+    return dw.astype(_accumulator(x))
 
 
 def _library_upsample(x, w, geometry, precision):
@@ -135,7 +136,8 @@ def _library_upsample_input_grad(g, w, geometry, precision):
 
 def _library_upsample_kernel_grad(x, g, geometry, precision):
     w = jax.ShapeDtypeStruct((geometry.kernel_size - 1,) * 2 + x.shape[-1:], x.dtype)
-    return _transpose(lambda w: _library_upsample(x, w, geometry, precision), w, g)
+    dw = _transpose(lambda w: _library_upsample(x, w, geometry, precision), w, g)
+    return dw.astype(_accumulator(x))
 
 
 def _transpose(linear, like, g):

@@ -89,6 +89,20 @@ def test_what_cannot_be_prepared_says_what_to_do(name, tmp_path, monkeypatch):
     assert not (tmp_path / "out" / name).exists()
 
 
+def test_lsun_at_a_size(tmp_path, encode, colour_images):
+    lmdb = pytest.importorskip("lmdb")
+    for split in ("train", "val"):
+        path = tmp_path / f"church_outdoor_{split}_lmdb"
+        path.mkdir()
+        environment = lmdb.open(str(path), map_size=2**22)
+        with environment.begin(write=True) as transaction:
+            for i, image in enumerate(colour_images(5, 40)):
+                transaction.put(b"key%d" % i, encode(image[:, :30], "WEBP"))
+        environment.close()
+    prepare("lsun_church", str(tmp_path / "out"), manual_dir=str(tmp_path), image_size=16)
+    assert records.read_manifest(tmp_path / "out" / "lsun_church")["image_size"] == 16
+
+
 def test_files_that_are_there_but_not_of_the_set(tmp_path):
     with pytest.raises(DataError, match=f"ffhq256: nothing of it is in {tmp_path}; download"):
         prepare("ffhq256", str(tmp_path / "out"), manual_dir=str(tmp_path))

@@ -145,7 +145,7 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_two_steps_of_every_source(name, stand_in, colour_images):
+def test_two_batches_of_every_source(name, stand_in, colour_images):
     directory = stand_in(sources.SOURCES[name].tfds.name)
     stand_ins = {}
     if name == "imagenet32":  # Its declared shape is open, so that stand-ins are of any size.

@@ -1,0 +1,48 @@
+"""CelebA as its authors distribute it."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+from nvae_jax.data.folder import FolderImages
+from nvae_jax.data.spec import DataError
+
+_PICTURES, _PARTITION = "img_align_celeba", "list_eval_partition.txt"
+_SPLITS = {"0": "train", "1": "validation", "2": "test"}
+_SIZE = 178  # The shorter side of all its pictures.
+
+
+class CelebA:
+    """The format of a folder with img_align_celeba/ and list_eval_partition.txt, its splits."""
+
+    looks_like = f"{_PICTURES}/*.jpg and {_PARTITION}"
+
+    def find(self, directory: pathlib.Path) -> Mapping[str, list[pathlib.Path]]:
+        """The pictures of each split."""
+        if not (directory / _PICTURES).is_dir():
+            return {}
+        path = directory / _PARTITION
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{path}: cannot be read; it says which split a picture is in"
+            ) from error
+        found = {}
+        for number, line in enumerate(lines, 1):
+            name, split = _parse(line, f"{path} line {number}")
+            found.setdefault(split, []).append(directory / _PICTURES / name)
+        return found
+
+    def open(self, found: list[pathlib.Path], split: str, channels: int) -> FolderImages:
+        """Opens a split."""
+        del split
+        return FolderImages(found, _SIZE, channels)
+
+
+def _parse(line: str, where: str) -> tuple[str, str]:
+    match line.split():
+        case [name, number] if number in _SPLITS and pathlib.PurePath(name).name == name:
+            return name, _SPLITS[number]
+    raise DataError(f"{where}: {line[:80]!r} is not a picture and the number of its split")

@@ -1,0 +1,44 @@
+"""launch/prepare_data.py as a user runs it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / "launch" / "prepare_data.py", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def test_prepares_a_folder_and_says_how_to_use_it(pictures, tmp_path):
+    done = run(
+        "--name=folder", f"--manual_dir={pictures}", f"--data_dir={tmp_path}", "--image_size=16"
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"--config.data.name=folder --config.data.dir={tmp_path}/folder" in done.stdout
+    assert (tmp_path / "folder" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--name=ffhq256"], "put|download images1024x1024"),
+        (["--name=cifar11"], "unknown data set 'cifar11'"),
+        (["--nme=cifar10"], "nme"),
+    ],
+    ids=["by hand", "name", "flag"],
+)
+def test_faults_are_one_line_and_an_exit_status(arguments, message, tmp_path):
+    done = run(*arguments, *([] if "nme" in message else [f"--data_dir={tmp_path}"]))
+    assert done.returncode != 0 and done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert any(part in done.stderr for part in message.split("|"))

@@ -1,0 +1,276 @@
+"""Depthwise convolution against a float64 reference, and under every transformation in use."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from nvae_jax.ops import depthwise
+from nvae_jax.ops.depthwise import IMPLEMENTATIONS, depthwise_conv, upsample_depthwise_conv
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(autouse=True)
+def rank_promotion():
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def reference(x, kernel, g, stride):
+    """(y, dx, dkernel) in float64 numpy, tap by tap; g is the cotangent of y."""
+    x, kernel, g = (np.asarray(a, np.float64) for a in (x, kernel, g))
+    (_, h, w, _), k = x.shape, kernel.shape[0]
+    pad = (k - 1) // 2
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    y, dx, dkernel = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
+    for row in range(k):
+        for column in range(k):
+            window = np.s_[:, row : row + h : stride, column : column + w : stride]
+            y += padded[window] * kernel[row, column, 0]
+            dx[window] += g * kernel[row, column, 0]
+            dkernel[row, column, 0] = (padded[window] * g).sum((0, 1, 2))
+    return y, dx[:, pad : pad + h, pad : pad + w], dkernel
+
+
+def upsample_reference(x, kernel, g):
+    repeated = np.asarray(x, np.float64).repeat(2, 1).repeat(2, 2)
+    y, dx, dkernel = reference(repeated, kernel, g, 1)
+    b, h, w, c = x.shape
+    return y, dx.reshape(b, h, 2, w, 2, c).sum((2, 4)), dkernel
+
+
+def data(size, k, out_size, dtype=jnp.float32, batch=2, channels=3):
+    """x, kernel and a cotangent of the output, rounded to `dtype`."""
+    rng = np.random.default_rng(0)
+    shapes = (batch, *size, channels), (k, k, 1, channels), (batch, *out_size, channels)
+    return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+
+
+def with_gradients(operation):
+    def run(x, kernel, g):
+        y, pullback = jax.vjp(operation, x, kernel)
+        return y, *pullback(g)
+
+    return run
+
+
+def assert_close(actual, expected, dtype):
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == dtype
+        e = np.asarray(e, np.float64)
+        error = np.abs(np.asarray(a, np.float64) - e).max()
+        assert error <= tolerance * np.abs(e).max()
+
+
+CASES = [
+    # kernel, stride, size, dtype: odd and even sizes, smaller and larger than the kernel and
+    # than a tile of the kernel gradient.
+    (3, 1, (4, 6), jnp.float32),
+    (3, 2, (5, 6), jnp.float32),
+    (3, 2, (1, 1), jnp.float32),
+    (5, 1, (8, 8), jnp.float32),
+    (5, 1, (3, 17), jnp.float32),
+    (5, 1, (2, 1), jnp.float32),
+    (5, 1, (5, 4), jnp.bfloat16),
+    (5, 2, (8, 8), jnp.float32),
+    (5, 2, (7, 9), jnp.float32),
+    (5, 2, (6, 5), jnp.bfloat16),
+    (7, 1, (6, 5), jnp.float32),
+    (7, 2, (6, 5), jnp.float32),
+    (9, 2, (4, 4), jnp.float32),
+    (11, 1, (4, 4), jnp.float32),
+    (11, 2, (5, 4), jnp.float32),
+    (11, 2, (4, 4), jnp.bfloat16),
+]
+
+
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize(("k", "stride", "size", "dtype"), CASES)
+def test_value_and_gradients(k, stride, size, dtype, implementation):
+    x, kernel, g = data(size, k, [-(-n // stride) for n in size], dtype)
+
+    def operation(x, kernel):
+        return depthwise_conv(x, kernel, stride=stride, implementation=implementation)
+
+    actual = jax.jit(with_gradients(operation))(x, kernel, g)
+    assert_close(actual, reference(x, kernel, g, stride), dtype)
+
+
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize(
+    ("k", "size", "dtype"),
+    [
+        (3, (3, 4), jnp.float32),
+        (5, (4, 4), jnp.float32),
+        (5, (1, 3), jnp.bfloat16),
+        (7, (3, 2), jnp.float32),
+    ],
+)
+def test_upsample_value_and_gradients(k, size, dtype, implementation):
+    x, kernel, g = data(size, k, [2 * n for n in size], dtype)
+
+    def operation(x, kernel):
+        return upsample_depthwise_conv(x, kernel, implementation=implementation)
+
+    actual = jax.jit(with_gradients(operation))(x, kernel, g)
+    assert_close(actual, upsample_reference(x, kernel, g), dtype)
+
+
+def test_bfloat16_is_accumulated_in_float32():
+    # 256 + 24 ones: a bfloat16 sum would stop at 256.
+    x, kernel = jnp.ones((1, 5, 5, 1), jnp.bfloat16), jnp.ones((5, 5, 1, 1), jnp.bfloat16)
+    kernel = kernel.at[0, 0].set(256)
+    for implementation in IMPLEMENTATIONS:
+        assert depthwise_conv(x, kernel, implementation=implementation)[0, 2, 2, 0] == 280
+
+
+def test_kernel_may_keep_its_own_dtype():
+    x, kernel, g = data((4, 4), 3, (4, 4), jnp.bfloat16)
+    kernel = kernel.astype(jnp.float32)
+    y, dx, dkernel = jax.jit(with_gradients(depthwise_conv))(x, kernel, g)
+    assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    assert_close([dkernel], [reference(x, kernel, g, 1)[2]], jnp.float32)
+
+
+def test_vmap_over_examples_and_over_kernels():
+    x, kernel, g = data((4, 5), 3, (4, 5), batch=6)
+    xs, gs = x.reshape(3, 2, 4, 5, 3), g.reshape(3, 2, 4, 5, 3)
+    kernels = jnp.stack([kernel, 2 * kernel, kernel[::-1]])
+    actual = jax.jit(jax.vmap(with_gradients(depthwise_conv)))(xs, kernels, gs)
+    for i in range(3):
+        expected = reference(xs[i], kernels[i], gs[i], 1)
+        assert_close([a[i] for a in actual], expected, jnp.float32)
+
+
+def test_scan_and_remat_equal_a_plain_stack():
+    x, kernel, _ = data((4, 4), 3, (4, 4))
+    kernels = jnp.stack([kernel, kernel[::-1], kernel[:, ::-1]])
+
+    def layer(x, kernel):
+        return jnp.tanh(depthwise_conv(x, kernel)), None
+
+    def plain(x, kernels):
+        for i in range(3):
+            x, _ = layer(x, kernels[i])
+        return jnp.sum(x)
+
+    def scanned(x, kernels):
+        return jnp.sum(jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), x, kernels)[0])
+
+    expected = jax.jit(jax.grad(plain, (0, 1)))(x, kernels)
+    actual = jax.jit(jax.grad(scanned, (0, 1)))(x, kernels)
+    assert_close(actual, expected, jnp.float32)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np, sys
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
+
+assert jax.device_count() == 4
+implementation = sys.argv[1]
+mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
+split, copied = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())
+x = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
+kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, 3))
+operations = [
+    lambda x, w: depthwise_conv(x, w, implementation=implementation),
+    lambda x, w: depthwise_conv(x, w, stride=2, implementation=implementation),
+    lambda x, w: upsample_depthwise_conv(x, w, implementation=implementation),
+]
+def loss(operation):
+    return lambda x, w: jnp.sum(jnp.sin(operation(x, w)))
+for operation in operations:
+    run = jax.grad(loss(operation), (0, 1))
+    compiled = jax.jit(run, in_shardings=(split, copied)).lower(x, kernel).compile()
+    text = compiled.as_text()
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
+        assert collective not in text, collective
+    assert "all-reduce" in text
+    dx, dw = compiled(jax.device_put(x, split), jax.device_put(kernel, copied))
+    assert dx.sharding.is_equivalent_to(split, 4), dx.sharding
+    for a, b in zip((dx, dw), jax.jit(run)(x, kernel)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+def test_a_sharded_batch_stays_sharded(implementation):
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": root,
+    }
+    command = [sys.executable, "-W", "error", "-c", SHARDED, implementation]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "done" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("operation", [depthwise_conv, upsample_depthwise_conv])
+def test_each_platform_gets_its_own_implementation(operation):
+    # Lowering needs no device of the platform.
+    x, kernel, _ = data((4, 4), 5, (4, 4))
+
+    def loss(x, kernel):
+        return jnp.sum(operation(x, kernel) ** 2)
+
+    trace = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(x, kernel)
+    for platform, convolves in {"cpu": False, "cuda": True, "tpu": True}.items():
+        text = trace.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.convolution" in text) == convolves, platform
+    exported = export.export(jax.jit(loss), platforms=["cpu", "cuda", "tpu"])(x, kernel)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    np.testing.assert_allclose(exported.call(x, kernel), loss(x, kernel), rtol=1e-5)
+
+
+def test_layers_of_equal_shape_are_traced_once(monkeypatch):
+    traced = []
+    shifted = dict(IMPLEMENTATIONS["shifted"])
+
+    def counting(name):
+        def run(*args, **kwargs):
+            traced.append(name)
+            return shifted[name](*args, **kwargs)
+
+        return run
+
+    monkeypatch.setitem(IMPLEMENTATIONS, "shifted", {name: counting(name) for name in shifted})
+    jax.clear_caches()
+    x, kernel, _ = data((4, 4), 3, (4, 4))
+
+    def loss(x, kernel):
+        for _ in range(4):
+            x = jnp.tanh(depthwise_conv(x, kernel, implementation="shifted"))
+        return jnp.sum(x)
+
+    jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel)
+    assert sorted(traced) == ["correlate", "input_grad", "kernel_grad"]
+
+
+def test_wrong_arguments_are_named():
+    x, kernel, _ = data((4, 4), 3, (4, 4))
+    with pytest.raises(ValueError, match="stride"):
+        depthwise_conv(x, kernel, stride=3)
+    with pytest.raises(ValueError, match="known: library, shifted"):
+        depthwise_conv(x, kernel, implementation="fast")
+    with pytest.raises(ValueError, match="expected x"):
+        depthwise_conv(x, kernel[:2, :2])
+    with pytest.raises(ValueError, match="expected x"):
+        upsample_depthwise_conv(x, kernel[..., :2])
+
+
+def test_tiles_cover_every_size():
+    for size in [(1, 1), (4, 4), (8, 8), (3, 17), (16, 16), (33, 5), (64, 64)]:
+        tiles = depthwise._tiles(size)
+        for n, (count, length) in zip(size, tiles, strict=True):
+            assert count * length >= n > (count - 1) * length
+        assert np.prod([length for _, length in tiles]) <= depthwise._TILE
