@@ -37,7 +37,9 @@ def make_train_step(model, likelihood, objective, optimizer, learning_rate):
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
                 spectral=state.spectral,
-                first=state.step == 0,
+                rounds=jnp.where(
+                    state.step == 0, regularizers.FIRST_ROUNDS, regularizers.ROUNDS
+                ),
                 alpha=alpha,
                 beta=beta,
                 weight=obj.regularizer_weight(beta, objective),
@@ -71,13 +73,13 @@ def make_train_step(model, likelihood, objective, optimizer, learning_rate):
 
 
 def training_loss(
-    model, likelihood, variables, images, *, spectral, first, alpha, beta, weight, **apply_kwargs
+    model, likelihood, variables, images, *, spectral, rounds, alpha, beta, weight, **apply_kwargs
 ):
     """The objective on one batch (paper, equations 2 and 9).
 
     Args:
       spectral: power-iteration vectors.
-      first: whether this is the first step, which iterates longer.
+      rounds: of power iteration.
       alpha: (groups,), from `objective.balance_alpha`.
       beta: KL weight.
       weight: λ of the regularisers.
@@ -91,7 +93,6 @@ def training_loss(
     )
     reconstruction = -likelihood(out.logits).log_prob(images)
     weighted_kl, gamma = obj.balanced_kl(out.kl, alpha, beta)
-    rounds = jnp.where(first, regularizers.FIRST_ROUNDS, regularizers.ROUNDS)
     spectral_norm, spectral = regularizers.spectral_penalty(mutated["kernels"], spectral, rounds)
     bn = regularizers.batch_norm_penalty(variables["params"])
     loss = (reconstruction + weighted_kl).mean() + weight * (spectral_norm + bn)

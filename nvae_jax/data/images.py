@@ -43,6 +43,17 @@ class Images(Protocol):
     def __getitem__(self, index: int) -> np.ndarray: ...
 
 
+def probe(images: Images) -> tuple[int, int, int]:
+    """(H, W, C) of the first image that can be read; raises its CorruptError if none of ten can."""
+    fault = None
+    for index in range(min(len(images), 10)):
+        try:
+            return images[index].shape
+        except CorruptError as error:
+            fault = fault or error
+    raise fault
+
+
 def read_file(path: pathlib.Path, channels: int = 0) -> np.ndarray:
     """Decodes an image file to uint8 (H, W, C), refusing one that is not what its name says."""
     try:

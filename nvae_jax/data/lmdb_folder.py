@@ -56,7 +56,7 @@ class LmdbImages:
             raise DataError(f"{path}: has no records")
         self._is_raw = not images_lib.is_encoded(self._record(0))
         self.shape = (len(self._keys), 0, 0, channels)
-        self.shape = (len(self._keys), *self[0].shape)
+        self.shape = (len(self._keys), *images_lib.probe(self))
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -6,6 +6,7 @@ The only file that names data sets. A new one is one row of `SOURCES`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -111,7 +112,7 @@ SOURCES: dict[str, Source] = {
         advice=_MNIST,
     ),
     "omniglot": Source(
-        (Tfds("omniglot", _TRAIN_TEST), Npz()),
+        (Tfds("omniglot", _TRAIN_TEST),),
         {"train": (19_280,), "test": (13_180,)},
         channels=1,
         size=28,
@@ -292,6 +293,7 @@ def describe_formats(source: Source) -> str:
     return "; or ".join(form.looks_like for form in source.formats)
 
 
+@functools.cache  # Said once, however often a data set is opened.
 def _compare_size(name: str, split: str, found: int):
     source = SOURCES[name]
     published = source.sizes.get(split)

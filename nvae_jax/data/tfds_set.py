@@ -55,7 +55,7 @@ class TfdsImages:
             raise DataError(f"{self._where}: cannot be opened ({_brief(error)})") from error
         self.shape = (count, 0, 0, channels)
         if count:
-            self.shape = (count, *self[0].shape)
+            self.shape = (count, *images_lib.probe(self))
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
+from nvae_jax.data.images import probe
 from nvae_jax.data.spec import CorruptError, DataError
 
 _HEADER = 12  # Length of the record (8 bytes) and its checksum (4); another follows the record.
@@ -54,7 +55,7 @@ class TfRecordImages:
         self._spans = np.concatenate(tables)
         if not len(self._spans):
             raise DataError(f"{paths[0].parent}: its files have no records")
-        self.shape = (len(self._spans), *self[0].shape)
+        self.shape = (len(self._spans), *probe(self))
 
     def __len__(self) -> int:
         return len(self._spans)

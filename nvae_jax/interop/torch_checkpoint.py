@@ -84,30 +84,47 @@ def convert_state(state: Mapping[str, np.ndarray], args: Mapping[str, Any]):
         the arguments describe; the message says which.
     """
     config = convert_args(args)
+    variables, used = convert_tree(config, state)
+    extra = [n for n in state if n not in used and not n.endswith(IGNORED_SUFFIXES)]
+    if extra:
+        raise ValueError(_misfit(extra, "not expected"))
+    return config, variables
+
+
+def convert_tree(config, arrays, collections=("params", "batch_stats")):
+    """Arrays under published names (parameters, gradients, ...) as trees of our structure.
+
+    Returns:
+      ({collection: tree}, the set of names that were used).
+
+    Raises:
+      ValueError: an array is missing, or groups that are stacked differ in shape.
+    """
     found, used, missing = {}, set(), []
-    for leaf in leaves(config, state):
-        name = next((n for n in leaf.names if n in state), None)
+    for leaf in leaves(config, arrays):
+        if leaf.collection not in collections:
+            continue
+        name = next((n for n in leaf.names if n in arrays), None)
         if name is None:
             missing.append(leaf.names[0])
             continue
         used.add(name)
-        array = LAYOUTS[leaf.layout](np.asarray(state[name]))
+        array = LAYOUTS[leaf.layout](np.asarray(arrays[name]))
         found.setdefault((leaf.collection, leaf.path), {})[leaf.index] = array
-    extra = [n for n in state if n not in used and not n.endswith(IGNORED_SUFFIXES)]
-    if missing or extra:
-        raise ValueError(
-            "the state does not fit the model its arguments describe: "
-            + "; ".join(
-                f"{len(names)} {what} (first: {', '.join(sorted(names)[:3])})"
-                for what, names in (("missing", missing), ("not expected", extra))
-                if names
-            )
-        )
-    return config, _assemble(found)
+    if missing:
+        raise ValueError(_misfit(missing, "missing"))
+    return _assemble(found, collections), used
 
 
-def _assemble(found):
-    variables = {"params": {}, "batch_stats": {}}
+def _misfit(names, what):
+    return (
+        "the state does not fit the model that its arguments describe: "
+        f"{len(names)} array(s) {what}, first {', '.join(sorted(names)[:3])}"
+    )
+
+
+def _assemble(found, collections):
+    variables = {collection: {} for collection in collections}
     for (collection, path), arrays in found.items():
         node = variables[collection]
         for key in path[:-1]:

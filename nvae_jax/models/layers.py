@@ -29,7 +29,12 @@ def fan_in_uniform(key, shape, fan_in):
 
 def normalize_kernel(kernel, log_scale):
     """exp(log_scale) · v / (‖v‖ + 1e-5), the norm taken per output channel (the last axis)."""
-    return kernel * (jnp.exp(log_scale) / (kernel_norm(kernel) + 1e-5))
+    return kernel * per_channel(jnp.exp(log_scale) / (kernel_norm(kernel) + 1e-5))
+
+
+def per_channel(vector):
+    """A vector (C,) in a shape that multiplies (B, H, W, C) and kernels (k, k, in, C)."""
+    return vector[None, None, None, :]
 
 
 def kernel_norm(kernel):
@@ -76,7 +81,7 @@ class Conv(nn.Module):
         y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", fan_in_uniform, (self.features,), fan_in(kernel.shape))
-            y = y + bias.astype(self.dtype)
+            y = y + per_channel(bias.astype(self.dtype))
         if self.data_init and self.is_mutable_collection("params"):
             y = self._init_from_data(y)
         return y
@@ -115,7 +120,7 @@ class Conv(nn.Module):
         log_scale, bias = (self.get_variable("params", name) for name in ("log_scale", "bias"))
         self.put_variable("params", "log_scale", log_scale + jnp.log(gain))
         self.put_variable("params", "bias", (bias - mean) * gain)
-        return (y - mean) * gain
+        return (y - per_channel(mean)) * per_channel(gain)
 
 
 class BatchNorm(nn.Module):
@@ -145,14 +150,14 @@ class BatchNorm(nn.Module):
         if train:
             x32 = x.astype(jnp.float32)
             mean = x32.mean((0, 1, 2))
-            var = jnp.square(x32 - mean).mean((0, 1, 2))
+            var = jnp.square(x32 - per_channel(mean)).mean((0, 1, 2))
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 count = copies * x[..., 0].size
                 unbiased = var * (count / max(count - 1, 1))
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (unbiased - running_var.value)
         gain = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x * gain + (bias - mean * gain)).astype(self.dtype)
+        return (x * per_channel(gain) + per_channel(bias - mean * gain)).astype(self.dtype)
 
 
 class SqueezeExcitation(nn.Module):
@@ -182,7 +187,7 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
         bias = self.param("bias", fan_in_uniform, (self.features,), fan_in(shape))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None]
 
 
 def upsample_nearest(x):

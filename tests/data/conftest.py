@@ -67,3 +67,14 @@ def pictures(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_encode(image[:, :24], kind))
     return folder
+
+
+@pytest.fixture(scope="session")
+def read():
+    """A function: (format, folder, split) to all images of the split, uint8 (N, H, W, C)."""
+
+    def read_all(form, directory, split):
+        images = form.open(form.find(directory)[split], split, 0)
+        return np.stack([images[i] for i in range(len(images))])
+
+    return read_all

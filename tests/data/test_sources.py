@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from nvae_jax.data import sources
+from nvae_jax.data import pipeline, sources
+from nvae_jax.data.lmdb_folder import Lmdb
 from nvae_jax.data.spec import DataError, DataSpec
 
 
@@ -38,7 +39,9 @@ def test_other_than_published_size_is_a_warning(idx_dir, monkeypatch):
     monkeypatch.setattr(
         sources.logging, "warning", lambda text, *values: said.append(text % values)
     )
-    sources.open_images(DataSpec("mnist", dir=str(idx_dir)), "train")
+    sources._compare_size.cache_clear()
+    for _ in range(3):
+        sources.open_images(DataSpec("mnist", dir=str(idx_dir)), "train")
     sources.open_images(DataSpec("digits"), "train")
     assert len(said) == 1 and "23 images in split train, where 60000" in said[0]
 
@@ -56,3 +59,55 @@ def test_digits_are_whole_disjoint_and_recognisable():
     likeness = small @ original.T
     assert (likeness.argmax(1) == np.arange(1797)).sum() >= 1790
     assert likeness.diagonal().min() > 0.8
+
+
+@pytest.mark.parametrize(
+    "count, name, other",
+    [
+        (1_281_167, "imagenet32", "imagenet32_downsampled"),
+        (1_281_149, "imagenet32_downsampled", "imagenet32"),
+        (1_281_147, "imagenet32_downsampled", "imagenet32"),
+    ],
+)
+def test_the_two_imagenets_are_told_apart(count, name, other, tmp_path, monkeypatch):
+    class Many:
+        shape = (count, 32, 32, 3)
+
+        def __len__(self):
+            return count
+
+    monkeypatch.setattr(Lmdb, "open", lambda *_: Many())
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.lmdb").mkdir()
+    with pytest.raises(DataError, match=f"is the mark of '{other}'"):
+        sources.open_images(DataSpec(name, dir=str(tmp_path), channels=3), "train")
+    opened = sources.open_images(DataSpec(other, dir=str(tmp_path), channels=3), "train")
+    assert len(opened) == count
+
+
+def test_validation_marks_of_the_two_imagenets():
+    assert 49_999 in sources.SOURCES["imagenet32"].sizes["validation"]
+    assert 49_999 not in sources.SOURCES["imagenet32_downsampled"].sizes["validation"]
+
+
+def test_stacked_mnist_from_files_of_mnist(idx_dir, grey_images):
+    spec = DataSpec("stacked_mnist", dir=str(idx_dir), channels=3, padding=2)
+    iterator = pipeline.train_iterator(spec, batch_size=4, seed=0)
+    batch = next(iterator)
+    iterator.close()
+    assert batch["image"].shape == (4, 32, 32, 3)
+    known = {image.tobytes() for image in grey_images[:23]}
+    colours = np.round(batch["image"][:, 2:30, 2:30] * 255).astype(np.uint8)
+    assert all(image[..., c].tobytes() in known for image in colours for c in range(3))
+
+
+def test_npz_of_celeba_is_cropped_and_resized(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 218, 178, 3), np.uint8)
+    np.savez(tmp_path / "train.npz", images=images)
+    spec = DataSpec("celeba64", dir=str(tmp_path), image_size=64, channels=3)
+    opened = sources.open_images(spec, "train")
+    assert opened.shape == (4, 64, 64, 3) and opened[0].shape == (64, 64, 3)
+    # The crop takes nothing from outside of its box.
+    images[:, :40], images[:, 188:], images[:, :, :15], images[:, :, 163:] = 0, 0, 0, 0
+    np.savez(tmp_path / "train.npz", images=images)
+    np.testing.assert_array_equal(sources.open_images(spec, "train")[2], opened[2])

@@ -1,0 +1,43 @@
+"""Installs `nvae_jax`; see README.md."""
+
+from setuptools import find_packages, setup
+
+TFDS = ["tensorflow-datasets>=4.9.7", "importlib_resources"]
+LMDB = ["lmdb>=1.4"]
+TEST = ["pytest>=8", "ruff>=0.6", *TFDS, *LMDB]
+
+setup(
+    name="nvae_jax",
+    version="0.1.0",
+    description="NVAE (Vahdat & Kautz, NeurIPS 2020) in JAX and Flax",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # The experiments are a package too, so that a run directory can be read from anywhere.
+    packages=find_packages(include=["nvae_jax", "nvae_jax.*", "configs"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8.1",
+        "chex>=0.1.88",
+        "einops>=0.8",
+        "flax>=0.10.4",
+        "grain>=0.2.15",
+        "jax>=0.6",
+        "ml-collections>=1.0",
+        "numpy>=1.26",
+        "optax>=0.2.4",
+        "orbax-checkpoint>=0.11",
+        "pillow>=10.4",
+        "protobuf>=4.22",
+        "scikit-learn>=1.4",
+        "tensorboardX>=2.6",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": TEST,
+        "dev": TEST,
+        "gpu": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "tfds": TFDS,
+        "lmdb": LMDB,
+    },
+)

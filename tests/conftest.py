@@ -1,0 +1,87 @@
+"""Fixtures for the whole suite: strict JAX, one compilation cache per run, tiny configs."""
+
+import json
+import os
+from pathlib import Path
+
+# Tests spend their time compiling: ask for less optimised code, here and in commands they start.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from nvae_jax import build
+
+GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_NAMES = ("bernoulli_2scale", "logistic_mixture_flow", "deep_5bit_flow2")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """One folder of compiled programs, which the commands that tests start share."""
+    folder = str(tmp_path_factory.mktemp("compilation"))
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        jax.config.update("jax_compilation_cache_dir", folder)
+        yield folder
+
+
+class Golden:
+    """One golden file: published arrays in, what the published code computed out."""
+
+    def __init__(self, name):
+        self.name = name
+        self.arrays = dict(np.load(GOLDEN / f"{name}.npz"))
+        self.meta = json.loads(bytes(self.arrays.pop("meta")).decode())
+        self.args = self.meta["config"]
+        self.state = self.group("state")
+
+    def __getitem__(self, key):
+        return self.arrays[key]
+
+    def group(self, prefix):
+        """{name: array} of the arrays called `prefix/name`."""
+        return {
+            key.removeprefix(f"{prefix}/"): value
+            for key, value in self.arrays.items()
+            if key.startswith(f"{prefix}/")
+        }
+
+    def images(self, key):
+        """An array of images or feature maps, as (B, H, W, C)."""
+        return self.arrays[key].transpose(0, 2, 3, 1)
+
+    @property
+    def noise(self):
+        """One (B, h, w, z) array a latent group."""
+        return [self.images(f"eps/{name}") for name in sorted(self.group("eps"))]
+
+
+@pytest.fixture(scope="session", params=GOLDEN_NAMES)
+def golden(request):
+    """Each golden file in turn."""
+    return Golden(request.param)
+
+
+def tiny_config(**sections):
+    """16×16 binarised digits, 2 scales of 2 groups, width 8; `sections` change keys."""
+    config = digits.get_config()
+    config.model.update(encoder_width=8, decoder_width=8, latent_channels=4)
+    config.train.update(num_steps=6, batch_size=16)
+    config.eval.update(recalibration_passes=3, recalibration_batch_size=4, batch_size=64)
+    config.log.update(every_steps=1, images_every_steps=0, num_images=4)
+    for section, values in sections.items():
+        config[section].update(values)
+    return config
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The tiny experiment, with fresh variables and a batch."""
+    experiment = build.build(tiny_config())
+    images = (np.random.default_rng(0).random((4, 16, 16, 1)) > 0.5).astype(np.float32)
+    state = experiment.create_state(images)
+    return experiment, state, images
