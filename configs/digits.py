@@ -1,6 +1,6 @@
 """The quickstart: scikit-learn's 1,797 handwritten digits, which need no download.
 
-    bash launch/quickstart.sh
+bash launch/quickstart.sh
 """
 
 from configs import base

@@ -1,7 +1,7 @@
 """Fashion-MNIST with the published MNIST model. Not in the paper; not yet run here.
 
-    apt-get install dataset-fashion-mnist    # or --config.data.dir=FOLDER with the IDX files
-    python launch/train.py --config=configs/fashion_mnist.py --workdir=DIR
+apt-get install dataset-fashion-mnist    # or --config.data.dir=FOLDER with the IDX files
+python launch/train.py --config=configs/fashion_mnist.py --workdir=DIR
 """
 
 from configs import mnist

@@ -1,8 +1,8 @@
 """A small model of dynamically binarised Fashion-MNIST that trains on two CPU cores.
 
-    apt-get install dataset-fashion-mnist    # or --config.data.dir=FOLDER with the IDX files
-    python launch/train.py --config=configs/fashion_mnist_small.py --workdir=DIR
-    python launch/evaluate.py --workdir=DIR --num_iw_samples=10
+apt-get install dataset-fashion-mnist    # or --config.data.dir=FOLDER with the IDX files
+python launch/train.py --config=configs/fashion_mnist_small.py --workdir=DIR
+python launch/evaluate.py --workdir=DIR --num_iw_samples=10
 """
 
 from configs import fashion_mnist

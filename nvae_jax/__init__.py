@@ -1,3 +1,3 @@
-"""NVAE, a deep hierarchical variational autoencoder (Vahdat & Kautz, NeurIPS 2020), in JAX and Flax."""
+"""NVAE, a deep hierarchical VAE (Vahdat & Kautz, NeurIPS 2020), in JAX and Flax."""
 
 __version__ = "0.1.0"

@@ -60,7 +60,7 @@ class Checkpoints:
         for step in steps:
             try:
                 return self._restore(step, abstract_state)
-            except Exception as error:  # noqa: BLE001: a torn file can fail in any way
+            except Exception as error:  # a torn file can fail in any way
                 failures.append(f"step {step}: {str(error).strip().splitlines()[0][:200]}")
                 logging.warning("checkpoint of %s cannot be read, trying older", failures[-1])
         if failures:

@@ -42,9 +42,7 @@ def evaluate(model, likelihood, variables, batches, *, num_iw_samples=1, seed=0,
     key, sums, count = jax.random.key(seed), {}, 0
     for index, batch in enumerate(batches):
         batch_key = jax.random.fold_in(key, index)
-        terms = _average_draws(
-            encode, bound, variables, batch["image"], batch_key, num_iw_samples
-        )
+        terms = _average_draws(encode, bound, variables, batch["image"], batch_key, num_iw_samples)
         mask = np.asarray(batch["mask"])
         for name, value in terms.items():
             # Sums over a split are taken in float64: float32 would lose digits.

@@ -35,7 +35,7 @@ class ObjectiveSettings:
                 raise ValueError(f"objective.{name} must be in [0, 1], not {getattr(self, name)}")
         for name in ("spectral", "spectral_init"):
             if getattr(self, name) < 0.0:
-                raise ValueError(f"objective.{name} must not be negative, not {getattr(self, name)}")
+                raise ValueError(f"objective.{name} is negative: {getattr(self, name)}")
         if self.spectral_init and not self.spectral:
             raise ValueError("objective.spectral must be positive where spectral_init anneals it")
 

@@ -28,7 +28,7 @@ class OptimizerSettings:
                 raise ValueError(f"optimizer.{name} must be positive, not {getattr(self, name)}")
         for name in ("min_learning_rate", "warmup_steps", "weight_decay"):
             if getattr(self, name) < 0:
-                raise ValueError(f"optimizer.{name} must not be negative, not {getattr(self, name)}")
+                raise ValueError(f"optimizer.{name} is negative: {getattr(self, name)}")
 
 
 def learning_rate_schedule(settings):

@@ -1,6 +1,6 @@
 """A run's folder: its config, its lock, and the refusal of folders and configs that do not fit.
 
-    config.json  checkpoints/  metrics.jsonl  TensorBoard event files  samples/  eval/
+config.json  checkpoints/  metrics.jsonl  TensorBoard event files  samples/  eval/
 """
 
 import contextlib

@@ -48,9 +48,7 @@ def build(model, optimizer, seed, images):
     """What `create` compiles; under `jax.eval_shape` it gives the state's shapes."""
     init_key, spectral_key, train_key = jax.random.split(jax.random.key(seed), 3)
     variables = initialize(model, init_key, images)
-    vectors = regularizers.init_spectral_vectors(
-        spectral_key, kernels_of(model, variables, images)
-    )
+    vectors = regularizers.init_spectral_vectors(spectral_key, kernels_of(model, variables, images))
     return State(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

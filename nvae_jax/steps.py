@@ -37,9 +37,7 @@ def make_train_step(model, likelihood, objective, optimizer, learning_rate):
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
                 spectral=state.spectral,
-                rounds=jnp.where(
-                    state.step == 0, regularizers.FIRST_ROUNDS, regularizers.ROUNDS
-                ),
+                rounds=jnp.where(state.step == 0, regularizers.FIRST_ROUNDS, regularizers.ROUNDS),
                 alpha=alpha,
                 beta=beta,
                 weight=obj.regularizer_weight(beta, objective),

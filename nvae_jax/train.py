@@ -123,7 +123,7 @@ class _Run:
         print(f"step {step}: {', '.join(bad)} not finite, update skipped", flush=True)
         if in_a_row >= self._loop.max_nonfinite_steps:
             saved = self._checkpoints.latest_step()
-            good = "there is no checkpoint yet" if saved is None else f"last checkpoint: step {saved}"
+            good = "no checkpoint yet" if saved is None else f"last good checkpoint: step {saved}"
             raise FloatingPointError(
                 f"step {step}: {bad[0]} is not finite, for {in_a_row} steps in a row; {good}"
             )

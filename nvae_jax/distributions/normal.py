@@ -1,4 +1,4 @@
-"""The diagonal Gaussian of every latent group, with NVAE's bounded parameterisation (paper, section 3.2)."""
+"""The diagonal Gaussian of every latent group, with bounded parameters (paper, section 3.2)."""
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,14 @@ def soft_clamp(x):
 
 @struct.dataclass
 class Normal:
-    """A diagonal Gaussian; `mean` and `scale` have one entry per variable, log densities are in nats."""
+    """A diagonal Gaussian: a `mean` and a `scale` per variable; log densities are in nats."""
 
     mean: jax.Array
     scale: jax.Array
 
     @classmethod
     def from_conv(cls, params):
-        """Builds it from a convolution's output (..., 2z): means first, then log-scales, in float32."""
+        """From a convolution's output (..., 2z): means first, then log-scales; in float32."""
         mean, log_scale = jnp.split(params.astype(jnp.float32), 2, axis=-1)
         return cls(soft_clamp(mean), jnp.exp(soft_clamp(log_scale)) + MIN_SCALE)
 

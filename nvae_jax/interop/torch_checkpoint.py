@@ -163,7 +163,7 @@ def _convert_data(config, args):
     elif size:
         name, image_size = size[1], int(size[2])
     else:
-        raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}, or NAME_SIZE")
+        raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}")
     padded = dataset in PADDED_DATASETS
     config.data.update(
         name=name,
@@ -278,7 +278,8 @@ def _encoder_leaves(hierarchy, model, top_down):
                 cell = place / f"cell_{i}"
                 yield from _cell(f"enc_tower.{next(numbers)}", cell, model, model.encoder_cell)
             if not (coarsest and group == count - 1):
-                yield from _conv(f"enc_tower.{next(numbers)}.conv", top_down[last - group] / "combine")
+                combine = top_down[last - group] / "combine"
+                yield from _conv(f"enc_tower.{next(numbers)}.conv", combine)
         if not coarsest:
             place = _Place(("bottom_up", f"down_{scale}"))
             number = next(numbers)

@@ -1,4 +1,4 @@
-"""Normalising flows of the posterior: additive autoregressive steps of volume 1 (paper, section 3.2)."""
+"""Flows of the posterior: additive autoregressive steps of volume 1 (paper, section 3.2)."""
 
 from collections.abc import Callable
 from functools import partial

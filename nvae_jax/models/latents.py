@@ -13,15 +13,21 @@ from nvae_jax.models.cells import Cell
 from nvae_jax.models.flows import FlowPair
 from nvae_jax.models.layers import Conv
 
+# Where a group's z comes from, in a pass that says so for each group.
+PRIOR, POSTERIOR, GIVEN = 0, 1, 2
+
 
 @struct.dataclass
 class GroupTerms:
-    """What one group contributes to the bound; without a posterior only `z` is there."""
+    """What one group contributes to the bound; without a posterior only `z` is there. A pass that
+    names each group's source has no bound: it tells the distributions instead."""
 
     z: jax.Array  # (B, h, w, z), after the flows
     kl: Any = None  # (B, z) nats, summed over pixels
     log_q: Any = None  # (B,) nats
     log_p: Any = None  # (B,) nats
+    prior: Any = None  # Normal, (B, h, w, z)
+    posterior: Any = None  # Normal, ahead of the flows
 
 
 class LatentGroup(nn.Module):
@@ -52,18 +58,24 @@ class LatentGroup(nn.Module):
         Args:
           state: (B, h, w, width).
           inputs: the bottom-up feature (B, h, w, encoder_width) or None to draw from the prior;
-            standard normal noise (B, h, w, z); the prior's temperature, a scalar.
+            standard normal noise (B, h, w, z); the prior's temperature, a scalar; None, or where
+            z comes from, a scalar: the temperature is then that of either, and the noise of a
+            GIVEN group is z itself.
 
         Returns:
           the new state, and `GroupTerms`.
         """
-        feature, noise, temperature = inputs
+        feature, noise, temperature, source = inputs
         state, prior_params = self._prior(state, noise, train)
-        prior = Normal.from_conv(prior_params)
-        if feature is None:
+        prior, posterior = Normal.from_conv(prior_params), None
+        if feature is not None:
+            posterior = Normal.from_conv(self._posterior(state, feature, prior_params))
+        if source is not None:
+            z = self._choose(posterior, prior, noise, temperature, source)
+            terms = GroupTerms(z=z, prior=prior, posterior=posterior)
+        elif posterior is None:
             terms = GroupTerms(z=prior.sample(noise, temperature))
         else:
-            posterior = Normal.from_conv(self._posterior(state, feature, prior_params))
             terms = self._infer(posterior, prior, noise)
         return self._merge(state, terms.z), terms
 
@@ -86,8 +98,7 @@ class LatentGroup(nn.Module):
     def _infer(self, posterior, prior, noise):
         z = posterior.sample(noise)
         log_q = posterior.log_prob(z)
-        for i in range(self.num_flows):
-            z = FlowPair(conv=self.conv, name=f"flow_{i}")(z)
+        z = self._flow(z)
         log_p = prior.log_prob(z)
         # The KL between the Gaussians is not that of the flow's output: one sample estimates it.
         kl = log_q - log_p if self.num_flows else posterior.kl(prior)
@@ -95,6 +106,18 @@ class LatentGroup(nn.Module):
         return GroupTerms(
             z=z, kl=kl.sum(pixels), log_q=log_q.sum((1, 2, 3)), log_p=log_p.sum((1, 2, 3))
         )
+
+    def _flow(self, z):
+        for i in range(self.num_flows):
+            z = FlowPair(conv=self.conv, name=f"flow_{i}")(z)
+        return z
+
+    def _choose(self, posterior, prior, noise, temperature, source):
+        z = prior.sample(noise, temperature)
+        if posterior is not None:
+            inferred = self._flow(posterior.sample(noise, temperature))
+            z = jnp.where(source == POSTERIOR, inferred, z)
+        return jnp.where(source == GIVEN, noise, z)
 
     def _merge(self, state, z):
         z = z.astype(state.dtype)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from nvae_jax.distributions.normal import Normal
 from nvae_jax.models.cells import PROCESS_EXPANSION, Cell
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.latents import LatentGroup
@@ -30,6 +31,16 @@ class Output:
     log_p: jax.Array  # (B,) nats, log p(z) of the drawn z
     kl_per_channel: jax.Array  # (groups, z) nats, mean over the batch
     latents: tuple[jax.Array, ...]  # one (B, h, w, z) a group, top-down
+
+
+@struct.dataclass
+class Draw:
+    """What a pass gives whose groups each name their source; tuples have an entry a group."""
+
+    logits: jax.Array  # (B, H, W, params), the likelihood's parameters
+    latents: tuple[jax.Array, ...]  # (B, h, w, z)
+    prior: tuple[Normal, ...]  # of (B, h, w, z), given the groups above
+    posterior: tuple[Normal | None, ...]  # the same, ahead of the flows; None without features
 
 
 class Preprocess(nn.Module):
@@ -94,7 +105,7 @@ class BottomUp(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        """Maps (B, h, w, width) to one (groups, B, h, w, C) array a scale, all in top-down order."""
+        """Maps (B, h, w, width) to one (groups, B, h, w, C) array a scale, in top-down order."""
         features = []
         for scale in range(self.hierarchy.num_scales):
             width = self.width * self.hierarchy.factor(scale)
@@ -131,13 +142,14 @@ class TopDown(nn.Module):
     conv: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, features, noise, temperature, train):
+    def __call__(self, features, noise, temperature, train, source=None):
         """Runs all groups.
 
         Args:
           features: what `BottomUp` returns, or None to draw every group from the prior.
           noise: one (B, h, w, z) array a group.
           temperature: (groups,).
+          source: None, or (groups,) of `latents.PRIOR`, `POSTERIOR` and `GIVEN`.
 
         Returns:
           the state after the last group (B, h, w, width), and one `GroupTerms` a group.
@@ -145,7 +157,7 @@ class TopDown(nn.Module):
         top = self.hierarchy.num_scales - 1
         state, terms = self._start(noise[0].shape[0]), []
         for scale in range(top, -1, -1):
-            inputs = _group_inputs(self.hierarchy, scale, features, noise, temperature)
+            inputs = _group_inputs(self.hierarchy, scale, features, noise, temperature, source)
             if scale == top:
                 first = self._group(LatentGroup, scale, first=True, name="first_group")
                 state, term = first(state, jax.tree.map(lambda a: a[0], inputs), train)
@@ -184,12 +196,14 @@ class TopDown(nn.Module):
         )
 
 
-def _group_inputs(hierarchy, scale, features, noise, temperature):
-    """(feature or None, noise, temperature) of a scale's groups, each stacked on a leading axis."""
+def _group_inputs(hierarchy, scale, features, noise, temperature, source):
+    """(feature or None, noise, temperature, source or None) of a scale's groups, each stacked on a
+    leading axis."""
     scales = hierarchy.scale_of_group()
     mine = slice(scales.index(scale), scales.index(scale) + hierarchy.groups[scale])
     feature = None if features is None else features[hierarchy.num_scales - 1 - scale]
-    return feature, jnp.stack(noise[mine]), temperature[mine]
+    source = None if source is None else source[mine]
+    return feature, jnp.stack(noise[mine]), temperature[mine], source
 
 
 def scan_groups(module, length, unroll):
@@ -329,10 +343,34 @@ class NVAE(nn.Module):
           train: use batch statistics.
         """
         if noise is None and num is None:
-            raise ValueError("sample_logits needs num (how many images) or noise (one array a group)")
+            raise ValueError("sample_logits needs num, how many images, or noise, an array a group")
         noise = self._noise(noise, num)
         state, _ = self.top_down(None, noise, self._temperatures(temperature), train)
         return self._image(state, train)
+
+    def compose(self, noise, source, temperature=1.0, features=None):
+        """Draws each group from its own source, and decodes: partial reconstructions, given z.
+
+        Args:
+          noise: one (B, h, w, z) array a group, top-down: standard normal, or where the group is
+            GIVEN, z itself.
+          source: (groups,) of `latents.PRIOR`, `POSTERIOR` and `GIVEN`; may be traced.
+          temperature: multiplies the scale that z is drawn with; a scalar, or one a group.
+          features: what `encode` returns; None where no group comes from the posterior.
+
+        Returns:
+          `Draw`.
+        """
+        noise, source = self._noise(noise, None), jnp.asarray(source, jnp.int32)
+        state, terms = self.top_down(
+            features, noise, self._temperatures(temperature), False, source
+        )
+        return Draw(
+            logits=self._image(state, False),
+            latents=tuple(t.z for t in terms),
+            prior=tuple(t.prior for t in terms),
+            posterior=tuple(t.posterior for t in terms),
+        )
 
     def _image(self, state, train):
         logits = self.image_head(nn.elu(self.postprocess(state, train)))

@@ -1,0 +1,70 @@
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from nvae_jax.models import cells, layers
+
+X = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", sorted(cells.BODIES))
+@pytest.mark.parametrize(
+    ("resample", "features", "size"), [(None, 8, 4), ("down", 16, 2), ("up", 4, 8)]
+)
+def test_shapes_of_every_kind(kind, resample, features, size):
+    cell = cells.Cell(features, kind, resample)
+    y, variables = cell.init_with_output(jax.random.key(0), X, True)
+    assert y.shape == (2, size, size, features)
+    assert ("batch_stats" in variables) == (kind != "residual_elu")
+
+
+def test_cell_is_skip_plus_a_tenth_of_the_gated_body():
+    cell = cells.Cell(8, "residual")
+    variables = cell.init(jax.random.key(0), X, False)
+    params, stats = variables["params"], variables["batch_stats"]
+    body = {"params": params["body"], "batch_stats": stats["body"]}
+    inner = cells.ResidualBody(8).apply(body, X, False)
+    inner = layers.SqueezeExcitation().apply({"params": params["se"]}, inner)
+    np.testing.assert_allclose(
+        cell.apply(variables, X, False), X + 0.1 * inner, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_up_body_equals_doubling_first():
+    """The order of the specification, against the cheaper one that the module uses."""
+    body = cells.InvertedResidualBody(4, "up", expansion=3)
+    plain = cells.InvertedResidualBody(4, None, expansion=3)
+    variables = body.init(jax.random.key(0), X, True)
+    doubled = layers.upsample_nearest(X)
+    ours, our_stats = body.apply(variables, X, True, mutable=["batch_stats"])
+    theirs, their_stats = plain.apply(variables, doubled, True, mutable=["batch_stats"])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), our_stats, their_stats
+    )
+
+
+def test_expansion_sets_the_hidden_width():
+    params = cells.InvertedResidualBody(8, expansion=5).init(jax.random.key(0), X, False)["params"]
+    assert params["conv_depthwise"]["kernel"].shape == (5, 5, 1, 40)
+
+
+def test_activation_of_the_elu_kinds():
+    assert cells.body("residual_bn_elu").keywords["activation"] is nn.elu
+    assert cells.body("residual_elu").keywords == {"activation": nn.elu, "use_norm": False}
+
+
+def test_skip_down_reads_the_four_corners_in_order():
+    skip = cells.SkipDown(8)
+    variables = skip.init(jax.random.key(0), X)
+    y = skip.apply(variables, X)
+    for i, (row, column) in enumerate(((0, 0), (1, 1), (0, 1), (1, 0))):
+        conv = {"params": variables["params"][f"conv_{i}"]}
+        part = layers.Conv(2, 1).apply(conv, nn.swish(X)[:, row::2, column::2])
+        np.testing.assert_allclose(y[..., 2 * i : 2 * i + 2], part, rtol=1e-5, atol=1e-6)
+
+
+def test_unknown_kind_lists_the_known():
+    with pytest.raises(ValueError, match="unknown cell 'resnet'; known: residual, "):
+        cells.body("resnet")

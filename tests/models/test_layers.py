@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvae_jax.models import layers
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_effective_kernel_has_norm_of_the_log_scale():
+    x = normal(2, 6, 6, 3)
+    conv = layers.Conv(5, 3)
+    params = conv.init(jax.random.key(0), x)["params"]
+    params["log_scale"] = jnp.arange(5.0)
+    _, mutated = conv.apply({"params": params}, x, mutable=["kernels"])
+    norms = layers.kernel_norm(mutated["kernels"]["kernel"])
+    np.testing.assert_allclose(norms, np.exp(np.arange(5.0)), rtol=1e-4)
+
+
+def test_convolution_by_hand():
+    x, conv = normal(1, 4, 4, 2), layers.Conv(3, 3, stride=2)
+    variables = conv.init(jax.random.key(1), x)
+    y, mutated = conv.apply(variables, x, mutable=["kernels"])
+    kernel = np.asarray(mutated["kernels"]["kernel"])
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    # Output (i, j) is centred on input (2i, 2j): one row of zeros is ahead of the image.
+    by_hand = np.einsum("hwc,hwco->o", padded[0, 2:5, 0:3], kernel) + variables["params"]["bias"]
+    np.testing.assert_allclose(y[0, 1, 0], by_hand, rtol=1e-5, atol=1e-6)
+    assert y.shape == (1, 2, 2, 3)
+
+
+def test_initial_log_scale_and_ranges():
+    conv = layers.Conv(64, 3)
+    params = conv.init(jax.random.key(0), normal(1, 4, 4, 8))["params"]
+    limit = 1 / np.sqrt(72)
+    assert 0.95 * limit < np.abs(params["kernel"]).max() <= limit
+    assert 0.8 * limit < np.abs(params["bias"]).max() <= limit
+    expected = np.log(layers.kernel_norm(params["kernel"]) + 0.01)
+    np.testing.assert_allclose(params["log_scale"], expected, rtol=1e-6)
+
+
+def test_data_init_gives_mean_0_and_std_a_fifth():
+    x = 3.0 + 5.0 * normal(8, 6, 6, 4)
+    conv = layers.Conv(6, 3, data_init=True)
+    variables = conv.init(jax.random.key(0), x)
+    y = np.asarray(conv.apply(variables, x))
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-3)
+    np.testing.assert_allclose(y.std((0, 1, 2)), 0.2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_batch_norm_statistics(copies):
+    x = normal(3, 4, 4, 2) + 7.0
+    norm = layers.BatchNorm()
+    variables = norm.init(jax.random.key(0), x, True)
+    y, updated = norm.apply(variables, x, True, copies, mutable=["batch_stats"])
+    flat = np.repeat(x.reshape(-1, 2), copies, axis=0)
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(y.var((0, 1, 2)), 1, rtol=1e-4)
+    stats = updated["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], 0.05 * flat.mean(0), rtol=1e-5)
+    unbiased = flat.var(0, ddof=1)
+    np.testing.assert_allclose(stats["var"], 0.95 + 0.05 * unbiased, rtol=1e-5)
+
+
+def test_batch_norm_uses_running_statistics_when_not_training():
+    norm = layers.BatchNorm()
+    stats = {"mean": jnp.array([1.0]), "var": jnp.array([4.0])}
+    params = {"scale": jnp.array([3.0]), "bias": jnp.array([0.5])}
+    x = jnp.full((1, 1, 1, 1), 2.0)
+    y = norm.apply({"params": params, "batch_stats": stats}, x, False)
+    np.testing.assert_allclose(y, 0.5 + 3.0 * (2.0 - 1.0) / np.sqrt(4.0 + 1e-5), rtol=1e-6)
+
+
+def test_bilinear_doubling_aligns_corners():
+    x = normal(1, 3, 5, 2)
+    y = np.asarray(layers.upsample_bilinear(x))
+    rows = np.linspace(0, 2, 6)
+    columns = np.linspace(0, 4, 10)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            at = np.array([np.interp(row, np.arange(3), x[0, :, k, 0]) for k in range(5)])
+            value = np.interp(column, np.arange(5), at)
+            np.testing.assert_allclose(y[0, i, j, 0], value, rtol=1e-4, atol=1e-5)
+
+
+def test_nearest_doubling():
+    x = normal(2, 3, 2, 1)
+    np.testing.assert_array_equal(layers.upsample_nearest(x), x.repeat(2, 1).repeat(2, 2))
+
+
+def test_squeeze_excitation_hidden_width():
+    se = layers.SqueezeExcitation()
+    for channels, hidden in ((16, 4), (128, 8)):
+        params = se.init(jax.random.key(0), normal(1, 2, 2, channels))["params"]
+        assert params["reduce"]["kernel"].shape == (channels, hidden)

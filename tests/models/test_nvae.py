@@ -1,0 +1,175 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvae_jax import build
+from nvae_jax.models.initialize import initialize
+from tests.conftest import tiny_config
+
+
+def noise_for(model, batch, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(batch, *s)).astype(np.float32) for s in model.latent_shapes()]
+
+
+def make(**model_keys):
+    config = tiny_config(model=model_keys)
+    model = build.build_model(config)
+    images = np.random.default_rng(1).random((2, 16, 16, 1)).astype(np.float32)
+    return model, images
+
+
+def test_output_shapes(tiny):
+    experiment, state, images = tiny
+    out = experiment.model.apply(state.variables, images, noise=noise_for(experiment.model, 4))
+    assert out.logits.shape == (4, 16, 16, 1)
+    assert out.kl.shape == (4, 4)
+    assert out.log_q.shape == out.log_p.shape == (4,)
+    assert out.kl_per_channel.shape == (4, 4)
+    assert [z.shape for z in out.latents] == [(4, *s) for s in experiment.model.latent_shapes()]
+    np.testing.assert_allclose(out.kl_per_channel.sum(1), out.kl.mean(0), rtol=1e-5)
+    assert (np.asarray(out.kl) >= 0).all()
+
+
+def test_unrolling_changes_nothing(tiny):
+    experiment, state, images = tiny
+    noise = noise_for(experiment.model, 4)
+    looped = experiment.model.clone(unroll=1)
+    ours = experiment.model.apply(state.variables, images, noise=noise)
+    theirs = looped.apply(state.variables, images, noise=noise)
+    np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_groups_of_a_scale_are_stacked(tiny):
+    _, state, _ = tiny
+    params = state.params
+    assert params["bottom_up"]["scale_0"]["cell_0"]["body"]["conv_0"]["kernel"].shape[0] == 2
+    assert params["top_down"]["scale_0"]["prior_head"]["kernel"].shape[0] == 2
+    assert params["top_down"]["scale_1"]["prior_head"]["kernel"].shape[0] == 1
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_posterior_is_relative_to_the_prior(residual):
+    """With the posterior heads at zero, a residual posterior is the prior: no KL at all."""
+    model, images = make(residual_posterior=residual, unroll=1)
+    variables = initialize(model, jax.random.key(0), images)
+
+    def shut(path, value):
+        if not any(k.key == "posterior_head" for k in path):
+            return value
+        # The effective kernel is exp(log_scale) times a unit one.
+        return jnp.full_like(value, -100.0) if path[-1].key == "log_scale" else value * 0
+
+    params = jax.tree_util.tree_map_with_path(shut, variables["params"])
+    variables = {**variables, "params": params}
+    kl = np.asarray(model.apply(variables, images, noise=noise_for(model, 2)).kl)
+    if residual:
+        np.testing.assert_allclose(kl, 0, atol=1e-4)
+    else:
+        assert (kl[:, 1:].sum(1) > 1e-3).all()
+
+
+def test_first_prior_has_scale_1_01(tiny):
+    experiment, state, _ = tiny
+    noise = noise_for(experiment.model, 1)
+
+    def first_state(noise):
+        return experiment.model.apply(
+            state.variables,
+            None,
+            noise,
+            jnp.ones(4),
+            False,
+            method=lambda m, *args: m.top_down(*args),
+        )[1][0].z
+
+    np.testing.assert_allclose(first_state(noise), 1.01 * noise[0], rtol=1e-6)
+
+
+def test_temperature_scales_the_noise(tiny):
+    experiment, state, _ = tiny
+    model, noise = experiment.model, noise_for(tiny[0].model, 2)
+
+    def logits(noise, temperature):
+        return model.apply(
+            state.variables, noise=noise, temperature=temperature, method="sample_logits"
+        )
+
+    scaled = logits([0.5 * n for n in noise], 1.0)
+    np.testing.assert_allclose(logits(noise, 0.5), scaled, rtol=1e-4, atol=1e-5)
+
+
+def test_degenerate_model_has_no_towers():
+    model, images = make(num_scales=1, num_groups=1, unroll=1)
+    variables = initialize(model, jax.random.key(0), images)
+    params = variables["params"]
+    assert set(params["top_down"]) == {"start", "first_group"}
+    assert set(params["bottom_up"]) == {"head"}
+    assert params["top_down"]["first_group"]["merge"]["kernel"].shape == (1, 1, 4, 16)
+    out = model.apply(variables, images, noise=noise_for(model, 2))
+    moved = jax.tree.map(lambda a: a, variables)
+    moved["params"]["top_down"]["start"] = params["top_down"]["start"] + 1.0
+    again = model.apply(moved, images, noise=noise_for(model, 2))
+    np.testing.assert_array_equal(out.logits, again.logits)
+
+
+def test_flows_change_the_kl_to_a_one_sample_estimate():
+    model, images = make(num_flows=1, unroll=1)
+    variables = initialize(model, jax.random.key(0), images)
+    out = model.apply(variables, images, noise=noise_for(model, 2))
+    np.testing.assert_allclose(out.kl.sum(1), out.log_q - out.log_p, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("cells", [("residual_elu", "residual_elu"), ("residual_elu", "residual")])
+def test_data_init_sets_every_body_convolution(cells):
+    model, images = make(encoder_cell=cells[0], decoder_cell=cells[1], unroll=1)
+    assert model.needs_data_init
+    real = initialize(model, jax.random.key(0), images)["params"]
+    other = initialize(model, jax.random.key(0), images * 0.1)["params"]
+    path = ("bottom_up", "scale_0", "cell_0", "body", "conv_1", "log_scale")
+    for key in path:
+        real, other = real[key], other[key]
+    assert np.abs(np.asarray(real - other)).max() > 0.01
+
+
+def test_initialize_has_the_distribution_of_init(tiny):
+    """Same structure, and per leaf the same range, as flax's own init."""
+    experiment, _, images = tiny
+    model = experiment.model.clone(unroll=1)
+    ours = initialize(model, jax.random.key(0), images)
+    theirs = model.init(jax.random.key(0), images)
+    assert jax.tree.structure(ours["params"]) == jax.tree.structure(theirs["params"])
+    assert jax.tree.structure(ours["batch_stats"]) == jax.tree.structure(theirs["batch_stats"])
+
+    def same_range(path, a, b):
+        assert a.shape == b.shape, path
+        if a.size > 200:
+            np.testing.assert_allclose(np.std(a), np.std(b), rtol=0.15, err_msg=str(path))
+            np.testing.assert_allclose(np.mean(a), np.mean(b), atol=0.3 * np.std(b) + 1e-6)
+
+    jax.tree_util.tree_map_with_path(same_range, ours["params"], theirs["params"])
+
+
+def test_wrong_noise_is_refused(tiny):
+    experiment, state, images = tiny
+    noise = noise_for(experiment.model, 4)[:-1]
+    with pytest.raises(ValueError, match="noise has shapes"):
+        experiment.model.apply(state.variables, images, noise=noise)
+
+
+def test_noise_is_drawn_from_the_latent_stream(tiny):
+    experiment, state, images = tiny
+
+    def logits(seed):
+        rngs = {"latent": jax.random.key(seed)}
+        return np.asarray(experiment.model.apply(state.variables, images, rngs=rngs).logits)
+
+    np.testing.assert_array_equal(logits(0), logits(0))
+    assert (logits(0) != logits(1)).any()
+
+
+def test_number_of_latent_variables_is_that_of_the_shapes(tiny):
+    assert sum(math.prod(s) for s in tiny[0].model.latent_shapes()) == 2 * 4 * 4 * 4 + 2 * 8 * 8 * 4

@@ -1,0 +1,139 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvae_jax import likelihoods
+from nvae_jax.distributions.logistic_mixture import LogisticMixture
+from nvae_jax.distributions.normal import Normal
+
+
+def random_logits(channels, batch=2, size=4, scale=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(scale * rng.normal(size=(batch, size, size, channels)), jnp.float32)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+@pytest.mark.parametrize("num_bits", [2, 3])
+def test_logistic_mixture_sums_to_one_over_all_colours(num_bits):
+    levels = np.arange(2**num_bits) / (2**num_bits - 1)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 1, 1, 3)
+    logits = jnp.broadcast_to(random_logits(30, 1, 1), (len(grid), 1, 1, 30))
+    log_prob = likelihoods.make("logistic_mixture", logits, num_bits=num_bits).log_prob(grid)
+    np.testing.assert_allclose(np.exp(np.asarray(log_prob, np.float64)).sum(), 1.0, rtol=1e-4)
+
+
+def one_component(means, log_scales, coefficients=(0.0, 0.0, 0.0)):
+    """Logits (1, 1, 1, 10) of a single logistic; coefficients are given after the tanh."""
+    slots = np.stack([means, log_scales, np.arctanh(coefficients)], -1)
+    flat = np.concatenate([[0.0], slots.reshape(-1)])
+    return jnp.asarray(flat, jnp.float32)[None, None, None]
+
+
+def test_log_scale_floor():
+    x = jnp.full((1, 1, 1, 3), 128 / 255)
+    means = np.full(3, 2 * 128 / 255 - 1)
+    at_floor = LogisticMixture(one_component(means, np.full(3, -7.0))).log_prob_pixels(x)
+    below = LogisticMixture(one_component(means, np.full(3, -20.0))).log_prob_pixels(x)
+    np.testing.assert_allclose(below, at_floor)
+    mass = sigmoid(np.exp(7) / 255) - sigmoid(-np.exp(7) / 255)
+    np.testing.assert_allclose(at_floor, 3 * np.log(mass), rtol=1e-4)
+
+
+def test_density_branch_far_from_every_mean():
+    """Where the bin's mass vanishes in float32: log density at the centre times the bin's width."""
+    x = jnp.full((1, 1, 1, 3), 0.25)
+    centred = np.exp(5.0) * (2 * 0.25 - 1 - 0.9)
+    density = centred + 5.0 - 2 * np.logaddexp(0, centred)
+    value = LogisticMixture(one_component(np.full(3, 0.9), np.full(3, -5.0))).log_prob_pixels(x)
+    np.testing.assert_allclose(value, 3 * (density - np.log(255 / 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("x", "sign"), [(0.0, 1), (1.0, -1)])
+def test_outermost_bins_reach_to_infinity(x, sign):
+    image = jnp.full((1, 1, 1, 3), x)
+    edge = sign * (2 * x - 1 + sign / 255 - 0.1) / np.exp(-1.0)
+    value = LogisticMixture(one_component(np.full(3, 0.1), np.full(3, -1.0))).log_prob_pixels(image)
+    np.testing.assert_allclose(value, 3 * np.log(sigmoid(edge)), rtol=1e-5)
+
+
+def test_colours_depend_on_those_before():
+    logits = one_component([0.1, -0.2, 0.3], np.full(3, -7.0), (0.5, -0.25, 0.75))
+    image = np.asarray(LogisticMixture(logits).mean())[0, 0, 0] * 2 - 1
+    green = -0.2 + 0.5 * 0.1
+    np.testing.assert_allclose(
+        image, [0.1, green, 0.3 - 0.25 * 0.1 + 0.75 * green], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_mixture_sample_frequencies_match_the_probabilities():
+    logits = jnp.broadcast_to(random_logits(30, 1, 1, scale=2.0), (20_000, 1, 1, 30))
+    distribution = likelihoods.make("logistic_mixture", logits, num_bits=2)
+    samples = np.asarray(distribution.sample(jax.random.key(0)))
+    levels = np.round(samples * 3)[:, 0, 0]
+    for colour in ([0, 0, 0], [3, 3, 3], [0, 3, 3], [1, 2, 3], [3, 0, 0], [3, 3, 0]):
+        x = jnp.asarray(np.array(colour) / 3, jnp.float32)[None, None, None]
+        expected = np.exp(likelihoods.make("logistic_mixture", logits[:1], num_bits=2).log_prob(x))
+        np.testing.assert_allclose((levels == colour).all(-1).mean(), expected[0], atol=0.012)
+
+
+def test_mixture_temperature_sharpens():
+    logits = jnp.broadcast_to(one_component(np.zeros(3), np.full(3, -2.0)), (5000, 1, 1, 10))
+    distribution = likelihoods.make("logistic_mixture", logits)
+    warm, cold = (np.std(distribution.sample(jax.random.key(0), t)) for t in (1.0, 0.5))
+    np.testing.assert_allclose(cold / warm, 0.5, rtol=0.05)
+
+
+def test_bernoulli_counts_the_central_28_pixels_of_32():
+    logits = random_logits(1, size=32)
+    x = (np.random.default_rng(1).random((2, 32, 32, 1)) > 0.5).astype(np.float32)
+    distribution = likelihoods.make("bernoulli", logits)
+    p = sigmoid(logits)
+    by_hand = np.log(np.where(x == 1, p, 1 - p))[:, 2:30, 2:30].sum((1, 2, 3))
+    np.testing.assert_allclose(distribution.log_prob(x), by_hand, rtol=1e-5)
+    assert distribution.num_dims == 784
+    np.testing.assert_allclose(distribution.mean(), p, rtol=1e-4)
+
+
+def test_bernoulli_sums_to_one():
+    logits = random_logits(1, 1, 2)
+    images = np.array(np.meshgrid(*[[0, 1]] * 4)).reshape(4, -1).T.reshape(-1, 2, 2, 1)
+    tiled = jnp.broadcast_to(logits, (16, 2, 2, 1))
+    log_prob = likelihoods.make("bernoulli", tiled).log_prob(images.astype(np.float32))
+    np.testing.assert_allclose(np.exp(log_prob).sum(), 1.0, rtol=1e-5)
+
+
+def test_gaussian_is_a_density_on_minus_one_to_one():
+    logits = random_logits(6)
+    x = np.random.default_rng(1).random((2, 4, 4, 3)).astype(np.float32)
+    value = likelihoods.make("gaussian", logits).log_prob(x)
+    m, s = np.split(np.asarray(logits, np.float64), 2, axis=-1)
+    scale = np.exp(5 * np.tanh(s / 5)) + 0.01
+    z = (2 * x - 1 - 5 * np.tanh(m / 5)) / scale
+    by_hand = (-0.5 * z**2 - np.log(scale) - 0.5 * np.log(2 * np.pi)).sum((1, 2, 3))
+    np.testing.assert_allclose(value, by_hand, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("bernoulli", 1), ("gaussian", 6)])
+def test_samples_and_means_are_images(name, channels):
+    distribution = likelihoods.make(name, random_logits(channels, scale=3.0))
+    for image in (distribution.sample(jax.random.key(0)), distribution.mean()):
+        assert image.shape == (2, 4, 4, max(channels // 2, 1))
+        assert 0 <= image.min() and image.max() <= 1
+
+
+def test_kl_is_the_integral():
+    q, p = Normal(jnp.array(0.3), jnp.array(0.7)), Normal(jnp.array(-0.5), jnp.array(1.4))
+    z = jnp.linspace(-8, 8, 20_001)
+    integral = jnp.trapezoid(jnp.exp(q.log_prob(z)) * (q.log_prob(z) - p.log_prob(z)), z)
+    np.testing.assert_allclose(q.kl(p), integral, rtol=1e-4)
+
+
+def test_unfit_likelihoods_are_named():
+    with pytest.raises(ValueError, match="unknown likelihood 'poisson'; known: bernoulli, "):
+        likelihoods.make("poisson", random_logits(1))
+    with pytest.raises(ValueError, match="of 3 channels, not 1; .* bernoulli, gaussian"):
+        likelihoods.num_params("logistic_mixture", 1)

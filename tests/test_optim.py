@@ -1,0 +1,51 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvae_jax import optim
+
+
+def settings(**keys):
+    return optim.OptimizerSettings(**{"num_steps": 1000, "warmup_steps": 100, **keys})
+
+
+def test_adamax_by_hand():
+    rng = np.random.default_rng(0)
+    p, m, u = rng.normal(size=5), np.zeros(5), np.zeros(5)
+    optimizer = optim.adamax(settings(weight_decay=0.1, epsilon=0.01), 0.05)
+    params = jnp.asarray(p, jnp.float32)
+    state = optimizer.init(params)
+    for t in range(1, 5):
+        gradient = rng.normal(size=5)
+        updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state, params)
+        params = params + updates
+        g = gradient + 0.1 * p
+        u = np.maximum(0.999 * u, np.abs(g) + 0.01)
+        m = 0.9 * m + 0.1 * g
+        p = p - 0.05 / (1 - 0.9**t) * m / u
+        np.testing.assert_allclose(params, p, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 0.0), (50, 5e-3), (100, 1e-2), (550, (1e-2 + 1e-4) / 2), (1000, 1e-4), (2000, 1e-4)],
+)
+def test_schedule(step, rate):
+    np.testing.assert_allclose(
+        optim.learning_rate_schedule(settings())(step), rate, rtol=1e-5, atol=1e-9
+    )
+
+
+def test_schedule_without_warm_up_and_within_it():
+    assert optim.learning_rate_schedule(settings(warmup_steps=0))(0) == pytest.approx(1e-2)
+    short = optim.learning_rate_schedule(settings(num_steps=10))
+    assert short(5) == pytest.approx(5e-4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [({"learning_rate": 0.0}, "learning_rate must be positive"), ({"warmup_steps": -1}, "warmup")],
+)
+def test_bad_settings_are_named(keys, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**keys)

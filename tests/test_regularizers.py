@@ -1,0 +1,88 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvae_jax import regularizers
+
+RNG = np.random.default_rng(0)
+KERNELS = {
+    "a": {"kernel": RNG.normal(size=(3, 3, 4, 8)).astype(np.float32)},
+    "stack": {"kernel": RNG.normal(size=(5, 3, 3, 4, 8)).astype(np.float32)},
+    "depthwise": {"kernel": RNG.normal(size=(5, 5, 1, 6)).astype(np.float32)},
+    "one": {"kernel": RNG.normal(size=(1, 1, 4, 2)).astype(np.float32)},
+}
+
+
+def exact():
+    """The sum of largest singular values, by SVD of the (out × rest) matrices."""
+    total = 0.0
+    for entry in KERNELS.values():
+        kernel = entry["kernel"]
+        kernel = kernel if kernel.ndim == 5 else kernel[None]
+        for k in kernel:
+            matrix = k.transpose(3, 2, 0, 1).reshape(k.shape[-1], -1)
+            total += np.linalg.svd(matrix, compute_uv=False)[0]
+    return total
+
+
+def start():
+    return regularizers.init_spectral_vectors(jax.random.key(0), KERNELS)
+
+
+def test_power_iteration_reaches_the_singular_values():
+    penalty, _ = regularizers.spectral_penalty(KERNELS, start(), 300)
+    np.testing.assert_allclose(penalty, exact(), rtol=1e-4)
+
+
+def test_vectors_persist():
+    """Rounds in two calls are rounds in one."""
+    _, vectors = regularizers.spectral_penalty(KERNELS, start(), 3)
+    twice, _ = regularizers.spectral_penalty(KERNELS, vectors, 4)
+    once, _ = regularizers.spectral_penalty(KERNELS, start(), 7)
+    np.testing.assert_allclose(twice, once, rtol=1e-6)
+    first, _ = regularizers.spectral_penalty(KERNELS, start(), 1)
+    assert first < once < exact() * (1 + 1e-6)
+
+
+def test_one_array_of_vectors_a_shape():
+    shapes = {name: v.shape for name, v in start().items()}
+    assert shapes == {"36x8": (6, 8), "25x6": (1, 6), "4x2": (1, 2)}
+
+
+def test_gradient_is_the_outer_product_of_singular_vectors():
+    kernel = {"one": KERNELS["one"]}
+    vectors = regularizers.init_spectral_vectors(jax.random.key(0), kernel)
+    gradient = jax.grad(lambda k: regularizers.spectral_penalty(k, vectors, 200)[0])(kernel)
+    matrix = KERNELS["one"]["kernel"][0, 0]
+    u, _, vt = np.linalg.svd(matrix)
+    expected = np.outer(u[:, 0], vt[0])
+    np.testing.assert_allclose(gradient["one"]["kernel"][0, 0], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_batch_norm_penalty_takes_the_largest_of_each():
+    params = {
+        "norm": {"scale": jnp.array([1.0, -3.0]), "bias": jnp.array([9.0, 9.0])},
+        "stack": {"norm": {"scale": jnp.array([[0.5, 0.25], [2.0, -1.0]])}},
+        "conv": {"kernel": jnp.full((1, 1, 1, 1), 50.0)},
+    }
+    np.testing.assert_allclose(regularizers.batch_norm_penalty(params), 3.0 + 0.5 + 2.0)
+    assert regularizers.batch_norm_penalty({"conv": params["conv"]}) == 0.0
+
+
+def test_every_convolution_counts_and_masked_ones_as_masked():
+    from nvae_jax.models.flows import FlowPair
+
+    z = jnp.ones((1, 4, 4, 2))
+    flow = FlowPair()
+    variables = flow.init(jax.random.key(0), z)
+    _, mutated = flow.apply(variables, z, mutable=["kernels"])
+    kernels = mutated["kernels"]
+    assert len(jax.tree.leaves(kernels)) == 6
+    strict = kernels["forward"]["conv_in"]["kernel"]
+    assert not np.asarray(strict)[2].any() and not np.asarray(strict)[1, 2].any()
+
+
+def test_wrong_kernels_are_named():
+    with pytest.raises(ValueError, match="kernel a/kernel has shape"):
+        regularizers.init_spectral_vectors(jax.random.key(0), {"a": {"kernel": jnp.zeros((3, 3))}})
