@@ -24,7 +24,7 @@ setup(
         "jax>=0.6",
         "ml-collections>=1.0",
         "numpy>=1.26",
-        "optax>=0.2.4",
+        "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
         "pillow>=10.4",
         "protobuf>=4.22",

@@ -14,8 +14,8 @@ def get_config():
     config.data = data = ConfigDict()
     data.name = "digits"  # a source in nvae_jax/data/sources.py
     data.dir = ""  # where its files are; "" is the source's usual place
-    data.image_size = 32  # height and width that the model sees, padding included
-    data.channels = 1
+    data.image_size = 32  # height and width, padding included; 0: from the data
+    data.channels = 1  # 0: from the data
     data.padding = 0  # zeros on every side, part of image_size; not counted by the likelihood
     data.num_bits = 8  # bits per colour value
     data.binarize = False  # draw each pixel from Bernoulli(value / 255) every time it is read
@@ -41,7 +41,7 @@ def get_config():
     model.squeeze_excitation = True
     model.residual_posterior = True  # posterior relative to the prior
     model.num_flows = 0  # pairs of autoregressive flow steps per group, posterior only
-    model.likelihood = "bernoulli"  # bernoulli, logistic_mixture, gaussian
+    model.likelihood = "bernoulli"  # bernoulli, logistic_mixture, gaussian, auto: by the data
     model.num_mixtures = 10  # of logistic_mixture
     model.unroll = 0  # groups per loop iteration; 0: all of them on CPU, one elsewhere
     model.dtype = "float32"  # of activations and convolutions: float32 or bfloat16

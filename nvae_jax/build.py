@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nvae_jax import likelihoods, state
+from nvae_jax.data import pipeline
 from nvae_jax.data.spec import DataSpec
 from nvae_jax.models import cells
 from nvae_jax.models.hierarchy import Hierarchy
@@ -92,6 +93,17 @@ def _choose(table, key, value):
     if value not in table:
         raise ValueError(f"{key} is {value!r}; it must be one of: {', '.join(table)}")
     return table[value]
+
+
+def resolve(config):
+    """A copy of the config with what follows from the data filled in: image size and channels that
+    are 0, and the likelihood "auto"."""
+    config = config.copy_and_resolve_references()
+    spec = pipeline.describe(build_data(config))
+    config.data.update(image_size=spec.image_size, channels=spec.channels)
+    if config.model.likelihood == "auto":
+        config.model.likelihood = likelihoods.default(spec.channels, spec.binarize)
+    return config.lock()
 
 
 def build_data(config):

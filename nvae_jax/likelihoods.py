@@ -53,6 +53,13 @@ def num_params(name, channels, num_mixtures=10):
     return row.num_params(channels, num_mixtures)
 
 
+def default(channels, binary):
+    """The usual likelihood of images of so many channels: what "auto" in a config stands for."""
+    if binary:
+        return "bernoulli"
+    return "logistic_mixture" if channels == 3 else "gaussian"
+
+
 @dataclass(frozen=True)
 class ImageDistribution:
     """p(x | z) over whole images: a pixel distribution, summed over all but the padding."""

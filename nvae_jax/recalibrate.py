@@ -1,56 +1,116 @@
-"""Batch-norm statistics for sampling: pooled over passes of prior samples (paper, section 4)."""
+"""Batch-norm statistics for sampling, from prior samples instead of training batches (paper,
+section 4)."""
 
+import os
+import tempfile
+import zipfile
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from tqdm import tqdm
+
+from nvae_jax.noise import (
+    describe_temperature,
+    group_temperatures,
+    image_keys,
+    latent_noise,
+    replicate,
+    spread,
+)
+
+METHODS = ("pooled", "published")
+PUBLISHED_MOMENTUM = 0.05
+# Statistics beyond this are held here, so that no difference of two of them overflows float32.
+LARGEST = 1e17
 
 
-def recalibrate(model, variables, key, *, temperature=1.0, passes=500, batch_size=16):
+def recalibrate(
+    model,
+    variables,
+    key,
+    *,
+    temperature=1.0,
+    passes=500,
+    batch_size=16,
+    method="pooled",
+    progress=iter,
+):
     """Replaces running statistics, which follow training batches, by those of the model's samples.
 
-    Each pass samples from the prior with batch statistics. Means are averaged; variances are
-    averaged and the variance of the means between passes is added. Only the top-down network and
-    the postprocessing take part: the rest keeps its statistics.
+    Each pass samples from the prior with batch statistics. `pooled` is exact over all passes: means
+    are averaged; variances are averaged, and the variance of the means between passes is added.
+    `published` is the published recipe: a moving average that starts from the training's and moves
+    by 0.05 a pass. Only the top-down network and the postprocessing take part: the rest keeps its
+    statistics. The passes run in float32, and on every local device.
 
     Args:
       model: an `NVAE`.
       variables: its variables.
       key: a PRNG key.
-      temperature: of the prior; the one to sample at afterwards.
+      temperature: of the prior, the one to sample at afterwards: a number, or one a scale.
       passes: how many batches.
       batch_size: images of each.
+      method: one of `METHODS`.
+      progress: wraps the passes, to show them.
 
     Returns:
-      new `batch_stats`, float32.
+      new `batch_stats`, float32, finite wherever the weights are.
 
     Raises:
-      ValueError: fewer than one pass, or fewer than two images a pass.
+      ValueError: fewer than one pass, fewer than two images a pass, an unknown method.
     """
     if passes < 1 or batch_size < 2:
         raise ValueError(
             f"recalibration wants at least 1 pass of 2 images, not {passes} of {batch_size}"
         )
-    # With this momentum the running statistics become those of the batch.
-    one_pass = jax.jit(partial(_batch_statistics, model.clone(bn_momentum=1.0), batch_size))
-    pooled, squares = variables["batch_stats"], None
-    for i in range(passes):
-        batch = one_pass(variables, jax.random.fold_in(key, i), temperature)
-        pooled, squares = (batch, None) if i == 0 else _pool(pooled, squares, batch, i + 1)
-    return pooled if squares is None else _add_spread(pooled, squares, passes)
+    if method not in METHODS:
+        raise ValueError(f"unknown recalibration {method!r}; known: {', '.join(METHODS)}")
+    momentum = 1.0 if method == "pooled" else PUBLISHED_MOMENTUM
+    # With momentum 1 the running statistics become those of the batch.
+    model = model.clone(bn_momentum=momentum, dtype=jnp.float32)
+    one_pass = jax.jit(partial(_pass, model))
+    temperatures = group_temperatures(model.hierarchy, temperature)
+    variables = replicate(variables)
+    batches = (
+        (i, spread(np.arange(i * batch_size, (i + 1) * batch_size)))
+        for i in progress(range(passes))
+    )
+    run = _pooled if method == "pooled" else _moving
+    return run(variables, lambda v, indices: one_pass(v, key, indices, temperatures), batches)
 
 
-def _batch_statistics(model, batch_size, variables, key, temperature):
+def _pass(model, variables, key, indices, temperatures):
     _, updated = model.apply(
         variables,
-        batch_size,
-        temperature=temperature,
+        noise=latent_noise(model, image_keys(key, indices)),
+        temperature=temperatures,
         train=True,
         method="sample_logits",
         mutable=["batch_stats"],
-        rngs={"latent": key},
     )
-    return updated["batch_stats"]
+    return jax.tree.map(_hold, updated["batch_stats"])
+
+
+def _hold(statistic):
+    return jnp.clip(statistic.astype(jnp.float32), -LARGEST, LARGEST)
+
+
+def _moving(variables, one_pass, batches):
+    for _, indices in batches:
+        variables = {**variables, "batch_stats": one_pass(variables, indices)}
+    return variables["batch_stats"]
+
+
+def _pooled(variables, one_pass, batches):
+    pooled, squares, count = None, None, 0
+    for count, indices in batches:
+        batch = one_pass(variables, indices)
+        pooled, squares = (batch, None) if count == 0 else _pool(pooled, squares, batch, count + 1)
+    return pooled if squares is None else _add_spread(pooled, squares, count + 1)
 
 
 @jax.jit
@@ -76,3 +136,72 @@ def _add_spread(mean, squares, count):
         return value + spread["mean"] / count
 
     return jax.tree_util.tree_map_with_path(pooled, mean)
+
+
+def recalibrated_statistics(
+    workdir, experiment, state, *, temperature, passes=None, method="pooled"
+):
+    """`recalibrate` for a run, computed once for each temperature, number of passes and step.
+
+    The result is kept in `workdir/recalibration/`; where that cannot be written to, it is computed
+    every time.
+
+    Args:
+      workdir: the run directory.
+      experiment: from `build.build`.
+      state: the restored training state.
+      temperature: a number, or one a scale.
+      passes: None takes the config's.
+      method: one of `METHODS`.
+
+    Returns:
+      `batch_stats`.
+    """
+    settings = experiment.evaluation
+    passes = settings.recalibration_passes if passes is None else passes
+    size = settings.recalibration_batch_size
+    name = (
+        f"step_{int(state.step):08d}_temperature_{describe_temperature(temperature)}"
+        f"_{passes}x{size}_{method}.npz"
+    )
+    path = Path(workdir) / "recalibration" / name
+    kept = _load(path, state.batch_stats)
+    if kept is not None:
+        return kept
+    print(f"recalibrating batch norm: {passes} passes of {size} images", flush=True)
+    statistics = recalibrate(
+        experiment.model,
+        state.variables,
+        jax.random.key(experiment.seed),
+        temperature=temperature,
+        passes=passes,
+        batch_size=size,
+        method=method,
+        progress=partial(tqdm, unit="pass", disable=None),
+    )
+    _save(path, statistics)
+    return statistics
+
+
+def _load(path, like):
+    """The statistics in a file, or None where it does not hold those of this model."""
+    like = traverse_util.flatten_dict(like, sep="/")
+    try:
+        with np.load(path) as file:
+            arrays = {name: jnp.asarray(file[name]) for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    if {n: a.shape for n, a in arrays.items()} != {n: a.shape for n, a in like.items()}:
+        return None
+    return traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def _save(path, statistics):
+    arrays = jax.device_get(traverse_util.flatten_dict(statistics, sep="/"))
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            np.savez(file, **arrays)
+        os.replace(file.name, path)
+    except OSError as error:
+        print(f"the statistics are not kept: {error}")

@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from nvae_jax import run_directory
 
+GREY = 128
+
 
 class MetricWriter:
     """Writes rows of scalars to `metrics.jsonl` and TensorBoard, and pictures to `samples/`.
@@ -117,13 +119,16 @@ def to_uint8(images):
 
 
 def image_grid(images, columns=None):
-    """Lays out uint8 images (N, H, W, C) row by row, as (rows·H, columns·W, 3).
+    """Lays out uint8 images (N, H, W, C) row by row, as (rows·(H+1), columns·(W+1), 3).
 
-    `columns` defaults to a grid as square as N allows; missing places stay black.
+    `columns` defaults to a grid as square as N allows; missing places stay grey, and so does the
+    line between neighbours.
     """
     columns = columns or int(np.ceil(np.sqrt(len(images))))
-    blanks = np.zeros((-len(images) % columns, *images.shape[1:]), np.uint8)
+    blanks = np.full((-len(images) % columns, *images.shape[1:]), GREY, np.uint8)
     images = np.concatenate([images, blanks])
+    gutter = ((0, 0), (0, 1), (0, 1), (0, 0))
+    images = np.pad(images, gutter, constant_values=GREY)
     grid = rearrange(images, "(r c) h w d -> (r h) (c w) d", c=columns)
     return np.repeat(grid, 3, axis=-1) if grid.shape[-1] == 1 else grid
 

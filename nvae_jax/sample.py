@@ -1,117 +1,217 @@
-"""Draws images from a trained model's prior and writes them."""
+"""Draws images from a trained model's prior and streams them to disk."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
-from nvae_jax import reporting, steps
+from nvae_jax import pictures, reporting
 from nvae_jax.likelihoods import crop
-from nvae_jax.recalibrate import recalibrate
+from nvae_jax.noise import (
+    group_temperatures,
+    image_keys,
+    latent_noise,
+    replicate,
+    spread,
+)
+from nvae_jax.recalibrate import recalibrated_statistics
+
+GRID = 100  # images of the grid, at most
 
 
-def sample_images(experiment, variables, *, num, temperature, seed, batch_size, draw_pixels):
-    """`num` uint8 images (num, H, W, C) from the prior, without padding.
+def sample_images(
+    experiment,
+    variables,
+    *,
+    num,
+    temperature=1.0,
+    seed=0,
+    batch_size=100,
+    draw_pixels=False,
+    decoder_temperature=1.0,
+):
+    """Yields `num` uint8 images from the prior in batches (B, H, W, C), without padding.
+
+    Image i depends on the seed and on i, not on the batch size, `num` or the devices (but for the
+    last bit of float32, which can round a pixel to the value beside it).
 
     Args:
       experiment: from `build.build`.
       variables: of the model.
       num: how many.
-      temperature: of the prior, positive.
-      seed: image i depends on it and on `batch_size` alone, not on `num`.
-      batch_size: images drawn at a time.
+      temperature: of the prior, positive: one number, or one a scale, coarsest first.
+      seed: of the images.
+      batch_size: images drawn at a time, over all devices.
       draw_pixels: draw from the decoder's distribution instead of taking its mean.
+      decoder_temperature: of that draw, positive.
 
     Raises:
-      ValueError: `num` or `temperature` is not positive.
+      ValueError: a number or temperature is not positive.
     """
-    _check(num, temperature)
-    step = jax.jit(
-        steps.make_sample_step(
-            experiment.model, experiment.likelihood, batch_size, draw_pixels=draw_pixels
+    _check(num, batch_size, decoder_temperature)
+    temperatures = group_temperatures(experiment.model.hierarchy, temperature)
+    step = jax.jit(make_sample_step(experiment, draw_pixels=draw_pixels))
+    key, variables = jax.random.key(seed), replicate(variables)
+    batch_size = min(batch_size, num)
+
+    def batches():
+        for start in range(0, num, batch_size):
+            indices = spread(np.arange(start, start + batch_size))
+            images = step(variables, key, indices, temperatures, decoder_temperature)
+            uncut = reporting.to_uint8(crop(np.asarray(images), experiment.data.padding))
+            yield uncut[: num - start]
+
+    return batches()
+
+
+def make_sample_step(experiment, *, draw_pixels):
+    """(variables, key, image numbers (B,), temperatures (groups,), the decoder's temperature) ->
+    images (B, H, W, C) in [0, 1]."""
+
+    def sample_step(variables, key, indices, temperatures, decoder_temperature):
+        keys = jax.vmap(jax.random.split)(image_keys(key, indices))
+        logits = experiment.model.apply(
+            variables,
+            noise=latent_noise(experiment.model, keys[:, 0]),
+            temperature=temperatures,
+            method="sample_logits",
         )
+        if not draw_pixels:
+            return experiment.likelihood(logits).mean()
+        draw = partial(_draw_pixels, experiment.likelihood, decoder_temperature)
+        return jax.vmap(draw)(logits, keys[:, 1])
+
+    return sample_step
+
+
+def _draw_pixels(likelihood, temperature, logits, key):
+    return likelihood(logits[None]).sample(key, temperature)[0]
+
+
+def _check(num, batch_size, decoder_temperature):
+    for name, value in (("num", num), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if not 0 < decoder_temperature < float("inf"):
+        raise ValueError(f"decoder_temperature must be positive, not {decoder_temperature}")
+
+
+def write_images(batches, out, *, num, shape, png_files=False, metadata):
+    """Streams uint8 batches to the folder `out`; only the grid's images stay in memory.
+
+    Args:
+      batches: of (B, H, W, C), `num` images in all.
+      out: gets `samples.npz` (key `images`, and the metadata by name), `samples.png` (a grid of the
+        first 100), and with `png_files` also `images/NNNNNN.png`.
+      num: how many images.
+      shape: (H, W, C) of one.
+      png_files: whether to write each image on its own.
+      metadata: {name: value}, which every file says.
+    """
+    out, first, done = Path(out), [], 0
+    stream = pictures.ArrayStream(
+        out / "samples.npz", "images", (num, *shape), np.uint8, **metadata
     )
-    key, batches = jax.random.key(seed), []
-    for index in range(-(-num // batch_size)):
-        images = step(variables, jax.random.fold_in(key, index), temperature)
-        batches.append(reporting.to_uint8(crop(np.asarray(images), experiment.data.padding)))
-    return np.concatenate(batches)[:num]
+    with stream, tqdm(total=num, unit="image", disable=None) as bar:
+        for batch in batches:
+            stream.write(batch)
+            if done < GRID:
+                first.append(batch[: GRID - done])
+            for number, image in enumerate(batch if png_files else (), done):
+                pictures.save_png(out / "images" / f"{number:06d}.png", image, metadata)
+            done += len(batch)
+            bar.update(len(batch))
+    pictures.save_grid(out / "samples.png", np.concatenate(first), metadata)
 
 
-def _check(num, temperature):
-    if num < 1:
-        raise ValueError(f"num must be at least 1, not {num}")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive, not {temperature}")
-
-
-def write_images(images, out, **metadata):
-    """Writes `samples.npz` (all, key `images`, and the metadata) and `samples.png` (a grid of at
-    most 100) to the folder `out`."""
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out / "samples.npz", images=images, **metadata)
-    reporting.save_png(out / "samples.png", reporting.image_grid(images[:100]))
+def describe_model(experiment):
+    """One line about a model, for metadata."""
+    hierarchy, shape = experiment.model.hierarchy, "x".join(map(str, experiment.image_shape))
+    return (
+        f"NVAE of {experiment.data.name} {shape}: {sum(hierarchy.groups)} groups on "
+        f"{hierarchy.num_scales} scale(s), widths {experiment.model.encoder_width} and "
+        f"{experiment.model.decoder_width}"
+    )
 
 
 def sample_run(
+    workdir,
     experiment,
     state,
     *,
     out,
     num,
-    temperature,
+    temperature=1.0,
     recalibrate_bn=True,
+    recalibration="pooled",
     passes=None,
     decoder=None,
+    decoder_temperature=1.0,
     batch_size=None,
+    png_files=False,
     seed=0,
 ):
     """Samples from a loaded run and writes the images to `out`.
 
     Args:
+      workdir: the run directory.
       experiment: from `build.build`.
       state: the restored training state.
       out: a folder.
       num: how many images.
-      temperature: of the prior.
+      temperature: of the prior: one number, or one a scale, coarsest first.
       recalibrate_bn: replace the running statistics of batch norm by those of prior samples.
+      recalibration: how; one of `recalibrate.METHODS`.
       passes: of recalibration; None takes the config's.
       decoder: "mean" or "sample" of the pixels; None: the mean of binary images, otherwise a
         sample.
+      decoder_temperature: of a sample of the pixels.
       batch_size: None takes the config's.
+      png_files: write each image on its own, too.
       seed: of the images.
+
+    Raises:
+      ValueError: a number out of range.
     """
-    variables, settings = state.variables, experiment.evaluation
-    passes = passes or settings.recalibration_passes
-    _check(num, temperature)
+    settings, variables = experiment.evaluation, state.variables
+    batch_size = settings.batch_size if batch_size is None else batch_size
+    temperature = np.atleast_1d(temperature).tolist()
+    _check(num, batch_size, decoder_temperature)
+    group_temperatures(experiment.model.hierarchy, temperature)
+    passes = settings.recalibration_passes if passes is None else passes
     if recalibrate_bn:
-        print(f"recalibrating batch norm over {passes} passes ...", flush=True)
-        variables["batch_stats"] = recalibrate(
-            experiment.model,
-            variables,
-            jax.random.key(experiment.seed),
+        variables["batch_stats"] = recalibrated_statistics(
+            workdir,
+            experiment,
+            state,
             temperature=temperature,
             passes=passes,
-            batch_size=settings.recalibration_batch_size,
+            method=recalibration,
         )
     decoder = decoder or ("mean" if experiment.data.binarize else "sample")
-    images = sample_images(
+    batches = sample_images(
         experiment,
         variables,
         num=num,
         temperature=temperature,
         seed=seed,
-        batch_size=batch_size or settings.batch_size,
+        batch_size=batch_size,
         draw_pixels=decoder == "sample",
+        decoder_temperature=decoder_temperature,
     )
-    write_images(
-        images,
-        out,
-        step=int(state.step),
-        temperature=temperature,
-        seed=seed,
-        decoder=decoder,
-        recalibration_passes=passes if recalibrate_bn else 0,
-    )
+    padding, (height, width, channels) = experiment.data.padding, experiment.image_shape
+    metadata = {
+        "model": describe_model(experiment),
+        "step": int(state.step),
+        "temperature": temperature[0] if len(temperature) == 1 else temperature,
+        "seed": seed,
+        "decoder": decoder,
+        "decoder_temperature": decoder_temperature,
+        "recalibration": recalibration if recalibrate_bn else "none",
+        "recalibration_passes": passes if recalibrate_bn else 0,
+    }
+    shape = (height - 2 * padding, width - 2 * padding, channels)
+    write_images(batches, out, num=num, shape=shape, png_files=png_files, metadata=metadata)
     print(f"{num} samples written to {Path(out) / 'samples.npz'} and {Path(out) / 'samples.png'}")

@@ -46,7 +46,7 @@ def make_train_step(model, likelihood, objective, optimizer, learning_rate):
 
         grads, (metrics, batch_stats, spectral) = jax.grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
         updated = state.replace(
             params=optax.apply_updates(state.params, updates),

@@ -26,7 +26,9 @@ def train(config, workdir):
       Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
     if config is not None:
-        build.build(config)  # a bad config must not leave a run directory behind
+        # A bad config or missing data must not leave a run directory behind.
+        config = build.resolve(config)
+        _open_data(build.build(config))
     with Interrupt() as interrupt, run_directory.open_for_training(workdir, config) as config:
         experiment = build.build(config)
         keep = experiment.loop.keep_checkpoints
@@ -40,9 +42,7 @@ class _Run:
     def __init__(self, experiment, workdir, checkpoints, interrupt):
         self._experiment, self._loop = experiment, experiment.loop
         self._workdir, self._checkpoints, self._interrupt = workdir, checkpoints, interrupt
-        self._data = pipeline.train_iterator(
-            experiment.data, batch_size=self._loop.batch_size, seed=experiment.seed
-        )
+        self._data = _open_data(experiment)
 
     def run(self):
         state = self._restore_or_create()
@@ -112,6 +112,7 @@ class _Run:
         if step == 1 or step == self._loop.num_steps or _due(step, self._loop.log_every_steps):
             rate, wait = self._clock.lap(step, self._loop.batch_size)
             row = reporting.train_row(jax.device_get(metrics), rate, wait)
+            row["train/skipped_examples"] = self._data.skipped
             self._writer.scalars(step, row)
             self._progress.report(step, row)
 
@@ -159,6 +160,12 @@ class _Clock:
         wait = (self._data.wait_seconds - self._wait) / seconds
         self._mark(step)
         return rate, wait
+
+
+def _open_data(experiment):
+    return pipeline.train_iterator(
+        experiment.data, batch_size=experiment.loop.batch_size, seed=experiment.seed
+    )
 
 
 def _due(step, every):

@@ -25,6 +25,9 @@ PUBLISHED = {  # name: (parameters, groups fine to coarse, steps an epoch, epoch
 def load(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     config.model.unroll = 1  # shapes do not depend on it, tracing time does
+    if not config.data.image_size:  # one's own images: as if they were in colour, 64×64
+        config.data.update(image_size=64, channels=3)
+        config = build.resolve(config)
     return config
 
 

@@ -4,42 +4,33 @@
 follows from that list, in either direction.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
-from configs import base
-from nvae_jax.build import build_hierarchy
+from nvae_jax.build import build_hierarchy, build_model, image_shape
+from nvae_jax.interop.arguments import convert_args
 from nvae_jax.models.hierarchy import Hierarchy
 
-CELLS = {  # arch_instance -> (bottom-up, top-down)
-    "res_mbconv": ("residual", "inverted_residual"),
-    "mbconv_res": ("inverted_residual", "residual"),
-    "mbconv_sep": ("inverted_residual", "inverted_residual"),
-    "res_bnswish": ("residual", "residual"),
-    "res_bnelu": ("residual_bn_elu", "residual_bn_elu"),
-    "res_elu": ("residual_elu", "residual_elu"),
-}
-DATASETS = {  # published name -> (our source, image size)
-    "mnist": ("mnist", 32),
-    "omniglot": ("omniglot", 32),
-    "cifar10": ("cifar10", 32),
-    "imagenet_32": ("imagenet32", 32),
-    "celeba_64": ("celeba64", 64),
-    "celeba_256": ("celebahq256", 256),
-    "ffhq": ("ffhq256", 256),
-}
-PADDED_DATASETS = ("mnist", "omniglot")  # 28×28 binary images inside 32×32
-ABSENT_IN_OLD = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10}
-IGNORED_SUFFIXES = (".num_batches_tracked", ".weight_normalized")
+IGNORED_SUFFIXES = ("num_batches_tracked", "weight_normalized")
 LAYOUTS = {  # ours <- published, by kind of array
     "kernel": lambda a: a.transpose(2, 3, 1, 0),
     "dense": lambda a: a.T,
     "vector": lambda a: a.reshape(-1),
+    "log_scale": lambda a: a.reshape(-1),
     "feature": lambda a: a.transpose(1, 2, 0),
+}
+EXPORT_LAYOUTS = {  # published <- ours
+    "kernel": lambda a: a.transpose(3, 2, 0, 1),
+    "dense": lambda a: a.T,
+    "vector": lambda a: a,
+    "log_scale": lambda a: a.reshape(-1, 1, 1, 1),
+    "feature": lambda a: a.transpose(2, 0, 1),
 }
 
 
@@ -52,6 +43,10 @@ class Leaf:
     path: tuple[str, ...]
     index: int | None  # position along the leading axis of stacked groups
     layout: str  # key of LAYOUTS
+
+    def name_in(self, arrays):
+        """The name that `arrays` has it under, or None."""
+        return next((name for name in self.names if name in arrays), None)
 
 
 @dataclass(frozen=True)
@@ -84,6 +79,7 @@ def convert_state(state: Mapping[str, np.ndarray], args: Mapping[str, Any]):
         the arguments describe; the message says which.
     """
     config = convert_args(args)
+    _check_shapes(config, state)
     variables, used = convert_tree(config, state)
     extra = [n for n in state if n not in used and not n.endswith(IGNORED_SUFFIXES)]
     if extra:
@@ -104,16 +100,72 @@ def convert_tree(config, arrays, collections=("params", "batch_stats")):
     for leaf in leaves(config, arrays):
         if leaf.collection not in collections:
             continue
-        name = next((n for n in leaf.names if n in arrays), None)
+        name = leaf.name_in(arrays)
         if name is None:
             missing.append(leaf.names[0])
             continue
-        used.add(name)
+        used.update(leaf.names)
         array = LAYOUTS[leaf.layout](np.asarray(arrays[name]))
         found.setdefault((leaf.collection, leaf.path), {})[leaf.index] = array
     if missing:
         raise ValueError(_misfit(missing, "missing"))
     return _assemble(found, collections), used
+
+
+def _check_shapes(config, state):
+    """Compares every array that is there with the shape that the config's model has it in."""
+    expected, wrong = shapes(config), []
+    for leaf in leaves(config, state):
+        name = leaf.name_in(state)
+        if name is None:
+            continue
+        ours = np.broadcast_to(np.float32(0), _own_shape(leaf, expected))
+        wanted, given = EXPORT_LAYOUTS[leaf.layout](ours).shape, np.shape(state[name])
+        one_dimensional = len(ours.shape) == 1
+        if np.prod(given) != np.prod(wanted) if one_dimensional else given != wanted:
+            wrong.append(f"{name} {given} instead of {wanted}")
+    if wrong:
+        raise ValueError(_misfit(wrong, "of another shape"))
+
+
+def shapes(config):
+    """{(collection, *path): shape} of the config's model."""
+    images = jnp.zeros((1, *image_shape(config)))
+    init = build_model(config).clone(unroll=1).init
+    variables = jax.eval_shape(lambda: init(jax.random.key(0), images))
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables).items()}
+
+
+def _own_shape(leaf, expected):
+    path = (leaf.collection, *leaf.path)
+    if path not in expected:
+        raise ValueError(f"the model that the arguments describe has no {'/'.join(path)}")
+    return expected[path] if leaf.index is None else expected[path][1:]
+
+
+def export_state(config, variables):
+    """The reverse of `convert_state`: arrays under published names.
+
+    Args:
+      config: of the model.
+      variables: {"params": ..., "batch_stats": ...}.
+
+    Returns:
+      {name: float32 array} in the published layouts; counters of batch norms are left out.
+
+    Raises:
+      ValueError: a model of a single group, for which the published name of one convolution is
+        not known.
+    """
+    if build_hierarchy(config).is_single:
+        raise ValueError("a model of one group cannot be exported: its published names are unknown")
+    flat, arrays = traverse_util.flatten_dict(dict(variables)), {}
+    for leaf in leaves(config, {}):
+        array = np.asarray(flat[leaf.collection, *leaf.path], np.float32)
+        array = array if leaf.index is None else array[leaf.index]
+        array = np.ascontiguousarray(EXPORT_LAYOUTS[leaf.layout](array))
+        arrays.update({name: array for name in leaf.names})
+    return arrays
 
 
 def _misfit(names, what):
@@ -136,95 +188,6 @@ def _assemble(found, collections):
             raise ValueError(f"arrays of different shapes for the groups of {path}") from error
         node[path[-1]] = value
     return variables
-
-
-def convert_args(args: Mapping[str, Any]):
-    """The locked config that published command-line arguments describe.
-
-    Raises:
-      ValueError: a needed argument is missing, or its value is one this project does not know.
-    """
-    args = {**ABSENT_IN_OLD, **args}
-    config = base.get_config()
-    try:
-        _convert_data(config, args)
-        _convert_model(config, args)
-        _convert_training(config, args)
-    except KeyError as error:
-        raise ValueError(f"the published arguments lack {error}") from None
-    return config
-
-
-def _convert_data(config, args):
-    dataset = args["dataset"]
-    size = re.fullmatch(r"(.+)_(\d+)", dataset)
-    if dataset in DATASETS:
-        name, image_size = DATASETS[dataset]
-    elif size:
-        name, image_size = size[1], int(size[2])
-    else:
-        raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}")
-    padded = dataset in PADDED_DATASETS
-    config.data.update(
-        name=name,
-        image_size=image_size,
-        channels=1 if padded else 3,
-        padding=2 if padded else 0,
-        num_bits=args["num_x_bits"],
-        binarize=padded,
-        horizontal_flip=not padded,
-    )
-
-
-def _convert_model(config, args):
-    if args["arch_instance"] not in CELLS:
-        known = ", ".join(CELLS)
-        raise ValueError(f"unknown arch_instance {args['arch_instance']!r}; known: {known}")
-    if args["num_preprocess_blocks"] != args["num_postprocess_blocks"]:
-        raise ValueError("num_preprocess_blocks and num_postprocess_blocks must be equal")
-    encoder_cell, decoder_cell = CELLS[args["arch_instance"]]
-    mixtures = args["num_mixture_dec"]
-    likelihood = "gaussian" if mixtures == 1 else "logistic_mixture"
-    config.model.update(
-        num_scales=args["num_latent_scales"],
-        num_groups=args["num_groups_per_scale"],
-        adaptive_groups=bool(args["ada_groups"]),
-        min_groups=args["min_groups_per_scale"],
-        latent_channels=args["num_latent_per_group"],
-        encoder_width=args["num_channels_enc"],
-        decoder_width=args["num_channels_dec"],
-        process_blocks=args["num_preprocess_blocks"],
-        preprocess_cells=args["num_preprocess_cells"],
-        postprocess_cells=args["num_postprocess_cells"],
-        encoder_cells_per_group=args["num_cell_per_cond_enc"],
-        decoder_cells_per_group=args["num_cell_per_cond_dec"],
-        encoder_cell=encoder_cell,
-        decoder_cell=decoder_cell,
-        squeeze_excitation=bool(args["use_se"]),
-        residual_posterior=bool(args["res_dist"]),
-        num_flows=args["num_nf"],
-        likelihood="bernoulli" if args["dataset"] in PADDED_DATASETS else likelihood,
-        num_mixtures=mixtures,
-    )
-
-
-def _convert_training(config, args):
-    """Settings of the objective and optimiser, where the arguments have them."""
-    names = {
-        "learning_rate": ("optimizer", "learning_rate"),
-        "learning_rate_min": ("optimizer", "min_learning_rate"),
-        "weight_decay": ("optimizer", "weight_decay"),
-        "weight_decay_norm": ("objective", "spectral"),
-        "kl_anneal_portion": ("objective", "kl_anneal"),
-        "kl_const_portion": ("objective", "kl_constant"),
-        "kl_const_coeff": ("objective", "kl_min"),
-    }
-    for name, (section, key) in names.items():
-        if name in args:
-            config[section][key] = float(args[name])
-    if args.get("weight_decay_norm_anneal"):
-        config.objective.spectral_init = float(args["weight_decay_norm_init"])
-    config.seed = int(args.get("seed", config.seed))
 
 
 def leaves(config, state: Mapping[str, np.ndarray]) -> Iterator[Leaf]:
@@ -326,8 +289,10 @@ def _cell(prefix, place, model, kind, resample=None):
     else:
         for i in range(2):
             if kind != "residual_elu":
-                norm = (f"{prefix}._ops.{i}.bn_act", f"{prefix}._ops.{i}.bn")
-                yield from _norm(norm, place / "body" / f"norm_{i}")
+                # The file of a BN+ELU model was never seen: read and write it under either name.
+                names = ("bn_act",) if kind == "residual" else ("bn_act", "bn")
+                norms = [f"{prefix}._ops.{i}.{name}" for name in names]
+                yield from _norm(norms, place / "body" / f"norm_{i}")
             yield from _conv(f"{prefix}._ops.{i}.conv_0", place / "body" / f"conv_{i}")
     if model.squeeze_excitation:
         for number, name in ((0, "reduce"), (2, "expand")):
@@ -356,7 +321,7 @@ def _flow_leaves(prefix, place, flow):
 
 def _conv(prefix, place, bias=True):
     yield from _plain_conv(prefix, place)
-    yield place.leaf(f"{prefix}.log_weight_norm", "log_scale", "vector")
+    yield place.leaf(f"{prefix}.log_weight_norm", "log_scale", "log_scale")
     if bias:
         yield place.leaf(f"{prefix}.bias", "bias", "vector")
 

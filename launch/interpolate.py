@@ -1,0 +1,50 @@
+"""Ways between pairs of images or of samples: OUT/interpolation.png, .npz and .gif or .webp.
+
+python launch/interpolate.py --workdir=DIR --out=OUT --between=samples --temperature=0.7
+"""
+
+from absl import flags
+
+from nvae_jax import api, cli, inputs, interpolate, noise
+
+WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
+BETWEEN = flags.DEFINE_enum("between", "images", ["images", "samples"], "what the ends are")
+IMAGES = flags.DEFINE_string("images", None, ".npz (key images) or .npy; default: the split's")
+SPLIT = flags.DEFINE_string("split", "test", "of the data set")
+PAIRS = flags.DEFINE_integer("pairs", 4, "how many ways", 1)
+STEPS = flags.DEFINE_integer("steps", 9, "images of a way", 2)
+TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of samples: one, or one a scale")
+RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "batch-norm statistics, for samples")
+ANIMATION = flags.DEFINE_enum("animation", "gif", ["gif", "webp", "none"], "its format")
+BATCH = flags.DEFINE_integer("batch_size", None, "images at a time; default: config.eval's", 1)
+SEED = flags.DEFINE_integer("seed", 0, "of all draws")
+OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
+
+
+def main(_):
+    """Flags in, one call out."""
+    temperature = noise.parse_temperatures(TEMPERATURE.value)
+    run = api.load(WORKDIR.value, BATCH.value)
+    run, images = inputs.starts(
+        run,
+        samples=BETWEEN.value == "samples",
+        temperature=temperature if RECALIBRATE.value else None,
+        images=IMAGES.value,
+        split=SPLIT.value,
+        num=2 * PAIRS.value,
+        seed=SEED.value,
+    )
+    interpolate.interpolate_run(
+        run,
+        OUT.value,
+        images=images,
+        num=PAIRS.value,
+        num_steps=STEPS.value,
+        temperature=temperature,
+        animation=ANIMATION.value,
+        seed=SEED.value,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,39 @@
+"""Reconstructions by scale: each image, then the k coarsest groups from the posterior, the rest
+from the prior. OUT/reconstructions.png and OUT/reconstructions.npz.
+
+python launch/reconstruct.py --workdir=DIR --out=OUT [--groups=0,3,6] [--temperature=T]
+"""
+
+from absl import flags
+
+from nvae_jax import api, cli, inputs, noise, reconstruct
+
+WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
+IMAGES = flags.DEFINE_string("images", None, ".npz (key images), .npy or a picture; or the split's")
+SPLIT = flags.DEFINE_string("split", "test", "of the data set")
+NUM = flags.DEFINE_integer("num", 8, "how many images", 1)
+GROUPS = flags.DEFINE_list("groups", None, "numbers k of groups; default: whole scales")
+TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of the prior: one, or one a scale")
+BATCH = flags.DEFINE_integer("batch_size", None, "images at a time; default: config.eval's", 1)
+SEED = flags.DEFINE_integer("seed", 0, "of all draws")
+OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
+
+
+def main(_):
+    """Flags in, one call out."""
+    run = api.load(WORKDIR.value, BATCH.value)
+    images = inputs.select(
+        run.experiment, images=IMAGES.value, split=SPLIT.value, num=NUM.value, seed=SEED.value
+    )
+    reconstruct.reconstruct_run(
+        run,
+        images,
+        OUT.value,
+        groups=reconstruct.parse_groups(GROUPS.value),
+        temperature=noise.parse_temperatures(TEMPERATURE.value),
+        seed=SEED.value,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,256 @@
+#!/usr/bin/env bash
+# Trains on a slice of a Cloud TPU pod, and goes on when the slice is taken away.
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+launch/tpu_pod.sh --name=NAME --zone=ZONE --accelerator=TYPE [--version=VERSION] [--project=PROJECT]
+                  [--spot] [--restarts=100] [--delete] [--dry-run]
+                  --config=configs/X.py --workdir=DIR [--config.KEY=VALUE ...]
+
+Creates the slice NAME or uses the one there is, copies the code to all of its hosts, installs it,
+trains, and shows the log of host 0 until training ends. DIR must be one that all hosts share. For
+16 chips of TPU v5e:
+
+  launch/tpu_pod.sh --name=ffhq --zone=us-west4-a --accelerator=v5litepod-16 --spot \
+    --config=configs/ffhq256.py --workdir=gs://my-bucket/ffhq256
+
+When the slice is preempted, or a host is lost, the slice is made again where needed and the run
+resumes. Training goes on without this script, which may be stopped and started again at any time.
+
+  --version=VERSION  of the hosts' system; found from TYPE for v2 to v6e
+  --spot             cheaper, may be taken away at any time
+  --restarts=N       how often to resume before giving up
+  --delete           delete the slice at the end; otherwise it stays, and costs
+  --dry-run          print the commands instead
+END
+}
+
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+say() { echo "$(date +%H:%M:%S) $*" >&2; }
+
+# A word as one would type it.
+quote() {
+  local escaped="'\\''"
+  case $1 in
+    "" | *[!A-Za-z0-9_./:=,@%+-]*) printf "'%s' " "${1//\'/$escaped}" ;;
+    *) printf '%s ' "$1" ;;
+  esac
+}
+
+name='' zone='' accelerator='' version='' spot='' restarts=100 delete='' dry_run=''
+config='' workdir='' flags=() project=()
+# shellcheck disable=SC2034 # all are read through ${!option}
+for argument in "$@"; do
+  value=${argument#*=}
+  case $argument in
+    --help | -h) usage && exit 0 ;;
+    --name=*) name=$value ;;
+    --zone=*) zone=$value ;;
+    --accelerator=*) accelerator=$value ;;
+    --version=*) version=$value ;;
+    --project=*) project=("--project=$value") ;;
+    --spot) spot=1 ;;
+    --restarts=*) restarts=$value ;;
+    --delete) delete=1 ;;
+    --dry-run) dry_run=1 ;;
+    --config=*) config=1 flags+=("$argument") ;;
+    --workdir=*) workdir=1 flags+=("$argument") ;;
+    --config.*=*) flags+=("$argument") ;;
+    *) die "unknown option $argument; see --help" ;;
+  esac
+done
+for option in name zone accelerator config workdir; do
+  [[ -n ${!option} ]] || die "--$option is missing; see --help"
+done
+[[ $restarts =~ ^[0-9]+$ ]] || die "--restarts must be a number, not '$restarts'"
+if [[ -z $version ]]; then
+  case $accelerator in
+    v2-* | v3-* | v4-*) version=tpu-ubuntu2204-base ;;
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v5p-*) version=v2-alpha-tpuv5 ;;
+    v6e-*) version=v2-alpha-tpuv6e ;;
+    *) die "--version is missing: no default is known for --accelerator=$accelerator" ;;
+  esac
+fi
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+place=("--zone=$zone" ${project[@]+"${project[@]}"})
+seconds=${TPU_POD_POLL_SECONDS:-20} # between two looks at a state
+
+run() {
+  if [[ -n $dry_run ]]; then
+    for word in "$@"; do quote "$word"; done
+    echo
+  else
+    "$@"
+  fi
+}
+
+# What `gcloud ... describe` says of a state; MISSING where there is nothing of that name.
+state() {
+  if gcloud compute tpus "$1" describe "$name" "${place[@]}" --format="value($2)" 2>"$scratch/error"
+  then
+    return
+  elif grep -qiE 'NOT_FOUND|not found' "$scratch/error"; then
+    echo MISSING
+  else
+    cat "$scratch/error" >&2
+    echo UNKNOWN
+  fi
+}
+
+create() {
+  run gcloud compute tpus queued-resources create "$name" --node-id="$name" "${place[@]}" \
+    --accelerator-type="$accelerator" --runtime-version="$version" ${spot:+--spot}
+}
+
+# The request owns the slice; a slice made by hand has none.
+remove() {
+  if [[ -n $dry_run || $(state queued-resources state.state) != MISSING ]]; then
+    run gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force --quiet
+  else
+    run gcloud compute tpus tpu-vm delete "$name" "${place[@]}" --quiet
+  fi
+}
+
+wait_for_slice() {
+  local slice request failures=0 last=''
+  while :; do
+    slice=$(state tpu-vm state)
+    request=''
+    case $slice in
+      READY) return ;;
+      "" | UNKNOWN) ((++failures < 10)) || die "gcloud cannot tell the state of $name" ;;
+      CREATING | STARTING | RESTARTING | REIMAGING | REPAIRING | DELETING | UNHIDING) ;;
+      MISSING)
+        request=$(state queued-resources state.state)
+        case $request in
+          MISSING) create || ((++failures < 3)) || die "gcloud cannot create $name" ;;
+          FAILED | SUSPENDED) remove || true ;;
+        esac
+        ;;
+      *) remove || true ;; # PREEMPTED, TERMINATED, STOPPED and what else cannot train
+    esac
+    if [[ $slice/$request != "$last" ]]; then
+      last=$slice/$request
+      say "slice $name: $slice${request:+, request: $request}"
+    fi
+    sleep "$seconds"
+  done
+}
+
+# on HOSTS COMMAND: runs a command on host 0, or on all of them.
+on() {
+  # Notices within two minutes that a host is gone.
+  run gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$1" \
+    --ssh-flag='-o ServerAliveInterval=30' --ssh-flag='-o ServerAliveCountMax=4' --command="$2"
+}
+
+# The rest runs on the hosts, whose variables these are. train/ holds the log, the exit status, and
+# a lock that is held while training runs.
+# shellcheck disable=SC2016
+install='set -e
+mkdir -p nvae_jax train
+tar -xzf nvae_jax.tar.gz -C nvae_jax
+if [ ! -x venv/bin/python ]; then
+  if python3 -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))" 2>/dev/null
+  then python3 -m venv venv
+  else # uv brings a Python of its own
+    curl -LsSf https://astral.sh/uv/install.sh | sh
+    ~/.local/bin/uv venv --seed --python=3.12 venv
+  fi
+fi
+cd nvae_jax && ../venv/bin/pip install --quiet ".[tpu]"'
+
+train="../venv/bin/python -u launch/train.py $(printf '%q ' "${flags[@]}")"
+# shellcheck disable=SC2016
+start='cd nvae_jax
+flock --nonblock ../train/lock rm -f ../train/status || exit 0 # it is running
+ulimit -c 0
+nohup flock --close ../train/lock sh -c '"$(quote "$train; echo \$? > ../train/status")"'>> ../train/log 2>&1 < /dev/null &
+echo $! > ../train/pid'
+# shellcheck disable=SC2016
+follow='tail --lines=20 --follow=name --pid="$(cat train/pid)" train/log'
+# shellcheck disable=SC2016
+status='if [ -f train/status ]; then echo "status $(cat train/status)"
+elif [ -d train ] && ! flock --nonblock train/lock true; then echo "status running"
+else echo "status lost"; fi'
+
+copy_and_start() {
+  local archive=$scratch/nvae_jax.tar.gz
+  # Each only after the other: errors do not end a function whose status is asked for.
+  run tar -czf "$archive" -C "$root" configs launch nvae_jax pyproject.toml setup.py &&
+    run gcloud compute tpus tpu-vm scp "$archive" "$name:nvae_jax.tar.gz" "${place[@]}" \
+      --worker=all &&
+    on all "$install" &&
+    on all "$start"
+}
+
+# One word for what the hosts say: trained, running, lost, or failed.
+outcome() {
+  local answers
+  answers=$(on all "$status" 2>/dev/null | sed -n 's/^status //p') || true
+  if [[ -z $answers ]]; then
+    echo lost
+  elif grep -qx running <<<"$answers"; then
+    echo running
+  elif ! grep -qvx 0 <<<"$answers"; then
+    echo trained
+  elif grep -qxE 'lost|1(2[89]|[3-9][0-9])|2[0-9][0-9]' <<<"$answers"; then
+    # From 128 on: stopped by a signal, or aborted because another host was lost.
+    echo lost
+  else
+    echo failed
+  fi
+}
+
+if [[ -n $dry_run ]]; then
+  scratch=/tmp
+  echo "# where the slice is not there yet:"
+  create
+  echo "# until READY:"
+  run gcloud compute tpus tpu-vm describe "$name" "${place[@]}" --format="value(state)"
+  copy_and_start
+  on 0 "$follow"
+  on all "$status"
+  echo "# where the slice was preempted, before all of this again:"
+  remove
+  exit 0
+fi
+command -v gcloud >/dev/null || die "gcloud is not installed; --dry-run prints the commands"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+attempt=0 failures=0
+while :; do
+  wait_for_slice
+  if [[ $(outcome) == running ]]; then
+    say "already training"
+  elif copy_and_start; then
+    failures=0
+  else
+    # Right after its start a host may refuse connections; later it may be gone.
+    ((++failures < 5)) || die "the code cannot be installed on $name"
+    sleep "$seconds"
+    continue
+  fi
+  while :; do
+    on 0 "$follow" || true
+    result=$(outcome)
+    [[ $result == running ]] || break
+    sleep "$seconds" # the connection broke, or other hosts are still at it
+  done
+  case $result in
+    trained) break ;;
+    failed) die "training failed; its log is train/log on the hosts of $name" ;;
+  esac
+  ((++attempt <= restarts)) || die "gave up after $restarts restarts"
+  say "a host or the slice was lost: resuming"
+  sleep "$seconds"
+done
+say "training is done"
+if [[ -n $delete ]]; then remove; else say "the slice $name is still there, and costs"; fi

@@ -1,0 +1,309 @@
+"""A trained model on NumPy arrays.
+
+    from nvae_jax import api
+
+    run = api.load("runs/fashion")
+    images = run.sample(16, temperature=0.7)
+    latents = run.encode(images)
+    copies = run.reconstruct(images)
+    nats = run.log_prob(images, num_samples=10)
+
+Images are (N, H, W, C) float32 in [0, 1], of the size that the data set has, without padding; a
+model of binary images binarises those it is given at random. Latents are a list with one array
+(N, h, w, z) a group, coarsest first.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nvae_jax import cli, inputs
+from nvae_jax.build import Experiment
+from nvae_jax.likelihoods import crop
+from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
+from nvae_jax.noise import group_temperatures, image_keys, latent_noise, replicate, spread
+from nvae_jax.recalibrate import recalibrated_statistics
+from nvae_jax.sample import describe_model
+from nvae_jax.state import State
+
+
+def load(workdir, batch_size=None):
+    """The last checkpoint of the run in `workdir`, as a `Run`.
+
+    Args:
+      workdir: a run directory.
+      batch_size: images that are computed at a time; None takes the config's for evaluation.
+
+    Raises:
+      ValueError: there is no run, or no checkpoint that can be read.
+    """
+    experiment, state = cli.load_run(workdir)
+    size = experiment.evaluation.batch_size if batch_size is None else batch_size
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {size}")
+    programs = Programs(experiment.model, experiment.likelihood)
+    return Run(Path(workdir), experiment, state, size, programs, replicate(state.variables))
+
+
+class Programs:
+    """The compiled passes, shared by runs that differ in their variables only."""
+
+    def __init__(self, model, likelihood):
+        self._model, self._likelihood = model, likelihood
+        self.compose, self.weigh = jax.jit(self._compose), jax.jit(self._weigh)
+
+    def _compose(self, variables, key, sources, temperatures, batch):
+        noise = latent_noise(self._model, image_keys(key, batch["index"]))
+        noise[: len(batch["latents"])] = batch["latents"]
+        apply, features = partial(self._model.apply, variables), None
+        if "image" in batch:
+            features = apply(batch["image"], method="encode")
+        draw = apply(noise, sources, temperatures, features, method="compose")
+        pairs = zip(draw.latents, draw.prior, strict=True)
+        standard = [(z - prior.mean) / prior.scale for z, prior in pairs]
+        return self._likelihood(draw.logits).mean(), draw.latents, standard
+
+    def _weigh(self, variables, key, batch):
+        noise = latent_noise(self._model, image_keys(key, batch["index"]))
+        out = self._model.apply(variables, batch["image"], noise=noise)
+        log_likelihood = self._likelihood(out.logits).log_prob(batch["image"])
+        return log_likelihood + out.log_p - out.log_q
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model. Made by `load`.
+
+    Attributes:
+      workdir: the run directory.
+      experiment: what its config describes.
+      state: the training state of its last checkpoint.
+      batch_size: images that are computed at a time; results do not depend on it.
+      programs: the compiled passes.
+      variables: the model's, as they are used: with running or recalibrated batch statistics.
+      recalibration: what was done to the batch statistics, in words.
+    """
+
+    workdir: Path
+    experiment: Experiment = field(repr=False)
+    state: State = field(repr=False)
+    batch_size: int
+    programs: Programs = field(repr=False)
+    variables: Any = field(repr=False)
+    recalibration: str = "none"
+
+    @property
+    def latent_shapes(self):
+        """(h, w, z) of each group, coarsest first."""
+        return self.experiment.model.latent_shapes()
+
+    @property
+    def num_groups(self):
+        """How many latent groups there are."""
+        return len(self.latent_shapes)
+
+    def metadata(self, **more):
+        """What files made with this run say about it, and `more`."""
+        return {
+            "model": describe_model(self.experiment),
+            "step": int(self.state.step),
+            "recalibration": self.recalibration,
+            **more,
+        }
+
+    def recalibrated(self, temperature=1.0, passes=None, method="pooled"):
+        """This run with batch statistics of its own prior samples, for sampling.
+
+        Args:
+          temperature: that samples will be drawn at: a number, or one a scale, coarsest first.
+          passes: of sampling; None takes the config's.
+          method: "pooled" (exact) or "published" (a moving average).
+        """
+        group_temperatures(self.experiment.model.hierarchy, temperature)
+        statistics = recalibrated_statistics(
+            self.workdir,
+            self.experiment,
+            self.state,
+            temperature=temperature,
+            passes=passes,
+            method=method,
+        )
+        passes = passes or self.experiment.evaluation.recalibration_passes
+        return replace(
+            self,
+            variables=replicate({**self.state.variables, "batch_stats": statistics}),
+            recalibration=f"{method}, {passes} passes",
+        )
+
+    def encode(self, images, *, temperature=1.0, seed=0):
+        """Draws latents from the posterior.
+
+        Args:
+          images: (N, H, W, C) in [0, 1].
+          temperature: multiplies the posterior's scale; 0 gives means (of each group, given the
+            means of those above it).
+          seed: of the draw, and of binarisation.
+
+        Returns:
+          latents, a list of (N, h, w, z).
+        """
+        if not 0 <= temperature < np.inf:
+            raise ValueError(f"temperature must not be negative, not {temperature}")
+        temperatures = np.full(self.num_groups, temperature, np.float32)
+        sources = np.full(self.num_groups, POSTERIOR)
+        prepared = self.prepare(images, seed)
+        _, latents, _ = self.compose(sources, temperatures, images=prepared, seed=seed)
+        return latents
+
+    def decode(self, latents, *, temperature=1.0, seed=0):
+        """Images of given latents.
+
+        Args:
+          latents: a list of (N, h, w, z) for the coarsest groups, or for all.
+          temperature: of the prior that the other groups are drawn from: one number, or one a
+            scale, coarsest first.
+          seed: of those draws.
+
+        Returns:
+          the decoder's mean images (N, H, W, C) in [0, 1].
+        """
+        latents = self._check_latents(latents)
+        given = np.arange(self.num_groups) < len(latents)
+        temperatures = group_temperatures(self.experiment.model.hierarchy, temperature)
+        sources = np.where(given, GIVEN, PRIOR)
+        return self.compose(sources, temperatures, latents=latents, seed=seed)[0]
+
+    def standardize(self, latents):
+        """Latents as the noise of the prior: (z - mean) / scale, given the groups above.
+
+        The prior makes the same latents of that noise: `from_noise` decodes it.
+        """
+        latents = self._check_latents(latents, complete=True)
+        sources = np.full(self.num_groups, GIVEN)
+        return self.compose(sources, np.ones(self.num_groups), latents=latents)[2]
+
+    def from_noise(self, noise, *, temperature=1.0):
+        """Images of given noise of the prior: a list of (N, h, w, z), one a group."""
+        noise = self._check_latents(noise, complete=True)
+        temperatures = group_temperatures(self.experiment.model.hierarchy, temperature)
+        sources = np.full(self.num_groups, PRIOR)
+        return self.compose(sources, temperatures, latents=noise)[0]
+
+    def draw_noise(self, num, seed=0):
+        """Noise of the prior for `num` images: that of image i depends on `seed` and i alone."""
+        keys = image_keys(jax.random.key(seed), np.arange(num))
+        return [np.asarray(n) for n in latent_noise(self.experiment.model, keys)]
+
+    def sample(self, num, *, temperature=1.0, seed=0):
+        """The decoder's mean images (num, H, W, C) in [0, 1] of draws from the prior.
+
+        `recalibrated` first, at the same temperature, makes them better.
+        """
+        if num < 1:
+            raise ValueError(f"num must be at least 1, not {num}")
+        temperatures = group_temperatures(self.experiment.model.hierarchy, temperature)
+        sources = np.full(self.num_groups, PRIOR)
+        return self.compose(sources, temperatures, num=num, seed=seed)[0]
+
+    def reconstruct(self, images, *, groups=None, temperature=1.0, seed=0):
+        """The decoder's mean images of posterior draws.
+
+        Args:
+          images: (N, H, W, C) in [0, 1].
+          groups: so many of the coarsest groups come from the posterior, the others from the
+            prior; None takes all of them from the posterior.
+          temperature: of the prior; one number, or one a scale, coarsest first.
+          seed: of the draws, and of binarisation.
+        """
+        groups = self.num_groups if groups is None else groups
+        if not 0 <= groups <= self.num_groups:
+            raise ValueError(f"groups must be from 0 to {self.num_groups}, not {groups}")
+        inferred = np.arange(self.num_groups) < groups
+        prior = group_temperatures(self.experiment.model.hierarchy, temperature)
+        temperatures = np.where(inferred, 1.0, prior)
+        sources = np.where(inferred, POSTERIOR, PRIOR)
+        prepared = self.prepare(images, seed)
+        return self.compose(sources, temperatures, images=prepared, seed=seed)[0]
+
+    def log_prob(self, images, *, num_samples=1, seed=0):
+        """A lower bound on log p(x) in nats, (N,): importance-weighted over posterior draws.
+
+        Args:
+          images: (N, H, W, C) in [0, 1].
+          num_samples: draws per image: with one it is the ELBO, with more it is tighter.
+          seed: of the draws, and of binarisation.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        prepared = self.prepare(images, seed)
+        batches = {"image": prepared, "index": np.arange(len(prepared))}
+        weights = []
+        for number in range(num_samples):
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            step = partial(self.programs.weigh, self.variables, key)
+            weights.append(self._in_batches(step, batches))
+        return np.logaddexp.reduce(weights, axis=0) - np.log(num_samples)
+
+    def prepare(self, images, seed=0):
+        """Images as the model takes them; see `inputs.to_model`."""
+        return inputs.to_model(images, self.experiment.data, seed)
+
+    def compose(self, sources, temperatures, *, images=None, latents=(), num=None, seed=0):
+        """The one pass behind everything here.
+
+        Args:
+          sources: (groups,) of `latents.PRIOR`, `POSTERIOR` and `GIVEN`.
+          temperatures: (groups,).
+          images: for the posterior, as `prepare` makes them.
+          latents: a list of (N, h, w, z): z of the GIVEN groups, noise of the others; groups that
+            it does not reach draw their noise.
+          num: how many images, where nothing else says it.
+          seed: of the noise.
+
+        Returns:
+          images (N, H, W, C) in [0, 1], latents, and latents as noise of the prior.
+        """
+        num = len(images) if images is not None else len(latents[0]) if len(latents) else num
+        batches = {"index": np.arange(num), "latents": [np.asarray(z) for z in latents]}
+        if images is not None:
+            batches["image"] = images
+        key, sources = jax.random.key(seed), np.asarray(sources, np.int32)
+        temperatures = np.asarray(temperatures, np.float32)
+
+        step = partial(self.programs.compose, self.variables, key, sources, temperatures)
+        pictures, latents, noise = self._in_batches(step, batches)
+        return crop(pictures, self.experiment.data.padding), list(latents), list(noise)
+
+    def _in_batches(self, step, arrays):
+        """`step` over all rows, `batch_size` at a time, so that one program serves any number."""
+        rows, results = len(arrays["index"]), []
+        for start in range(0, rows, self.batch_size):
+            stop = min(start + self.batch_size, rows)
+            cut = partial(_rows, start=start, stop=stop, size=self.batch_size)
+            result = jax.device_get(step(jax.tree.map(cut, arrays)))
+            results.append(jax.tree.map(partial(_first, stop - start), result))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+    def _check_latents(self, latents, complete=False):
+        shapes = [np.shape(z) for z in latents]
+        wanted = self.latent_shapes[: None if complete else max(len(shapes), 1)]
+        if [s[1:] for s in shapes] != list(wanted) or len({s[0] for s in shapes}) != 1:
+            raise ValueError(
+                f"latents have shapes {shapes}, where {len(wanted)} array(s) of (N, h, w, z) with "
+                f"(h, w, z) = {list(wanted)} are wanted"
+            )
+        return list(latents)
+
+
+def _rows(array, *, start, stop, size):
+    """Rows of `array`, the first of them repeated up to `size`, on the devices."""
+    part = array[start:stop]
+    return spread(np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)]))
+
+
+def _first(count, array):
+    return array[:count]

@@ -1,0 +1,308 @@
+"""Processes that train as one: how they find each other, agree to stop, and end together.
+
+How a lost process ends the others: each sends heartbeats to process 0, and jax aborts every process
+once one has been silent for `timeout` seconds, or at once when process 0 is gone. That reaches a
+process stuck inside a collective, where Python code cannot. What it does not see is a process that
+fails by itself and then waits for the others to end: hence `leave`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import signal
+import socket
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+SHORTEST_TIMEOUT = 5  # less would take a busy host for a lost one
+ONE_PROCESS_HINT = "set JAX_NUM_PROCESSES=1 to use this host alone"
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedSettings:
+    """How processes join and how long they wait for each other.
+
+    Attributes:
+      timeout: seconds without a sign of life after which a process counts as lost, which ends all.
+      start_timeout: seconds that processes wait for each other at the start.
+      coordinator_address: host:port of process 0.
+      num_processes: of the whole cluster.
+      process_id: of this process, from 0.
+
+    The last three are None where JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+    the cluster that this runs on, say them.
+
+    Raises:
+      ValueError: a value out of range.
+    """
+
+    timeout: int = 100
+    start_timeout: int = 300
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self):
+        for name in ("timeout", "start_timeout"):
+            seconds = getattr(self, name)
+            if not isinstance(seconds, int) or seconds < SHORTEST_TIMEOUT:
+                raise ValueError(
+                    f"distributed.{name} must be an integer of at least {SHORTEST_TIMEOUT} seconds,"
+                    f" not {seconds}"
+                )
+        if self.coordinator_address is not None:
+            _port(self.coordinator_address)
+        if self.num_processes is not None and self.num_processes < 1:
+            raise ValueError(f"the number of processes must be positive, not {self.num_processes}")
+        if self.process_id is not None and self.process_id < 0:
+            raise ValueError(f"the process id must not be negative: {self.process_id}")
+        if None not in (self.num_processes, self.process_id):
+            if self.process_id >= self.num_processes:
+                raise ValueError(
+                    f"process id {self.process_id} of {self.num_processes} processes: ids start"
+                    " at 0"
+                )
+
+
+def initialize(settings=None):
+    """Joins the other processes; does nothing where there are none, or when called again.
+
+    Call it before anything that uses a device.
+
+    Args:
+      settings: a DistributedSettings.
+
+    Raises:
+      ValueError: settings that contradict each other or are incomplete, or a cluster that cannot
+        be joined. Processes that do not turn up in time end this one instead: jax aborts it.
+      RuntimeError: a device has been used already.
+    """
+    if jax.distributed.is_initialized():
+        return
+    settings = with_environment(settings or DistributedSettings(), os.environ)
+    cluster = find_cluster(settings, os.environ)
+    if cluster is None:
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    wait = f"waiting up to {settings.start_timeout} s for the other processes"
+    print(f"{cluster.name}: {wait}", file=sys.stderr, flush=True)
+    with _keeping_signal_handlers():
+        _join(cluster, settings)
+
+
+def with_environment(settings, environment):
+    """`settings`, with what they leave open from the three JAX_ variables.
+
+    Raises:
+      ValueError: a variable that is no number, or out of range.
+    """
+    address, count, index = (environment.get(name) or None for name in VARIABLES)
+    found = {
+        "coordinator_address": address,
+        "num_processes": _integer(VARIABLES[1], count),
+        "process_id": _integer(VARIABLES[2], index),
+    }
+    missing = {name: value for name, value in found.items() if getattr(settings, name) is None}
+    return dataclasses.replace(settings, **missing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """What to tell jax.distributed.initialize; it finds out the rest."""
+
+    name: str
+    arguments: dict
+
+
+def find_cluster(settings, environment):
+    """The cluster that this process belongs to, or None for a process on its own.
+
+    In order: explicit settings, Open MPI, SLURM, Cloud TPU.
+
+    Raises:
+      ValueError: explicit settings that are incomplete.
+    """
+    if settings.num_processes == 1:
+        return None
+    given = [settings.coordinator_address, settings.num_processes, settings.process_id]
+    if None not in given:
+        return _explicit(*given)
+    # A coordinator alone may complete what the cluster says; a count or an id alone is a mistake.
+    incomplete = given[1:] != [None, None]
+    for find in () if incomplete else (_open_mpi, _slurm, _cloud_tpu):
+        cluster = find(settings, environment)
+        if cluster is not None:
+            return cluster
+    if given == [None, None, None]:
+        return None
+    pairs = zip(VARIABLES, given, strict=True)
+    missing = " and ".join(name for name, value in pairs if value is None)
+    raise ValueError(f"{missing} missing: a cluster needs all of {', '.join(VARIABLES)}")
+
+
+def _explicit(address, count, index, local_device_ids=None):
+    return Cluster(
+        f"process {index} of {count} at {address}",
+        {
+            "coordinator_address": address,
+            "num_processes": count,
+            "process_id": index,
+            "local_device_ids": local_device_ids,
+            # Inside a SLURM or MPI job jax would pick the devices too.
+            "cluster_detection_method": "deactivate",
+        },
+    )
+
+
+def _open_mpi(settings, environment):
+    count = _integer("OMPI_COMM_WORLD_SIZE", environment.get("OMPI_COMM_WORLD_SIZE"))
+    if count is None or count == 1:
+        return None
+    if "OMPI_MCA_orte_hnp_uri" in environment:
+        return Cluster("Open MPI", {"coordinator_address": settings.coordinator_address})
+    # Open MPI 5 does not tell its processes where the first one is.
+    if settings.coordinator_address is None:
+        raise ValueError(
+            f"this Open MPI names no coordinator: set {VARIABLES[0]}=HOST:PORT, HOST being where"
+            " rank 0 runs (mpirun -x)"
+        )
+    index = _integer("OMPI_COMM_WORLD_RANK", environment.get("OMPI_COMM_WORLD_RANK"))
+    local = _integer("OMPI_COMM_WORLD_LOCAL_RANK", environment.get("OMPI_COMM_WORLD_LOCAL_RANK"))
+    chosen = "JAX_LOCAL_DEVICE_IDS" in environment or local is None
+    return _explicit(settings.coordinator_address, count, index, None if chosen else [local])
+
+
+def _slurm(settings, environment):
+    needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
+    if not all(name in environment for name in needed):
+        return None  # not started by srun: there is one process
+    # An interactive step has one task, whatever its allocation has.
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", environment["SLURM_NTASKS"])
+    if _integer("SLURM_STEP_NUM_TASKS", tasks) == 1:
+        return None
+    return Cluster("SLURM", {"coordinator_address": settings.coordinator_address})
+
+
+def _cloud_tpu(settings, environment):
+    # On import, jax puts "tpu" here where the host has one and JAX_PLATFORMS is not set.
+    if "tpu" not in (jax.config.jax_platforms or ""):
+        return None
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    several_slices = environment.get("MEGASCALE_NUM_SLICES", "1") != "1"
+    if hosts and "," not in hosts and not several_slices:
+        return None
+    if not hosts and "TPU_SKIP_MDS_QUERY" in environment:
+        return None  # nobody to ask about other hosts
+    return Cluster("Cloud TPU", {"coordinator_address": settings.coordinator_address})
+
+
+def _join(cluster, settings):
+    arguments = cluster.arguments
+    if arguments.get("process_id") == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+        _check_port_is_free(arguments["coordinator_address"])
+    try:
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=settings.start_timeout,
+            heartbeat_timeout_seconds=settings.timeout,
+        )
+    except (ValueError, LookupError, OSError) as error:
+        raise ValueError(
+            f"{cluster.name}: cannot join ({error}): set {', '.join(VARIABLES)}; or"
+            f" {ONE_PROCESS_HINT}"
+        ) from error
+
+
+def _check_port_is_free(address):
+    """jax crashes without a word on a port in use."""
+    try:
+        with socket.create_server(("", _port(address))):
+            pass
+    except OSError as error:
+        raise ValueError(f"process 0 cannot listen at {address}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _keeping_signal_handlers():
+    """jax.distributed takes SIGTERM for itself, after which it would stop nothing."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # Python lets only its main thread set handlers; None is one that Python did not set.
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+class Agreement:
+    """The largest of the numbers that the processes give, the same in all of them.
+
+    For what reaches one process and concerns all, such as a signal. All processes must call it
+    equally often, between the same steps. The answer is to the numbers of the call before, so that
+    the host never waits for the devices; the first is 0. With one process it is the number itself.
+    """
+
+    def __init__(self):
+        self._pending = None
+
+    def __call__(self, number):
+        """Gives a `number` from 0 to 2**31 - 1; returns the largest of the last call's."""
+        if jax.process_count() == 1:
+            return int(number)
+        answer, self._pending = self._pending, _largest(number)
+        return 0 if answer is None else int(answer)
+
+
+def any_process(flag):
+    """Whether `flag` is true in any process. All must call it; waits for them and the devices."""
+    return bool(flag) if jax.process_count() == 1 else bool(_largest(int(flag)))
+
+
+def _largest(number):
+    sharding, largest = _maximum()
+    numbers = np.full(jax.local_device_count(), number, np.int32)
+    return largest(jax.make_array_from_process_local_data(sharding, numbers))
+
+
+@functools.cache
+def _maximum():
+    """How to place one number a device, and the compiled function to their maximum everywhere."""
+    mesh = Mesh(np.array(jax.devices()), ("all",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec("all")), jax.jit(jnp.max, out_shardings=everywhere)
+
+
+def leave(status):
+    """Ends this process like sys.exit(status), but without waiting for others.
+
+    For a process that failed by itself. At a usual end jax waits until all processes have come to
+    theirs, minutes long; meanwhile the others may be waiting for this one in a collective. Once it
+    is gone they notice, and end too.
+    """
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    with contextlib.suppress(OSError):  # nobody may be reading
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def _port(address):
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError(f"the coordinator's address must be HOST:PORT, not {address!r}")
+    return int(port)
+
+
+def _integer(name, text):
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, not {text!r}") from None

@@ -1,0 +1,157 @@
+"""A published checkpoint becomes a run directory, and back.
+
+The run directory also keeps the published arguments, in `published.json`: the way back needs them
+where this project's config has no such key.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from optax import tree_utils
+
+from nvae_jax import build, regularizers, run_directory
+from nvae_jax.checkpoint import Checkpoints
+from nvae_jax.data import pipeline, sources
+from nvae_jax.data.spec import DataError
+from nvae_jax.interop import torch_checkpoint, torch_file
+from nvae_jax.interop.arguments import export_args, export_operations
+from nvae_jax.state import State, kernels_of
+
+PUBLISHED = "published.json"
+
+
+def convert_file(torch_path, workdir, *, num_devices=1, data_dir=""):
+    """Makes a run directory of a published checkpoint.
+
+    Evaluation and sampling use it as it is. Resuming goes on at the published step with the same
+    schedules. What the file has no place for here starts afresh: the optimiser's moments and the
+    vectors of power iteration. The order of the data is this project's.
+
+    Args:
+      torch_path: a published `.pt` file.
+      workdir: a new or empty folder.
+      num_devices: that the model was trained on: the published batch size is that of one.
+      data_dir: where the data set is; "" is its usual place.
+
+    Returns:
+      the step that the checkpoint is of.
+
+    Raises:
+      ValueError: the file or the folder will not do; the message says why.
+    """
+    if num_devices < 1:
+        raise ValueError(f"num_devices must be at least 1, not {num_devices}")
+    published = torch_file.read(torch_path)
+    config, variables = torch_checkpoint.convert_state(published.state, published.args)
+    config.data.dir = data_dir
+    _set_training(config, published, num_devices)
+    state = fresh_state(build.build(config), variables, published.step)
+    _check_new(workdir)
+    with run_directory.open_for_training(workdir, config), Checkpoints(workdir) as checkpoints:
+        checkpoints.save(state, data_state(config, published.step))
+        kept = {"args": published.args, "epoch": published.epoch}
+        text = json.dumps(kept, indent=2, default=str) + "\n"
+        run_directory.write_text(Path(workdir) / PUBLISHED, text)
+    return published.step
+
+
+def _check_new(workdir):
+    if (Path(workdir) / run_directory.CONFIG).exists():
+        raise ValueError(f"{workdir} already holds a run: name a new folder, nothing was written")
+
+
+def _set_training(config, published, num_devices):
+    """The length of the run: the published code counts in epochs, this one in steps."""
+    args = published.args
+    if "batch_size" in args:
+        config.train.batch_size = int(args["batch_size"]) * num_devices
+    per_epoch = published.step / published.epoch if published.epoch else 0
+    config.train.num_steps = max(published.step, 1)
+    if per_epoch and "epochs" in args:
+        config.train.num_steps = max(round(per_epoch * int(args["epochs"])), 1)
+        config.optimizer.warmup_steps = round(per_epoch * args.get("warmup_epochs", 0))
+
+
+def fresh_state(experiment, variables, step):
+    """A training state at `step` with the given variables and an optimiser without history.
+
+    Args:
+      experiment: from `build.build`.
+      variables: {"params": ..., "batch_stats": ...}.
+      step: updates that the variables have seen; learning rate and KL weight go on from there.
+    """
+    variables = jax.tree.map(jnp.asarray, variables)
+    spectral_key, train_key = jax.random.split(jax.random.key(experiment.seed))
+    images = jnp.zeros((1, *experiment.image_shape))
+    kernels = kernels_of(experiment.model, variables, images)
+    opt_state = experiment.optimizer.init(variables["params"])
+    return State(
+        step=jnp.asarray(step, jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=_at_step(opt_state, step),
+        spectral=regularizers.init_spectral_vectors(spectral_key, kernels),
+        key=jax.random.key_data(train_key),
+        nonfinite_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def _at_step(opt_state, step):
+    """Moves the schedule on; the moments' own count stays 0, which is what they have seen."""
+
+    def is_schedule(path, _):
+        return any(getattr(key, "tuple_name", "") == "ScaleByScheduleState" for key in path)
+
+    return tree_utils.tree_set(opt_state, is_schedule, count=jnp.asarray(step, jnp.int32))
+
+
+def data_state(config, step):
+    """The position in the data after `step` steps, as `pipeline.TrainIterator` keeps it.
+
+    Where the data are not there yet, the published number of training images stands in.
+    """
+    spec = build.build_data(config)
+    try:
+        count = pipeline.num_examples(spec, "train")
+    except DataError:
+        source = sources.SOURCES.get(spec.name)
+        count = source.sizes.get("train", (0,))[0] if source else 0
+    return {"step": step, "num_examples": count}
+
+
+def export_run(workdir, torch_path):
+    """Writes a run's last checkpoint in the published format.
+
+    Args:
+      workdir: a run directory.
+      torch_path: of a new file.
+
+    Returns:
+      the step of the checkpoint.
+
+    Raises:
+      ValueError: there is no checkpoint, the published code has no such model, or the file exists.
+    """
+    config = run_directory.load_config(workdir)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        restored = checkpoints.restore(build.build(config).abstract_state())
+    if restored is None:
+        raise ValueError(f"{workdir} has no checkpoint yet: train it first")
+    state, position = restored
+    steps_per_epoch = max(position["num_examples"] // config.train.batch_size, 1)
+    kept = _published(workdir)
+    published = torch_file.PublishedFile(
+        state=torch_checkpoint.export_state(config, state.variables),
+        args={**export_args(config, steps_per_epoch), **kept.get("args", {})},
+        epoch=kept.get("epoch", int(state.step) // steps_per_epoch),
+        step=int(state.step),
+    )
+    torch_file.write(torch_path, published, export_operations(config))
+    return published.step
+
+
+def _published(workdir):
+    path = Path(workdir) / PUBLISHED
+    return json.loads(path.read_text()) if path.is_file() else {}

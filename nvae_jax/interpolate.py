@@ -1,0 +1,120 @@
+"""Ways between two images through the noise of the prior.
+
+There a latent is (z - prior mean) / prior scale given the groups above: noise that the prior itself
+would draw. Between two of them a great circle stays where the prior puts its mass; a straight line
+would cross its empty middle.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from nvae_jax import pictures
+
+MIN_ANGLE = 1e-4  # closer directions than this are as good as on a straight line
+
+
+def slerp(start, end, fraction):
+    """A point on the great circle between two arrays; their lengths are interpolated linearly.
+
+    Args:
+      start: (N, ...), each row a vector.
+      end: the same.
+      fraction: 0 gives `start`, 1 gives `end`.
+    """
+    shape, rows = start.shape, len(start)
+    start, end = start.reshape(rows, -1), end.reshape(rows, -1)
+    lengths = [np.linalg.norm(a, axis=1, keepdims=True) + 1e-12 for a in (start, end)]
+    a, b = start / lengths[0], end / lengths[1]
+    angle = np.arccos(np.clip((a * b).sum(1, keepdims=True), -1.0, 1.0))
+    close = angle < MIN_ANGLE
+    sine = np.sin(np.where(close, 1.0, angle))
+    weights = (
+        np.where(close, 1 - fraction, np.sin((1 - fraction) * angle) / sine),
+        np.where(close, fraction, np.sin(fraction * angle) / sine),
+    )
+    length = (1 - fraction) * lengths[0] + fraction * lengths[1]
+    return ((weights[0] * a + weights[1] * b) * length).reshape(shape).astype(np.float32)
+
+
+def interpolate(run, start, end, num_steps, *, temperature=1.0):
+    """Images on the way between two sets of noise, each group on its own great circle.
+
+    Args:
+      run: an `api.Run`.
+      start: a list of (N, h, w, z), one a group.
+      end: the same.
+      num_steps: images of a way, its ends included; at least 2.
+      temperature: of the prior.
+
+    Returns:
+      (N, num_steps, H, W, C) in [0, 1].
+    """
+    if num_steps < 2:
+        raise ValueError(f"num_steps must be at least 2, not {num_steps}")
+    ways = []
+    for fraction in np.linspace(0.0, 1.0, num_steps):
+        noise = [slerp(a, b, fraction) for a, b in zip(start, end, strict=True)]
+        ways.append(run.from_noise(noise, temperature=temperature))
+    return np.stack(ways, axis=1)
+
+
+def ends_of_images(run, images, seed=0):
+    """The noise of images 0, 2, 4 ... and that of 1, 3, 5 ...
+
+    Raises:
+      ValueError: there are fewer than two images.
+    """
+    if len(images) < 2:
+        raise ValueError("an interpolation needs at least two images")
+    noise = run.standardize(run.encode(images, seed=seed))
+    pairs = len(images) // 2
+    return [n[0 : 2 * pairs : 2] for n in noise], [n[1 : 2 * pairs : 2] for n in noise]
+
+
+def ends_of_samples(run, num, seed=0):
+    """The noise of two sets of `num` samples."""
+    noise = run.draw_noise(2 * num, seed)
+    return [n[0::2] for n in noise], [n[1::2] for n in noise]
+
+
+def interpolate_run(
+    run, out, *, images=None, num=4, num_steps=9, temperature=1.0, animation="gif", seed=0
+):
+    """Writes `interpolation.png` (a row a pair), `interpolation.npz` (key `images`: pairs, steps,
+    H, W, C) and `interpolation.gif` or `.webp`, in which all pairs move at once.
+
+    Args:
+      run: an `api.Run`, recalibrated where samples are wanted.
+      out: a folder.
+      images: (N, H, W, C) in [0, 1], taken in pairs; None interpolates between samples, which are
+        drawn at the temperature; images lie at 1.
+      num: pairs of samples.
+      num_steps: images of a way.
+      temperature: of the prior, for samples.
+      animation: "gif", "webp" or "none".
+      seed: of the draws.
+    """
+    if images is None:
+        ends = ends_of_samples(run, num, seed)
+    else:
+        ends, temperature = ends_of_images(run, images, seed), 1.0
+    ways = interpolate(run, *ends, num_steps, temperature=temperature)
+    source = "samples" if images is None else "images"
+    temperature = np.atleast_1d(temperature).tolist()
+    metadata = run.metadata(source=source, temperature=temperature, seed=seed)
+    out, ways = Path(out), pictures.to_uint8(ways)
+    pictures.save_arrays(out / "interpolation.npz", images=ways, **metadata)
+    rows = ways.reshape(-1, *ways.shape[2:])
+    pictures.save_grid(out / "interpolation.png", rows, metadata, num_steps)
+    if animation != "none":
+        save = pictures.save_animation
+        save(out / f"interpolation.{animation}", _frames(run, ends, temperature), metadata)
+    print(f"{len(ways)} interpolation(s) in {out}: interpolation.png, .npz, animation {animation}")
+
+
+def _frames(run, ends, temperature, count=24):
+    ways = interpolate(run, *ends, count, temperature=temperature)
+    return np.stack(
+        [pictures.image_grid(pictures.to_uint8(ways[:, i])) for i in range(ways.shape[1])]
+    )

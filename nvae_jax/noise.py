@@ -1,0 +1,95 @@
+"""Latent noise with a key an image: what image i looks like depends on the seed and on i alone,
+whatever the batch it is drawn in and the devices that draw it."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def image_keys(key, indices):
+    """A key for each image: (B,) keys from one key and the images' numbers (B,)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+
+
+def latent_noise(model, keys):
+    """Standard normal noise of every latent group.
+
+    Args:
+      model: an `NVAE`.
+      keys: one an image, (B,).
+
+    Returns:
+      one (B, h, w, z) array a group, top-down.
+    """
+    shapes = model.latent_shapes()
+    sizes = [math.prod(shape) for shape in shapes]
+    # One draw for all groups: every call of the generator is a good deal to compile.
+    flat = jax.vmap(lambda key: jax.random.normal(key, (sum(sizes),)))(keys)
+    parts = jnp.split(flat, np.cumsum(sizes)[:-1], axis=1)
+    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def spread(array):
+    """Divides the leading axis of `array` among this process's devices, where it can be divided.
+
+    A program that computes everything from such an array divides its work the same way.
+    """
+    whole = len(array) % jax.local_device_count()
+    return jax.device_put(array, _placed(PartitionSpec() if whole else PartitionSpec("images")))
+
+
+def replicate(tree):
+    """Puts a copy of every array on each of this process's devices."""
+    return jax.device_put(tree, _placed(PartitionSpec()))
+
+
+def _placed(spec):
+    devices = jax.local_devices()
+    mesh = jax.make_mesh((len(devices),), ("images",), (AxisType.Auto,), devices=devices)
+    return NamedSharding(mesh, spec)
+
+
+def group_temperatures(hierarchy, temperature):
+    """A temperature for each group.
+
+    Args:
+      hierarchy: of the model.
+      temperature: one number for all, or one a scale, coarsest first.
+
+    Returns:
+      (groups,) float32, top-down.
+
+    Raises:
+      ValueError: a temperature is not positive and finite, or there is not one a scale.
+    """
+    values = np.atleast_1d(np.asarray(temperature, np.float32))
+    if values.ndim != 1 or not (np.isfinite(values).all() and (values > 0).all()):
+        raise ValueError(f"temperature must be positive, not {_listed(values)}")
+    if len(values) not in (1, hierarchy.num_scales):
+        raise ValueError(
+            f"temperature: {len(values)} values for {hierarchy.num_scales} scale(s); give one for "
+            "all or one a scale, coarsest first"
+        )
+    values = np.broadcast_to(values, hierarchy.num_scales)
+    top = hierarchy.num_scales - 1
+    return np.array([values[top - scale] for scale in hierarchy.scale_of_group()], np.float32)
+
+
+def parse_temperatures(texts):
+    """Numbers from the words of a flag. Raises ValueError for one that is none."""
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        raise ValueError(f"temperature must be numbers, not {','.join(texts)!r}") from None
+
+
+def _listed(values):
+    return ", ".join(f"{value:g}" for value in np.ravel(values))
+
+
+def describe_temperature(temperature):
+    """A temperature, or one a scale, as text that can be part of a file's name: 0.7 or 1-0.7."""
+    return "-".join(f"{value:g}" for value in np.atleast_1d(temperature))

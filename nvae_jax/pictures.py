@@ -1,0 +1,122 @@
+"""Pictures, animations and arrays on disk, each with what made it."""
+
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from nvae_jax.reporting import image_grid, to_uint8
+
+ENLARGED = 512  # pictures smaller than this are enlarged, so that a person sees the pixels
+ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
+
+
+def save_png(path, image, metadata=None, enlarge=False):
+    """Writes one uint8 (H, W, C) image; `metadata` {name: value} becomes its text chunks."""
+    info = PngImagePlugin.PngInfo()
+    for name, value in (metadata or {}).items():
+        info.add_text(name, value if isinstance(value, str) else json.dumps(value))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _picture(image, enlarge).save(path, pnginfo=info, optimize=True)
+
+
+def save_grid(path, images, metadata=None, columns=None):
+    """Writes images (N, H, W, C), uint8 or in [0, 1], as one picture, row by row."""
+    images = images if images.dtype == np.uint8 else to_uint8(images)
+    save_png(path, image_grid(images, columns), metadata, enlarge=True)
+
+
+def save_animation(path, frames, metadata=None, seconds=3.0):
+    """Writes frames (N, H, W, C), uint8 or in [0, 1], as an endless animation there and back.
+
+    Args:
+      path: ends in .gif or .webp.
+      frames: all of one size.
+      metadata: {name: value}, kept in a comment (GIF) or the EXIF description (WebP).
+      seconds: from the first frame to the last.
+
+    Raises:
+      ValueError: the path has another ending.
+    """
+    path = Path(path)
+    if path.suffix not in ANIMATIONS:
+        raise ValueError(f"{path} must end in {' or '.join(ANIMATIONS)}")
+    frames = frames if frames.dtype == np.uint8 else to_uint8(frames)
+    pictures = [_picture(frame, True) for frame in [*frames, *frames[-2:0:-1]]]
+    options = {"duration": max(round(1000 * seconds / len(frames)), 20), "loop": 0}
+    comment = json.dumps(metadata or {})
+    if path.suffix == ".gif":
+        options["comment"] = comment.encode()
+    else:
+        exif = Image.Exif()
+        exif[0x010E] = comment  # ImageDescription
+        options.update(exif=exif, quality=90)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], **options)
+
+
+def _picture(image, enlarge):
+    factor = max(1, ENLARGED // max(image.shape[:2])) if enlarge else 1
+    image = image.repeat(factor, 0).repeat(factor, 1)
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+class ArrayStream:
+    """Writes one array of known shape to an `.npz` file piece by piece, so that memory does not
+    grow with it. The file appears when everything is there.
+
+    Args:
+      path: of the file.
+      name: of the array in it.
+      shape: of the whole array; pieces are cut along the first axis.
+      dtype: of the array.
+      arrays: small ones that go along, {name: value}.
+    """
+
+    def __init__(self, path, name, shape, dtype, **arrays):
+        self._path, self._missing = Path(path), shape[0]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False) as file:
+            self._temporary = file.name
+        self._zip = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
+        for other, value in arrays.items():
+            with self._zip.open(f"{other}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
+        self._member = self._zip.open(f"{name}.npy", "w", force_zip64=True)
+        descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+        header = {"descr": descr, "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(self._member, header)
+
+    def write(self, piece):
+        """Adds the next rows."""
+        self._missing -= len(piece)
+        self._member.write(np.ascontiguousarray(piece).tobytes())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        self._member.close()
+        self._zip.close()
+        if kind is None and self._missing == 0:
+            os.chmod(self._temporary, 0o644)
+            os.replace(self._temporary, self._path)
+            return
+        os.unlink(self._temporary)
+        if kind is None:
+            raise ValueError(f"{self._path}: {self._missing} row(s) are missing")
+
+
+def save_arrays(path, **arrays):
+    """Writes small arrays to an `.npz` file, at once or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        np.savez_compressed(file, **arrays)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)

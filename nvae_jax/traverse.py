@@ -1,0 +1,112 @@
+"""What one latent group does: its variations, with the others fixed."""
+
+from pathlib import Path
+
+import numpy as np
+
+from nvae_jax import pictures
+from nvae_jax.models.latents import GIVEN, PRIOR
+from nvae_jax.noise import group_temperatures
+
+OTHERS = ("noise", "latents")
+
+
+def check_group(run, group, channel=None):
+    """Raises ValueError unless the run has this group, and it this channel."""
+    if not 0 <= group < run.num_groups:
+        raise ValueError(f"group must be from 0 (coarsest) to {run.num_groups - 1}, not {group}")
+    channels = run.latent_shapes[group][-1]
+    if channel is not None and not 0 <= channel < channels:
+        raise ValueError(f"channel must be from 0 to {channels - 1}, not {channel}")
+
+
+def traverse(
+    run,
+    noise,
+    group,
+    num_steps,
+    *,
+    channel=None,
+    span=3.0,
+    others="noise",
+    temperature=1.0,
+    seed=0,
+):
+    """Images of which one group's noise varies.
+
+    Args:
+      run: an `api.Run`.
+      noise: of the prior, a list of (N, h, w, z), one a group: where the variations start from.
+      group: its number, from the coarsest, 0.
+      num_steps: variations.
+      channel: None draws the group anew for every step, the same draws for all N; a number moves
+        that channel everywhere, from -span to span prior scales.
+      span: of the move.
+      others: what is fixed of the groups below: their noise, so that they follow what the prior
+        makes of the new group; or their latents.
+      temperature: of the prior.
+      seed: of the draws.
+
+    Returns:
+      (N, num_steps, H, W, C) in [0, 1].
+
+    Raises:
+      ValueError: there is no such group or channel, or fewer than one step.
+    """
+    check_group(run, group, channel)
+    if num_steps < 1 or not 0 < span < np.inf:
+        raise ValueError(f"num_steps and span must be positive, not {num_steps} and {span}")
+    temperatures = group_temperatures(run.experiment.model.hierarchy, temperature)
+    sources, fixed = np.full(run.num_groups, PRIOR), list(noise)
+    if others == "latents":
+        _, fixed, _ = run.compose(sources, temperatures, latents=noise)
+        sources = np.where(np.arange(run.num_groups) == group, PRIOR, GIVEN)
+    variations = []
+    for varied in _variations(noise[group], num_steps, channel, span, seed):
+        inputs = [*fixed[:group], varied, *fixed[group + 1 :]]
+        variations.append(run.compose(sources, temperatures, latents=inputs)[0])
+    return np.stack(variations, axis=1)
+
+
+def _variations(noise, num_steps, channel, span, seed):
+    """The group's noise (N, h, w, z) at each step."""
+    if channel is None:
+        draws = np.random.default_rng(seed).normal(size=(num_steps, 1, *noise.shape[1:]))
+        return [np.broadcast_to(draw, noise.shape).astype(np.float32) for draw in draws]
+    moved = []
+    for value in np.linspace(-span, span, num_steps, dtype=np.float32):
+        step = noise.copy()
+        step[..., channel] = value
+        moved.append(step)
+    return moved
+
+
+def traverse_run(run, out, *, images=None, num=6, group, num_steps=9, seed=0, **options):
+    """Writes `traversal_GG.png` (a row a start, which comes first) and `traversal_GG.npz`.
+
+    Args:
+      run: an `api.Run`, recalibrated where samples are wanted.
+      out: a folder.
+      images: (N, H, W, C) in [0, 1] to start from; None starts from samples.
+      num: of samples.
+      group: number of the group, from the coarsest, 0.
+      num_steps: variations.
+      seed: of all draws.
+      **options: of `traverse`; images lie at temperature 1.
+    """
+    check_group(run, group, options.get("channel"))
+    if images is None:
+        noise = run.draw_noise(num, seed)
+    else:
+        noise = run.standardize(run.encode(images, seed=seed))
+        options["temperature"] = 1.0
+    starts = run.from_noise(noise, temperature=options.get("temperature", 1.0))
+    varied = traverse(run, noise, group, num_steps, seed=seed + 1, **options)
+    rows = pictures.to_uint8(np.concatenate([starts[:, None], varied], axis=1))
+    kept = {name: value for name, value in options.items() if value is not None}
+    metadata = run.metadata(group=group, seed=seed, **kept)
+    path = Path(out) / f"traversal_{group:02d}"
+    pictures.save_arrays(f"{path}.npz", images=rows, **metadata)
+    grid = rows.reshape(-1, *rows.shape[2:])
+    pictures.save_grid(f"{path}.png", grid, metadata, rows.shape[1])
+    print(f"{num_steps} variations of group {group}: {path}.png, {path}.npz")

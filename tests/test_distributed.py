@@ -1,0 +1,283 @@
+"""Real processes on this machine: joining, agreeing, and ending together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from nvae_jax import distributed
+from nvae_jax.distributed import DistributedSettings
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 5  # seconds, of the processes under test
+
+START = f"""
+import os, signal, sys, time
+import numpy as np
+from nvae_jax import distributed
+from nvae_jax.interrupt import Interrupt
+
+settings = distributed.DistributedSettings(timeout={TIMEOUT}, start_timeout=40)
+distributed.initialize(settings)
+distributed.initialize(settings)
+
+import jax
+index = jax.process_index()
+"""
+
+AGREE = """
+assert jax.process_count() == 2 and jax.device_count() == 2
+found = [distributed.any_process(index == 1), distributed.any_process(False)]
+agreement = distributed.Agreement()
+found += [agreement(5 * index), agreement(0), agreement(0)]
+assert found == [True, False, 0, 5, 0], found
+"""
+
+TRAIN = """
+agreement = distributed.Agreement()
+with Interrupt() as interrupt:
+    for step in range(10**6):
+        number = agreement(interrupt.received or 0)
+        if number:
+            print("stopped at", step, flush=True)
+            sys.exit(128 + number)
+        if step == 0:
+            print("ready", flush=True)
+        {body}
+        time.sleep(0.02)
+"""
+
+
+def free_port():
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+def environment(**variables):
+    """This process's environment, without what says that it is part of a cluster."""
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in distributed.VARIABLES and not name.startswith(("SLURM_", "OMPI_"))
+    }
+    fixed = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return {**clean, **fixed, **variables}
+
+
+class Processes:
+    """The processes of a cluster that run one program each."""
+
+    def __init__(self, program, variables):
+        self.all = [
+            subprocess.Popen(
+                [sys.executable, "-c", START + program],
+                env=environment(**each),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for each in variables
+        ]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.all:
+            process.kill()
+            process.communicate()
+
+    def wait_until_ready(self):
+        for process in self.all:
+            lines = iter(process.stdout.readline, "")
+            assert any(line == "ready\n" for line in lines), process.stderr.read()
+
+    def finish(self, seconds=40):
+        """[(exit status, stdout, stderr)] of all of them, which must end within `seconds`."""
+        end = time.monotonic() + seconds
+        outputs = [
+            process.communicate(timeout=max(end - time.monotonic(), 0.01)) for process in self.all
+        ]
+        return [
+            (process.returncode, *output) for process, output in zip(self.all, outputs, strict=True)
+        ]
+
+
+def explicit(count=2):
+    address = f"localhost:{free_port()}"
+    names = distributed.VARIABLES
+    return [dict(zip(names, (address, str(count), str(i)), strict=True)) for i in range(count)]
+
+
+def slurm():
+    common = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    port = str(free_port())
+    return [
+        {**common, "JAX_COORDINATOR_PORT": port, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+        for i in range(2)
+    ]
+
+
+def open_mpi(version):
+    port = str(free_port())
+    if version == 4:
+        uri = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "JAX_COORDINATOR_PORT": port}
+    else:
+        uri = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
+    rank, local = "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"
+    return [{**uri, "OMPI_COMM_WORLD_SIZE": "2", rank: str(i), local: str(i)} for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [explicit, slurm, lambda: open_mpi(4), lambda: open_mpi(5)],
+    ids=["explicit", "slurm", "open_mpi_4", "open_mpi_5"],
+)
+def test_processes_join_and_agree(variables):
+    with Processes(AGREE, variables()) as processes:
+        results = processes.finish()
+    assert [status for status, *_ in results] == [0, 0], results
+
+
+@pytest.mark.parametrize(
+    ("number", "victim"),
+    [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 0)],
+    ids=["killed_0", "killed_1", "frozen_0"],
+)
+def test_a_lost_process_ends_the_others_in_time(number, victim):
+    with Processes(TRAIN.format(body=""), explicit()) as processes:
+        processes.wait_until_ready()
+        processes.all[victim].send_signal(number)
+        # Measured: 0.1 s where process 0 is killed, otherwise a little less than the timeout.
+        status = processes.all[1 - victim].wait(TIMEOUT + 4)
+        assert status != 0
+
+
+def test_a_process_that_fails_ends_the_others_in_time():
+    body = "if step == 20 and index == 1: print('full', file=sys.stderr); distributed.leave(2)"
+    with Processes(TRAIN.format(body=body), explicit()) as processes:
+        processes.wait_until_ready()
+        (other, *_), (failed, _, message) = processes.finish(TIMEOUT + 6)
+    assert (failed, message.splitlines()[-1]) == (2, "full")
+    assert other != 0
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step():
+    with Processes(TRAIN.format(body=""), explicit()) as processes:
+        processes.wait_until_ready()
+        processes.all[1].terminate()
+        results = processes.finish()
+    assert [status for status, *_ in results] == [128 + signal.SIGTERM] * 2, results
+    last_lines = {output.splitlines()[-1] for _, output, _ in results}
+    assert len(last_lines) == 1 and "stopped at" in last_lines.pop()
+
+
+def test_a_process_that_waits_alone_gives_up():
+    program = START.replace("start_timeout=40", "start_timeout=5")
+    with Processes("", []) as processes:
+        variables = environment(**explicit()[1])
+        command = [sys.executable, "-c", program]
+        process = subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
+        processes.all.append(process)
+        [(status, _, message)] = processes.finish()
+    assert status != 0
+    assert "waiting up to 5 s for the other processes" in message
+
+
+def test_a_port_in_use_is_an_error():
+    with socket.create_server(("", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+        settings = DistributedSettings(coordinator_address=address, num_processes=2, process_id=0)
+        with pytest.raises(ValueError, match="cannot listen at localhost.*in use"):
+            distributed.initialize(settings)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"timeout": 0}, "distributed.timeout must be an integer of at least 5"),
+        ({"start_timeout": 2.5}, "distributed.start_timeout must be an integer"),
+        ({"num_processes": 0}, "must be positive, not 0"),
+        ({"process_id": -1}, "must not be negative: -1"),
+        ({"num_processes": 2, "process_id": 2}, "process id 2 of 2"),
+        ({"coordinator_address": "host"}, "HOST:PORT, not 'host'"),
+        ({"coordinator_address": "host:99999"}, "HOST:PORT, not 'host:99999'"),
+    ],
+)
+def test_bad_settings(values, message):
+    with pytest.raises(ValueError, match=message):
+        DistributedSettings(**values)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES must be a number, not 'two'"),
+        ({"JAX_NUM_PROCESSES": "2"}, "^JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID missing"),
+        ({"JAX_PROCESS_ID": "0"}, "^JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES missing"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "^JAX_NUM_PROCESSES and JAX_PROCESS_ID missing"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "names no coordinator: set JAX_COORDINATOR_ADDRESS"),
+    ],
+)
+def test_half_given_clusters(variables, message):
+    with pytest.raises(ValueError, match=message):
+        settings = distributed.with_environment(DistributedSettings(), variables)
+        distributed.find_cluster(settings, variables)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"JAX_NUM_PROCESSES": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "1"},
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"},  # a batch script, not started by srun
+        {**slurm()[0], "SLURM_STEP_NUM_TASKS": "1"},  # a shell inside an allocation
+    ],
+)
+def test_a_process_on_its_own(variables):
+    settings = distributed.with_environment(DistributedSettings(), variables)
+    assert distributed.find_cluster(settings, variables) is None
+
+
+def test_settings_win_over_the_environment():
+    settings = DistributedSettings(coordinator_address="a:1", num_processes=3, process_id=2)
+    assert distributed.with_environment(settings, explicit()[0]) == settings
+
+
+def test_one_process_needs_no_agreement():
+    agreement = distributed.Agreement()
+    assert [agreement(0), agreement(15), agreement(0)] == [0, 15, 0]
+    assert distributed.any_process(True) and not distributed.any_process(False)
+    with pytest.raises(SystemExit, match="2"):
+        distributed.leave(2)
+
+
+@pytest.fixture
+def tpu_platform():
+    """What jax says on a host with a TPU."""
+    platforms = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "tpu,cpu")
+    yield
+    jax.config.update("jax_platforms", platforms)
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "Cloud TPU"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "Cloud TPU"),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, "Cloud TPU"),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, None),
+        ({"TPU_SKIP_MDS_QUERY": "1"}, None),
+    ],
+)
+def test_cloud_tpu(tpu_platform, variables, name):
+    cluster = distributed.find_cluster(DistributedSettings(), variables)
+    assert (cluster and cluster.name) == name

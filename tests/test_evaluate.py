@@ -1,0 +1,91 @@
+import jax
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+from nvae_jax import evaluate, steps
+
+
+def batches(images, size):
+    """Padded batches with masks."""
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        blank = np.zeros((size - len(part), *part.shape[1:]), np.float32)
+        mask = np.arange(size) < len(part)
+        yield {"image": np.concatenate([part, blank]), "mask": mask}
+
+
+@pytest.fixture(scope="module")
+def setup(tiny):
+    experiment, state, _ = tiny
+    model = experiment.model.clone(unroll=1)
+    images = (np.random.default_rng(3).random((7, 16, 16, 1)) > 0.5).astype(np.float32)
+
+    def run(size, **kwargs):
+        return evaluate.evaluate(
+            model, experiment.likelihood, state.variables, batches(images, size), **kwargs
+        )
+
+    return experiment, model, state, images, run
+
+
+def test_bound_by_hand(setup):
+    """The definition of the bound, from the model's own log-densities."""
+    experiment, model, state, images, run = setup
+    result = run(7, num_iw_samples=3, seed=5)
+    key, weights, nelbos = jax.random.fold_in(jax.random.key(5), 0), [], []
+    for k in range(3):
+        rngs = {"latent": jax.random.fold_in(key, k)}
+        out = model.apply(state.variables, images, rngs=rngs)
+        log_likelihood = np.asarray(experiment.likelihood(out.logits).log_prob(images), np.float64)
+        weights.append(log_likelihood + out.log_p - out.log_q)
+        nelbos.append(np.asarray(out.kl).sum(1) - log_likelihood)
+    expected = -(logsumexp(np.stack(weights), axis=0) - np.log(3)).mean()
+    np.testing.assert_allclose(result["neg_log_p"], expected, rtol=1e-5)
+    np.testing.assert_allclose(result["nelbo"], np.mean(nelbos), rtol=1e-5)
+    np.testing.assert_allclose(result["bits_per_dim"], expected / (256 * np.log(2)), rtol=1e-5)
+    np.testing.assert_allclose(sum(result["kl_group"]), result["kl"], rtol=1e-5)
+
+
+def test_padding_does_not_count(setup, monkeypatch):
+    *_, run = setup
+
+    def same_noise(model, likelihood):
+        step = original(model, likelihood)
+        return lambda v, f, x, key: step(v, f, x, jax.random.key(0))
+
+    original = steps.make_bound_step
+    monkeypatch.setattr(steps, "make_bound_step", same_noise)
+    # The noise of an example depends on its place in the batch: compare what does not.
+    results = [run(size) for size in (7, 8)]
+    assert [r["num_examples"] for r in results] == [7, 7]
+    np.testing.assert_allclose(results[0]["nelbo"], results[1]["nelbo"], rtol=0.05)
+
+
+def test_masked_examples_do_not_count(setup):
+    experiment, model, state, images, _ = setup
+    batch = next(batches(images[:4], 4))
+
+    def nelbo(batch):
+        result = evaluate.evaluate(model, experiment.likelihood, state.variables, [batch])
+        return result["nelbo"]
+
+    masked = {**batch, "mask": np.array([True, True, False, False])}
+    garbage = {**masked, "image": batch["image"].copy()}
+    garbage["image"][2:] = np.nan
+    assert nelbo(masked) == nelbo(garbage) != nelbo(batch)
+
+
+def test_more_draws_give_a_tighter_bound(setup):
+    *_, run = setup
+    one, many = run(7, num_iw_samples=1), run(7, num_iw_samples=20)
+    assert many["neg_log_p"] < one["neg_log_p"]
+    assert many["neg_log_p"] < many["nelbo"]
+
+
+def test_nothing_to_evaluate_is_an_error(setup):
+    experiment, model, state, _, run = setup
+    with pytest.raises(ValueError, match="num_iw_samples must be at least 1"):
+        run(7, num_iw_samples=0)
+    with pytest.raises(ValueError, match="no example"):
+        evaluate.evaluate(model, experiment.likelihood, state.variables, [])

@@ -1,0 +1,193 @@
+"""The loop: rows, pictures, resuming, stopping, and what it does with NaN."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from nvae_jax import build, train
+from nvae_jax.checkpoint import Checkpoints
+from nvae_jax.data import pipeline
+from nvae_jax.interrupt import Interrupted
+from tests.conftest import tiny_config
+
+STEPS = 7
+
+
+def config_for(**sections):
+    sections.setdefault("train", {"num_steps": STEPS, "batch_size": 16})
+    return tiny_config(model={"unroll": 1}, **sections)
+
+
+def saved(workdir, config):
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.restore(build.build(config).abstract_state())
+
+
+def assert_same(a, b):
+    """Bit for bit: every array of the state, and the position in the data."""
+    jax.tree.map(np.testing.assert_array_equal, a[0], b[0])
+    assert a[1] == b[1]
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def values(row):
+    """A row without the two columns that depend on the clock."""
+    clocks = ("train/images_per_second", "train/data_wait_fraction")
+    return {name: value for name, value in row.items() if name not in clocks}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of all steps, without interruption."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    train.train(config_for(log={"images_every_steps": 4, "every_steps": 1}), workdir)
+    return workdir
+
+
+def test_rows_have_the_names_users_rely_on(whole):
+    found = rows(whole)
+    assert [row["step"] for row in found] == list(range(1, STEPS + 1))
+    names = (
+        "nelbo loss kl reconstruction kl_group_00 kl_group_03 active_units spectral bn "
+        "learning_rate beta images_per_second data_wait_fraction"
+    )
+    assert {f"train/{name}" for name in names.split()} <= set(found[0])
+    row = found[-1]
+    total = row["train/reconstruction"] + row["train/kl"]
+    np.testing.assert_allclose(row["train/nelbo"], total, rtol=1e-6)
+    groups = sum(row[f"train/kl_group_{i:02d}"] for i in range(4))
+    np.testing.assert_allclose(groups, row["train/kl"], rtol=1e-5)
+    # β is 1 and γ with it, so the objective is the NELBO and the regularisers.
+    regularizers = 1e-2 * (row["train/spectral"] + row["train/bn"])
+    np.testing.assert_allclose(row["train/loss"], total + regularizers, rtol=1e-5)
+
+
+def test_run_directory_has_what_it_should(whole):
+    names = {path.name.split(".")[0] for path in whole.iterdir()}
+    assert {"config", "checkpoints", "metrics", "events", "samples"} <= names
+    pictures = {path.name for path in (whole / "samples").iterdir()}
+    assert pictures == {
+        f"step_{step:08d}_{kind}.png"
+        for step in (4, STEPS)
+        for kind in ("samples", "reconstructions")
+    }
+
+
+def test_training_again_does_nothing(whole, capsys):
+    before = (whole / "metrics.jsonl").read_text()
+    train.train(None, whole)
+    assert "already trained for 7 steps" in capsys.readouterr().out
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [2, 4])
+def test_interrupted_run_resumes_bit_for_bit(tmp_path, whole, monkeypatch, step, signal_number):
+    """The signal comes in the middle of an epoch, while the iterator hands out a batch."""
+    config = config_for(log={"images_every_steps": 4, "every_steps": 1})
+    take = pipeline.TrainIterator.__next__
+    taken = []
+
+    def interrupting(iterator):
+        taken.append(None)
+        if len(taken) == step + 1:  # the first batch only gives the state its shapes
+            signal.raise_signal(signal_number)
+        return take(iterator)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.TrainIterator, "__next__", interrupting)
+        with pytest.raises(Interrupted, match=f"saved at step {step}") as stopped:
+            train.train(config, tmp_path / "run")
+    assert stopped.value.signal_number == signal_number
+    assert int(saved(tmp_path / "run", config)[0].step) == step
+    train.train(config, tmp_path / "run")
+    assert_same(saved(tmp_path / "run", config), saved(whole, config))
+    assert list(map(values, rows(tmp_path / "run"))) == list(map(values, rows(whole)))
+
+
+def test_rows_after_the_last_checkpoint_are_written_once(tmp_path, whole, monkeypatch):
+    """A crash loses the steps since the last checkpoint: their rows must not appear twice."""
+    config = config_for(checkpoint={"every_steps": 3}, log={"every_steps": 1})
+    take = pipeline.TrainIterator.__next__
+    taken = []
+
+    def crashing(iterator):
+        taken.append(None)
+        if len(taken) == 7:
+            raise RuntimeError("power cut")
+        return take(iterator)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.TrainIterator, "__next__", crashing)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train.train(config, tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "train/lo')  # a row that the crash cut in two
+    train.train(config, tmp_path / "run")
+    assert list(map(values, rows(tmp_path / "run"))) == list(map(values, rows(whole)))
+    assert_same(saved(tmp_path / "run", config), saved(whole, config))
+
+
+def test_nan_is_skipped_counted_and_stops_the_run(tmp_path, monkeypatch, capsys):
+    config = config_for(
+        train={"num_steps": 20, "batch_size": 16, "max_nonfinite_steps": 3},
+        checkpoint={"every_steps": 2},
+    )
+    take = pipeline.TrainIterator.__next__
+    taken = []
+
+    def poisoned(iterator):
+        batch = take(iterator)
+        taken.append(None)
+        if len(taken) > 5:
+            batch["image"] = np.full_like(batch["image"], np.nan)
+        return batch
+
+    monkeypatch.setattr(pipeline.TrainIterator, "__next__", poisoned)
+    message = "step 7: reconstruction is not finite, for 3 steps in a row; last .* step 4"
+    with pytest.raises(FloatingPointError, match=message):
+        train.train(config, tmp_path / "run")
+    assert "step 5: reconstruction" in capsys.readouterr().out
+    state, _ = saved(tmp_path / "run", config)
+    assert int(state.step) == 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_one_bad_batch_changes_nothing_but_the_step(tiny):
+    from nvae_jax import steps
+
+    experiment, state, images = tiny
+    update = jax.jit(
+        steps.make_train_step(
+            experiment.model.clone(unroll=1),
+            experiment.likelihood,
+            experiment.objective,
+            experiment.optimizer,
+            experiment.learning_rate,
+        )
+    )
+    after, metrics = update(state, images * np.nan)
+    assert int(after.nonfinite_steps) == 1 and int(after.step) == int(state.step) + 1
+    for name in ("params", "batch_stats", "opt_state", "spectral"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+    good, _ = update(after, images)
+    assert int(good.nonfinite_steps) == 0
+
+
+def test_bad_config_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="not divisible"):
+        train.train(tiny_config(data={"image_size": 10}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_leave_no_folder(tmp_path):
+    config = tiny_config(data={"name": "mnist", "image_size": 32, "dir": str(tmp_path / "no")})
+    with pytest.raises(ValueError, match="no"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,78 @@
+"""A run directory of a tiny random model of digits, for everything that uses a trained one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from configs import digits
+from nvae_jax import api, run_directory
+from nvae_jax.build import build
+from nvae_jax.checkpoint import Checkpoints
+from nvae_jax.interop.conversion import fresh_state
+from nvae_jax.interop.torch_checkpoint import shapes
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def tiny_run_config():
+    """16×16 binarised digits, 2 scales of 2 groups, width 4; loops over the groups."""
+    config = digits.get_config()
+    config.model.update(encoder_width=4, decoder_width=4, latent_channels=2, unroll=1)
+    config.eval.update(recalibration_passes=3, recalibration_batch_size=4, batch_size=8)
+    return config
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory, tiny_run_config):
+    """Its run directory, at step 0."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    state = fresh_state(build(tiny_run_config), random_variables(tiny_run_config), 0)
+    with run_directory.open_for_training(folder, tiny_run_config), Checkpoints(folder) as saved:
+        saved.save(state, {"step": 0, "num_examples": 1500})
+    return folder
+
+
+def random_variables(config):
+    """Variables with something to say: all of them, statistics included, are drawn at random."""
+    rng, flat = np.random.default_rng(0), {}
+    for path, shape in shapes(config).items():
+        draw = rng.normal(size=shape).astype(np.float32)
+        spread = {"kernel": 0.3, "scale": 0.2, "bias": 0.3, "mean": 0.3, "log_scale": 0.1}
+        centre = {"scale": 1.0, "log_scale": 0.5}.get(path[-1], 0.0)
+        flat[path] = centre + spread.get(path[-1], 0.3) * draw
+        if path[-1] == "var":
+            flat[path] = 0.5 + rng.random(shape, np.float32)
+    return traverse_util.unflatten_dict(flat)
+
+
+@pytest.fixture(scope="session")
+def run(workdir):
+    """It, loaded."""
+    return api.load(workdir)
+
+
+@pytest.fixture(scope="session")
+def images():
+    """Five binary images (5, 16, 16, 1)."""
+    return (np.random.default_rng(0).random((5, 16, 16, 1)) > 0.5).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def command():
+    """A function: (script, *flags) to the finished process of a launch script."""
+
+    def call(script, *flags, **environment):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "launch" / script), *map(str, flags)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        )
+
+    return call
