@@ -12,8 +12,9 @@ class Checkpoints:
     that are still being written."""
 
     def __init__(self, workdir, *, keep=2, read_only=False):
+        # Orbax's own read_only warns at every start; not creating and not keeping is enough.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep, read_only=read_only, create=not read_only
+            max_to_keep=None if read_only else keep, create=not read_only
         )
         directory = (Path(workdir) / "checkpoints").absolute()
         self._directory = directory

@@ -29,12 +29,16 @@ def to_model(images, spec, seed=0):
     Raises:
       ValueError: another shape, or values outside [0, 1].
     """
-    images = _in_range(_shaped(np.asarray(images), spec))
     prepared = []
-    for i, image in enumerate(images):
+    for i, image in enumerate(check(images, spec)):
         rng = transforms.example_rng(seed, transforms.EVAL_STREAM, 0, i)
         prepared.append(transforms.to_model(image, spec, rng, train=False))
     return np.stack(prepared)
+
+
+def check(images, spec):
+    """Images without padding as uint8, of the run's shape. Raises ValueError as `to_model`."""
+    return _in_range(_shaped(np.asarray(images), spec))
 
 
 def _shaped(images, spec):

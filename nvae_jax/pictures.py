@@ -11,7 +11,8 @@ from PIL import Image, PngImagePlugin
 
 from nvae_jax.reporting import image_grid, to_uint8
 
-ENLARGED = 512  # pictures smaller than this are enlarged, so that a person sees the pixels
+ENLARGED = 800  # smaller pictures are enlarged, so that a person sees the pixels
+ANIMATION_SIZE = 320  # the same of animations, which have many frames
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
 
 
@@ -22,7 +23,7 @@ def save_png(path, image, metadata=None, enlarge=False):
         info.add_text(name, value if isinstance(value, str) else json.dumps(value))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _picture(image, enlarge).save(path, pnginfo=info, optimize=True)
+    _picture(image, ENLARGED if enlarge else 0).save(path, pnginfo=info, optimize=True)
 
 
 def save_grid(path, images, metadata=None, columns=None):
@@ -47,7 +48,7 @@ def save_animation(path, frames, metadata=None, seconds=3.0):
     if path.suffix not in ANIMATIONS:
         raise ValueError(f"{path} must end in {' or '.join(ANIMATIONS)}")
     frames = frames if frames.dtype == np.uint8 else to_uint8(frames)
-    pictures = [_picture(frame, True) for frame in [*frames, *frames[-2:0:-1]]]
+    pictures = [_picture(frame, ANIMATION_SIZE) for frame in [*frames, *frames[-2:0:-1]]]
     options = {"duration": max(round(1000 * seconds / len(frames)), 20), "loop": 0}
     comment = json.dumps(metadata or {})
     if path.suffix == ".gif":
@@ -60,8 +61,9 @@ def save_animation(path, frames, metadata=None, seconds=3.0):
     pictures[0].save(path, save_all=True, append_images=pictures[1:], **options)
 
 
-def _picture(image, enlarge):
-    factor = max(1, ENLARGED // max(image.shape[:2])) if enlarge else 1
+def _picture(image, size):
+    """A Pillow image, enlarged by as much as keeps it within `size`."""
+    factor = max(1, size // max(image.shape[:2]))
     image = image.repeat(factor, 0).repeat(factor, 1)
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 

@@ -1,11 +1,7 @@
 """Fixtures for the whole suite: strict JAX, one compilation cache per run, tiny configs."""
 
 import json
-import os
 from pathlib import Path
-
-# Tests spend their time compiling: ask for less optimised code, here and in commands they start.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
 
 import jax
 import numpy as np
@@ -69,7 +65,9 @@ def golden(request):
 def tiny_config(**sections):
     """16×16 binarised digits, 2 scales of 2 groups, width 8; `sections` change keys."""
     config = digits.get_config()
-    config.model.update(encoder_width=8, decoder_width=8, latent_channels=4)
+    config.model.update(
+        encoder_width=8, decoder_width=8, latent_channels=4, preprocess_cells=1, postprocess_cells=1
+    )
     config.train.update(num_steps=6, batch_size=16)
     config.eval.update(recalibration_passes=3, recalibration_batch_size=4, batch_size=64)
     config.log.update(every_steps=1, images_every_steps=0, num_images=4)

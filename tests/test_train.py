@@ -86,8 +86,7 @@ def test_training_again_does_nothing(whole, capsys):
     assert (whole / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize(("signal_number", "step"), [(signal.SIGTERM, 4), (signal.SIGINT, 2)])
 def test_interrupted_run_resumes_bit_for_bit(tmp_path, whole, monkeypatch, step, signal_number):
     """The signal comes in the middle of an epoch, while the iterator hands out a batch."""
     config = config_for(log={"images_every_steps": 4, "every_steps": 1})

@@ -230,6 +230,7 @@ class NVAE(nn.Module):
       unroll: groups of a scale that one loop iteration computes; a large number unrolls them all.
       dtype: of activations and convolutions; parameters and statistics stay float32.
       bn_momentum: weight of a batch in the running statistics.
+      conv, norm: factories of the parts; `folding` puts plainer ones in their place.
     """
 
     hierarchy: Hierarchy
@@ -249,10 +250,12 @@ class NVAE(nn.Module):
     dtype: Any = jnp.float32
     precision: Any = None
     bn_momentum: float = 0.05
+    conv: Callable[..., nn.Module] = Conv
+    norm: Callable[..., nn.Module] = BatchNorm
 
     def setup(self):
-        conv = partial(Conv, dtype=self.dtype, precision=self.precision)
-        norm = partial(BatchNorm, dtype=self.dtype, momentum=self.bn_momentum)
+        conv = partial(self.conv, dtype=self.dtype, precision=self.precision)
+        norm = partial(self.norm, dtype=self.dtype, momentum=self.bn_momentum)
         cell = partial(
             Cell,
             squeeze_excitation=self.squeeze_excitation,

@@ -1,0 +1,31 @@
+"""Writes OUT/sampler.jax and OUT/encoder.jax: programs with weights that run without this package.
+
+python launch/export.py --workdir=DIR --out=OUT --temperature=0.7
+"""
+
+from absl import flags
+
+from nvae_jax import api, cli, export
+
+WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
+BATCH = flags.DEFINE_integer("batch_size", 16, "images of a call", 1)
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "of the recalibrated statistics")
+RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "batch-norm statistics of the sampler")
+PLATFORMS = flags.DEFINE_list("platforms", list(export.PLATFORMS), "to run on")
+OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
+
+
+def main(_):
+    """Flags in, one call out."""
+    run = api.load(WORKDIR.value)
+    export.export_run(
+        run.recalibrated(TEMPERATURE.value) if RECALIBRATE.value else run,
+        OUT.value,
+        batch_size=BATCH.value,
+        temperature=TEMPERATURE.value,
+        platforms=PLATFORMS.value,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

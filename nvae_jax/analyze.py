@@ -1,0 +1,201 @@
+"""What the latents do: KL by group and scale, active units (Burda et al. 2016), rates."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from nvae_jax import pictures, run_directory
+from nvae_jax.data import pipeline
+from nvae_jax.likelihoods import bits_per_dim
+from nvae_jax.models.latents import POSTERIOR
+from nvae_jax.noise import image_keys, latent_noise, spread
+
+ACTIVE_NATS = 0.01  # a unit with less KL than this is not in use
+ACTIVE_VARIANCE = 0.01  # nor is one whose posterior mean hardly changes from image to image
+
+
+def make_moment_step(model):
+    """(variables, key, image numbers (B,), images (B, H, W, C), mask (B,)) -> for each group sums
+    over the images, of (h, w, z): KL in nats, posterior mean and its square."""
+
+    def moment_step(variables, key, indices, images, mask):
+        noise = latent_noise(model, image_keys(key, indices))
+        apply, groups = partial(model.apply, variables), len(noise)
+        features = apply(images, method="encode")
+        sources = np.full(groups, POSTERIOR)
+        draw = apply(noise, sources, np.ones(groups), features, method="compose")
+        weigh = partial(jnp.einsum, "b,bhwz->hwz", mask.astype(jnp.float32))
+        sums = []
+        for z, eps, prior, posterior in zip(
+            draw.latents, noise, draw.prior, draw.posterior, strict=True
+        ):
+            mean = posterior.mean
+            kl = _kl(model.num_flows, posterior, prior, z, eps)
+            sums.append((weigh(kl), weigh(mean), weigh(mean**2)))
+        return sums
+
+    return moment_step
+
+
+def _kl(num_flows, posterior, prior, z, noise):
+    if not num_flows:
+        return posterior.kl(prior)
+    # Flows keep volumes: the density of z is that of the draw they were given.
+    return posterior.log_prob(posterior.sample(noise)) - prior.log_prob(z)
+
+
+def latent_moments(run, batches, *, seed=0, progress=None):
+    """KL, and variance of the posterior's mean, of every latent variable over images.
+
+    Args:
+      run: an `api.Run`.
+      batches: of {"image": (B, H, W, C), "mask": (B,)}, B always the same.
+      seed: of posterior draws.
+      progress: called with the number of images done so far.
+
+    Returns:
+      (number of images, a list with (KL in nats, variance) a group, each (h, w, z) float64).
+
+    Raises:
+      ValueError: there are fewer than two images.
+    """
+    step, key = jax.jit(make_moment_step(run.experiment.model)), jax.random.key(seed)
+    sums, count, seen = None, 0, 0
+    for batch in batches:
+        indices = np.arange(seen, seen + len(batch["image"]))
+        placed = [spread(a) for a in (indices, batch["image"], batch["mask"])]
+        moments = jax.device_get(step(run.variables, key, *placed))
+        # Sums over a split are taken in float64: float32 would lose digits.
+        moments = jax.tree.map(lambda a: np.asarray(a, np.float64), moments)
+        sums = moments if sums is None else jax.tree.map(np.add, sums, moments)
+        count, seen = count + int(batch["mask"].sum()), seen + len(indices)
+        if progress:
+            progress(count)
+    if count < 2:
+        raise ValueError("a variance needs at least two images")
+    return count, [
+        (kl / count, np.maximum(squares / count - (mean / count) ** 2, 0.0))
+        for kl, mean, squares in sums
+    ]
+
+
+def summarize(run, count, moments):
+    """The moments as numbers a group, a scale and in all; see `analyze_run`."""
+    hierarchy = run.experiment.model.hierarchy
+    num_dims = _num_dims(run)
+    groups = []
+    for number, (scale, (kl, variance)) in enumerate(
+        zip(hierarchy.scale_of_group(), moments, strict=True)
+    ):
+        active = (kl > ACTIVE_NATS) & (variance > ACTIVE_VARIANCE)
+        groups.append(
+            {
+                "group": number,
+                "scale": scale,
+                "size": hierarchy.size(scale),
+                "kl": float(kl.sum()),
+                "bits_per_dim": float(bits_per_dim(kl.sum(), num_dims)),
+                "kl_channel": kl.sum((0, 1)).tolist(),
+                "active_units": int(active.sum()),
+                "units": int(active.size),
+                "active_channels": int(active.any((0, 1)).sum()),
+            }
+        )
+    scales = [_add_up(groups, scale) for scale in reversed(range(hierarchy.num_scales))]
+    keys = ("kl", "bits_per_dim", "active_units", "units")
+    totals = {key: sum(group[key] for group in groups) for key in keys}
+    thresholds = {"active_nats": ACTIVE_NATS, "active_variance": ACTIVE_VARIANCE}
+    return {"num_examples": count, **totals, **thresholds, "scales": scales, "groups": groups}
+
+
+def _num_dims(run):
+    height, width, channels = run.experiment.image_shape
+    padding = run.experiment.data.padding
+    return (height - 2 * padding) * (width - 2 * padding) * channels
+
+
+def _add_up(groups, scale):
+    mine = [group for group in groups if group["scale"] == scale]
+    keys = ("kl", "bits_per_dim", "active_units", "units")
+    return {
+        "scale": scale,
+        "size": mine[0]["size"],
+        "num_groups": len(mine),
+        **{key: sum(group[key] for group in mine) for key in keys},
+    }
+
+
+def draw_summary(summary):
+    """A figure: KL by group, active units by group, rate by scale. Returns uint8 (H, W, 3)."""
+    groups, scales = summary["groups"], summary["scales"]
+    colours = [f"C{group['scale']}" for group in groups]
+    figure = Figure(figsize=(10, 3.2), dpi=80, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    numbers = [group["group"] for group in groups]
+    left.bar(numbers, [group["kl"] for group in groups], color=colours)
+    left.set(title="KL by group", xlabel="group, coarsest first", ylabel="nats per image")
+    fractions = [100 * group["active_units"] / group["units"] for group in groups]
+    middle.bar(numbers, fractions, color=colours)
+    middle.set(title="active units", xlabel="group, coarsest first", ylabel="%", ylim=(0, 100))
+    names = [f"{scale['size']}×{scale['size']}" for scale in scales]
+    rates = [scale["bits_per_dim"] for scale in scales]
+    right.bar(names, rates, color=[f"C{scale['scale']}" for scale in scales])
+    right.set(title="rate by scale", xlabel="latent resolution", ylabel="bits per dimension")
+    return _rasterize(figure)
+
+
+def _rasterize(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def analyze_run(run, out, *, split="test", max_examples=None, seed=0):
+    """Writes `latents.json`, `latents.png` and `latents.npz` to the folder `out`.
+
+    A unit is one latent variable, one channel at one pixel. It is active if its KL is above 0.01
+    nats and the variance, over images, of its posterior mean above 0.01.
+
+    Args:
+      run: an `api.Run`.
+      out: a folder.
+      split: of the data set.
+      max_examples: only the first so many images; None takes all.
+      seed: of posterior draws and binarisation.
+
+    Returns:
+      the summary, as written to `latents.json`.
+    """
+    spec = run.experiment.data
+    split = pipeline.resolve_split(spec, split)
+    batches = pipeline.eval_batches(
+        spec, split=split, batch_size=run.batch_size, seed=seed, max_examples=max_examples
+    )
+    total = pipeline.num_examples(spec, split)
+    with tqdm(total=min(total, max_examples or total), unit="image", disable=None) as bar:
+        count, moments = latent_moments(
+            run, batches, seed=seed, progress=lambda done: bar.update(done - bar.n)
+        )
+    metadata = run.metadata(split=split, seed=seed)
+    summary = {**metadata, **summarize(run, count, moments)}
+    out = Path(out)
+    run_directory.write_text(out / "latents.json", json.dumps(summary, indent=2) + "\n")
+    pictures.save_png(out / "latents.png", draw_summary(summary), metadata)
+    arrays = {f"kl_{i:02d}": kl for i, (kl, _) in enumerate(moments)}
+    arrays.update({f"variance_{i:02d}": variance for i, (_, variance) in enumerate(moments)})
+    pictures.save_arrays(out / "latents.npz", **arrays, **metadata)
+    for scale in summary["scales"]:
+        print(
+            f"{scale['size']}x{scale['size']}: {scale['num_groups']} group(s), KL {scale['kl']:.2f}"
+            f" nats ({scale['bits_per_dim']:.4f} bits/dim), "
+            f"{scale['active_units']} of {scale['units']} units active"
+        )
+    print(f"written to {out}: latents.json, latents.png, latents.npz")
+    return summary

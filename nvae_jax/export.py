@@ -1,0 +1,147 @@
+"""A trained model as two files that run without this package: a sampler and an encoder.
+
+Each is a serialised `jax.export` program (StableHLO) with its weights inside, in plain
+convolutions.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvae_jax import run_directory
+from nvae_jax.folding import fold
+from nvae_jax.likelihoods import crop
+from nvae_jax.models.latents import POSTERIOR
+from nvae_jax.noise import group_temperatures, image_keys, latent_noise
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+USAGE = """Two programs made by nvae_jax. They need jax and flatbuffers, and nothing else:
+
+    import jax, jax.export, numpy as np
+
+    def load(name):
+        return jax.export.deserialize(bytearray(open(name, "rb").read())).call
+
+    sample, encode = load("sampler.jax"), load("encoder.jax")
+    images = sample(np.uint32(0), np.int32(0), np.float32({temperature}))
+    latents = encode(images, np.uint32(0), np.float32(1))
+
+sample(seed, first, temperature) draws images number first to first + {batch} - 1: {images} float32
+in [0, 1]. encode(images, seed, temperature) draws the latents of as many images: {groups} arrays,
+coarsest first; at temperature 0 it gives means. It expects images as the model was trained on them:
+{expects}.
+"""
+
+
+def make_sampler(model, likelihood, variables, *, batch_size, padding):
+    """(seed () uint32, first () int32, temperature ()) -> images (batch, h, w, C) in [0, 1]: the
+    decoder's means for image numbers from `first` on."""
+
+    def sampler(seed, first, temperature):
+        indices = first + jnp.arange(batch_size, dtype=jnp.int32)
+        keys = jax.vmap(jax.random.split)(image_keys(jax.random.key(seed), indices))
+        logits = model.apply(
+            variables,
+            noise=latent_noise(model, keys[:, 0]),
+            temperature=temperature,
+            method="sample_logits",
+        )
+        return crop(likelihood(logits).mean(), padding)
+
+    return sampler
+
+
+def make_encoder(model, variables, *, padding):
+    """(images (batch, h, w, C) in [0, 1], seed () uint32, temperature ()) -> latents of each group,
+    drawn from the posterior."""
+    groups = len(model.latent_shapes())
+
+    def encoder(images, seed, temperature):
+        keys = jax.vmap(jax.random.split)(image_keys(jax.random.key(seed), jnp.arange(len(images))))
+        border = (padding, padding)
+        images = jnp.pad(images, ((0, 0), border, border, (0, 0)))
+        features = model.apply(variables, images, method="encode")
+        temperatures = jnp.broadcast_to(temperature, groups)
+        sources = np.full(groups, POSTERIOR)
+        noise = latent_noise(model, keys[:, 0])
+        draw = model.apply(variables, noise, sources, temperatures, features, method="compose")
+        return draw.latents
+
+    return encoder
+
+
+def export_run(run, out, *, batch_size=16, temperature=1.0, platforms=PLATFORMS):
+    """Writes `sampler.jax`, `encoder.jax`, `export.json` and `README.txt` to the folder `out`.
+
+    Args:
+      run: an `api.Run`; recalibrated statistics are for the sampler alone.
+      out: a folder.
+      batch_size: images of a call.
+      temperature: that the statistics of a recalibrated run are of: a number.
+      platforms: what the programs shall run on.
+
+    Raises:
+      ValueError: an unknown platform, a batch size below 1, or `flatbuffers` is not installed.
+    """
+    _check(batch_size, platforms)
+    experiment, padding = run.experiment, run.experiment.data.padding
+    group_temperatures(experiment.model.hierarchy, temperature)
+    model, variables = fold(experiment.model, run.variables)
+    sampler = make_sampler(
+        model, experiment.likelihood, variables, batch_size=batch_size, padding=padding
+    )
+    _, variables = fold(experiment.model, run.state.variables)
+    encoder = make_encoder(model, variables, padding=padding)
+    height, width, channels = experiment.image_shape
+    shape = (batch_size, height - 2 * padding, width - 2 * padding, channels)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    seed, first = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    out = Path(out)
+    sizes = {
+        "sampler.jax": _write(out / "sampler.jax", sampler, (seed, first, number), platforms),
+        "encoder.jax": _write(out / "encoder.jax", encoder, (images, seed, number), platforms),
+    }
+    metadata = run.metadata(batch_size=batch_size, platforms=list(platforms), bytes=sizes)
+    run_directory.write_text(out / "export.json", json.dumps(metadata, indent=2) + "\n")
+    run_directory.write_text(out / "README.txt", _usage(run, shape, temperature))
+    print(f"written to {out}: " + ", ".join(f"{n} ({s / 1e6:.1f} MB)" for n, s in sizes.items()))
+
+
+def _check(batch_size, platforms):
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    unknown = set(platforms) - set(PLATFORMS)
+    if unknown or not platforms:
+        known = ", ".join(PLATFORMS)
+        raise ValueError(
+            f"unknown platform {', '.join(sorted(unknown)) or '(none)'}; known: {known}"
+        )
+    if importlib.util.find_spec("flatbuffers") is None:  # what jax.export writes with
+        raise ValueError("exporting needs flatbuffers: pip install 'nvae_jax[export]'")
+
+
+def _write(path, function, shapes, platforms):
+    """Writes one program; returns its size in bytes."""
+    program = jax.export.export(jax.jit(function), platforms=platforms)(*shapes)
+    content = program.serialize(vjp_order=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return len(content)
+
+
+def _usage(run, shape, temperature):
+    spec = run.experiment.data
+    kind = "zeros and ones" if spec.binarize else f"{spec.num_bits}-bit values divided by "
+    kind += "" if spec.binarize else str(2**spec.num_bits - 1)
+    return USAGE.format(
+        temperature=temperature,
+        batch=shape[0],
+        images=shape,
+        groups=run.num_groups,
+        expects=f"{shape[1]}x{shape[2]}x{shape[3]}, {kind}",
+    )

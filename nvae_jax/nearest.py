@@ -1,0 +1,196 @@
+"""Is it memorising? The training images nearest to samples (paper, appendix), and the same for test
+images, which cannot have been memorised: samples should be no nearer than those."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from nvae_jax import inputs, pictures, run_directory
+from nvae_jax.data import pipeline, sources, transforms
+from nvae_jax.likelihoods import crop
+
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest training images of some queries, nearest first."""
+
+    index: np.ndarray  # (N, k) numbers of training images
+    distance: np.ndarray  # (N, k) root mean square difference of values in [0, 1]
+
+
+def grey_spec(spec):
+    """The data set as pictures that can be compared: neither binarised nor padded."""
+    size = spec.image_size - 2 * spec.padding
+    return dataclasses.replace(
+        spec, image_size=size, padding=0, binarize=False, horizontal_flip=False
+    )
+
+
+def samples_of(run, num, *, file=None, temperature=1.0, recalibrate_bn=True, seed=0):
+    """Samples to compare, and what made them.
+
+    Args:
+      run: an `api.Run`.
+      num: how many, at most.
+      file: of `sample.write_images`, to take them from; None draws them.
+      temperature: to draw at: one number, or one a scale, coarsest first.
+      recalibrate_bn: recalibrate the run at that temperature first.
+      seed: of the draw.
+
+    Returns:
+      (num, H, W, C) in [0, 1], and a dict.
+    """
+    if file is not None:
+        images = inputs.check(inputs.load(file), run.experiment.data)[:num]
+        return images.astype(np.float32) / 255, run.metadata(samples=Path(file).name)
+    run = run.recalibrated(temperature) if recalibrate_bn else run
+    images = run.sample(num, temperature=temperature, seed=seed)
+    temperature = np.atleast_1d(temperature).tolist()
+    return images, run.metadata(temperature=temperature, seed=seed)
+
+
+def find(queries, batches, num, *, crop_fraction=1.0):
+    """The `num` nearest of all images for each query.
+
+    Args:
+      queries: (N, H, W, C) in [0, 1].
+      batches: of {"image": (B, H, W, C) in [0, 1], "mask": (B,), "id": (B,)}; read once.
+      num: k; fewer come back where there are fewer images.
+      crop_fraction: compare the central part of this height and width alone.
+
+    Returns:
+      `Neighbours`.
+
+    Raises:
+      ValueError: `num` or the fraction is out of range, or the sizes differ.
+    """
+    if num < 1 or not 0 < crop_fraction <= 1:
+        raise ValueError(
+            f"num must be at least 1 and crop_fraction in (0, 1]: {num}, {crop_fraction}"
+        )
+    queries, best = jnp.asarray(_central(queries, crop_fraction)), None
+    for batch in batches:
+        images = _central(batch["image"], crop_fraction)
+        if images.shape[1:] != queries.shape[1:]:
+            raise ValueError(f"images of {images.shape[1:]} beside others of {queries.shape[1:]}")
+        distances = np.where(batch["mask"][None], _distances(queries, images), np.inf)
+        best = _merge(best, distances, batch["id"], num)
+    distance, index = best
+    found = np.isfinite(distance).all(0)
+    return Neighbours(index[:, found], distance[:, found])
+
+
+def _central(images, fraction):
+    height = images.shape[1]
+    return crop(images, (height - max(round(height * fraction), 1)) // 2)
+
+
+@jax.jit
+def _distances(queries, images):
+    """Root mean square differences (N, B): as products, not as N·B images."""
+    n, size = len(queries), queries[0].size
+    a, b = queries.reshape(n, size), images.reshape(len(images), size)
+    # Centred on the queries' mean, the squares lose less to cancellation.
+    mean = a.mean(0)[None]
+    a, b = a - mean, b - mean
+    products = jnp.dot(a, b.T, precision="highest")
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * products
+    return jnp.sqrt(jnp.maximum(squares, 0.0) / size)
+
+
+def _merge(best, distances, ids, num):
+    index = np.broadcast_to(ids, distances.shape)
+    if best is not None:
+        distances = np.concatenate([best[0], distances], 1)
+        index = np.concatenate([best[1], index], 1)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :num]
+    return np.take_along_axis(distances, order, 1), np.take_along_axis(index, order, 1)
+
+
+def training_batches(spec):
+    """All training images as they are, a chunk at a time."""
+    batches = pipeline.eval_batches(grey_spec(spec), split="train", batch_size=CHUNK, seed=0)
+    total = pipeline.num_examples(spec, "train")
+    with tqdm(total=total, unit="image", disable=None) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(int(batch["mask"].sum()))
+
+
+def nearest_run(
+    run, samples, out, *, num=5, crop_fraction=0.5, rows=8, split="test", metadata=None
+):
+    """Compares samples, and as many test images, with the whole training set.
+
+    Writes `nearest.png` (left half: a sample and its neighbours; right half: a test image and its),
+    `nearest_crop.png` (the same by the distance of centre crops), `nearest.npz` (distances and
+    numbers of training images) and `nearest.json` (their medians).
+
+    Args:
+      run: an `api.Run`, for its data.
+      samples: (N, H, W, C) in [0, 1].
+      out: a folder.
+      num: neighbours of each.
+      crop_fraction: height and width of the centre crop, as a part of the image's.
+      rows: how many samples the pictures show.
+      split: of the baseline.
+      metadata: what made the samples.
+
+    Returns:
+      the summary, as written to `nearest.json`.
+    """
+    spec = run.experiment.data
+    split = pipeline.resolve_split(spec, split)
+    test = pipeline.preview(grey_spec(spec), split, len(samples))
+    queries = np.concatenate([samples, test])
+    results = {}
+    for name, fraction in (("full", 1.0), ("crop", crop_fraction)):
+        results[name] = find(queries, training_batches(spec), num, crop_fraction=fraction)
+    out, metadata = Path(out), metadata or run.metadata()
+    arrays, summary = {"samples": pictures.to_uint8(samples)}, {**metadata, "baseline": split}
+    for name, found in results.items():
+        for source, part in (("sample", np.s_[: len(samples)]), ("test", np.s_[len(samples) :])):
+            arrays[f"{source}_distance_{name}"] = found.distance[part]
+            arrays[f"{source}_index_{name}"] = found.index[part]
+            median = float(np.median(found.distance[part, 0]))
+            summary[f"median_{source}_distance_{name}"] = median
+        file = "nearest.png" if name == "full" else f"nearest_{name}.png"
+        picture = partial(_picture, spec, queries, len(samples), min(rows, len(test)))
+        pictures.save_grid(out / file, *picture(found, metadata))
+    pictures.save_arrays(out / "nearest.npz", **arrays, **metadata)
+    run_directory.write_text(out / "nearest.json", json.dumps(summary, indent=2) + "\n")
+    _report(summary, out)
+    return summary
+
+
+def _picture(spec, queries, num_samples, rows, found, metadata):
+    """The grid's images, its metadata and its columns."""
+    lines, blank = [], np.full((1, *queries.shape[1:]), 0.5, np.float32)
+    for row in range(rows):
+        parts = []
+        for query in (row, num_samples + row):
+            parts += [queries[query][None], _training_images(spec, found.index[query])]
+        lines.append(np.concatenate([*parts[:2], blank, *parts[2:]]))
+    return np.concatenate(lines), metadata, len(lines[0])
+
+
+def _training_images(spec, indices):
+    images = sources.open_images(grey_spec(spec), "train")
+    return np.stack([transforms.quantize(images[int(i)], spec.num_bits) for i in indices])
+
+
+def _report(summary, out):
+    for name in ("full", "crop"):
+        sample, test = (summary[f"median_{s}_distance_{name}"] for s in ("sample", "test"))
+        print(f"{name}: nearest training image, median distance {sample:.4f} of samples, ", end="")
+        print(f"{test:.4f} of {summary['baseline']} images")
+    print(f"written to {out}: nearest.png, nearest_crop.png, nearest.npz, nearest.json")

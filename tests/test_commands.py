@@ -1,0 +1,149 @@
+"""The commands as a user runs them: what they write, and one clear line for what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--config=configs/digits.py",
+    "--config.model.encoder_width=8",
+    "--config.model.decoder_width=8",
+    "--config.model.preprocess_cells=1",
+    "--config.model.postprocess_cells=1",
+    "--config.model.unroll=1",
+    "--config.train.batch_size=16",
+    "--config.eval.batch_size=64",
+    "--config.eval.recalibration_passes=2",
+    "--config.log.every_steps=1",
+    "--config.log.num_images=4",
+]
+
+
+def start(script, *arguments, cwd=ROOT):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "launch" / f"{script}.py"), *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(script, *arguments):
+    process = start(script, *arguments)
+    out, error = process.communicate(timeout=300)
+    return process.returncode, out, error
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of three steps."""
+    workdir = tmp_path_factory.mktemp("commands") / "run"
+    code, out, error = run("train", *TINY, f"--workdir={workdir}", "--config.train.num_steps=3")
+    assert code == 0, error
+    assert "step 3/3  NELBO" in out
+    return workdir
+
+
+def test_evaluate_prints_and_writes(workdir):
+    code, out, error = run(
+        "evaluate", f"--workdir={workdir}", "--num_iw_samples=2", "--max_examples=70"
+    )
+    assert code == 0, error
+    (path,) = (workdir / "eval").iterdir()
+    result = json.loads(path.read_text())
+    assert result["num_examples"] == 70 and result["step"] == 3 and result["split"] == "test"
+    assert f"NELBO {result['nelbo']:.4f} nats" in out
+    assert result["neg_log_p"] <= result["nelbo"]
+    np.testing.assert_allclose(result["bits_per_dim"], result["neg_log_p"] / 256 / np.log(2))
+
+
+def test_missing_test_split_is_said(workdir):
+    code, _, error = run("evaluate", f"--workdir={workdir}", "--split=validation")
+    assert code != 0 and error.count("\n") == 1 and "validation" in error
+
+
+@pytest.mark.parametrize("recalibrate", ["--recalibrate_bn", "--norecalibrate_bn"])
+def test_sample_writes_all_images_and_a_grid(workdir, tmp_path, recalibrate):
+    code, _, error = run(
+        "sample",
+        f"--workdir={workdir}",
+        "--num=5",
+        "--temperature=0.7",
+        f"--out={tmp_path}",
+        recalibrate,
+    )
+    assert code == 0, error
+    images = np.load(tmp_path / "samples.npz")["images"]
+    assert images.shape == (5, 16, 16, 1) and images.dtype == np.uint8
+    assert images.std() > 0
+    assert list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train", ["--workdir=W", "--nonsense=1"], "nonsense"),
+        ("train", ["--workdir=W", "--config=configs/nothing.py"], "no file configs/nothing.py"),
+        ("train", ["--workdir=W", *TINY, "--config.trian.num_steps=1"], "train.num_steps"),
+        ("train", ["--workdir=W", *TINY, "--config.train.num_steps=x"], "invalid literal"),
+        ("train", ["--workdir=W", *TINY, "--config.data.image_size=15"], "divisible"),
+        ("train", ["--workdir=W", *TINY, "--config.data.name=mnits"], "unknown data set 'mnits'"),
+        ("train", ["--workdir=W"], "holds no run to resume"),
+        ("train", TINY, "workdir"),
+        ("evaluate", ["--workdir=W"], "is not a run directory"),
+        ("evaluate", ["--workdir=W", "--num_iw_samples=0"], "num_iw_samples"),
+        ("sample", ["--workdir=W", "--out=O"], "is not a run directory"),
+    ],
+)
+def test_wrong_words_end_in_one_line(tmp_path, script, arguments, message):
+    arguments = [a.replace("=W", f"={tmp_path / 'w'}") for a in arguments]
+    code, _, error = run(script, *arguments)
+    assert code != 0
+    lines = error.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0], error
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate", "sample"])
+def test_help(script):
+    code, out, _ = run(script, "--help")
+    assert code == 0 and f"python launch/{script}.py" in out and "--workdir" in out
+
+
+def test_another_config_and_a_run_without_checkpoint_are_refused(workdir, tmp_path):
+    code, _, error = run("train", *TINY, f"--workdir={workdir}", "--config.train.num_steps=4")
+    assert code == 2 and "train.num_steps is 3 there and 4 here" in error
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    code, _, error = run("evaluate", f"--workdir={tmp_path}")
+    assert code == 2 and "has no checkpoint yet" in error
+
+
+def test_sigterm_saves_and_a_second_process_is_refused(tmp_path):
+    """A real process: started, watched, joined by a second one, stopped and resumed."""
+    arguments = [*TINY, f"--workdir={tmp_path / 'run'}", "--config.train.num_steps=100000"]
+    process = start("train", *arguments)
+    rows = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not (rows.exists() and rows.read_text().count("\n") >= 2):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+    code, _, error = run("train", *arguments)
+    assert code == 2 and "another process is training in" in error
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "received SIGTERM: saving" in out and "the same command resumes" in error
+    saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    last = [json.loads(line)["step"] for line in rows.read_text().splitlines()][-1]
+    assert saved == [last]
