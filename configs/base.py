@@ -71,6 +71,14 @@ def get_config():
     evaluation.recalibration_passes = 500  # of batch norm, before sampling
     evaluation.recalibration_batch_size = 16
 
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # devices with a whole copy of the parameters; -1: all that are left
+    mesh.fsdp = 1  # devices that share one copy of parameters and optimiser state
+
+    config.distributed = distributed = ConfigDict()
+    distributed.timeout = 100  # seconds without a sign of life after which a host counts as lost
+    distributed.start_timeout = 300  # seconds that hosts wait for each other at the start
+
     config.log = log = ConfigDict()
     log.every_steps = 50  # a row of metrics
     log.images_every_steps = 500  # sample and reconstruction grids; 0: only at the end

@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from nvae_jax import likelihoods, state
+from nvae_jax import likelihoods, sharding, state
 from nvae_jax.data import pipeline
 from nvae_jax.data.spec import DataSpec
+from nvae_jax.distributed import DistributedSettings
 from nvae_jax.models import cells
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.nvae import NVAE
@@ -135,6 +137,7 @@ class Experiment:
     seed: int
     loop: LoopSettings
     evaluation: EvaluationSettings
+    mesh: Mesh
 
     @property
     def image_shape(self):
@@ -142,13 +145,16 @@ class Experiment:
         return self.data.image_shape
 
     def create_state(self, first_batch):
-        """A fresh training state; see `state.create`."""
-        return state.create(self.model, self.optimizer, self.seed, first_batch)
+        """A fresh training state on the mesh; see `state.create`."""
+        shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state())
+        return state.create(self.model, self.optimizer, self.seed, first_batch, shardings)
 
     def abstract_state(self):
-        """The shapes of a training state."""
+        """The shapes of a training state, and where on the mesh its arrays are."""
         images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-        return jax.eval_shape(partial(state.build, self.model, self.optimizer), self.seed, images)
+        build_state = partial(state.build, self.model, self.optimizer)
+        shapes = jax.eval_shape(build_state, self.seed, images)
+        return sharding.with_shardings(shapes, sharding.state_shardings(self.mesh, shapes))
 
 
 def build(config):
@@ -164,7 +170,13 @@ def build(config):
         seed=config.seed,
         loop=build_loop(config),
         evaluation=build_evaluation(config),
+        mesh=sharding.make_mesh(sharding.MeshSettings(**config.mesh.to_dict())),
     )
+
+
+def build_distributed(config):
+    """`DistributedSettings` from the section `distributed`."""
+    return DistributedSettings(**config.distributed.to_dict())
 
 
 def build_loop(config):

@@ -3,17 +3,23 @@
 import difflib
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import jax
 from absl import flags
 
 from configs import base
-from nvae_jax import build, run_directory
+from nvae_jax import build, distributed, run_directory
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.interrupt import Interrupted
 
 TRACEBACK_VARIABLE = "NVAE_JAX_TRACEBACK"
+PROCESS_FLAGS = (
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0 of a cluster"),
+    flags.DEFINE_integer("num_processes", None, "processes of the cluster", 1),
+    flags.DEFINE_integer("process_id", None, "number of this process, from 0", 0),
+)
 
 
 def run(main):
@@ -24,6 +30,7 @@ def run(main):
     """
     try:
         argv = _parse(sys.argv)
+        _export_process_flags()
         _use_compilation_cache()
         main(argv)
     except Interrupted as stop:
@@ -35,7 +42,13 @@ def run(main):
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         print(f"error: {_first_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        distributed.leave(2)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        # In a cluster the others wait for a process that ends by itself, unless it leaves at once.
+        traceback.print_exc()
+        distributed.leave(1)
 
 
 def _parse(argv):
@@ -52,6 +65,13 @@ def _parse(argv):
     if len(rest) > 1:
         raise flags.Error(f"unexpected argument {rest[1]!r}: flags look like --name=value")
     return rest
+
+
+def _export_process_flags():
+    """Hands the flags that name this process's cluster to `distributed`, through its variables."""
+    for flag, name in zip(PROCESS_FLAGS, distributed.VARIABLES, strict=True):
+        if flag.value is not None:
+            os.environ[name] = str(flag.value)
 
 
 def _check_config_flags(arguments):

@@ -18,6 +18,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -95,6 +96,17 @@ def initialize(settings=None):
     print(f"{cluster.name}: {wait}", file=sys.stderr, flush=True)
     with _keeping_signal_handlers():
         _join(cluster, settings)
+
+
+def is_primary():
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+def barrier(name):
+    """Waits until every process has come here; nothing with one process."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def with_environment(settings, environment):

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from nvae_jax import run_directory, steps
+from nvae_jax import run_directory, sharding, steps
 from nvae_jax.data import pipeline
 from nvae_jax.likelihoods import bits_per_dim
 
 
-def evaluate(model, likelihood, variables, batches, *, num_iw_samples=1, seed=0, progress=None):
+def evaluate(
+    model, likelihood, variables, batches, *, num_iw_samples=1, seed=0, mesh=None, progress=None
+):
     """Bounds on -log p(x), averaged over every example once.
 
     The encoder runs once a batch; posterior draws are taken one after the other, so that memory
@@ -26,6 +28,7 @@ def evaluate(model, likelihood, variables, batches, *, num_iw_samples=1, seed=0,
       batches: of {"image": (B, H, W, C) in [0, 1], "mask": (B,)}.
       num_iw_samples: K, posterior draws per image. The NELBO averages over the same draws.
       seed: of the draws.
+      mesh: devices that share each batch; None uses one. The batches are this host's parts.
       progress: called with the number of examples done so far.
 
     Returns:
@@ -37,13 +40,17 @@ def evaluate(model, likelihood, variables, batches, *, num_iw_samples=1, seed=0,
     """
     if num_iw_samples < 1:
         raise ValueError(f"num_iw_samples must be at least 1, not {num_iw_samples}")
+    mesh = mesh or sharding.make_mesh(sharding.MeshSettings(), jax.local_devices()[:1])
+    everywhere = sharding.replicated(mesh)
     encode = jax.jit(steps.make_encode_step(model))
-    bound = jax.jit(steps.make_bound_step(model, likelihood))
+    bound = jax.jit(steps.make_bound_step(model, likelihood), out_shardings=everywhere)
+    gather = jax.jit(lambda mask: mask, out_shardings=everywhere)
     key, sums, count = jax.random.key(seed), {}, 0
     for index, batch in enumerate(batches):
         batch_key = jax.random.fold_in(key, index)
-        terms = _average_draws(encode, bound, variables, batch["image"], batch_key, num_iw_samples)
-        mask = np.asarray(batch["mask"])
+        images = sharding.to_devices(mesh, batch["image"])
+        terms = _average_draws(encode, bound, variables, images, batch_key, num_iw_samples)
+        mask = np.asarray(gather(sharding.to_devices(mesh, batch["mask"])))
         for name, value in terms.items():
             # Sums over a split are taken in float64: float32 would lose digits.
             sums[name] = sums.get(name, 0.0) + np.asarray(value, np.float64)[mask].sum(0)
@@ -57,7 +64,6 @@ def evaluate(model, likelihood, variables, batches, *, num_iw_samples=1, seed=0,
 
 def _average_draws(encode, bound, variables, images, key, num_samples):
     """Per-example terms (B, ...) of one batch, averaged over posterior draws."""
-    images = jnp.asarray(images)
     features = encode(variables, images)
     log_weights, total = [], None
     for k in range(num_samples):
@@ -118,8 +124,12 @@ def evaluate_run(
     batches = pipeline.eval_batches(
         experiment.data,
         split=used,
-        batch_size=batch_size or experiment.evaluation.batch_size,
+        batch_size=sharding.round_up(
+            experiment.mesh, batch_size or experiment.evaluation.batch_size
+        ),
         seed=seed,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
         max_examples=max_examples,
     )
     total = pipeline.num_examples(experiment.data, used)
@@ -131,6 +141,7 @@ def evaluate_run(
             batches,
             num_iw_samples=num_iw_samples,
             seed=seed,
+            mesh=experiment.mesh,
             progress=lambda done: bar.update(done - bar.n),
         )
     result = {"step": int(state.step), "split": used, "seed": seed, **result}

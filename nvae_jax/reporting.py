@@ -11,9 +11,47 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from nvae_jax import run_directory
+from nvae_jax import distributed, run_directory
 
 GREY = 128
+
+
+def say(line):
+    """Prints a line, on the first process only."""
+    if distributed.is_primary():
+        print(line, flush=True)
+
+
+class Silent:
+    """The writer and progress of every process but the first."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def scalars(self, step, values):
+        """Writes nothing."""
+
+    def images(self, step, name, images):
+        """Writes nothing."""
+
+    def advance(self, step):
+        """Shows nothing."""
+
+    def report(self, step, row):
+        """Shows nothing."""
+
+
+def metric_writer(workdir, step=0):
+    """A `MetricWriter` on the first process, a silent one on the others."""
+    return MetricWriter(workdir, step) if distributed.is_primary() else Silent()
+
+
+def progress(start, total, batch_size):
+    """A `Progress` on the first process, a silent one on the others."""
+    return Progress(start, total, batch_size) if distributed.is_primary() else Silent()
 
 
 class MetricWriter:

@@ -11,10 +11,20 @@ import tempfile
 from pathlib import Path
 
 from configs import base
+from nvae_jax import distributed
 
 CONFIG, LOCK = "config.json", ".lock"
 # Keys that may change between two starts of a run: they do not change what it computes.
-FREE_KEYS = ("data.dir", "data.workers", "data.skip_corrupt", "eval.", "log.", "checkpoint.")
+FREE_KEYS = (
+    "data.dir",
+    "data.workers",
+    "data.skip_corrupt",
+    "eval.",
+    "mesh.",
+    "distributed.",
+    "log.",
+    "checkpoint.",
+)
 
 
 def load_config(workdir):
@@ -51,7 +61,9 @@ def write_text(path, text):
 
 @contextlib.contextmanager
 def open_for_training(workdir, config=None):
-    """Locks `workdir` for one training process and gives the run's config.
+    """Locks `workdir` for one training run and gives the run's config.
+
+    Of several processes that train as one, the first locks and writes; the others follow it.
 
     Args:
       workdir: a new or empty folder, or one that holds a run.
@@ -61,6 +73,10 @@ def open_for_training(workdir, config=None):
       ValueError: the folder holds something else, another config, or a running process.
     """
     workdir = Path(workdir)
+    if not distributed.is_primary():
+        distributed.barrier("run directory")
+        yield load_config(workdir)
+        return
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is a file, where a run directory is wanted")
     is_run = (workdir / CONFIG).is_file()
@@ -79,6 +95,7 @@ def open_for_training(workdir, config=None):
         elif is_run:
             _check_same(workdir, load_config(workdir), config)
         save_config(workdir, config)
+        distributed.barrier("run directory")
         yield config
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from nvae_jax import regularizers
@@ -29,7 +30,7 @@ class State:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create(model, optimizer, seed, first_batch):
+def create(model, optimizer, seed, first_batch, shardings=None):
     """A fresh state, computed in one jitted call.
 
     Args:
@@ -38,10 +39,12 @@ def create(model, optimizer, seed, first_batch):
       seed: of parameters, spectral vectors and everything drawn in training.
       first_batch: images (B, H, W, C) in [0, 1]; their values matter only to cells that are
         initialised from data.
+      shardings: of the state, as a tree; None leaves them to JAX.
     """
     if not model.needs_data_init:
-        first_batch = jnp.zeros_like(first_batch[:1])
-    return jax.jit(partial(build, model, optimizer))(seed, first_batch)
+        first_batch = np.zeros((1, *first_batch.shape[1:]), np.float32)
+    create_all = jax.jit(partial(build, model, optimizer), out_shardings=shardings)
+    return create_all(seed, first_batch)
 
 
 def build(model, optimizer, seed, images):

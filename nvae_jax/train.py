@@ -5,7 +5,7 @@ import time
 import jax
 import numpy as np
 
-from nvae_jax import build, reporting, run_directory, steps
+from nvae_jax import build, distributed, reporting, run_directory, sharding, steps
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline
 from nvae_jax.interrupt import Interrupt, Interrupted
@@ -25,6 +25,8 @@ def train(config, workdir):
       FloatingPointError: the loss or the gradient stayed non-finite.
       Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
+    known = run_directory.load_config(workdir) if config is None else config
+    distributed.initialize(build.build_distributed(known))
     if config is not None:
         # A bad config or missing data must not leave a run directory behind.
         config = build.resolve(config)
@@ -43,16 +45,17 @@ class _Run:
         self._experiment, self._loop = experiment, experiment.loop
         self._workdir, self._checkpoints, self._interrupt = workdir, checkpoints, interrupt
         self._data = _open_data(experiment)
+        self._agreement = distributed.Agreement()
 
     def run(self):
         state = self._restore_or_create()
         start, total = int(state.step), self._loop.num_steps
         if start >= total:
-            print(f"{self._workdir}: already trained for {start} steps")
+            reporting.say(f"{self._workdir}: already trained for {start} steps")
             return
         with (
-            reporting.MetricWriter(self._workdir, start) as writer,
-            reporting.Progress(start, total, self._loop.batch_size) as progress,
+            reporting.metric_writer(self._workdir, start) as writer,
+            reporting.progress(start, total, self._loop.batch_size) as progress,
         ):
             self._writer, self._progress = writer, progress
             self._clock = _Clock(start, self._data)
@@ -64,11 +67,15 @@ class _Run:
         if restored is not None:
             state, data_state = restored
             self._data.set_state(data_state)
-            print(f"{self._workdir}: resumed at step {int(state.step)}", flush=True)
+            reporting.say(f"{self._workdir}: resumed at step {int(state.step)}")
             return state
-        state = self._experiment.create_state(next(self._data)["image"])
+        state = self._experiment.create_state(self._next_images())
         self._data.set_state({**self._data.get_state(), "step": 0})
         return state
+
+    def _next_images(self):
+        """The next global batch, on the devices."""
+        return sharding.to_devices(self._experiment.mesh, next(self._data)["image"])
 
     def _step_all(self, state, start):
         experiment, loop = self._experiment, self._loop
@@ -79,16 +86,23 @@ class _Run:
             experiment.optimizer,
             experiment.learning_rate,
         )
-        update = jax.jit(update, donate_argnums=0)
-        print("compiling the training step ...", flush=True)
+        shardings = jax.tree.map(lambda a: a.sharding, state)
+        update = jax.jit(
+            update,
+            in_shardings=(shardings, sharding.over_batch(experiment.mesh)),
+            out_shardings=(shardings, sharding.replicated(experiment.mesh)),
+            donate_argnums=0,
+        )
+        reporting.say("compiling the training step ...")
         pending = None
         for step in range(start + 1, loop.num_steps + 1):
-            state, metrics = update(state, next(self._data)["image"])
+            state, metrics = update(state, self._next_images())
             # The metrics of the step before are fetched while this one runs.
             self._report(pending)
             pending = (step, metrics)
             last = step == loop.num_steps
-            stop = self._interrupt.received
+            # A signal to any host stops all of them, at the same step.
+            stop = self._agreement(self._interrupt.received or 0)
             if last or stop or _due(step, loop.checkpoint_every_steps):
                 self._report(pending)
                 pending = None
@@ -121,7 +135,7 @@ class _Run:
         if not in_a_row:
             return
         bad = [name for name in TERMS if not np.isfinite(metrics[name])]
-        print(f"step {step}: {', '.join(bad)} not finite, update skipped", flush=True)
+        reporting.say(f"step {step}: {', '.join(bad)} not finite, update skipped")
         if in_a_row >= self._loop.max_nonfinite_steps:
             saved = self._checkpoints.latest_step()
             good = "no checkpoint yet" if saved is None else f"last good checkpoint: step {saved}"
@@ -136,11 +150,13 @@ class _Run:
         sample = steps.make_sample_step(
             experiment.model, experiment.likelihood, count, draw_pixels=False
         )
-        self._writer.images(step, "samples", jax.jit(sample)(state.variables, key, 1.0))
+        everywhere = sharding.replicated(experiment.mesh)
+        sample = jax.jit(sample, out_shardings=everywhere)
+        self._writer.images(step, "samples", sample(state.variables, key, 1.0))
         split = pipeline.resolve_split(experiment.data, "test")
         images = pipeline.preview(experiment.data, split, count // 2)
         reconstruct = steps.make_reconstruct_step(experiment.model, experiment.likelihood)
-        copies = jax.jit(reconstruct)(state.variables, images, key)
+        copies = jax.jit(reconstruct, out_shardings=everywhere)(state.variables, images, key)
         self._writer.images(step, "reconstructions", reporting.pair_rows(images, copies))
 
 
@@ -163,8 +179,14 @@ class _Clock:
 
 
 def _open_data(experiment):
+    batch_size = experiment.loop.batch_size
+    sharding.check_batch_size(experiment.mesh, batch_size, "train.batch_size")
     return pipeline.train_iterator(
-        experiment.data, batch_size=experiment.loop.batch_size, seed=experiment.seed
+        experiment.data,
+        batch_size=batch_size,
+        seed=experiment.seed,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
     )
 
 

@@ -82,8 +82,7 @@ def test_the_encoder_keeps_its_statistics(run):
 @pytest.mark.parametrize("factor", [1e12, 1e-30, 0.0])
 def test_finite_weights_give_finite_statistics(run, method, factor):
     def scaled(path, value):
-        # The 1×1 convolutions inside the cells have no weight norm to hold them.
-        return value * factor if "conv_expand" in jax.tree_util.keystr(path) else value
+        return value * factor if "norm_0']['scale" in jax.tree_util.keystr(path) else value
 
     variables = dict(run.state.variables)
     variables["params"] = jax.tree_util.tree_map_with_path(scaled, variables["params"])

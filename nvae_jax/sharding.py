@@ -1,0 +1,104 @@
+"""The device mesh, and where on it a state and a batch lie.
+
+One device is the 1×1 mesh: there is no other code path. Nothing in the model knows of devices;
+sums and means over a sharded batch are over the global one.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp")
+# Smaller arrays are copied to every device: splitting them would save nothing.
+SMALLEST_SHARDED = 2**12
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """Sizes of the mesh's axes; -1 takes the devices that the other axis leaves.
+
+    Attributes:
+      data: devices that hold whole copies of the parameters.
+      fsdp: devices that share one copy of parameters and optimiser state.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp)
+        if any(size < 1 and size != -1 for size in sizes) or sizes == (-1, -1):
+            raise ValueError(
+                "mesh.data and mesh.fsdp must be positive, or one of them -1 for what is left: "
+                f"they are {self.data} and {self.fsdp}"
+            )
+
+
+def make_mesh(settings, devices=None):
+    """The mesh of axes `data` and `fsdp` over all devices (of all hosts).
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    fixed = settings.fsdp if settings.data == -1 else settings.data
+    left = len(devices) // fixed
+    data = left if settings.data == -1 else settings.data
+    fsdp = left if settings.fsdp == -1 else settings.fsdp
+    if data * fsdp != len(devices):
+        raise ValueError(
+            f"mesh.data={settings.data} times mesh.fsdp={settings.fsdp} does not fit the "
+            f"{len(devices)} device(s) there are"
+        )
+    # In the order of processes, so that hosts hold consecutive parts of a batch.
+    grid = np.array(sorted(devices, key=lambda d: (d.process_index, d.id))).reshape(data, fsdp)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh):
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def over_batch(mesh):
+    """The leading axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def state_shardings(mesh, abstract_state):
+    """A sharding for every array of the state: the largest axis that `fsdp` divides is split."""
+
+    def place(array):
+        size = mesh.shape["fsdp"]
+        axes = [a for a in range(array.ndim) if array.shape[a] % size == 0]
+        if size == 1 or array.size < SMALLEST_SHARDED or not axes:
+            return replicated(mesh)
+        axis = max(axes, key=lambda a: array.shape[a])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+    return jax.tree.map(place, abstract_state)
+
+
+def with_shardings(abstract_state, shardings):
+    """Shapes that say where their arrays are to be, for restoring."""
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract_state, shardings
+    )
+
+
+def check_batch_size(mesh, batch_size, key):
+    """Raises ValueError unless every device gets as many examples."""
+    if batch_size % mesh.size:
+        raise ValueError(f"{key}={batch_size} cannot be divided among {mesh.size} devices")
+
+
+def round_up(mesh, batch_size):
+    """The next batch size that the devices share evenly."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
+def to_devices(mesh, local):
+    """Every host's part of a batch, leading axis first, as one global array."""
+    return jax.make_array_from_process_local_data(over_batch(mesh), np.asarray(local))

@@ -1,0 +1,99 @@
+"""One step function on any mesh: eight fake devices in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nvae_jax import sharding
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import json, sys
+import jax, numpy as np
+from nvae_jax import build, sharding, steps
+from tests.conftest import tiny_config
+
+config = tiny_config(model={"unroll": 1}, mesh=json.loads(sys.argv[1]))
+experiment = build.build(config)
+mesh = experiment.mesh
+rng = np.random.default_rng(0)
+batches = (rng.random((5, 16, 16, 16, 1)) > 0.5).astype(np.float32)
+state = experiment.create_state(batches[0])
+shardings = jax.tree.map(lambda a: a.sharding, state)
+update = jax.jit(
+    steps.make_train_step(experiment.model, experiment.likelihood, experiment.objective,
+                          experiment.optimizer, lambda step: 0.0),
+    in_shardings=(shardings, sharding.over_batch(mesh)),
+    out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
+losses = []
+for batch in batches:
+    state, metrics = update(state, sharding.to_devices(mesh, batch))
+    losses.append(float(metrics["loss"]))
+norms = {jax.tree_util.keystr(path): float(np.linalg.norm(np.asarray(leaf, np.float64)))
+         for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.batch_stats))}
+sharded = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
+print(json.dumps({"devices": mesh.size, "losses": losses, "norms": norms, "sharded": sharded,
+                  "compiled": update._cache_size()}))
+"""
+
+
+def run(devices, **mesh):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(mesh)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run(1)
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 4}])
+def test_eight_devices_train_as_one(one_device, mesh):
+    eight = run(8, **mesh)
+    assert eight["devices"] == 8 and eight["compiled"] == 1
+    np.testing.assert_allclose(eight["losses"], one_device["losses"], rtol=1e-5)
+    for name, norm in one_device["norms"].items():
+        np.testing.assert_allclose(eight["norms"][name], norm, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert (eight["sharded"] > 0) == (mesh.get("fsdp", 1) > 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "devices", "shape"),
+    [((-1, 1), 8, (8, 1)), ((-1, 4), 8, (2, 4)), ((2, -1), 8, (2, 4)), ((1, 1), 1, (1, 1))],
+)
+def test_mesh_shapes(settings, devices, shape):
+    class Device:
+        def __init__(self, number):
+            self.id, self.process_index = number, 0
+
+    mesh = sharding.make_mesh(sharding.MeshSettings(*settings), [Device(i) for i in range(devices)])
+    assert tuple(mesh.shape.values()) == shape
+
+
+def test_sizes_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="mesh.data=3 times mesh.fsdp=1 does not fit the 1 dev"):
+        sharding.make_mesh(sharding.MeshSettings(3, 1))
+    with pytest.raises(ValueError, match="mesh.data and mesh.fsdp must be positive"):
+        sharding.MeshSettings(-1, -1)
+    mesh = sharding.make_mesh(sharding.MeshSettings())
+    sharding.check_batch_size(mesh, 7, "train.batch_size")
+    assert sharding.round_up(mesh, 7) == 7

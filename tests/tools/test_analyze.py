@@ -1,0 +1,70 @@
+"""KL by latent variable and active units, against a direct computation."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from nvae_jax import analyze
+from nvae_jax.build import build_model
+from nvae_jax.noise import image_keys, latent_noise
+
+
+def test_moments_and_summary(run, images):
+    batches = [
+        {"image": images[:3], "mask": np.array([True, True, True])},
+        {"image": images[[3, 4, 0]], "mask": np.array([True, True, False])},
+    ]
+    count, moments = analyze.latent_moments(run, batches, seed=2)
+    assert count == 5
+    model = run.experiment.model
+    noise = latent_noise(model, image_keys(jax.random.key(2), np.arange(5)))
+    out = jax.jit(model.apply)(run.state.variables, images, noise=noise)
+    for (kl, variance), per_channel in zip(moments, out.kl_per_channel, strict=True):
+        np.testing.assert_allclose(kl.sum((0, 1)), per_channel, rtol=1e-4)
+        assert (variance >= 0).all()
+    summary = analyze.summarize(run, count, moments)
+    np.testing.assert_allclose(summary["kl"], out.kl.sum(1).mean(), rtol=1e-4)
+    bits = summary["kl"] / np.log(2) / 256
+    np.testing.assert_allclose(summary["bits_per_dim"], bits, rtol=1e-6)
+    assert [scale["size"] for scale in summary["scales"]] == [4, 8]
+    assert summary["units"] == 2 * (4 * 4 + 8 * 8) * 2
+    by_scale = sum(scale["kl"] for scale in summary["scales"])
+    np.testing.assert_allclose(by_scale, summary["kl"])
+
+
+def test_a_unit_without_variance_or_kl_is_not_active(run):
+    quiet, busy = np.zeros((4, 4, 2)), np.ones((4, 4, 2))
+    half = busy.copy()
+    half[..., 1] = 0
+    large = np.ones((8, 8, 2))
+    moments = [(busy, quiet), (half, busy), (large * 0.009, large), (large, large)]
+    groups = analyze.summarize(run, 10, moments)["groups"]
+    assert [group["active_units"] for group in groups] == [0, 16, 0, 128]
+    assert [group["active_channels"] for group in groups] == [0, 1, 0, 2]
+
+
+def test_with_flows_the_kl_is_that_of_the_draw(tiny_run_config, images):
+    config = tiny_run_config.copy_and_resolve_references()
+    config.model.update(num_flows=1, num_scales=1, num_groups=2)
+    model = build_model(config)
+    key = jax.random.key(0)
+    variables = jax.jit(model.init)({"params": key, "latent": key}, images)
+    noise = latent_noise(model, image_keys(key, np.arange(5)))
+    out = jax.jit(model.apply)(variables, images, noise=noise)
+    step = jax.jit(analyze.make_moment_step(model))
+    sums = step(variables, key, np.arange(5), images, np.ones(5, bool))
+    for (kl, _, _), expected in zip(sums, out.kl_per_channel, strict=True):
+        np.testing.assert_allclose(kl.sum((0, 1)) / 5, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_files(run, tmp_path):
+    summary = analyze.analyze_run(run, tmp_path, max_examples=9)
+    assert summary["num_examples"] == 9 and summary["split"] == "test"
+    assert json.loads((tmp_path / "latents.json").read_text()) == summary
+    with np.load(tmp_path / "latents.npz") as file:
+        assert file["kl_03"].shape == file["variance_03"].shape == (8, 8, 2)
+    assert (tmp_path / "latents.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="at least two images"):
+        analyze.analyze_run(run, tmp_path, max_examples=1)

@@ -1,0 +1,119 @@
+"""The Python API: what goes in, comes out, and is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from nvae_jax import api
+from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
+from nvae_jax.noise import image_keys, latent_noise
+
+
+def close(one, other, tolerance=1e-4):
+    return np.abs(np.asarray(one) - np.asarray(other)).max() <= tolerance
+
+
+def test_encode_and_decode_are_reconstruct(run, images):
+    latents = run.encode(images, seed=4)
+    assert [z.shape for z in latents] == [(5, *shape) for shape in run.latent_shapes]
+    copies = run.reconstruct(images, seed=4)
+    assert copies.shape == images.shape and copies.min() >= 0 and copies.max() <= 1
+    assert close(run.decode(latents), copies)
+    assert not close(run.decode(run.encode(images, seed=5)), copies)
+
+
+def test_means_are_the_posterior_s(run, images):
+    model, variables = run.experiment.model, run.state.variables
+    zeros = [np.zeros((5, *shape), np.float32) for shape in run.latent_shapes]
+    out = jax.jit(model.apply)(variables, images, noise=zeros)
+    for ours, expected in zip(run.encode(images, temperature=0.0), out.latents, strict=True):
+        assert close(ours, expected)
+
+
+def test_noise_of_the_prior_goes_both_ways(run, images):
+    noise = run.draw_noise(5, seed=2)
+    samples = run.from_noise(noise, temperature=1.0)
+    assert close(samples, run.sample(5, seed=2))
+    latents = run.compose(np.full(4, PRIOR), np.ones(4), latents=noise)[1]
+    for ours, expected in zip(run.standardize(latents), noise, strict=True):
+        assert close(ours, expected, 1e-3)
+    back = run.from_noise(run.standardize(run.encode(images, seed=4)))
+    assert close(back, run.reconstruct(images, seed=4), 1e-3)
+
+
+def test_partial_reconstructions(run, images):
+    assert close(run.reconstruct(images, groups=4), run.reconstruct(images))
+    assert close(run.reconstruct(images, groups=0, seed=3), run.sample(5, seed=3))
+    latents = run.encode(images, seed=3)
+    part = run.reconstruct(images, groups=2, temperature=0.7, seed=3)
+    assert close(part, run.decode(latents[:2], temperature=0.7, seed=3))
+    assert not close(part, run.reconstruct(images, groups=2, temperature=0.1, seed=3))
+
+
+def test_each_group_has_its_own_source_and_temperature(run, images):
+    """Posterior, prior, given, prior: as the model's own pieces would do it."""
+    noise = run.draw_noise(5, seed=1)
+    sources, temperatures = [POSTERIOR, PRIOR, GIVEN, PRIOR], [1.0, 0.5, 1.0, 0.2]
+    prepared = run.prepare(images)
+    _, latents, standard = run.compose(sources, temperatures, images=prepared, latents=noise)
+    posterior = run.compose([POSTERIOR] * 4, np.ones(4), images=prepared, latents=noise)[1]
+    assert close(latents[0], posterior[0]) and not close(latents[1], posterior[1], 1e-2)
+    assert close(standard[1], 0.5 * noise[1], 1e-3)
+    assert close(latents[2], noise[2])
+    assert close(standard[3], 0.2 * noise[3], 1e-3)
+
+
+def test_results_do_not_depend_on_the_batch_size(run, workdir, images):
+    other = api.load(workdir, batch_size=2)
+    assert close(run.sample(5, seed=1), other.sample(5, seed=1))
+    np.testing.assert_allclose(run.log_prob(images), other.log_prob(images), rtol=1e-4)
+
+
+def test_log_prob(run, images):
+    one = run.log_prob(images)
+    assert one.shape == (5,)
+    many = run.log_prob(images, num_samples=8)
+    assert many.mean() > one.mean()  # a tighter bound
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    noise = latent_noise(run.experiment.model, image_keys(key, np.arange(5)))
+    out = jax.jit(run.experiment.model.apply)(run.state.variables, images, noise=noise)
+    log_likelihood = run.experiment.likelihood(out.logits).log_prob(images)
+    np.testing.assert_allclose(one, log_likelihood + out.log_p - out.log_q, rtol=1e-4)
+
+
+def test_recalibration_changes_samples_and_is_told(run):
+    recalibrated = run.recalibrated(0.8)
+    assert recalibrated.metadata(seed=1) == {
+        "model": "NVAE of digits 16x16x1: 4 groups on 2 scale(s), widths 4 and 4",
+        "step": 0,
+        "recalibration": "pooled, 3 passes",
+        "seed": 1,
+    }
+    samples = [r.sample(3, temperature=0.8) for r in (run, recalibrated)]
+    assert not close(*samples, 1e-2)
+    assert recalibrated.programs is run.programs
+
+
+@pytest.mark.parametrize(
+    "call, complaint",
+    [
+        (lambda r, x: r.reconstruct(x, groups=5), "groups must be from 0 to 4, not 5"),
+        (lambda r, x: r.reconstruct(x, groups=-1), "groups must be"),
+        (lambda r, x: r.reconstruct(255 * x), "divide by 255"),
+        (lambda r, x: r.encode(x[:, :8]), "must be of shape"),
+        (lambda r, x: r.encode(x, temperature=-1.0), "temperature must not be negative"),
+        (lambda r, x: r.sample(0), "num must be at least 1"),
+        (lambda r, x: r.sample(1, temperature=0.0), "temperature must be positive"),
+        (lambda r, x: r.sample(1, temperature=[1, 1, 1]), "3 values for 2 scale"),
+        (lambda r, x: r.decode([]), "latents have shapes"),
+        (lambda r, x: r.decode([np.zeros((2, 3, 3, 2))]), "latents have shapes"),
+        (lambda r, x: r.from_noise(r.draw_noise(2)[:3]), "latents have shapes"),
+        (lambda r, x: r.log_prob(x, num_samples=0), "num_samples must be at least 1"),
+        (lambda r, x: r.recalibrated(-1.0), "temperature must be positive"),
+        (lambda r, x: api.load(r.workdir, 0), "batch_size must be at least 1"),
+        (lambda r, x: api.load(r.workdir / "checkpoints"), "not a run directory"),
+    ],
+)
+def test_what_is_refused(run, images, call, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        call(run, images)

@@ -1,0 +1,42 @@
+"""Folded models give the same numbers, in plain convolutions."""
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from nvae_jax.build import build_model
+from nvae_jax.folding import fold
+from nvae_jax.noise import image_keys, latent_noise
+
+CELLS = [
+    ("residual", "inverted_residual"),
+    ("inverted_residual", "residual"),
+    ("residual_bn_elu", "residual_elu"),
+]
+
+
+@pytest.mark.parametrize("cells", CELLS)
+def test_folded_numbers(tiny_run_config, random_variables, images, cells):
+    config = tiny_run_config.copy_and_resolve_references()
+    config.model.update(encoder_cell=cells[0], decoder_cell=cells[1], num_flows=1)
+    model, variables = build_model(config), random_variables(config)
+    folded, plain = fold(model, variables)
+    noise = latent_noise(model, image_keys(jax.random.key(0), np.arange(5)))
+
+    def run(model):
+        @jax.jit
+        def both(variables):
+            latents = model.apply(variables, images, noise=noise).latents
+            logits = model.apply(variables, noise=noise, temperature=0.7, method="sample_logits")
+            return *latents, logits
+
+        return both
+
+    expected, found = run(model)(variables), run(folded)(plain)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.abs(ours - theirs).max() <= 1e-4 * max(np.abs(theirs).max(), 1.0)
+    names = set(flatten_dict(plain["params"]))
+    assert not any("log_scale" in name for name in names)
+    left = {name[-2] for name in names if name[-1] == "scale"}
+    assert left <= {"norm_0"}  # all others went into convolutions

@@ -1,0 +1,104 @@
+"""Images from outside: what is taken, and what is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvae_jax import inputs
+from nvae_jax.data.spec import DataSpec
+
+GREY = DataSpec("digits", image_size=20, padding=2, binarize=True)
+COLOUR = DataSpec("folder", image_size=8, channels=3, num_bits=5)
+
+
+def test_binary_images_are_padded_and_kept():
+    images = (np.random.default_rng(0).random((3, 16, 16, 1)) > 0.5).astype(np.float32)
+    prepared = inputs.to_model(images, GREY)
+    assert prepared.shape == (3, 20, 20, 1) and prepared.dtype == np.float32
+    np.testing.assert_array_equal(prepared[:, 2:-2, 2:-2], images)
+    assert prepared.sum() == images.sum()
+
+
+def test_grey_images_are_binarised_by_seed():
+    images = np.full((200, 16, 16, 1), 0.25, np.float32)
+    prepared = inputs.to_model(images, GREY)
+    assert set(np.unique(prepared)) == {0.0, 1.0}
+    assert abs(prepared[:, 2:-2, 2:-2].mean() - 0.25) < 0.01
+    np.testing.assert_array_equal(prepared, inputs.to_model(images, GREY))
+    assert (prepared != inputs.to_model(images, GREY, seed=1)).any()
+
+
+def test_fewer_bits_and_doing_it_twice():
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    once = inputs.to_model(images, COLOUR)
+    np.testing.assert_allclose(once, (images // 8) / 31, rtol=1e-6)
+    for bits in range(1, 9):
+        spec = dataclasses.replace(COLOUR, num_bits=bits)
+        once = inputs.to_model(images, spec)
+        np.testing.assert_array_equal(inputs.to_model(once, spec), once)
+
+
+@pytest.mark.parametrize(
+    "images, complaint",
+    [
+        (np.zeros((2, 20, 20, 1), np.float32), r"\(N, 16, 16, 1\), not \(2, 20, 20, 1\)"),
+        (np.zeros((2, 16, 16, 3), np.float32), "of shape"),
+        (np.zeros((16, 16, 1), np.float32), "of shape"),
+        (np.zeros((0, 16, 16, 1), np.float32), "of shape"),
+        (np.full((1, 16, 16, 1), 255.0), r"not \[255, 255\]: divide by 255"),
+        (np.full((1, 16, 16, 1), -1.0), r"must be in \[0, 1\]"),
+        (np.full((1, 16, 16, 1), np.nan), "not finite"),
+        (np.zeros((1, 16, 16, 1), np.int64), "not int64"),
+    ],
+)
+def test_other_images_are_refused(images, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        inputs.to_model(images, GREY)
+
+
+def test_files(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, step=3)
+    np.save(tmp_path / "a.npy", images)
+    Image.fromarray(images[0]).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(inputs.load(tmp_path / "a.npz"), images)
+    np.testing.assert_array_equal(inputs.load(tmp_path / "a.npy"), images)
+    np.testing.assert_array_equal(inputs.load(tmp_path / "a.png"), images[:1])
+
+
+def test_faulty_files(tmp_path):
+    np.savez(tmp_path / "other.npz", pictures=np.zeros(3))
+    np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)
+    for name in ("torn.npz", "torn.npy", "torn.png"):
+        (tmp_path / name).write_bytes(b"nothing of the kind")
+    complaints = {
+        "absent.npz": "there is no file",
+        "other.npz": "no array `images`, only pictures",
+        "pickled.npy": "cannot be read",
+        "torn.npz": "cannot be read",
+        "torn.npy": "cannot be read",
+        "torn.png": "cannot be read as a picture",
+    }
+    for name, complaint in complaints.items():
+        with pytest.raises(ValueError, match=complaint):
+            inputs.load(tmp_path / name)
+
+
+def test_selection_from_the_data_set(run, images):
+    chosen = inputs.select(run.experiment, num=3, first=2)
+    assert chosen.shape == (3, 16, 16, 1)
+    np.testing.assert_array_equal(chosen, inputs.select(run.experiment, num=5)[2:])
+    with pytest.raises(ValueError, match="no image number 297"):
+        inputs.select(run.experiment, num=3, first=297)
+    with pytest.raises(ValueError, match="no split 'validation'"):
+        inputs.select(run.experiment, split="validation")
+
+
+def test_what_commands_start_from(run):
+    same, images = inputs.starts(run, samples=False, num=2)
+    assert same is run and len(images) == 2
+    assert inputs.starts(run, samples=True) == (run, None)
+    recalibrated, images = inputs.starts(run, samples=True, temperature=[0.9])
+    assert images is None and recalibrated.recalibration == "pooled, 3 passes"

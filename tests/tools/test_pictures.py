@@ -1,0 +1,52 @@
+"""Pictures, animations and streamed arrays."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvae_jax import pictures
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png(tmp_path, channels):
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, channels), np.uint8)
+    pictures.save_png(tmp_path / "new" / "a.png", image, {"step": 3, "model": "tiny"})
+    with Image.open(tmp_path / "new" / "a.png") as picture:
+        assert picture.text == {"step": "3", "model": "tiny"}
+        np.testing.assert_array_equal(np.asarray(picture).reshape(image.shape), image)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_animation_goes_there_and_back(tmp_path, suffix):
+    frames = np.linspace(0, 1, 5)[:, None, None, None] * np.ones((1, 8, 8, 3))
+    pictures.save_animation(tmp_path / f"a{suffix}", frames, {"step": 3})
+    with Image.open(tmp_path / f"a{suffix}") as picture:
+        assert picture.n_frames == 8 and picture.size == (320, 320)
+        comment = picture.info["comment"] if suffix == ".gif" else picture.getexif()[0x010E]
+        assert json.loads(comment) == {"step": 3}
+    with pytest.raises(ValueError, match="must end in .gif or .webp"):
+        pictures.save_animation(tmp_path / "a.mp4", frames)
+
+
+def test_stream_is_what_numpy_writes(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (10, 3, 4), np.uint8)
+    with pictures.ArrayStream(tmp_path / "a.npz", "images", array.shape, np.uint8, step=3) as file:
+        assert not (tmp_path / "a.npz").exists()
+        for start in range(0, 10, 4):
+            file.write(array[start : start + 4])
+    with np.load(tmp_path / "a.npz") as loaded:
+        np.testing.assert_array_equal(loaded["images"], array)
+        assert loaded["step"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_torn_streams_leave_nothing(tmp_path):
+    with pytest.raises(ValueError, match="2 row"):
+        with pictures.ArrayStream(tmp_path / "a.npz", "images", (3, 2), np.uint8) as file:
+            file.write(np.zeros((1, 2), np.uint8))
+    with pytest.raises(KeyboardInterrupt):
+        with pictures.ArrayStream(tmp_path / "a.npz", "images", (3, 2), np.uint8):
+            raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
