@@ -23,7 +23,7 @@ def get_config():
         decoder_cells_per_group=1,
     )
     config.optimizer.warmup_steps = 50
-    config.train.update(num_steps=600, batch_size=50)
+    config.train.update(num_steps=500, batch_size=50)
     config.eval.update(recalibration_passes=100)
-    config.log.update(every_steps=50, images_every_steps=300)
+    config.log.update(every_steps=50, images_every_steps=250)
     return config

@@ -21,7 +21,7 @@ def main(_):
     """Flags in, one call out."""
     evaluate.evaluate_run(
         WORKDIR.value,
-        *cli.load_run(WORKDIR.value),
+        *cli.load_run(WORKDIR.value, join=True),
         split=SPLIT.value,
         num_iw_samples=SAMPLES.value,
         max_examples=EXAMPLES.value,

@@ -100,13 +100,20 @@ def _use_compilation_cache():
     jax.config.update("jax_compilation_cache_dir", folder or None)
 
 
-def load_run(workdir):
+def load_run(workdir, join=False):
     """The experiment and the last state of the run in `workdir`.
+
+    Args:
+      workdir: the run directory.
+      join: whether the processes of a cluster, if this is one, work on it together.
 
     Raises:
       ValueError: there is no run, or no checkpoint that can be read.
     """
-    experiment = build.build(run_directory.load_config(workdir))
+    config = run_directory.load_config(workdir)
+    if join:
+        distributed.initialize(build.build_distributed(config))
+    experiment = build.build(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         restored = checkpoints.restore(experiment.abstract_state())
     if restored is None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from nvae_jax import run_directory, sharding, steps
+from nvae_jax import distributed, reporting, run_directory, sharding, steps
 from nvae_jax.data import pipeline
 from nvae_jax.likelihoods import bits_per_dim
 
@@ -120,7 +120,7 @@ def evaluate_run(
     """
     used = pipeline.resolve_split(experiment.data, split)
     if used != split:
-        print(f"{experiment.data.name} has no split {split!r}: evaluating {used!r}")
+        reporting.say(f"{experiment.data.name} has no split {split!r}: evaluating {used!r}")
     batches = pipeline.eval_batches(
         experiment.data,
         split=used,
@@ -148,9 +148,10 @@ def evaluate_run(
     name = f"{used}_step_{result['step']:08d}_k{num_iw_samples}"
     name += f"_first{max_examples}" if max_examples else ""
     path = Path(workdir) / "eval" / f"{name}.json"
-    run_directory.write_text(path, json.dumps(result, indent=2) + "\n")
-    print(_report(result))
-    print(f"written to {path}")
+    if distributed.is_primary():
+        run_directory.write_text(path, json.dumps(result, indent=2) + "\n")
+    reporting.say(_report(result))
+    reporting.say(f"written to {path}")
     return result
 
 

@@ -43,10 +43,9 @@ def make_sampler(model, likelihood, variables, *, batch_size, padding):
 
     def sampler(seed, first, temperature):
         indices = first + jnp.arange(batch_size, dtype=jnp.int32)
-        keys = jax.vmap(jax.random.split)(image_keys(jax.random.key(seed), indices))
         logits = model.apply(
             variables,
-            noise=latent_noise(model, keys[:, 0]),
+            noise=latent_noise(model, image_keys(jax.random.key(seed), indices)),
             temperature=temperature,
             method="sample_logits",
         )
@@ -61,13 +60,13 @@ def make_encoder(model, variables, *, padding):
     groups = len(model.latent_shapes())
 
     def encoder(images, seed, temperature):
-        keys = jax.vmap(jax.random.split)(image_keys(jax.random.key(seed), jnp.arange(len(images))))
+        keys = image_keys(jax.random.key(seed), jnp.arange(len(images)))
         border = (padding, padding)
         images = jnp.pad(images, ((0, 0), border, border, (0, 0)))
         features = model.apply(variables, images, method="encode")
         temperatures = jnp.broadcast_to(temperature, groups)
         sources = np.full(groups, POSTERIOR)
-        noise = latent_noise(model, keys[:, 0])
+        noise = latent_noise(model, keys)
         draw = model.apply(variables, noise, sources, temperatures, features, method="compose")
         return draw.latents
 

@@ -6,7 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from nvae_jax import sharding
 
 
 def image_keys(key, indices):
@@ -37,19 +38,19 @@ def spread(array):
 
     A program that computes everything from such an array divides its work the same way.
     """
-    whole = len(array) % jax.local_device_count()
-    return jax.device_put(array, _placed(PartitionSpec() if whole else PartitionSpec("images")))
+    mesh = _local_mesh()
+    divided = len(array) % mesh.size == 0
+    place = sharding.over_batch if divided else sharding.replicated
+    return jax.device_put(array, place(mesh))
 
 
 def replicate(tree):
     """Puts a copy of every array on each of this process's devices."""
-    return jax.device_put(tree, _placed(PartitionSpec()))
+    return jax.device_put(tree, sharding.replicated(_local_mesh()))
 
 
-def _placed(spec):
-    devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), ("images",), (AxisType.Auto,), devices=devices)
-    return NamedSharding(mesh, spec)
+def _local_mesh():
+    return sharding.make_mesh(sharding.MeshSettings(), jax.local_devices())
 
 
 def group_temperatures(hierarchy, temperature):

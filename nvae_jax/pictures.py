@@ -65,7 +65,8 @@ def _picture(image, size):
     """A Pillow image, enlarged by as much as keeps it within `size`."""
     factor = max(1, size // max(image.shape[:2]))
     image = image.repeat(factor, 0).repeat(factor, 1)
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    grey = (image == image[..., :1]).all()  # as one channel it takes less room
+    return Image.fromarray(image[..., 0] if grey else image)
 
 
 class ArrayStream:

@@ -19,6 +19,7 @@ from nvae_jax.noise import (
 from nvae_jax.recalibrate import recalibrated_statistics
 
 GRID = 100  # images of the grid, at most
+PIXELS = 2**32 - 1  # no image's number: the stream of keys that pixels are drawn with
 
 
 def sample_images(
@@ -71,17 +72,17 @@ def make_sample_step(experiment, *, draw_pixels):
     images (B, H, W, C) in [0, 1]."""
 
     def sample_step(variables, key, indices, temperatures, decoder_temperature):
-        keys = jax.vmap(jax.random.split)(image_keys(key, indices))
         logits = experiment.model.apply(
             variables,
-            noise=latent_noise(experiment.model, keys[:, 0]),
+            noise=latent_noise(experiment.model, image_keys(key, indices)),
             temperature=temperatures,
             method="sample_logits",
         )
         if not draw_pixels:
             return experiment.likelihood(logits).mean()
         draw = partial(_draw_pixels, experiment.likelihood, decoder_temperature)
-        return jax.vmap(draw)(logits, keys[:, 1])
+        pixel_keys = image_keys(jax.random.fold_in(key, PIXELS), indices)
+        return jax.vmap(draw)(logits, pixel_keys)
 
     return sample_step
 

@@ -45,18 +45,17 @@ def test_a_unit_without_variance_or_kl_is_not_active(run):
     assert [group["active_channels"] for group in groups] == [0, 1, 0, 2]
 
 
-def test_with_flows_the_kl_is_that_of_the_draw(tiny_run_config, images):
+def test_with_flows_the_kl_is_that_of_the_draw(tiny_run_config, random_variables, images):
     config = tiny_run_config.copy_and_resolve_references()
     config.model.update(num_flows=1, num_scales=1, num_groups=2)
-    model = build_model(config)
-    key = jax.random.key(0)
-    variables = jax.jit(model.init)({"params": key, "latent": key}, images)
+    model, key = build_model(config), jax.random.key(0)
+    variables = random_variables(config)
     noise = latent_noise(model, image_keys(key, np.arange(5)))
     out = jax.jit(model.apply)(variables, images, noise=noise)
     step = jax.jit(analyze.make_moment_step(model))
     sums = step(variables, key, np.arange(5), images, np.ones(5, bool))
     for (kl, _, _), expected in zip(sums, out.kl_per_channel, strict=True):
-        np.testing.assert_allclose(kl.sum((0, 1)) / 5, expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(kl.sum((0, 1)) / 5, expected, rtol=1e-3, atol=1e-2)
 
 
 def test_files(run, tmp_path):
