@@ -42,5 +42,6 @@ setup(
         "tfds": TFDS,
         "lmdb": LMDB,
         "export": EXPORT,
+        "torch": ["torch>=2.6"],
     },
 )
