@@ -45,6 +45,19 @@ def load_config(workdir):
     return config
 
 
+def chosen_config(workdir, config):
+    """The given config, or where it is None that of the run in `workdir`.
+
+    Raises:
+      ValueError: neither is there.
+    """
+    if config is not None:
+        return config
+    if not (Path(workdir) / CONFIG).is_file():
+        raise ValueError(f"{workdir} holds no run to resume: say which with --config=configs/X.py")
+    return load_config(workdir)
+
+
 def save_config(workdir, config):
     """Writes the whole config, at once or not at all."""
     write_text(Path(workdir) / CONFIG, config.to_json(indent=2, sort_keys=True) + "\n")
@@ -86,17 +99,14 @@ def open_for_training(workdir, config=None):
             f"{workdir} is not empty and no run directory (it has no {CONFIG}): "
             "name a new folder, nothing was written"
         )
-    if config is None and not is_run:
-        raise ValueError(f"{workdir} holds no run to resume: say which with --config=configs/X.py")
+    chosen = chosen_config(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
     with _lock(workdir):
-        if config is None:
-            config = load_config(workdir)
-        elif is_run:
+        if is_run and config is not None:
             _check_same(workdir, load_config(workdir), config)
-        save_config(workdir, config)
+        save_config(workdir, chosen)
         distributed.barrier("run directory")
-        yield config
+        yield chosen
 
 
 @contextlib.contextmanager

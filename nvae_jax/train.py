@@ -25,8 +25,8 @@ def train(config, workdir):
       FloatingPointError: the loss or the gradient stayed non-finite.
       Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
-    known = run_directory.load_config(workdir) if config is None else config
-    distributed.initialize(build.build_distributed(known))
+    chosen = run_directory.chosen_config(workdir, config)
+    distributed.initialize(build.build_distributed(chosen))
     if config is not None:
         # A bad config or missing data must not leave a run directory behind.
         config = build.resolve(config)
