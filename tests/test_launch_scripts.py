@@ -291,9 +291,9 @@ signal.signal(signal.SIGTERM, stop)
 print("ready", flush=True)
 time.sleep(50)
 """
-    process = subprocess.Popen(
-        ["bash", *cluster(body, "--grace=0")], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    # What a shell starts in the background ignores SIGINT, and bash cannot trap what it ignores.
+    command = ["env", "--default-signal=INT", "bash", *cluster(body, "--grace=0")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         seen = 0
         while seen < 2:
