@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from nvae_jax import likelihoods, sharding, state
+from nvae_jax import likelihoods, sharding, state, steps
 from nvae_jax.data import pipeline
 from nvae_jax.data.spec import DataSpec
 from nvae_jax.distributed import DistributedSettings
@@ -156,9 +156,31 @@ class Experiment:
         shapes = jax.eval_shape(build_state, self.seed, images)
         return sharding.with_shardings(shapes, sharding.state_shardings(self.mesh, shapes))
 
+    def abstract_images(self):
+        """The shape of a global training batch, and where on the mesh it is."""
+        shape = (self.loop.batch_size, *self.image_shape)
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.over_batch(self.mesh))
 
-def build(config):
-    """Everything at once: one place where a bad config shows before anything is written."""
+    def train_step(self):
+        """The jitted update, (state, images) -> (state, metrics); the state given is donated."""
+        shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state())
+        return jax.jit(
+            steps.make_train_step(
+                self.model, self.likelihood, self.objective, self.optimizer, self.learning_rate
+            ),
+            in_shardings=(shardings, sharding.over_batch(self.mesh)),
+            out_shardings=(shardings, sharding.replicated(self.mesh)),
+            donate_argnums=0,
+        )
+
+
+def build(config, devices=None):
+    """Everything at once: one place where a bad config shows before anything is written.
+
+    Args:
+      config: a resolved ConfigDict.
+      devices: of the mesh; None takes all that there are.
+    """
     optimizer, learning_rate = build_optimizer(config)
     return Experiment(
         model=build_model(config),
@@ -170,7 +192,7 @@ def build(config):
         seed=config.seed,
         loop=build_loop(config),
         evaluation=build_evaluation(config),
-        mesh=sharding.make_mesh(sharding.MeshSettings(**config.mesh.to_dict())),
+        mesh=sharding.make_mesh(sharding.MeshSettings(**config.mesh.to_dict()), devices),
     )
 
 

@@ -78,21 +78,7 @@ class _Run:
         return sharding.to_devices(self._experiment.mesh, next(self._data)["image"])
 
     def _step_all(self, state, start):
-        experiment, loop = self._experiment, self._loop
-        update = steps.make_train_step(
-            experiment.model,
-            experiment.likelihood,
-            experiment.objective,
-            experiment.optimizer,
-            experiment.learning_rate,
-        )
-        shardings = jax.tree.map(lambda a: a.sharding, state)
-        update = jax.jit(
-            update,
-            in_shardings=(shardings, sharding.over_batch(experiment.mesh)),
-            out_shardings=(shardings, sharding.replicated(experiment.mesh)),
-            donate_argnums=0,
-        )
+        loop, update = self._loop, self._experiment.train_step()
         reporting.say("compiling the training step ...")
         pending = None
         for step in range(start + 1, loop.num_steps + 1):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import json, sys
 import jax, numpy as np
-from nvae_jax import build, sharding, steps
+from nvae_jax import build, sharding
 from tests.conftest import tiny_config
 
 config = tiny_config(model={"unroll": 1}, mesh=json.loads(sys.argv[1]))
@@ -24,12 +24,7 @@ mesh = experiment.mesh
 rng = np.random.default_rng(0)
 batches = (rng.random((5, 16, 16, 16, 1)) > 0.5).astype(np.float32)
 state = experiment.create_state(batches[0])
-shardings = jax.tree.map(lambda a: a.sharding, state)
-update = jax.jit(
-    steps.make_train_step(experiment.model, experiment.likelihood, experiment.objective,
-                          experiment.optimizer, lambda step: 0.0),
-    in_shardings=(shardings, sharding.over_batch(mesh)),
-    out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
+update = experiment.train_step()
 losses = []
 for batch in batches:
     state, metrics = update(state, sharding.to_devices(mesh, batch))
