@@ -27,7 +27,7 @@ setup(
         "ml-collections>=1.0",
         "numpy>=1.26",
         "optax>=0.2.5",
-        "orbax-checkpoint>=0.11",
+        "orbax-checkpoint>=0.11.20",
         "pillow>=10.4",
         "protobuf>=4.22",
         "scikit-learn>=1.4",

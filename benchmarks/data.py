@@ -1,11 +1,12 @@
 """How fast batches come, and how much of it is decoding.
 
-  python benchmarks/data.py [--seconds=5] [--threads=2] [--workers=0]
+  python benchmarks/data.py [--seconds=5] [--threads=2] [--workers=0] [--out=PATH]
 
 Builds small data sets of photograph-like images in a temporary folder and reads them as training
 does. Prints, for each, images per second; images per second and core (by processor time, so that
 it holds on a machine shared with others); microseconds per image for reading and decoding alone;
 and the rate at which the paper's own training took images: epochs x images / hours of its table.
+Writes the same as JSON.
 """
 
 import pathlib
@@ -13,6 +14,7 @@ import tempfile
 import time
 
 import numpy as np
+import record
 from absl import app, flags
 from PIL import Image
 
@@ -22,6 +24,7 @@ from nvae_jax.data.spec import DataSpec
 _SECONDS = flags.DEFINE_float("seconds", 5, "How long to measure each.", lower_bound=0.1)
 _THREADS = flags.DEFINE_integer("threads", 2, "Reading threads.", lower_bound=1)
 _WORKERS = flags.DEFINE_integer("workers", 0, "Worker processes, instead.", lower_bound=0)
+_OUT = flags.DEFINE_string("out", "benchmarks/results/data_cpu.json", "JSON file; '': none.")
 
 # Images per second in the published training: epochs * images / (hours * 3600).
 _CIFAR_RATE = 400 * 50_000 / (55 * 3600)
@@ -101,14 +104,29 @@ def measure_decoding(spec: DataSpec) -> float:
 
 def main(argv):
     del argv
+    rows = []
     with tempfile.TemporaryDirectory() as root:
         print(f"{'':40}{'images/s':>10}{'a core':>10}{'decoding':>12}{'paper':>12}")
         for label, spec, batch_size, paper in build(pathlib.Path(root)):
             rate, core_rate = measure_pipeline(spec, batch_size)
-            print(
-                f"{label:40}{rate:10.0f}{core_rate:10.0f}{measure_decoding(spec):9.0f} us"
-                f"{paper:10.0f}/s"
+            decoding = measure_decoding(spec)
+            print(f"{label:40}{rate:10.0f}{core_rate:10.0f}{decoding:9.0f} us{paper:10.0f}/s")
+            rows.append(
+                {
+                    "data": label,
+                    "images_per_second": round(rate, 1),
+                    "images_per_second_and_core": round(core_rate, 1),
+                    "decoding_microseconds": round(decoding, 1),
+                    "paper_images_per_second": round(paper, 1),
+                }
             )
+    record.write(
+        _OUT.value,
+        rows,
+        seconds=_SECONDS.value,
+        threads=_THREADS.value,
+        workers=_WORKERS.value,
+    )
 
 
 if __name__ == "__main__":

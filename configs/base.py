@@ -44,6 +44,7 @@ def get_config():
     model.likelihood = "bernoulli"  # bernoulli, logistic_mixture, gaussian, auto: by the data
     model.num_mixtures = 10  # of logistic_mixture
     model.unroll = 0  # groups per loop iteration; 0: all of them on CPU, one elsewhere
+    model.remat = "none"  # computed again in the backward pass: none, norm_act, cell or group
     model.dtype = "float32"  # of activations and convolutions: float32 or bfloat16
     model.precision = "default"  # of convolutions: default, high or highest
 
@@ -60,14 +61,19 @@ def get_config():
     optimizer.warmup_steps = 100  # linear from 0
     optimizer.weight_decay = 3e-4  # added to the gradient, all parameters
     optimizer.epsilon = 1e-3
+    optimizer.gradient_clip = 0.0  # largest norm of all gradients together; 0: not clipped
 
     config.train = train = ConfigDict()
     train.num_steps = 1000
     train.batch_size = 32  # over all devices
+    train.accumulation_steps = 1  # parts that a batch is worked off in, to save memory
+    train.ema_decay = 0.0  # of the averaged variables that are evaluated and sampled from; 0: none
     train.max_nonfinite_steps = 5  # so many skipped updates in a row stop the run
 
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 100  # over all devices
+    evaluation.every_steps = 0  # of training, on the validation (or test) split; 0: never
+    evaluation.max_examples = 0  # ... its first so many images; 0: all
     evaluation.recalibration_passes = 500  # of batch norm, before sampling
     evaluation.recalibration_batch_size = 16
 
@@ -86,6 +92,7 @@ def get_config():
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = 500
-    checkpoint.keep = 2
+    checkpoint.keep = 2  # the newest
+    checkpoint.keep_best = 1  # besides them, by the NELBO of eval.every_steps
 
     return config.lock()

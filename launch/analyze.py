@@ -6,6 +6,7 @@ python launch/analyze.py --workdir=DIR --out=OUT [--split=test] [--max_examples=
 from absl import flags
 
 from nvae_jax import analyze, api, cli
+from nvae_jax.interrupt import ended_by_sigterm
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
@@ -15,6 +16,7 @@ SEED = flags.DEFINE_integer("seed", 0, "of posterior draws and binarisation")
 OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
 
 
+@ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
     analyze.analyze_run(

@@ -8,6 +8,7 @@ from absl import flags
 
 from nvae_jax import cli
 from nvae_jax.interop import conversion
+from nvae_jax.interrupt import ended_by_sigterm
 
 TORCH = flags.DEFINE_string("torch", None, "the .pt file", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
@@ -18,6 +19,7 @@ DEVICES = flags.DEFINE_integer(
 DATA_DIR = flags.DEFINE_string("data_dir", "", "folder of its data set, for evaluation")
 
 
+@ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
     if EXPORT.value:

@@ -6,6 +6,7 @@ python launch/decode.py --workdir=DIR --latents=FILE.npz --out=OUT [--groups=K -
 from absl import flags
 
 from nvae_jax import api, cli, encode, noise
+from nvae_jax.interrupt import ended_by_sigterm
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 LATENTS = flags.DEFINE_string("latents", None, "what launch/encode.py wrote", required=True)
@@ -17,6 +18,7 @@ SEED = flags.DEFINE_integer("seed", 0, "of the other groups")
 OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
 
 
+@ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
     latents = encode.load_latents(LATENTS.value, KIND.value, GROUPS.value)

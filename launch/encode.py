@@ -6,6 +6,7 @@ python launch/encode.py --workdir=DIR --out=OUT.npz [--images=FILE | --split=tes
 from absl import flags
 
 from nvae_jax import api, cli, encode, inputs
+from nvae_jax.interrupt import ended_by_sigterm
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 IMAGES = flags.DEFINE_string("images", None, ".npz (key images), .npy or a picture; or the split's")
@@ -16,6 +17,7 @@ SEED = flags.DEFINE_integer("seed", 0, "of posterior draws and binarisation")
 OUT = flags.DEFINE_string("out", None, ".npz file to write", required=True)
 
 
+@ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
     run = api.load(WORKDIR.value, BATCH.value)

@@ -1,13 +1,17 @@
-"""Evaluates a run's last checkpoint on every example of a split; writes DIR/eval/*.json.
+"""Evaluates a run's checkpoint on every example of a split; writes DIR/eval/*.json.
 
 python launch/evaluate.py --workdir=DIR [--num_iw_samples=K] [--split=test] [--max_examples=N]
+  [--checkpoint=latest]
 """
 
 from absl import flags
 
-from nvae_jax import cli, evaluate
+from nvae_jax import checkpoint, cli, evaluate
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "latest", "latest, best (by the held-out NELBO in training), or a step"
+)
 SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
 SAMPLES = flags.DEFINE_integer(
     "num_iw_samples", 1, "posterior draws per image, of the importance-weighted bound", 1
@@ -21,7 +25,7 @@ def main(_):
     """Flags in, one call out."""
     evaluate.evaluate_run(
         WORKDIR.value,
-        *cli.load_run(WORKDIR.value, join=True),
+        *checkpoint.load_run(WORKDIR.value, checkpoint.parse_which(CHECKPOINT.value), join=True),
         split=SPLIT.value,
         num_iw_samples=SAMPLES.value,
         max_examples=EXAMPLES.value,

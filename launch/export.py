@@ -6,6 +6,7 @@ python launch/export.py --workdir=DIR --out=OUT --temperature=0.7
 from absl import flags
 
 from nvae_jax import api, cli, export
+from nvae_jax.interrupt import ended_by_sigterm
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 BATCH = flags.DEFINE_integer("batch_size", 16, "images of a call", 1)
@@ -15,6 +16,7 @@ PLATFORMS = flags.DEFINE_list("platforms", list(export.PLATFORMS), "to run on")
 OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
 
 
+@ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
     run = api.load(WORKDIR.value)

@@ -6,6 +6,7 @@ python launch/interpolate.py --workdir=DIR --out=OUT --between=samples --tempera
 from absl import flags
 
 from nvae_jax import api, cli, inputs, interpolate, noise
+from nvae_jax.interrupt import ended_by_sigterm
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 BETWEEN = flags.DEFINE_enum("between", "images", ["images", "samples"], "what the ends are")
@@ -21,6 +22,7 @@ SEED = flags.DEFINE_integer("seed", 0, "of all draws")
 OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
 
 
+@ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
     temperature = noise.parse_temperatures(TEMPERATURE.value)

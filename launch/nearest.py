@@ -6,6 +6,7 @@ python launch/nearest.py --workdir=DIR --out=OUT --num=64 --temperature=0.7
 from absl import flags
 
 from nvae_jax import api, cli, nearest, noise
+from nvae_jax.interrupt import ended_by_sigterm
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 SAMPLES = flags.DEFINE_string("samples", None, "what launch/sample.py wrote; default: new samples")
@@ -21,6 +22,7 @@ SEED = flags.DEFINE_integer("seed", 0, "of new samples")
 OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
 
 
+@ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
     run = api.load(WORKDIR.value, BATCH.value)

@@ -18,7 +18,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Folder with files that you already have.")
 _IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", 0, "Height and width to crop and resize to; 0 is the data set's own."
+    "image_size", 0, "Height and width to crop and resize to; 0 is the data set's own.", 0
 )
 _CHANNELS = flags.DEFINE_integer(
     "channels", 0, "1 makes your own pictures grey, 3 coloured; 0 leaves them as they are."

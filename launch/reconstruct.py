@@ -7,6 +7,7 @@ python launch/reconstruct.py --workdir=DIR --out=OUT [--groups=0,3,6] [--tempera
 from absl import flags
 
 from nvae_jax import api, cli, inputs, noise, reconstruct
+from nvae_jax.interrupt import ended_by_sigterm
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 IMAGES = flags.DEFINE_string("images", None, ".npz (key images), .npy or a picture; or the split's")
@@ -19,6 +20,7 @@ SEED = flags.DEFINE_integer("seed", 0, "of all draws")
 OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
 
 
+@ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
     run = api.load(WORKDIR.value, BATCH.value)

@@ -1,14 +1,19 @@
 """Draws images from a run's prior: OUT/samples.npz (uint8, key `images`) and OUT/samples.png.
 
 python launch/sample.py --workdir=DIR --num=N --temperature=T [--recalibrate_bn] --out=OUT
+  [--checkpoint=latest]
 """
 
 from absl import flags
 
-from nvae_jax import cli, noise, sample
+from nvae_jax import checkpoint, cli, noise, sample
+from nvae_jax.interrupt import ended_by_sigterm
 from nvae_jax.recalibrate import METHODS
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "latest", "latest, best (by the held-out NELBO in training), or a step"
+)
 NUM = flags.DEFINE_integer("num", 64, "how many images", 1)
 TEMPERATURE = flags.DEFINE_list(
     "temperature", ["1"], "of the prior: one, or one a scale, coarsest first: --temperature=1,0.7"
@@ -28,11 +33,12 @@ SEED = flags.DEFINE_integer("seed", 0, "of the images")
 OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
 
 
+@ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
     sample.sample_run(
         WORKDIR.value,
-        *cli.load_run(WORKDIR.value),
+        *checkpoint.load_run(WORKDIR.value, checkpoint.parse_which(CHECKPOINT.value)),
         out=OUT.value,
         num=NUM.value,
         temperature=noise.parse_temperatures(TEMPERATURE.value),

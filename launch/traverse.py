@@ -6,6 +6,7 @@ python launch/traverse.py --workdir=DIR --out=OUT --group=G [--channel=C] [--of=
 from absl import flags
 
 from nvae_jax import api, cli, inputs, noise, traverse
+from nvae_jax.interrupt import ended_by_sigterm
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 GROUP = flags.DEFINE_integer("group", None, "number of the group, coarsest first: 0", required=True)
@@ -24,6 +25,7 @@ SEED = flags.DEFINE_integer("seed", 0, "of all draws")
 OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
 
 
+@ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
     temperature = noise.parse_temperatures(TEMPERATURE.value)

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nvae_jax import cli, inputs
+from nvae_jax import checkpoint, inputs
 from nvae_jax.build import Experiment
 from nvae_jax.likelihoods import crop
 from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
@@ -31,17 +31,18 @@ from nvae_jax.sample import describe_model
 from nvae_jax.state import State
 
 
-def load(workdir, batch_size=None):
-    """The last checkpoint of the run in `workdir`, as a `Run`.
+def load(workdir, batch_size=None, which="latest"):
+    """A checkpoint of the run in `workdir`, as a `Run`.
 
     Args:
       workdir: a run directory.
       batch_size: images that are computed at a time; None takes the config's for evaluation.
+      which: "latest", "best" (by the held-out NELBO in training), or a step.
 
     Raises:
-      ValueError: there is no run, or no checkpoint that can be read.
+      ValueError: there is no run, or no such checkpoint that can be read.
     """
-    experiment, state = cli.load_run(workdir)
+    experiment, state = checkpoint.load_run(workdir, which)
     size = experiment.evaluation.batch_size if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}")
@@ -81,7 +82,7 @@ class Run:
     Attributes:
       workdir: the run directory.
       experiment: what its config describes.
-      state: the training state of its last checkpoint.
+      state: the training state of its checkpoint.
       batch_size: images that are computed at a time; results do not depend on it.
       programs: the compiled passes.
       variables: the model's, as they are used: with running or recalibrated batch statistics.

@@ -16,7 +16,7 @@ from nvae_jax import likelihoods, sharding, state, steps
 from nvae_jax.data import pipeline
 from nvae_jax.data.spec import DataSpec
 from nvae_jax.distributed import DistributedSettings
-from nvae_jax.models import cells
+from nvae_jax.models import cells, remat
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.objective import ObjectiveSettings
@@ -56,6 +56,7 @@ def build_model(config):
             model.likelihood, config.data.channels, model.num_mixtures
         ),
         unroll=model.unroll or (UNROLL_ALL if jax.default_backend() == "cpu" else 1),
+        remat=_one_of(remat.POLICIES, "model.remat", model.remat),
         dtype=_choose(DTYPES, "model.dtype", model.dtype),
         precision=_choose(PRECISIONS, "model.precision", model.precision),
         **{key: model[key] for key in same.split()},
@@ -92,9 +93,13 @@ def _check_positive(section, keys):
 
 
 def _choose(table, key, value):
-    if value not in table:
-        raise ValueError(f"{key} is {value!r}; it must be one of: {', '.join(table)}")
-    return table[value]
+    return table[_one_of(table, key, value)]
+
+
+def _one_of(names, key, value):
+    if value not in names:
+        raise ValueError(f"{key} is {value!r}; it must be one of: {', '.join(names)}")
+    return value
 
 
 def resolve(config):
@@ -147,12 +152,20 @@ class Experiment:
     def create_state(self, first_batch):
         """A fresh training state on the mesh; see `state.create`."""
         shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state())
-        return state.create(self.model, self.optimizer, self.seed, first_batch, shardings)
+        return state.create(
+            self.model,
+            self.optimizer,
+            self.seed,
+            first_batch,
+            averaged=self.loop.ema_decay > 0,
+            shardings=shardings,
+        )
 
     def abstract_state(self):
         """The shapes of a training state, and where on the mesh its arrays are."""
         images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-        build_state = partial(state.build, self.model, self.optimizer)
+        averaged = self.loop.ema_decay > 0
+        build_state = partial(state.build, self.model, self.optimizer, averaged=averaged)
         shapes = jax.eval_shape(build_state, self.seed, images)
         return sharding.with_shardings(shapes, sharding.state_shardings(self.mesh, shapes))
 
@@ -166,7 +179,13 @@ class Experiment:
         shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state())
         return jax.jit(
             steps.make_train_step(
-                self.model, self.likelihood, self.objective, self.optimizer, self.learning_rate
+                self.model,
+                self.likelihood,
+                self.objective,
+                self.optimizer,
+                self.learning_rate,
+                accumulation_steps=self.loop.accumulation_steps,
+                ema_decay=self.loop.ema_decay,
             ),
             in_shardings=(shardings, sharding.over_batch(self.mesh)),
             out_shardings=(shardings, sharding.replicated(self.mesh)),
@@ -206,12 +225,15 @@ def build_loop(config):
     return LoopSettings(
         num_steps=config.train.num_steps,
         batch_size=config.train.batch_size,
+        accumulation_steps=config.train.accumulation_steps,
+        ema_decay=config.train.ema_decay,
         max_nonfinite_steps=config.train.max_nonfinite_steps,
         log_every_steps=config.log.every_steps,
         images_every_steps=config.log.images_every_steps,
         num_images=config.log.num_images,
         checkpoint_every_steps=config.checkpoint.every_steps,
         keep_checkpoints=config.checkpoint.keep,
+        keep_best_checkpoints=config.checkpoint.keep_best,
     )
 
 

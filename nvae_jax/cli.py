@@ -1,4 +1,4 @@
-"""What the commands share: flags, one-line errors, the compilation cache, loading a run."""
+"""What the commands share: flags, one-line errors, the compilation cache."""
 
 import difflib
 import os
@@ -10,8 +10,7 @@ import jax
 from absl import flags
 
 from configs import base
-from nvae_jax import build, distributed, run_directory
-from nvae_jax.checkpoint import Checkpoints
+from nvae_jax import distributed, run_directory
 from nvae_jax.interrupt import Interrupted
 
 TRACEBACK_VARIABLE = "NVAE_JAX_TRACEBACK"
@@ -98,24 +97,3 @@ def _use_compilation_cache():
     default = Path.home() / ".cache" / "nvae_jax" / "compilation"
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
     jax.config.update("jax_compilation_cache_dir", folder or None)
-
-
-def load_run(workdir, join=False):
-    """The experiment and the last state of the run in `workdir`.
-
-    Args:
-      workdir: the run directory.
-      join: whether the processes of a cluster, if this is one, work on it together.
-
-    Raises:
-      ValueError: there is no run, or no checkpoint that can be read.
-    """
-    config = run_directory.load_config(workdir)
-    if join:
-        distributed.initialize(build.build_distributed(config))
-    experiment = build.build(config)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.restore(experiment.abstract_state())
-    if restored is None:
-        raise ValueError(f"{workdir} has no checkpoint yet: train it first")
-    return experiment, restored[0]

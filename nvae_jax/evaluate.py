@@ -9,14 +9,18 @@ import numpy as np
 from tqdm import tqdm
 
 from nvae_jax import distributed, reporting, run_directory, sharding, steps
-from nvae_jax.data import pipeline
+from nvae_jax.data import pipeline, sources
+from nvae_jax.interrupt import Interrupt, Interrupted
 from nvae_jax.likelihoods import bits_per_dim
 
 
-def evaluate(
-    model, likelihood, variables, batches, *, num_iw_samples=1, seed=0, mesh=None, progress=None
-):
-    """Bounds on -log p(x), averaged over every example once.
+def evaluate(model, likelihood, variables, batches, *, mesh=None, **options):
+    """Bounds on -log p(x), averaged over every example once; see `Evaluator`."""
+    return Evaluator(model, likelihood, mesh)(variables, batches, **options)
+
+
+class Evaluator:
+    """Bounds on -log p(x), averaged over every example once. Compiled at the first call.
 
     The encoder runs once a batch; posterior draws are taken one after the other, so that memory
     does not grow with their number.
@@ -24,50 +28,77 @@ def evaluate(
     Args:
       model: an `NVAE`.
       likelihood: maps logits to an image distribution.
-      variables: the model's variables; running statistics are used.
-      batches: of {"image": (B, H, W, C) in [0, 1], "mask": (B,)}.
-      num_iw_samples: K, posterior draws per image. The NELBO averages over the same draws.
-      seed: of the draws.
-      mesh: devices that share each batch; None uses one. The batches are this host's parts.
-      progress: called with the number of examples done so far.
-
-    Returns:
-      a dict in nats per image: `nelbo`, `reconstruction`, `kl`, `kl_group` (a list), `neg_log_p`
-      = -log mean_k p(x, z_k) / q(z_k | x), the last and the NELBO also in bits per dimension.
-
-    Raises:
-      ValueError: K is less than 1, or there is no example.
+      mesh: devices that share each batch; None uses one.
     """
-    if num_iw_samples < 1:
-        raise ValueError(f"num_iw_samples must be at least 1, not {num_iw_samples}")
-    mesh = mesh or sharding.make_mesh(sharding.MeshSettings(), jax.local_devices()[:1])
-    everywhere = sharding.replicated(mesh)
-    encode = jax.jit(steps.make_encode_step(model))
-    bound = jax.jit(steps.make_bound_step(model, likelihood), out_shardings=everywhere)
-    gather = jax.jit(lambda mask: mask, out_shardings=everywhere)
-    key, sums, count = jax.random.key(seed), {}, 0
-    for index, batch in enumerate(batches):
-        batch_key = jax.random.fold_in(key, index)
-        images = sharding.to_devices(mesh, batch["image"])
-        terms = _average_draws(encode, bound, variables, images, batch_key, num_iw_samples)
-        mask = np.asarray(gather(sharding.to_devices(mesh, batch["mask"])))
-        for name, value in terms.items():
-            # Sums over a split are taken in float64: float32 would lose digits.
-            sums[name] = sums.get(name, 0.0) + np.asarray(value, np.float64)[mask].sum(0)
-        count += int(mask.sum())
-        if progress:
-            progress(count)
-    if not count:
-        raise ValueError("there is no example to evaluate")
-    return _summary(sums, count, num_iw_samples, _num_dims(model, likelihood))
+
+    def __init__(self, model, likelihood, mesh=None):
+        self._mesh = mesh or sharding.make_mesh(sharding.MeshSettings(), jax.local_devices()[:1])
+        everywhere = sharding.replicated(self._mesh)
+        self._encode = jax.jit(steps.make_encode_step(model))
+        bound = steps.make_bound_step(model, likelihood)
+        self._bound = jax.jit(bound, out_shardings=everywhere)
+        self._gather = jax.jit(lambda mask: mask, out_shardings=everywhere)
+        self._num_dims = _num_dims(model, likelihood)
+
+    def __call__(
+        self, variables, batches, *, num_iw_samples=1, seed=0, progress=None, stopped=None
+    ):
+        """Evaluates.
+
+        Args:
+          variables: the model's variables; running statistics are used.
+          batches: this host's parts of them: {"image": (B, H, W, C) in [0, 1], "mask": (B,)}.
+          num_iw_samples: K, posterior draws per image. The NELBO averages over the same draws.
+          seed: of the draws.
+          progress: called with the number of examples done so far.
+          stopped: asked ahead of every draw; "yes" ends the evaluation without a result. The same
+            answer on every host.
+
+        Returns:
+          a dict in nats per image: `nelbo`, `reconstruction`, `kl`, `kl_group` (a list),
+          `neg_log_p` = -log mean_k p(x, z_k) / q(z_k | x), the last and the NELBO also in bits per
+          dimension. None if it was stopped.
+
+        Raises:
+          ValueError: K is less than 1, or there is no example.
+        """
+        if num_iw_samples < 1:
+            raise ValueError(f"num_iw_samples must be at least 1, not {num_iw_samples}")
+        key, sums, count = jax.random.key(seed), {}, 0
+        for index, batch in enumerate(batches):
+            draws = self._draws(
+                variables, batch["image"], jax.random.fold_in(key, index), num_iw_samples
+            )
+            terms = _average(draws, num_iw_samples, stopped or (lambda: False))
+            if terms is None:
+                return None
+            mask = np.asarray(self._gather(sharding.to_devices(self._mesh, batch["mask"])))
+            for name, value in terms.items():
+                # Sums over a split are taken in float64: float32 would lose digits.
+                sums[name] = sums.get(name, 0.0) + np.asarray(value, np.float64)[mask].sum(0)
+            count += int(mask.sum())
+            if progress:
+                progress(count)
+        if not count:
+            raise ValueError("there is no example to evaluate")
+        return _summary(sums, count, num_iw_samples, self._num_dims)
+
+    def _draws(self, variables, images, key, num_samples):
+        """Yields the terms (B, ...) of one posterior draw after the other."""
+        images = sharding.to_devices(self._mesh, images)
+        features = self._encode(variables, images)
+        for k in range(num_samples):
+            yield self._bound(variables, features, images, jax.random.fold_in(key, k))
 
 
-def _average_draws(encode, bound, variables, images, key, num_samples):
-    """Per-example terms (B, ...) of one batch, averaged over posterior draws."""
-    features = encode(variables, images)
+def _average(draws, num_samples, stopped):
+    """Per-example terms (B, ...) of one batch, averaged over posterior draws; None if stopped."""
     log_weights, total = [], None
-    for k in range(num_samples):
-        terms = bound(variables, features, images, jax.random.fold_in(key, k))
+    for terms in draws:
+        # No more than two draws are under way, so that stopping does not wait for more.
+        jax.block_until_ready(log_weights[-1:])
+        if stopped():
+            return None
         log_weights.append(terms.pop("log_weight"))
         total = terms if total is None else jax.tree.map(jnp.add, total, terms)
     mean = jax.tree.map(lambda t: t / num_samples, total)
@@ -100,6 +131,49 @@ def _summary(sums, count, num_iw_samples, num_dims):
     }
 
 
+class HeldOut:
+    """The NELBO of images that are not trained on, for a training loop: the same images and draws
+    every time, so that the numbers of two steps compare.
+
+    Takes the validation split; a data set without one gives its test split.
+
+    Args:
+      experiment: from `build.build`.
+      max_examples: only the first so many; None takes all.
+    """
+
+    def __init__(self, experiment, max_examples=None):
+        self._experiment, self._max_examples = experiment, max_examples
+        self._evaluator = Evaluator(experiment.model, experiment.likelihood, experiment.mesh)
+        has_validation = "validation" in sources.splits(experiment.data)
+        self.split = "validation" if has_validation else "test"
+
+    def __call__(self, variables, stopped=None):
+        """{"nelbo", "reconstruction", "kl", "bits_per_dim"} of the model's `variables`, the first
+        three in nats; None where `stopped()` was true at a batch, on all hosts at the same."""
+        batches = _batches(self._experiment, self.split, None, 0, self._max_examples)
+        result = self._evaluator(variables, batches, stopped=stopped)
+        if result is None:
+            return None
+        row = {name: result[name] for name in ("nelbo", "reconstruction", "kl")}
+        return {**row, "bits_per_dim": result["nelbo_bits_per_dim"]}
+
+
+def _batches(experiment, split, batch_size, seed, max_examples):
+    """This host's parts of all batches of a split."""
+    return pipeline.eval_batches(
+        experiment.data,
+        split=split,
+        batch_size=sharding.round_up(
+            experiment.mesh, batch_size or experiment.evaluation.batch_size
+        ),
+        seed=seed,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        max_examples=max_examples,
+    )
+
+
 def evaluate_run(
     workdir, experiment, state, *, split, num_iw_samples, max_examples, batch_size, seed
 ):
@@ -117,23 +191,27 @@ def evaluate_run(
 
     Returns:
       the result, as written.
+
+    Raises:
+      Interrupted: after SIGINT or SIGTERM to any host; nothing is written.
     """
     used = pipeline.resolve_split(experiment.data, split)
     if used != split:
         reporting.say(f"{experiment.data.name} has no split {split!r}: evaluating {used!r}")
-    batches = pipeline.eval_batches(
-        experiment.data,
-        split=used,
-        batch_size=sharding.round_up(
-            experiment.mesh, batch_size or experiment.evaluation.batch_size
-        ),
-        seed=seed,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
-        max_examples=max_examples,
-    )
+    batches = _batches(experiment, used, batch_size, seed, max_examples)
     total = pipeline.num_examples(experiment.data, used)
-    with tqdm(total=min(total, max_examples or total), unit="image", disable=None) as bar:
+    agreement, stop = distributed.Agreement(), 0
+    with (
+        Interrupt("stopping") as interrupt,
+        tqdm(total=min(total, max_examples or total), unit="image", disable=None) as bar,
+    ):
+
+        def stopped():
+            # A signal to any host stops all of them, at the same draw.
+            nonlocal stop
+            stop = agreement(interrupt.received or 0)
+            return stop
+
         result = evaluate(
             experiment.model,
             experiment.likelihood,
@@ -143,7 +221,10 @@ def evaluate_run(
             seed=seed,
             mesh=experiment.mesh,
             progress=lambda done: bar.update(done - bar.n),
+            stopped=stopped,
         )
+    if result is None:
+        raise Interrupted("stopped before the end: nothing was written", stop)
     result = {"step": int(state.step), "split": used, "seed": seed, **result}
     name = f"{used}_step_{result['step']:08d}_k{num_iw_samples}"
     name += f"_first{max_examples}" if max_examples else ""

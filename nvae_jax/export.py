@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax import run_directory
+from nvae_jax import files, run_directory
 from nvae_jax.folding import fold
 from nvae_jax.likelihoods import crop
 from nvae_jax.models.latents import POSTERIOR
@@ -128,8 +128,8 @@ def _write(path, function, shapes, platforms):
     """Writes one program; returns its size in bytes."""
     program = jax.export.export(jax.jit(function), platforms=platforms)(*shapes)
     content = program.serialize(vjp_order=0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(content)
     return len(content)
 
 

@@ -107,10 +107,12 @@ def interpolate_run(
     pictures.save_arrays(out / "interpolation.npz", images=ways, **metadata)
     rows = ways.reshape(-1, *ways.shape[2:])
     pictures.save_grid(out / "interpolation.png", rows, metadata, num_steps)
+    written = "interpolation.png, .npz"
     if animation != "none":
+        written += f", .{animation}"
         save = pictures.save_animation
         save(out / f"interpolation.{animation}", _frames(run, ends, temperature), metadata)
-    print(f"{len(ways)} interpolation(s) in {out}: interpolation.png, .npz, animation {animation}")
+    print(f"{len(ways)} interpolation(s) in {out}: {written}")
 
 
 def _frames(run, ends, temperature, count=24):

@@ -1,10 +1,11 @@
-"""Ctrl-C and SIGTERM as a flag that loops poll, so that they can save before they stop."""
+"""Ctrl-C and SIGTERM: as a flag that loops poll, to save before they stop, or as an exception."""
 
+import contextlib
 import signal
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has saved what it had."""
+    """The command was asked to stop, and leaves everything in order."""
 
     def __init__(self, message, signal_number):
         super().__init__(message)
@@ -12,10 +13,14 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """A context in which the first SIGINT or SIGTERM sets `received`; a second one kills."""
+    """A context in which the first SIGINT or SIGTERM sets `received`; a second one kills.
 
-    def __init__(self):
-        self.received = None
+    Args:
+      then: what is done about it, in a word for the user.
+    """
+
+    def __init__(self, then="saving"):
+        self.received, self._then = None, then
         self._previous = {}
 
     def __enter__(self):
@@ -31,4 +36,20 @@ class Interrupt:
         self.received = number
         for other, handler in self._previous.items():
             signal.signal(other, handler)
-        print(f"received {signal.Signals(number).name}: saving", flush=True)
+        print(f"received {signal.Signals(number).name}: {self._then}", flush=True)
+
+
+@contextlib.contextmanager
+def ended_by_sigterm():
+    """A context, or a function's decorator, in which SIGTERM raises `Interrupted`, as Ctrl-C raises
+    KeyboardInterrupt: files that are being written are taken back on the way out."""
+
+    def end(number, _frame):
+        signal.signal(number, signal.SIG_DFL)  # a second one kills
+        raise Interrupted("stopped by SIGTERM: no file is half-written", number)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

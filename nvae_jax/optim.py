@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import optax
+
+# Parameters of fewer entries are updated as one vector: each array of the state costs a program of
+# its own, and most of a model's arrays are small. No array of this size is sharded.
+SMALL = 2**12
 
 
 @dataclass(frozen=True)
@@ -13,6 +19,7 @@ class OptimizerSettings:
     warmup_steps: over which the rate rises linearly from 0.
     weight_decay: times each parameter, added to its gradient.
     epsilon: added to |gradient| inside Adamax's maximum.
+    gradient_clip: the largest Euclidean norm of all gradients together; 0: not clipped.
     """
 
     num_steps: int
@@ -21,12 +28,13 @@ class OptimizerSettings:
     warmup_steps: int = 0
     weight_decay: float = 3e-4
     epsilon: float = 1e-3
+    gradient_clip: float = 0.0
 
     def __post_init__(self):
         for name in ("learning_rate", "epsilon"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optimizer.{name} must be positive, not {getattr(self, name)}")
-        for name in ("min_learning_rate", "warmup_steps", "weight_decay"):
+        for name in ("min_learning_rate", "warmup_steps", "weight_decay", "gradient_clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name} is negative: {getattr(self, name)}")
 
@@ -45,14 +53,66 @@ def learning_rate_schedule(settings):
 def adamax(settings, learning_rate=None):
     """u = max(0.999·u, |g| + ε); m = 0.9·m + 0.1·g; p -= lr / (1 - 0.9^t) · m / u.
 
+    Gradients are clipped, where they are, ahead of the weight decay.
+
     Args:
       settings: `OptimizerSettings`.
       learning_rate: a number or schedule; None takes the settings' schedule.
     """
-    return optax.chain(
+    clip = settings.gradient_clip
+    chain = optax.chain(
+        *([optax.clip_by_global_norm(clip)] if clip else []),
         optax.add_decayed_weights(settings.weight_decay),
         optax.scale_by_adamax(b1=0.9, b2=0.999, eps=settings.epsilon),
         optax.scale_by_learning_rate(
             learning_rate_schedule(settings) if learning_rate is None else learning_rate
         ),
     )
+    return joined(chain)
+
+
+def joined(optimizer, limit=SMALL):
+    """`optimizer` with all arrays of fewer than `limit` entries joined to one vector.
+
+    For optimisers that treat every entry alike. The state has the large arrays under their paths,
+    and the vector under "small".
+    """
+
+    def init(params):
+        return optimizer.init(_join(params, limit))
+
+    def update(gradients, state, params):
+        updates, state = optimizer.update(_join(gradients, limit), state, _join(params, limit))
+        return _part(updates, params, limit), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def global_norm(tree):
+    """The Euclidean norm of all entries of a tree of arrays."""
+    return optax.tree.norm(_join(tree))
+
+
+def _join(tree, limit=SMALL):
+    leaves = _named_leaves(tree)
+    joined = {name: leaf for name, leaf in leaves if leaf.size >= limit}
+    small = [leaf.reshape(-1) for _, leaf in leaves if leaf.size < limit]
+    return {**joined, "small": jnp.concatenate(small)} if small else joined
+
+
+def _part(joined, like, limit):
+    """The inverse of `_join`, in the structure of the tree `like`."""
+    leaves, start = [], 0
+    for name, leaf in _named_leaves(like):
+        if leaf.size >= limit:
+            leaves.append(joined[name])
+        else:
+            part = jax.lax.slice_in_dim(joined["small"], start, start + leaf.size)
+            leaves.append(part.reshape(leaf.shape))
+            start += leaf.size
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _named_leaves(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]

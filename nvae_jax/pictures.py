@@ -1,14 +1,14 @@
 """Pictures, animations and arrays on disk, each with what made it."""
 
+import contextlib
 import json
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from nvae_jax import files
 from nvae_jax.reporting import image_grid, to_uint8
 
 ENLARGED = 800  # smaller pictures are enlarged, so that a person sees the pixels
@@ -21,9 +21,9 @@ def save_png(path, image, metadata=None, enlarge=False):
     info = PngImagePlugin.PngInfo()
     for name, value in (metadata or {}).items():
         info.add_text(name, value if isinstance(value, str) else json.dumps(value))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _picture(image, ENLARGED if enlarge else 0).save(path, pnginfo=info, optimize=True)
+    picture = _picture(image, ENLARGED if enlarge else 0)
+    with files.replacing(path) as temporary:
+        picture.save(temporary, "PNG", pnginfo=info, optimize=True)
 
 
 def save_grid(path, images, metadata=None, columns=None):
@@ -57,8 +57,14 @@ def save_animation(path, frames, metadata=None, seconds=3.0):
         exif = Image.Exif()
         exif[0x010E] = comment  # ImageDescription
         options.update(exif=exif, quality=90)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], **options)
+    with files.replacing(path) as temporary:
+        pictures[0].save(
+            temporary,
+            ANIMATIONS[path.suffix],
+            save_all=True,
+            append_images=pictures[1:],
+            **options,
+        )
 
 
 def _picture(image, size):
@@ -82,15 +88,14 @@ class ArrayStream:
     """
 
     def __init__(self, path, name, shape, dtype, **arrays):
-        self._path, self._missing = Path(path), shape[0]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False) as file:
-            self._temporary = file.name
-        self._zip = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
+        self._path, self._missing, self._opened = Path(path), shape[0], contextlib.ExitStack()
+        enter = self._opened.enter_context
+        temporary = enter(files.replacing(path))
+        archive = enter(zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1))
         for other, value in arrays.items():
-            with self._zip.open(f"{other}.npy", "w") as member:
+            with archive.open(f"{other}.npy", "w") as member:
                 np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
-        self._member = self._zip.open(f"{name}.npy", "w", force_zip64=True)
+        self._member = enter(archive.open(f"{name}.npy", "w", force_zip64=True))
         descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
         header = {"descr": descr, "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(self._member, header)
@@ -103,23 +108,16 @@ class ArrayStream:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
-        self._member.close()
-        self._zip.close()
-        if kind is None and self._missing == 0:
-            os.chmod(self._temporary, 0o644)
-            os.replace(self._temporary, self._path)
+    def __exit__(self, kind, *details):
+        if kind is not None:
+            self._opened.__exit__(kind, *details)
             return
-        os.unlink(self._temporary)
-        if kind is None:
-            raise ValueError(f"{self._path}: {self._missing} row(s) are missing")
+        with self._opened:
+            if self._missing:
+                raise ValueError(f"{self._path}: {self._missing} row(s) are missing")
 
 
 def save_arrays(path, **arrays):
     """Writes small arrays to an `.npz` file, at once or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)

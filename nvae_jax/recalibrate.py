@@ -1,8 +1,6 @@
 """Batch-norm statistics for sampling, from prior samples instead of training batches (paper,
 section 4)."""
 
-import os
-import tempfile
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 from flax import traverse_util
 from tqdm import tqdm
 
+from nvae_jax import files
 from nvae_jax.noise import (
     describe_temperature,
     group_temperatures,
@@ -199,9 +198,7 @@ def _load(path, like):
 def _save(path, statistics):
     arrays = jax.device_get(traverse_util.flatten_dict(statistics, sep="/"))
     try:
-        path.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with files.replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
-        os.replace(file.name, path)
     except OSError as error:
         print(f"the statistics are not kept: {error}")

@@ -88,10 +88,11 @@ def with_shardings(abstract_state, shardings):
     )
 
 
-def check_batch_size(mesh, batch_size, key):
-    """Raises ValueError unless every device gets as many examples."""
-    if batch_size % mesh.size:
-        raise ValueError(f"{key}={batch_size} cannot be divided among {mesh.size} devices")
+def check_batch_size(mesh, batch_size, key, parts=1):
+    """Raises ValueError unless every device gets as many examples in each of the batch's parts."""
+    if batch_size % (mesh.size * parts):
+        times = f" times train.accumulation_steps={parts}" if parts > 1 else ""
+        raise ValueError(f"{key}={batch_size} cannot be divided among {mesh.size} devices{times}")
 
 
 def round_up(mesh, batch_size):

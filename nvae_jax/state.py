@@ -1,5 +1,6 @@
 """Everything that training changes, as one pytree."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -23,14 +24,25 @@ class State:
     spectral: dict[str, jax.Array]  # power-iteration vectors
     key: jax.Array  # raw PRNG key; a step uses fold_in(key, step)
     nonfinite_steps: jax.Array  # () int32, updates skipped in a row
+    average: dict[str, Any] = struct.field(default_factory=dict)  # moving, of the variables, if on
+
+    @property
+    def trained(self):
+        """The variables that the updates change."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def variables(self):
-        """What `model.apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What evaluation and sampling give `model.apply`: the moving average where kept."""
+        return self.average or self.trained
+
+    def stored(self):
+        """{field: value} as a checkpoint holds it: without what is switched off."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields if self.average else {k: v for k, v in fields.items() if k != "average"}
 
 
-def create(model, optimizer, seed, first_batch, shardings=None):
+def create(model, optimizer, seed, first_batch, *, averaged=False, shardings=None):
     """A fresh state, computed in one jitted call.
 
     Args:
@@ -39,15 +51,18 @@ def create(model, optimizer, seed, first_batch, shardings=None):
       seed: of parameters, spectral vectors and everything drawn in training.
       first_batch: images (B, H, W, C) in [0, 1]; their values matter only to cells that are
         initialised from data.
+      averaged: whether to keep a moving average of the variables.
       shardings: of the state, as a tree; None leaves them to JAX.
     """
     if not model.needs_data_init:
         first_batch = np.zeros((1, *first_batch.shape[1:]), np.float32)
-    create_all = jax.jit(partial(build, model, optimizer), out_shardings=shardings)
+    create_all = jax.jit(
+        partial(build, model, optimizer, averaged=averaged), out_shardings=shardings
+    )
     return create_all(seed, first_batch)
 
 
-def build(model, optimizer, seed, images):
+def build(model, optimizer, seed, images, averaged=False):
     """What `create` compiles; under `jax.eval_shape` it gives the state's shapes."""
     init_key, spectral_key, train_key = jax.random.split(jax.random.key(seed), 3)
     variables = initialize(model, init_key, images)
@@ -60,6 +75,8 @@ def build(model, optimizer, seed, images):
         spectral=vectors,
         key=jax.random.key_data(train_key),
         nonfinite_steps=jnp.zeros((), jnp.int32),
+        # Copies: a donated state must not hold one array twice.
+        average=jax.tree.map(jnp.copy, variables) if averaged else {},
     )
 
 

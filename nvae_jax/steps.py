@@ -10,7 +10,9 @@ from nvae_jax import regularizers
 ACTIVE_NATS = 0.1  # a latent channel with more KL than this is in use
 
 
-def make_train_step(model, likelihood, objective, optimizer, learning_rate):
+def make_train_step(
+    model, likelihood, objective, optimizer, learning_rate, *, accumulation_steps=1, ema_decay=0.0
+):
     """Builds the update.
 
     Args:
@@ -19,6 +21,10 @@ def make_train_step(model, likelihood, objective, optimizer, learning_rate):
       objective: `ObjectiveSettings`.
       optimizer: an optax transformation.
       learning_rate: maps a step to its rate, for the record.
+      accumulation_steps: parts that a batch is worked off in, one after the other; the gradient is
+        their mean. Batch norm and the balance of the KL see a part at a time, so a part must be
+        large enough for both; the moving statistics take every part in turn.
+      ema_decay: of the moving average of the variables; 0: none is kept.
 
     Returns:
       (state, images (B, H, W, C) in [0, 1]) -> (new state, metrics). A loss or gradient that is
@@ -28,37 +34,40 @@ def make_train_step(model, likelihood, objective, optimizer, learning_rate):
 
     def train_step(state, images):
         beta = obj.kl_weight(state.step, objective)
-        latent_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        rounds = jnp.where(state.step == 0, regularizers.FIRST_ROUNDS, regularizers.ROUNDS)
 
-        def loss_fn(params):
-            return training_loss(
-                model,
-                likelihood,
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                spectral=state.spectral,
-                rounds=jnp.where(state.step == 0, regularizers.FIRST_ROUNDS, regularizers.ROUNDS),
-                alpha=alpha,
-                beta=beta,
-                weight=obj.regularizer_weight(beta, objective),
-                rngs={"latent": latent_key},
-            )
+        def gradients(batch_stats, spectral, images, key):
+            def loss_fn(params):
+                return training_loss(
+                    model,
+                    likelihood,
+                    {"params": params, "batch_stats": batch_stats},
+                    images,
+                    spectral=spectral,
+                    rounds=rounds,
+                    alpha=alpha,
+                    beta=beta,
+                    weight=obj.regularizer_weight(beta, objective),
+                    rngs={"latent": key},
+                )
 
-        grads, (metrics, batch_stats, spectral) = jax.grad(loss_fn, has_aux=True)(state.params)
+            return jax.grad(loss_fn, has_aux=True)(state.params)
+
+        if accumulation_steps > 1:
+            gradients = _accumulated(gradients, accumulation_steps)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        grads, (metrics, batch_stats, spectral) = gradients(
+            state.batch_stats, state.spectral, images, key
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        params = optax.apply_updates(state.params, updates)
         updated = state.replace(
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            spectral=spectral,
+            params=params, batch_stats=batch_stats, opt_state=opt_state, spectral=spectral
         )
-        updated = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
-        updated = updated.replace(
-            step=state.step + 1,
-            nonfinite_steps=jnp.where(finite, 0, state.nonfinite_steps + 1),
-        )
+        if ema_decay:
+            updated = updated.replace(average=_averaged(updated, ema_decay))
+        grad_norm = optax.tree.norm(grads)
+        updated = _unless_nonfinite(updated, state, metrics["loss"] + grad_norm)
         metrics.update(
             beta=beta,
             gradient_norm=grad_norm,
@@ -68,6 +77,47 @@ def make_train_step(model, likelihood, objective, optimizer, learning_rate):
         return updated, metrics
 
     return train_step
+
+
+def _accumulated(gradients, parts):
+    """`gradients` of a batch as the mean over its parts, of which one at a time is in memory."""
+
+    def accumulate(batch_stats, spectral, images, key):
+        # Every part takes every n-th example, and so the same number from each device.
+        images = jnp.moveaxis(images.reshape(-1, parts, *images.shape[1:]), 1, 0)
+        keys = jax.random.split(key, parts)
+
+        def add(carry, part):
+            total, batch_stats, spectral = carry
+            grads, (metrics, batch_stats, spectral) = gradients(batch_stats, spectral, *part)
+            total = jax.tree.map(lambda t, g: t + g / parts, total, grads)
+            return (total, batch_stats, spectral), metrics
+
+        shapes = jax.eval_shape(gradients, batch_stats, spectral, images[0], key)[0]
+        zeros = jax.tree.map(lambda g: jnp.zeros(g.shape, g.dtype), shapes)
+        carry, metrics = jax.lax.scan(add, (zeros, batch_stats, spectral), (images, keys))
+        grads, batch_stats, spectral = carry
+        metrics = jax.tree.map(lambda m: m.mean(0), metrics)
+        return grads, (metrics, batch_stats, spectral)
+
+    return accumulate
+
+
+def _averaged(state, decay):
+    """The moving average of the variables after an update. The first steps weigh less, so that it
+    forgets the initial values soon."""
+    decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    return optax.incremental_update(state.trained, state.average, 1.0 - decay)
+
+
+def _unless_nonfinite(updated, state, value):
+    """`updated`, or the old state where `value` is not finite; counts the steps either way."""
+    finite = jnp.isfinite(value)
+    updated = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+    return updated.replace(
+        step=state.step + 1,
+        nonfinite_steps=jnp.where(finite, 0, state.nonfinite_steps + 1),
+    )
 
 
 def training_loss(

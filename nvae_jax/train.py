@@ -8,6 +8,7 @@ import numpy as np
 from nvae_jax import build, distributed, reporting, run_directory, sharding, steps
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline
+from nvae_jax.evaluate import HeldOut
 from nvae_jax.interrupt import Interrupt, Interrupted
 
 TERMS = ("reconstruction", "kl", "spectral", "bn", "loss", "gradient_norm")
@@ -33,8 +34,10 @@ def train(config, workdir):
         _open_data(build.build(config))
     with Interrupt() as interrupt, run_directory.open_for_training(workdir, config) as config:
         experiment = build.build(config)
-        keep = experiment.loop.keep_checkpoints
-        with Checkpoints(workdir, keep=keep) as checkpoints:
+        loop = experiment.loop
+        with Checkpoints(
+            workdir, keep=loop.keep_checkpoints, keep_best=loop.keep_best_checkpoints
+        ) as checkpoints:
             _Run(experiment, workdir, checkpoints, interrupt).run()
 
 
@@ -46,6 +49,7 @@ class _Run:
         self._workdir, self._checkpoints, self._interrupt = workdir, checkpoints, interrupt
         self._data = _open_data(experiment)
         self._agreement = distributed.Agreement()
+        self._held_out = HeldOut(experiment, experiment.evaluation.max_examples or None)
 
     def run(self):
         state = self._restore_or_create()
@@ -87,21 +91,42 @@ class _Run:
             self._report(pending)
             pending = (step, metrics)
             last = step == loop.num_steps
-            # A signal to any host stops all of them, at the same step.
-            stop = self._agreement(self._interrupt.received or 0)
-            if last or stop or _due(step, loop.checkpoint_every_steps):
+            stop, scores = self._stop(), None
+            if not stop and self._evaluates_at(step):
+                scores = self._evaluate(step, state)
+                stop = self._stop()
+            best = scores and loop.keep_best_checkpoints
+            if last or stop or best or _due(step, loop.checkpoint_every_steps):
                 self._report(pending)
                 pending = None
-                self._save(state, metrics)
-            if last or _due(step, loop.images_every_steps):
+                self._save(state, metrics, scores)
+            if last or (not stop and _due(step, loop.images_every_steps)):
                 self._draw(step, state)
             if stop and not last:
                 raise Interrupted(f"saved at step {step}; the same command resumes", stop)
 
-    def _save(self, state, metrics):
+    def _stop(self):
+        """The signal that any of the hosts has received, or 0: all of them stop at the same step,
+        or in the middle of an evaluation."""
+        return self._agreement(self._interrupt.received or 0)
+
+    def _evaluates_at(self, step):
+        every = self._experiment.evaluation.every_steps
+        return every and (step == self._loop.num_steps or _due(step, every))
+
+    def _evaluate(self, step, state):
+        """The held-out images' scores, in a row of their own; None where a signal came between."""
+        scores = self._held_out(state.variables, stopped=self._stop)
+        if scores is not None:
+            row = {f"{self._held_out.split}/{name}": value for name, value in scores.items()}
+            self._writer.scalars(step, row)
+            reporting.say(f"step {step}: {self._held_out.split} NELBO {scores['nelbo']:.4f} nats")
+        return scores
+
+    def _save(self, state, metrics, scores):
         # A state whose last updates were skipped is good, but says nothing new.
         if not int(metrics["nonfinite_steps"]):
-            self._checkpoints.save(state, self._data.get_state())
+            self._checkpoints.save(state, self._data.get_state(), scores)
 
     def _report(self, pending):
         if pending is None:
@@ -166,7 +191,8 @@ class _Clock:
 
 def _open_data(experiment):
     batch_size = experiment.loop.batch_size
-    sharding.check_batch_size(experiment.mesh, batch_size, "train.batch_size")
+    parts = experiment.loop.accumulation_steps
+    sharding.check_batch_size(experiment.mesh, batch_size, "train.batch_size", parts)
     return pipeline.train_iterator(
         experiment.data,
         batch_size=batch_size,

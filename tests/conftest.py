@@ -1,6 +1,7 @@
 """Fixtures for the whole suite: strict JAX, one compilation cache per run, tiny configs."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -12,6 +13,11 @@ from nvae_jax import build
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_NAMES = ("bernoulli_2scale", "logistic_mixture_flow", "deep_5bit_flow2")
+
+# Almost all of the suite's time is compilation, of programs that then run for milliseconds. Read at
+# the first computation, and by the processes that tests start.
+FAST_COMPILATION = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}".strip()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,18 +1,34 @@
-"""Runs that move between device counts."""
+"""Runs on several devices and processes: as on one, moved between them, and after a lost one."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nvae_jax import checkpoint, sharding
+from nvae_jax.data import pipeline
 from tests.test_commands import ROOT, TINY
+from tests.test_distributed import environment, explicit
 
-ARGUMENTS = [*TINY, "--config.checkpoint.every_steps=2"]
+# The smallest model with a top-down path.
+TINIEST = {
+    "model.num_groups": 1,
+    "model.latent_channels": 2,
+    "model.encoder_width": 4,
+    "model.decoder_width": 4,
+}
+ARGUMENTS = [*TINY, *(f"--config.{key}={value}" for key, value in TINIEST.items())]
+ARGUMENTS += ["--config.checkpoint.every_steps=2", "--config.log.images_every_steps=0"]
+SIX = "--config.train.num_steps=6"
+ENDLESS = "--config.train.num_steps=100000"
+TIMEOUT = 30  # seconds, of distributed.timeout
 
 
 def command(workdir, *more):
@@ -20,21 +36,31 @@ def command(workdir, *more):
     return [sys.executable, script, *ARGUMENTS, f"--workdir={workdir}", *more]
 
 
-def start(arguments, devices=1):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    return subprocess.Popen(
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on():
+    """Ends what a failed test leaves behind."""
+    yield
+    for process in STARTED:
+        with process:
+            process.terminate()  # the launcher of a cluster passes it on
+    STARTED.clear()
+
+
+def start(arguments, devices=1, **variables):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    process = subprocess.Popen(
         arguments,
         cwd=ROOT,
-        env=environment,
+        env=environment(XLA_FLAGS=flags, **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def finish(process):
@@ -51,36 +77,9 @@ def losses(workdir):
 def alone(tmp_path_factory):
     """Losses of six steps on one device."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    code, out = finish(start(command(workdir, "--config.train.num_steps=6")))
+    code, out = finish(start(command(workdir, SIX)))
     assert code == 0, out
     return losses(workdir)
-
-
-def test_run_moves_between_device_counts(tmp_path, alone):
-    """Eight devices, then one, then four that share the parameters: the losses of one device."""
-    workdir = tmp_path / "run"
-    six = "--config.train.num_steps=6"
-    stages = (
-        (8, ["--config.mesh.data=8"], 2),
-        (1, [], 4),
-        (4, ["--config.mesh.data=2", "--config.mesh.fsdp=2"], 6),
-    )
-    for devices, mesh, last in stages:
-        # A run is cut off by a signal that it gives itself after its last step of a stage.
-        process = start(
-            [
-                sys.executable,
-                "-c",
-                STOPPING.format(last=last),
-                *command(workdir, six, *mesh)[1:],
-            ],
-            devices,
-        )
-        code, out = finish(process)
-        assert code == (0 if last == 6 else 128 + signal.SIGTERM), out
-    found = losses(workdir)
-    assert list(found) == list(range(1, 7))
-    np.testing.assert_allclose(list(found.values()), list(alone.values()), rtol=1e-5)
 
 
 STOPPING = """
@@ -98,3 +97,150 @@ pipeline.TrainIterator.__next__ = stopping
 sys.path.insert(0, "launch")
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+def test_run_moves_between_device_counts(tmp_path, alone):
+    """Eight devices, then one, then four that share the parameters: the losses of one device."""
+    workdir = tmp_path / "run"
+    stages = (
+        (8, ["--config.mesh.data=8"], 2),
+        (1, [], 4),
+        (4, ["--config.mesh.data=2", "--config.mesh.fsdp=2"], 6),
+    )
+    for devices, mesh, last in stages:
+        # A run is cut off by a signal that it gives itself after its last step of a stage.
+        program = [sys.executable, "-c", STOPPING.format(last=last)]
+        code, out = finish(start([*program, *command(workdir, SIX, *mesh)[1:]], devices))
+        assert code == (0 if last == 6 else 128 + signal.SIGTERM), out
+    found = losses(workdir)
+    assert list(found) == list(range(1, 7))
+    np.testing.assert_allclose(list(found.values()), list(alone.values()), rtol=1e-5)
+
+
+def cluster(processes, arguments):
+    launcher = ["bash", "launch/local_cluster.sh", str(processes), "--grace=200", "--"]
+    return start([*launcher, *arguments, f"--config.distributed.timeout={TIMEOUT}"])
+
+
+def wait_for_step(process, workdir, step):
+    """Waits until the run has reported `step`."""
+    deadline = time.monotonic() + 400
+    while step not in (losses(workdir) if (workdir / "metrics.jsonl").exists() else {}):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def trainer_of(workdir, index):
+    """The process id of a cluster's process `index` that trains in `workdir`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            variables = (folder / "environ").read_bytes().decode().split("\0")
+        except OSError:
+            continue  # it has ended meanwhile
+        mine = f"--workdir={workdir}" in words and words[0] == sys.executable
+        if mine and f"JAX_PROCESS_ID={index}" in variables:
+            return int(folder.name)
+    raise AssertionError(f"process {index} is not running")
+
+
+def next_loss(workdir):
+    """(step, loss) of the update after the last checkpoint, computed in this process."""
+    experiment, state = checkpoint.load_run(workdir)
+    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+        _, data_state = saved.restore(experiment.abstract_state())
+    iterator = pipeline.train_iterator(
+        experiment.data, batch_size=experiment.loop.batch_size, seed=experiment.seed
+    )
+    iterator.set_state(data_state)
+    images = sharding.to_devices(experiment.mesh, next(iterator)["image"])
+    iterator.close()
+    step = int(state.step) + 1
+    return step, float(experiment.train_step()(state, images)[1]["loss"])
+
+
+def test_a_cluster_that_lost_a_process_continues(tmp_path):
+    """One of two processes is killed; the other ends by itself; the restarted cluster repeats the
+    steps since the last checkpoint bit for bit, and one process alone computes the same."""
+    workdir, copy = tmp_path / "run", tmp_path / "copy"
+    process = cluster(2, command(workdir, ENDLESS))
+    wait_for_step(process, workdir, 3)
+    os.kill(trainer_of(workdir, 1), signal.SIGKILL)
+    killed = time.monotonic()
+    code, out = finish(process)
+    assert code not in (0, 2), out
+    assert time.monotonic() - killed < TIMEOUT + 15, out
+    before = losses(workdir)
+    shutil.copytree(workdir, copy)
+
+    process = cluster(2, command(workdir, ENDLESS))
+    wait_for_step(process, workdir, max(before) + 2)
+    process.terminate()
+    code, out = finish(process)
+    assert code == 128 + signal.SIGTERM and "resumed at step" in out, out
+    after = losses(workdir)
+    assert list(after) == list(range(1, len(after) + 1))
+    assert {step: after[step] for step in before} == before
+    step, loss = next_loss(copy)
+    assert step > 2
+    np.testing.assert_allclose(loss, after[step], rtol=1e-6)
+
+
+FIVE_STEPS = """
+import json, sys
+import jax, numpy as np
+from nvae_jax import build, distributed, sharding
+from tests.conftest import tiny_config
+
+distributed.initialize(distributed.DistributedSettings(timeout=100))
+model, mesh, out = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+experiment = build.build(tiny_config(model={**model, "unroll": 1}, mesh=mesh))
+mesh = experiment.mesh
+batches = (np.random.default_rng(0).random((5, 16, 16, 16, 1)) > 0.5).astype(np.float32)
+state = experiment.create_state(batches[0])
+everywhere = sharding.replicated(mesh)
+rows = 16 // jax.process_count()  # of each batch are this process's
+mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
+step = experiment.train_step().lower(state, sharding.to_devices(mesh, batches[0][mine])).compile()
+distributed.barrier("compiled")  # collectives do not wait for a process that compiles
+losses = []
+for batch in batches:
+    state, metrics = step(state, sharding.to_devices(mesh, batch[mine]))
+    losses.append(np.asarray(metrics["loss"]))
+whole = jax.jit(lambda tree: tree, out_shardings=everywhere)((state.params, state.batch_stats))
+if distributed.is_primary():
+    arrays = {jax.tree_util.keystr(path): np.asarray(leaf)
+              for path, leaf in jax.tree_util.tree_leaves_with_path(whole)}
+    sharded = any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
+    np.savez(out, losses=losses, sharded=sharded, devices=mesh.size, **arrays)
+"""
+
+
+def five_steps(path, processes=1, devices=1, **mesh):
+    """What five steps give: losses, and parameters and statistics by name."""
+    model = {key.removeprefix("model."): value for key, value in TINIEST.items()}
+    arguments = [json.dumps(model), json.dumps(mesh), str(path)]
+    cluster = explicit(processes) if processes > 1 else [{}]
+    program = [sys.executable, "-c", FIVE_STEPS, *arguments]
+    for code, out in map(finish, [start(program, devices, **each) for each in cluster]):
+        assert code == 0, out
+    with np.load(path) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def five_steps_alone(tmp_path_factory):
+    return five_steps(tmp_path_factory.mktemp("five") / "alone.npz")
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "mesh"), [(2, 4, {"data": 8}), (4, 2, {"data": 4, "fsdp": 2})]
+)
+def test_processes_train_as_one_device(five_steps_alone, tmp_path, processes, devices, mesh):
+    found = five_steps(tmp_path / "found.npz", processes, devices, **mesh)
+    assert found.pop("devices") == 8 and found.pop("sharded") == ("fsdp" in mesh)
+    np.testing.assert_allclose(found.pop("losses"), five_steps_alone["losses"], rtol=1e-5)
+    for name, array in found.items():
+        expected = five_steps_alone[name]
+        error = np.linalg.norm(array - expected) / max(np.linalg.norm(expected), 1e-3)
+        assert error < 1e-5, (name, error)

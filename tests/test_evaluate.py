@@ -1,9 +1,14 @@
+import signal
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from scipy.special import logsumexp
 
 from nvae_jax import evaluate, steps
+from nvae_jax.data import pipeline
+from nvae_jax.interrupt import Interrupted
 
 
 def batches(images, size):
@@ -89,3 +94,48 @@ def test_nothing_to_evaluate_is_an_error(setup):
         run(7, num_iw_samples=0)
     with pytest.raises(ValueError, match="no example"):
         evaluate.evaluate(model, experiment.likelihood, state.variables, [])
+
+
+def test_held_out_images_and_draws_are_the_same_every_time(tiny):
+    experiment, state, _ = tiny
+    held_out = evaluate.HeldOut(experiment, max_examples=20)
+    first, again = held_out(state.variables), held_out(state.variables)
+    assert held_out.split == "test"  # the digits have no other
+    assert first == again and all(map(np.isfinite, first.values()))
+    np.testing.assert_allclose(first["nelbo"], first["reconstruction"] + first["kl"])
+
+
+def test_held_out_evaluation_stops_when_asked(tiny):
+    experiment, state, _ = tiny
+    held_out, asked = evaluate.HeldOut(experiment, max_examples=200), []
+
+    def stopped():
+        asked.append(len(asked))
+        return len(asked) == 2  # of four batches
+
+    assert held_out(state.variables, stopped) is None
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_evaluation_and_writes_nothing(
+    tiny, tmp_path, monkeypatch, capsys, number
+):
+    experiment, state, _ = tiny
+    run = partial(evaluate.evaluate_run, tmp_path, experiment, state)
+    run = partial(run, split="test", max_examples=200, batch_size=50, seed=0)
+    read, original = [], pipeline.eval_batches
+
+    def interrupted(*args, **kwargs):
+        for batch in original(*args, **kwargs):
+            read.append(batch)
+            if len(read) == 2:
+                signal.raise_signal(number)
+            yield batch
+
+    monkeypatch.setattr(pipeline, "eval_batches", interrupted)
+    with pytest.raises(Interrupted, match="nothing was written") as caught:
+        run(num_iw_samples=1)
+    assert caught.value.signal_number == number and len(read) == 2
+    assert f"received {signal.Signals(number).name}: stopping" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*"))

@@ -1,5 +1,7 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from nvae_jax import optim
@@ -49,3 +51,25 @@ def test_schedule_without_warm_up_and_within_it():
 def test_bad_settings_are_named(keys, message):
     with pytest.raises(ValueError, match=message):
         settings(**keys)
+
+
+def test_joining_small_arrays_changes_no_update():
+    rng = np.random.default_rng(0)
+    shapes = {"a": {"kernel": (3, 5), "bias": (2,)}, "b": (4, 4), "c": ()}
+
+    def draw():
+        normal = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+        return jax.tree.map(normal, shapes, is_leaf=lambda shape: isinstance(shape, tuple))
+
+    plain = optax.chain(optax.add_decayed_weights(0.1), optax.scale_by_adamax())
+    joined = optim.joined(plain, limit=16)
+    params = draw()
+    states = [optimizer.init(params) for optimizer in (plain, joined)]
+    assert set(states[1][1].mu) == {"b", "small"}
+    for _ in range(3):
+        gradients = draw()
+        expected, states[0] = plain.update(gradients, states[0], params)
+        found, states[1] = joined.update(gradients, states[1], params)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(gradients)))
+    np.testing.assert_allclose(optim.global_norm(gradients), norm, rtol=1e-6)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nvae_jax import sharding
+from tests.conftest import FAST_COMPILATION
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
@@ -42,7 +43,7 @@ def run(devices, **mesh):
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
     }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(mesh)],

@@ -77,7 +77,7 @@ def _without_files(spec: DataSpec, source: sources.Source, directory: pathlib.Pa
     if source.by_hand:
         raise DataError(
             f"{spec.name} cannot be downloaded: {source.by_hand}. Then run: "
-            f"launch/prepare_data.py --name={spec.name} --manual_dir=MANUAL_DIR"
+            f"python launch/prepare_data.py --name={spec.name} --manual_dir=MANUAL_DIR"
         )
     if source.tfds and not (source.place and pathlib.Path(source.place).is_dir()):
         return _run_tfds(spec, source, directory)
@@ -131,4 +131,6 @@ def _summary(manifest: dict) -> str:
 
 
 def _usage(spec: DataSpec, directory: pathlib.Path) -> str:
-    return f"Train on it with --config.data.name={spec.name} --config.data.dir={directory}"
+    own = spec.name == "folder"
+    chosen = "--config=configs/folder.py" if own else f"--config.data.name={spec.name}"
+    return f"Train on it with {chosen} --config.data.dir={directory}"

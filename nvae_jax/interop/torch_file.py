@@ -4,16 +4,16 @@ PyTorch is an optional extra: it is imported when a file is read or written.
 """
 
 import argparse
-import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from nvae_jax import files
 
 NEEDED = ("state_dict", "args")
 
@@ -99,11 +99,8 @@ def write(path, published, operations):
         "scheduler": {},
         "grad_scalar": {},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".pt", delete=False) as file:
-        torch.save(content, file)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with files.replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def _torch():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvae_jax.models.remat import name_conv_output
 from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
 
 # The standard deviation of a convolution's output after data-dependent initialisation.
@@ -78,7 +79,7 @@ class Conv(nn.Module):
         kernel = self._kernel(x.shape[-1])
         if self.is_mutable_collection("kernels") and not self.is_initializing():
             self.put_variable("kernels", "kernel", kernel)
-        y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = name_conv_output(self._convolve(x.astype(self.dtype), kernel.astype(self.dtype)))
         if self.use_bias:
             bias = self.param("bias", fan_in_uniform, (self.features,), fan_in(kernel.shape))
             y = y + per_channel(bias.astype(self.dtype))

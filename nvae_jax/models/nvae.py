@@ -16,6 +16,7 @@ from nvae_jax.models.cells import PROCESS_EXPANSION, Cell
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.latents import LatentGroup
 from nvae_jax.models.layers import BatchNorm, Conv
+from nvae_jax.models.remat import remat_cell, remat_group
 
 # Collections with one entry a group, stacked by the scans.
 STACKED = ("params", "batch_stats", "kernels")
@@ -100,6 +101,7 @@ class BottomUp(nn.Module):
     width: int
     num_cells: int
     unroll: int
+    remat: str
     cell: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
 
@@ -112,7 +114,8 @@ class BottomUp(nn.Module):
             x, recorded = self._tower(scale, width, x, train)
             features.append(recorded)
             if scale < self.hierarchy.num_scales - 1:
-                x = self.cell(2 * width, resample="down", name=f"down_{scale}")(x, train)
+                down = remat_cell(self.remat, self.cell)
+                x = down(2 * width, resample="down", name=f"down_{scale}")(x, train)
         # The first latent group sees the head's output instead of the last group's feature.
         head = nn.elu(self.conv(x.shape[-1], 1, name="head")(nn.elu(x)))
         features[-1] = features[-1].at[0].set(head)
@@ -122,8 +125,8 @@ class BottomUp(nn.Module):
         if self.hierarchy.is_single:
             return x, x[None]
         length = self.hierarchy.groups[scale]
-        groups = scan_groups(EncoderGroup, length, self.unroll)
-        groups = groups(width, self.num_cells, cell=self.cell, name=f"scale_{scale}")
+        groups = scan_groups(EncoderGroup, length, self.unroll, self.remat, self.cell)
+        groups = groups(width, self.num_cells, name=f"scale_{scale}")
         x, recorded = groups(x, None, train)
         return x, recorded[::-1]
 
@@ -138,6 +141,7 @@ class TopDown(nn.Module):
     num_flows: int
     residual_posterior: bool
     unroll: int
+    remat: str
     cell: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
 
@@ -165,13 +169,14 @@ class TopDown(nn.Module):
                 inputs = jax.tree.map(lambda a: a[1:], inputs)
             length = self.hierarchy.groups[scale] - (scale == top)
             if length:
-                groups = scan_groups(LatentGroup, length, self.unroll)
+                groups = scan_groups(LatentGroup, length, self.unroll, self.remat, self.cell)
                 groups = self._group(groups, scale, name=f"scale_{scale}")
                 state, stacked = groups(state, inputs, train)
                 terms += [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(length)]
             if scale:
                 width = self.width * self.hierarchy.factor(scale - 1)
-                state = self.cell(width, resample="up", name=f"up_{scale}")(state, train)
+                up = remat_cell(self.remat, self.cell)
+                state = up(width, resample="up", name=f"up_{scale}")(state, train)
         return state, terms
 
     def _start(self, batch):
@@ -190,7 +195,6 @@ class TopDown(nn.Module):
             num_flows=self.num_flows,
             residual_posterior=self.residual_posterior,
             use_state=not self.hierarchy.is_single,
-            cell=self.cell,
             conv=self.conv,
             **kwargs,
         )
@@ -206,17 +210,20 @@ def _group_inputs(hierarchy, scale, features, noise, temperature, source):
     return feature, jnp.stack(noise[mine]), temperature[mine], source
 
 
-def scan_groups(module, length, unroll):
+def scan_groups(module, length, unroll, remat, cell):
     """`module` over `length` groups of one scale: parameters stacked, the first argument carried,
-    the second scanned over, the third (train) shared."""
-    return nn.scan(
+    the second scanned over, the third (train) shared. `cell` is the factory of its cells."""
+    unroll = min(unroll, length)
+    module, cell = remat_group(remat, module, cell, looped=unroll < length)
+    groups = nn.scan(
         module,
         variable_axes={name: 0 for name in STACKED},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
         length=length,
-        unroll=min(unroll, length),
+        unroll=unroll,
     )
+    return partial(groups, cell=cell)
 
 
 class NVAE(nn.Module):
@@ -228,6 +235,7 @@ class NVAE(nn.Module):
       encoder_cell, decoder_cell: names in `cells.BODIES`.
       num_flows: pairs of flow steps per group.
       unroll: groups of a scale that one loop iteration computes; a large number unrolls them all.
+      remat: what the backward pass computes again, one of `remat.POLICIES`.
       dtype: of activations and convolutions; parameters and statistics stay float32.
       bn_momentum: weight of a batch in the running statistics.
       conv, norm: factories of the parts; `folding` puts plainer ones in their place.
@@ -247,6 +255,7 @@ class NVAE(nn.Module):
     residual_posterior: bool = True
     num_flows: int = 0
     unroll: int = 1
+    remat: str = "none"
     dtype: Any = jnp.float32
     precision: Any = None
     bn_momentum: float = 0.05
@@ -265,16 +274,20 @@ class NVAE(nn.Module):
         )
         encoder_cell = partial(cell, kind=self.encoder_cell)
         decoder_cell = partial(cell, kind=self.decoder_cell)
+        process = partial(remat_cell, self.remat)
         blocks = self.hierarchy.process_blocks
         self.stem = conv(self.encoder_width, 3)
         self.preprocess = Preprocess(
-            blocks, self.preprocess_cells, partial(encoder_cell, expansion=PROCESS_EXPANSION)
+            blocks,
+            self.preprocess_cells,
+            process(partial(encoder_cell, expansion=PROCESS_EXPANSION)),
         )
         self.bottom_up = BottomUp(
             self.hierarchy,
             self.encoder_width,
             self.encoder_cells_per_group,
             self.unroll,
+            self.remat,
             cell=encoder_cell,
             conv=conv,
         )
@@ -286,11 +299,14 @@ class NVAE(nn.Module):
             self.num_flows,
             self.residual_posterior,
             self.unroll,
+            self.remat,
             cell=decoder_cell,
             conv=conv,
         )
         self.postprocess = Postprocess(
-            blocks, self.postprocess_cells, partial(decoder_cell, expansion=PROCESS_EXPANSION)
+            blocks,
+            self.postprocess_cells,
+            process(partial(decoder_cell, expansion=PROCESS_EXPANSION)),
         )
         self.image_head = conv(self.output_channels, 3)
 

@@ -74,6 +74,14 @@ def pictures(tmp_path):
     return folder
 
 
+@pytest.fixture
+def no_bucket(monkeypatch):
+    """Keeps tensorflow-datasets from asking the network about what it makes, which also leaves a
+    temporary folder each time."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setattr(tfds.core.DatasetInfo, "initialize_from_bucket", lambda self: None)
+
+
 @pytest.fixture(scope="session")
 def read():
     """A function: (format, folder, split) to all images of the split, uint8 (N, H, W, C)."""

@@ -118,6 +118,7 @@ def test_unknown_name(tmp_path):
         prepare("cifar11", str(tmp_path))
 
 
+@pytest.mark.usefixtures("no_bucket")
 def test_tensorflow_datasets_prepares_what_it_can_download(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
@@ -126,6 +127,7 @@ def test_tensorflow_datasets_prepares_what_it_can_download(tmp_path, monkeypatch
     assert said.startswith("Prepared cifar10 with tensorflow-datasets")
 
 
+@pytest.mark.usefixtures("no_bucket")
 def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())

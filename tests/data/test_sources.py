@@ -4,6 +4,7 @@ from sklearn.datasets import load_digits
 
 from nvae_jax.data import pipeline, sources
 from nvae_jax.data.lmdb_folder import Lmdb
+from nvae_jax.data.prepare import prepare
 from nvae_jax.data.spec import DataError, DataSpec
 
 
@@ -111,3 +112,21 @@ def test_npz_of_celeba_is_cropped_and_resized(tmp_path):
     images[:, :40], images[:, 188:], images[:, :, :15], images[:, :, 163:] = 0, 0, 0, 0
     np.savez(tmp_path / "train.npz", images=images)
     np.testing.assert_array_equal(sources.open_images(spec, "train")[2], opened[2])
+
+
+SPECS = {
+    "digits": {"image_size": 16, "binarize": True},
+    "folder": {"image_size": 16, "channels": 3, "horizontal_flip": True},
+    "ffhq256": {"image_size": 16, "channels": 3},
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_two_steps_without_tensorflow_datasets(name, pictures, tmp_path, train_two_steps):
+    """The sources that tests/data/test_tfds.py does not have."""
+    if name != "digits":
+        prepare(name, str(tmp_path), manual_dir=str(pictures), image_size=16)
+    spec = DataSpec(name, dir="" if name == "digits" else str(tmp_path), **SPECS[name])
+    train_two_steps(spec)
+    split = pipeline.resolve_split(spec, "test")
+    assert split == ("test" if name == "digits" else "validation")

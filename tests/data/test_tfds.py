@@ -14,6 +14,8 @@ from nvae_jax.data.spec import DataError, DataSpec
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
+pytestmark = pytest.mark.usefixtures("no_bucket")
+
 VERSIONS = {"cifar10": "3.0.2", "omniglot": "3.0.0"}
 
 
