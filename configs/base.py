@@ -44,6 +44,7 @@ def get_config():
     model.likelihood = "bernoulli"  # bernoulli, logistic_mixture, gaussian, auto: by the data
     model.num_mixtures = 10  # of logistic_mixture
     model.unroll = 0  # groups per loop iteration; 0: all of them on CPU, one elsewhere
+    model.norm_groups = 1  # parts of a batch with batch-norm statistics of their own
     model.remat = "none"  # computed again in the backward pass: none, norm_act, cell or group
     model.dtype = "float32"  # of activations and convolutions: float32 or bfloat16
     model.precision = "default"  # of convolutions: default, high or highest

@@ -20,6 +20,7 @@ from nvae_jax.models import cells, remat
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.objective import ObjectiveSettings
+from nvae_jax.ops import compiler
 from nvae_jax.optim import OptimizerSettings, adamax, learning_rate_schedule
 from nvae_jax.settings import EvaluationSettings, LoopSettings
 
@@ -38,7 +39,7 @@ def build_model(config):
     _check_positive(
         model,
         "encoder_width decoder_width preprocess_cells postprocess_cells encoder_cells_per_group "
-        "decoder_cells_per_group num_mixtures",
+        "decoder_cells_per_group num_mixtures norm_groups",
     )
     for key in ("num_flows", "unroll", "process_blocks"):
         if model[key] < 0:
@@ -48,7 +49,7 @@ def build_model(config):
     same = (
         "encoder_width decoder_width preprocess_cells postprocess_cells encoder_cells_per_group "
         "decoder_cells_per_group encoder_cell decoder_cell squeeze_excitation residual_posterior "
-        "num_flows"
+        "num_flows norm_groups"
     )
     return NVAE(
         hierarchy=build_hierarchy(config),
@@ -144,6 +145,14 @@ class Experiment:
     evaluation: EvaluationSettings
     mesh: Mesh
 
+    def __post_init__(self):
+        images = self.loop.batch_size // self.loop.accumulation_steps
+        if images % self.model.norm_groups:
+            raise ValueError(
+                f"model.norm_groups={self.model.norm_groups} does not divide the {images} images "
+                "of train.batch_size / train.accumulation_steps"
+            )
+
     @property
     def image_shape(self):
         """(H, W, C) of the images that the model sees."""
@@ -190,6 +199,7 @@ class Experiment:
             in_shardings=(shardings, sharding.over_batch(self.mesh)),
             out_shardings=(shardings, sharding.replicated(self.mesh)),
             donate_argnums=0,
+            compiler_options=compiler.options(self.mesh.devices.flat[0].platform),
         )
 
 

@@ -70,7 +70,7 @@ def recalibrate(
         raise ValueError(f"unknown recalibration {method!r}; known: {', '.join(METHODS)}")
     momentum = 1.0 if method == "pooled" else PUBLISHED_MOMENTUM
     # With momentum 1 the running statistics become those of the batch.
-    model = model.clone(bn_momentum=momentum, dtype=jnp.float32)
+    model = model.clone(bn_momentum=momentum, norm_groups=1, dtype=jnp.float32)
     one_pass = jax.jit(partial(_pass, model))
     temperatures = group_temperatures(model.hierarchy, temperature)
     variables = replicate(variables)

@@ -51,13 +51,14 @@ def spectral_penalty(kernels, vectors, rounds=ROUNDS):
     fixed = jax.lax.stop_gradient(matrices)
 
     def one_round(_, right):
-        return {name: _power_round(m, right[name])[1] for name, m in fixed.items()}
+        return {name: _unit(_times_left(m, _times(m, right[name]))) for name, m in fixed.items()}
 
     # A loop, though it is short: unrolled, it would be a large part of the program to compile.
     right = jax.lax.fori_loop(0, rounds - 1, one_round, vectors)
     total, updated = 0.0, {}
     for name, matrix in matrices.items():
-        left, updated[name] = _power_round(fixed[name], right[name])
+        left = _unit(_times(fixed[name], right[name]))
+        updated[name] = _unit(_times_left(fixed[name], left))
         total += jnp.einsum("nr,nrc,nc->n", left, matrix, updated[name]).sum()
     return total, updated
 
@@ -72,10 +73,14 @@ def _matrices_by_shape(kernels):
     return {name: jnp.concatenate(group) for name, group in matrices.items()}
 
 
-def _power_round(matrices, right):
-    """Left (n, rows) and right (n, columns) vectors after one round from right vectors."""
-    left = _unit(jnp.einsum("nrc,nc->nr", matrices, right))
-    return left, _unit(jnp.einsum("nrc,nr->nc", matrices, left))
+def _times(matrices, right):
+    """(n, rows) from (n, rows, columns) and (n, columns)."""
+    return jnp.einsum("nrc,nc->nr", matrices, right)
+
+
+def _times_left(matrices, left):
+    """(n, columns) from (n, rows, columns) and (n, rows)."""
+    return jnp.einsum("nrc,nr->nc", matrices, left)
 
 
 def batch_norm_penalty(params):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from nvae_jax import objective as obj
-from nvae_jax import regularizers
+from nvae_jax import optim, regularizers
 
 ACTIVE_NATS = 0.1  # a latent channel with more KL than this is in use
 
@@ -66,7 +66,7 @@ def make_train_step(
         )
         if ema_decay:
             updated = updated.replace(average=_averaged(updated, ema_decay))
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = optim.global_norm(grads)
         updated = _unless_nonfinite(updated, state, metrics["loss"] + grad_norm)
         metrics.update(
             beta=beta,
@@ -155,7 +155,13 @@ def training_loss(
         "bn": bn,
         "balance": gamma,
     }
-    return loss, (metrics, mutated.get("batch_stats", {}), spectral)
+    batch_stats = _over_norm_groups(mutated.get("batch_stats", {}), variables["batch_stats"])
+    return loss, (metrics, batch_stats, spectral)
+
+
+def _over_norm_groups(updated, running):
+    """Running statistics as the mean of those of the batch's parts, where these are apart."""
+    return jax.tree.map(lambda u, r: u.mean(-2) if u.ndim > r.ndim else u, updated, running)
 
 
 def make_encode_step(model):

@@ -67,6 +67,7 @@ def test_ffhq_has_the_papers_number_of_latent_variables():
         ("model.encoder_cell", "resnet", "unknown cell"),
         ("model.dtype", "float16", "model.dtype is 'float16'; it must be one of"),
         ("model.encoder_width", 0, "model.encoder_width must be at least 1"),
+        ("model.norm_groups", 3, "model.norm_groups=3 does not divide the 32 images"),
         ("train.batch_size", 0, "train.batch_size must be at least 1"),
         ("data.num_bits", 9, "num_bits"),
         ("optimizer.learning_rate", -1.0, "optimizer.learning_rate must be positive"),

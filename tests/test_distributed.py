@@ -13,6 +13,7 @@ import pytest
 
 from nvae_jax import distributed
 from nvae_jax.distributed import DistributedSettings
+from tests.conftest import FAST_COMPILATION
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 5  # seconds, of the processes under test
@@ -66,7 +67,7 @@ def environment(**variables):
         for name, value in os.environ.items()
         if name not in distributed.VARIABLES and not name.startswith(("SLURM_", "OMPI_"))
     }
-    fixed = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    fixed = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILATION}
     return {**clean, **fixed, **variables}
 
 

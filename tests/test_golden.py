@@ -186,23 +186,16 @@ def with_published(model, grads):
     return converted["params"]
 
 
+@pytest.mark.parametrize("golden", ["bernoulli_2scale"], indirect=True)
 def test_bfloat16_stays_near_float32(model, training):
-    """Activations and convolutions in half the bits: 8 bits of mantissa are 0.4% each."""
-    half = Model(model.golden, dtype="bfloat16")
-    value, metrics, batch_stats, _, grads = half.training_pass()
-    exact_value, exact_metrics, exact_stats, _, exact_grads = training
+    """Activations and convolutions with 8 bits of mantissa, 0.4% each: the loss within 0.1%, KLs
+    within 2%, the gradient within 5% of its norm."""
+    value, metrics, batch_stats, _, grads = Model(model.golden, "bfloat16").training_pass()
+    exact_value, exact_metrics, _, _, exact_grads = training
     close(value, exact_value, 1e-3)
     close(metrics["kl_group"], exact_metrics["kl_group"], 2e-2)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves((grads, batch_stats)))
-    mine, exact = (
+    found, exact = (
         np.concatenate([np.ravel(g) for g in jax.tree.leaves(t)]) for t in (grads, exact_grads)
     )
-    print(
-        "LOSS",
-        value / exact_value - 1,
-        "KL",
-        metrics["kl_group"] / exact_metrics["kl_group"] - 1,
-        "G",
-        np.linalg.norm(mine - exact) / np.linalg.norm(exact),
-    )
-    assert np.linalg.norm(mine - exact) <= 5e-2 * np.linalg.norm(exact)
+    assert np.linalg.norm(found - exact) <= 5e-2 * np.linalg.norm(exact)

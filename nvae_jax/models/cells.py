@@ -17,6 +17,7 @@ from nvae_jax.models.layers import (
     upsample_bilinear,
     upsample_nearest,
 )
+from nvae_jax.ops.normalization import swish
 
 RESIDUAL_SCALE = 0.1
 # Expansion of the inverted residual: in the towers, and in pre- and postprocessing.
@@ -29,7 +30,7 @@ class ResidualBody(nn.Module):
     features: int
     resample: str | None = None
     expansion: int = 1  # of no use here; the bodies share one signature
-    activation: Callable[[Any], Any] = nn.swish
+    activation: Callable[[Any], Any] = swish
     use_norm: bool = True
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
@@ -71,11 +72,11 @@ class InvertedResidualBody(nn.Module):
         copies = 4 if up else 1
         x = self.norm(name="norm_in")(x, train, copies)
         x = conv(hidden, 1, name="conv_expand")(x)
-        x = nn.swish(self.norm(name="norm_expand")(x, train, copies))
+        x = swish(self.norm(name="norm_expand")(x, train, copies))
         stride = 2 if self.resample == "down" else 1
         depthwise = partial(conv, hidden, self.kernel_size, depthwise=True, name="conv_depthwise")
         depthwise = depthwise(stride=stride, upsample=up)
-        x = nn.swish(self.norm(name="norm_depthwise")(depthwise(x), train))
+        x = swish(self.norm(name="norm_depthwise")(depthwise(x), train))
         x = conv(self.features, 1, name="conv_project")(x)
         return self.norm(name="norm_out")(x, train)
 
@@ -139,7 +140,7 @@ class SkipDown(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Maps (B, H, W, C) to (B, H/2, W/2, features)."""
-        x = nn.swish(x)
+        x = swish(x)
         quarter = self.features // 4
         widths = (quarter, quarter, quarter, self.features - 3 * quarter)
         corners = ((0, 0), (1, 1), (0, 1), (1, 0))  # (row, column) inside the block

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvae_jax.models.remat import name_conv_output
+from nvae_jax.ops.convolution import conv
 from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
+from nvae_jax.ops.normalization import affine, batch_norm
 
 # The standard deviation of a convolution's output after data-dependent initialisation.
 DATA_INIT_SCALE = 0.2
@@ -105,15 +107,7 @@ class Conv(nn.Module):
             return upsample_depthwise_conv(x, kernel, precision=self.precision)
         if self.depthwise:
             return depthwise_conv(x, kernel, stride=self.stride, precision=self.precision)
-        pad = (self.kernel_size - 1) // 2
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride, self.stride),
-            ((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=self.precision,
-        )
+        return conv(x, kernel, stride=self.stride, precision=self.precision)
 
     def _init_from_data(self, y):
         mean = y.mean((0, 1, 2))
@@ -132,10 +126,14 @@ class BatchNorm(nn.Module):
 
     Attributes:
       momentum: weight of the batch in the running statistics; 1 makes them the batch's own.
+      groups: equal parts of the batch, in order, that are normalised each by its own statistics.
+        With more than one, the updated running statistics are (groups, C): their mean is what is
+        meant, and cheaper to take once for all batch norms (`steps.training_loss`).
     """
 
     momentum: float = 0.05
     epsilon: float = 1e-5
+    groups: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -147,18 +145,28 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
-        mean, var = running_mean.value, running_var.value
-        if train:
-            x32 = x.astype(jnp.float32)
-            mean = x32.mean((0, 1, 2))
-            var = jnp.square(x32 - per_channel(mean)).mean((0, 1, 2))
-            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                count = copies * x[..., 0].size
-                unbiased = var * (count / max(count - 1, 1))
-                running_mean.value += self.momentum * (mean - running_mean.value)
-                running_var.value += self.momentum * (unbiased - running_var.value)
-        gain = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x * per_channel(gain) + per_channel(bias - mean * gain)).astype(self.dtype)
+        if not train:
+            gain = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            return affine(x, gain, running_mean.value, bias).astype(self.dtype)
+        y, mean, var = self._by_batch(x, scale, bias)
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            count = copies * x[..., 0].size // self.groups
+            unbiased = var * (count / max(count - 1, 1))
+            running_mean.value = self._moved(running_mean.value, mean)
+            running_var.value = self._moved(running_var.value, unbiased)
+        return y.astype(self.dtype)
+
+    def _by_batch(self, x, scale, bias):
+        if self.groups == 1:
+            return batch_norm(x, scale, bias, self.epsilon)
+        parts = x.reshape(self.groups, -1, *x.shape[1:])
+        normalize = jax.vmap(lambda part: batch_norm(part, scale, bias, self.epsilon))
+        y, mean, var = normalize(parts)
+        return y.reshape(x.shape), mean, var
+
+    def _moved(self, running, batch):
+        running = jnp.broadcast_to(running, batch.shape)
+        return running + self.momentum * (batch - running)
 
 
 class SqueezeExcitation(nn.Module):

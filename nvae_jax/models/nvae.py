@@ -238,6 +238,7 @@ class NVAE(nn.Module):
       remat: what the backward pass computes again, one of `remat.POLICIES`.
       dtype: of activations and convolutions; parameters and statistics stay float32.
       bn_momentum: weight of a batch in the running statistics.
+      norm_groups: parts of a batch with batch-norm statistics of their own; see `BatchNorm`.
       conv, norm: factories of the parts; `folding` puts plainer ones in their place.
     """
 
@@ -259,12 +260,15 @@ class NVAE(nn.Module):
     dtype: Any = jnp.float32
     precision: Any = None
     bn_momentum: float = 0.05
+    norm_groups: int = 1
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
 
     def setup(self):
         conv = partial(self.conv, dtype=self.dtype, precision=self.precision)
-        norm = partial(self.norm, dtype=self.dtype, momentum=self.bn_momentum)
+        norm = partial(
+            self.norm, dtype=self.dtype, momentum=self.bn_momentum, groups=self.norm_groups
+        )
         cell = partial(
             Cell,
             squeeze_excitation=self.squeeze_excitation,

@@ -7,6 +7,9 @@ Memory against time (paper, section 3.2, "reducing the memory requirements"):
             again: the paper's trick, for next to no time.
   cell      keeps the input of every cell.
   group     keeps the input of every group of a scale, and of every cell outside the groups.
+
+All keep the mean and the variance of every batch norm: they are small, and over many devices each
+costs a round of communication.
 """
 
 from functools import partial
@@ -14,6 +17,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
+
+from nvae_jax.ops.normalization import STATISTICS
 
 POLICIES = ("none", "norm_act", "cell", "group")
 _CONV_OUTPUT = "conv_output"
@@ -57,10 +62,10 @@ def remat_group(policy, group, cell, looped):
 
 def _remat(policy, module, train, looped):
     """`train` is the argument's place in __call__, the module itself being 0."""
-    convolutions = jax.checkpoint_policies.save_only_these_names(_CONV_OUTPUT)
+    kept = (STATISTICS, _CONV_OUTPUT) if policy == "norm_act" else (STATISTICS,)
     return nn.remat(
         module,
-        policy=convolutions if policy == "norm_act" else None,
+        policy=jax.checkpoint_policies.save_only_these_names(*kept),
         static_argnums=(train,),
         prevent_cse=not looped,
     )

@@ -75,6 +75,18 @@ def test_batch_norm_uses_running_statistics_when_not_training():
     np.testing.assert_allclose(y, 0.5 + 3.0 * (2.0 - 1.0) / np.sqrt(4.0 + 1e-5), rtol=1e-6)
 
 
+def test_batch_norm_over_groups_of_the_batch():
+    x = normal(6, 3, 3, 2) * 3 + 1
+    apart, whole = layers.BatchNorm(groups=2), layers.BatchNorm()
+    variables = whole.init(jax.random.key(0), x, True)
+    y, updated = apart.apply(variables, x, True, mutable=["batch_stats"])
+    halves = [whole.apply(variables, h, True, mutable=["batch_stats"]) for h in (x[:3], x[3:])]
+    np.testing.assert_allclose(y, np.concatenate([h[0] for h in halves]), rtol=1e-5, atol=1e-5)
+    for name in ("mean", "var"):
+        expected = np.stack([h[1]["batch_stats"][name] for h in halves])
+        np.testing.assert_allclose(updated["batch_stats"][name], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_bilinear_doubling_aligns_corners():
     x = normal(1, 3, 5, 2)
     y = np.asarray(layers.upsample_bilinear(x))

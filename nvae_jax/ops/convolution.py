@@ -1,0 +1,99 @@
+"""Dense convolution, with its gradients written as each platform wants them.
+
+XLA's CPU backend has fast kernels for matrix products and for convolutions whose dimensions come
+in the order of NHWC and HWIO. The gradients that JAX derives have other orders. In straight code
+the compiler mends that; in a loop (the scans over groups) it does not, and falls back to scalar
+code that is 30 times slower. So on CPU they are put in order here. Accelerators recognise the
+gradients as JAX derives them, and get those.
+"""
+
+from functools import partial
+
+import jax
+from jax import lax
+
+_ORDER = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(x, kernel, *, stride=1, precision=None):
+    """Cross-correlates with (k - 1) / 2 zeros on every side; sums are accumulated in float32.
+
+    Args:
+      x: (B, H, W, C), float32 or bfloat16.
+      kernel: (k, k, C, O), k odd, dtype of x.
+      stride: in both directions. The padding does not depend on it.
+      precision: as in `lax.conv_general_dilated`.
+
+    Returns:
+      (B, ceil(H / stride), ceil(W / stride), O), dtype of x.
+    """
+    if kernel.shape[0] > 1:
+        return _conv(x, kernel, stride, precision)
+    x = x[:, ::stride, ::stride]
+    # Two-dimensional operands: for others XLA's CPU backend transposes, also in the gradients.
+    y = lax.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=precision)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def _forward(x, kernel, stride, precision):
+    pad = (kernel.shape[0] - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=_ORDER,
+        precision=precision,
+    )
+
+
+_conv = jax.custom_vjp(_forward, nondiff_argnums=(2, 3))
+
+
+def _conv_fwd(x, kernel, stride, precision):
+    return _forward(x, kernel, stride, precision), (x, kernel)
+
+
+# jit, so that layers of equal shapes are traced and lowered once.
+@partial(jax.jit, static_argnums=(0, 1))
+def _conv_bwd(stride, precision, residuals, g):
+    options = {"stride": stride, "precision": precision}
+    return lax.platform_dependent(
+        *residuals,
+        g,
+        cpu=partial(_ordered_gradients, **options),
+        default=partial(_derived_gradients, **options),
+    )
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _derived_gradients(x, kernel, g, *, stride, precision):
+    _, pullback = jax.vjp(partial(_forward, stride=stride, precision=precision), x, kernel)
+    return pullback(g)
+
+
+def _ordered_gradients(x, kernel, g, *, stride, precision):
+    conv = partial(lax.conv_general_dilated, dimension_numbers=_ORDER, precision=precision)
+    k = kernel.shape[0]
+    low = (k - 1) // 2
+    # How far g's pixels reach in x, whose size need not be a multiple of the stride.
+    reach = [stride * (m - 1) + 1 for m in g.shape[1:3]]
+    ends = list(zip(x.shape[1:3], reach, strict=True))
+    dx = conv(
+        g,
+        kernel[::-1, ::-1].swapaxes(2, 3),
+        (1, 1),
+        [(k - 1 - low, n - r + low) for n, r in ends],
+        lhs_dilation=(stride, stride),
+    )
+    # Channels take the place of the batch, which is summed over.
+    dw = conv(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        (1, 1),
+        [(low, k - 1 - low + r - n) for n, r in ends],
+        rhs_dilation=(stride, stride),
+    )
+    return dx, dw.transpose(1, 2, 0, 3)

@@ -1,0 +1,88 @@
+"""Batch normalisation and swish, with gradients that keep only their input.
+
+What JAX derives keeps the centred input, the sigmoid and more beside the input: memory that has to
+be written, stacked by the scans over groups, and read again, for arithmetic that costs less.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+# What a remat policy calls the mean and the variance of a batch.
+STATISTICS = "batch_statistics"
+
+
+def batch_norm(x, scale, bias, epsilon):
+    """Normalises over all but the last axis, with statistics in float32.
+
+    Under `jit` with a sharded batch the statistics are those of the global batch.
+
+    Args:
+      x: (..., C), float32 or bfloat16.
+      scale, bias: (C,), float32.
+      epsilon: added to the variance.
+
+    Returns:
+      (..., C), dtype of x; the mean (C,) and the biased variance (C,), through which no gradient
+      passes.
+    """
+    y, mean, var = _batch_norm(x, scale, bias, epsilon)
+    return y, lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+def _normalize(x, scale, bias, epsilon):
+    axes, x32 = tuple(range(x.ndim - 1)), x.astype(jnp.float32)
+    mean = x32.mean(axes)
+    var = jnp.square(x32 - _spread(mean, x)).mean(axes)
+    mean, var = checkpoint_name((mean, var), STATISTICS)
+    return affine(x, scale * lax.rsqrt(var + epsilon), mean, bias), mean, var
+
+
+_batch_norm = jax.custom_vjp(_normalize, nondiff_argnums=(3,))
+
+
+def affine(x, gain, mean, bias):
+    """(x - mean) · gain + bias for vectors (C,), in float32; dtype of x."""
+    y = x.astype(jnp.float32) * _spread(gain, x) + _spread(bias - mean * gain, x)
+    return y.astype(x.dtype)
+
+
+def _batch_norm_fwd(x, scale, bias, epsilon):
+    y, mean, var = _normalize(x, scale, bias, epsilon)
+    return (y, mean, var), (x, scale, mean, lax.rsqrt(var + epsilon))
+
+
+def _batch_norm_bwd(epsilon, residuals, cotangents):
+    del epsilon
+    x, scale, mean, inverse = residuals
+    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    g = cotangents[0].astype(jnp.float32)
+    centred = x.astype(jnp.float32) - _spread(mean, x)
+    bias_grad = g.sum(axes)
+    scale_grad = (g * centred).sum(axes) * inverse
+    slope = -inverse * scale_grad / count
+    inner = g + centred * _spread(slope, x) - _spread(bias_grad / count, x)
+    return (_spread(scale * inverse, x) * inner).astype(x.dtype), scale_grad, bias_grad
+
+
+_batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
+
+
+@jax.custom_vjp
+def swish(x):
+    """x · sigmoid(x)."""
+    return x * jax.nn.sigmoid(x)
+
+
+def _swish_bwd(x, g):
+    gate = jax.nn.sigmoid(x)
+    return (g * (gate * (1 + x * (1 - gate))),)
+
+
+swish.defvjp(lambda x: (swish(x), x), _swish_bwd)
+
+
+def _spread(vector, like):
+    """(C,) with as many axes as `like`."""
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)

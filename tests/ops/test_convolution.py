@@ -1,0 +1,86 @@
+"""The dense convolution and its gradients, against JAX's own in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvae_jax.ops.convolution import conv
+
+CASES = [(k, stride, size) for k in (1, 3, 5) for stride in (1, 2) for size in ((6, 8), (7, 5))]
+
+
+def reference(x, kernel, stride):
+    """JAX's convolution and what it derives, in the order of dimensions it likes."""
+    pad = (kernel.shape[0] - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def arrays(k, stride, size, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    out = [-(-n // stride) for n in size]
+    shapes = ((2, *size, 3), (k, k, 3, 4), (2, *out, 4))
+    return [rng.normal(size=shape).astype(dtype) for shape in shapes]
+
+
+def with_gradients(function, x, kernel, g):
+    y, pullback = jax.vjp(function, x, kernel)
+    return y, *pullback(g)
+
+
+@pytest.mark.parametrize(("k", "stride", "size"), CASES)
+def test_values_and_gradients(k, stride, size):
+    given = arrays(k, stride, size)
+    with jax.enable_x64(True):
+        expected = with_gradients(lambda x, w: reference(x, w, stride), *given)
+    given = [a.astype(np.float32) for a in given]
+    found = jax.jit(lambda *a: with_gradients(lambda x, w: conv(x, w, stride=stride), *a))(*given)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_bfloat16_stays(k):
+    given = [jnp.asarray(a, jnp.bfloat16) for a in arrays(k, 1, (6, 6))]
+    found = with_gradients(conv, *given)
+    expected = with_gradients(lambda x, w: reference(x, w, 1), *given)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == jnp.bfloat16
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(b).max())
+
+
+def test_under_vmap_scan_and_remat():
+    x, kernel, g = arrays(3, 1, (5, 6), np.float32)
+    kernel, g = kernel[..., :3], g[..., :3]
+    kernels = jnp.stack([kernel, 0.5 * kernel])
+
+    def scanned(x, kernels):
+        step = jax.checkpoint(lambda x, w: (conv(x, w), None), prevent_cse=False)
+        return jax.lax.scan(step, x, kernels)[0]
+
+    def written_out(x, kernels):
+        for w in kernels:
+            x = reference(x, w, 1)
+        return x
+
+    many = [jnp.stack([a, 2 * a]) for a in (x, kernels, g)]
+    found = jax.vmap(lambda *a: with_gradients(scanned, *a))(*many)
+    expected = jax.vmap(lambda *a: with_gradients(written_out, *a))(*many)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+def test_gradients_on_cpu_have_the_order_that_its_kernels_want():
+    given = arrays(3, 1, (6, 8), np.float32)
+    text = jax.jit(lambda *a: with_gradients(conv, *a)).lower(*given).as_text()
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(lines) == 3
+    assert all("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line for line in lines)

@@ -1,0 +1,88 @@
+"""Batch norm and swish, against what JAX derives in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvae_jax.ops.normalization import affine, batch_norm, swish
+
+EPSILON = 1e-5
+
+
+def reference(x, scale, bias):
+    axes = tuple(range(x.ndim - 1))
+    centred = x - x.mean(axes, keepdims=True)
+    inverse = 1 / jnp.sqrt(jnp.square(centred).mean(axes, keepdims=True) + EPSILON)
+    one = (1,) * (x.ndim - 1)
+    return centred * inverse * scale.reshape(*one, -1) + bias.reshape(*one, -1)
+
+
+def arrays(dtype=np.float64, shape=(3, 4, 5, 6)):
+    """x with means far from 0 and spreads far from 1, scale, bias, and the output's gradient."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape) * np.arange(1, 7) + 10 * rng.normal(size=6)
+    return [a.astype(dtype) for a in (x, rng.normal(size=6), rng.normal(size=6))], rng.normal(
+        size=shape
+    ).astype(dtype)
+
+
+def with_gradients(function, given, g):
+    y, pullback = jax.vjp(function, *given)
+    return y, *pullback(g)
+
+
+def ours(*given):
+    return batch_norm(*given, EPSILON)[0]
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
+def test_values_and_gradients(wrap):
+    with jax.enable_x64(True):
+        expected = with_gradients(reference, *arrays())
+    found = jax.jit(lambda *a: with_gradients(wrap(ours), *a))(*arrays(np.float32))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+def test_statistics_of_the_batch_pass_no_gradient():
+    given, _ = arrays(np.float32)
+    _, mean, var = batch_norm(*given, EPSILON)
+    np.testing.assert_allclose(mean, given[0].mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(var, given[0].var((0, 1, 2)), rtol=1e-4)
+    gradient = jax.grad(lambda x: sum(batch_norm(x, *given[1:], EPSILON)[1:]).sum())(given[0])
+    assert not np.asarray(gradient).any()
+    y = affine(given[0], given[1] / np.sqrt(var + EPSILON), mean, given[2])
+    np.testing.assert_allclose(y, ours(*given), rtol=1e-4, atol=1e-5)
+
+
+def test_under_vmap_statistics_are_of_each_group():
+    given, g = arrays(np.float32, (2, 4, 4, 5, 6))
+    over = jax.vmap(ours, in_axes=(0, None, None))
+    found = with_gradients(over, given, g)
+    expected = with_gradients(jax.vmap(reference, in_axes=(0, None, None)), given, g)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+
+
+def test_bfloat16_takes_float32_statistics():
+    (x, scale, bias), g = arrays(np.float32)
+    x, g = jnp.asarray(x, jnp.bfloat16), jnp.asarray(g, jnp.bfloat16)
+    found = with_gradients(ours, (x, scale, bias), g)
+    assert [a.dtype for a in found] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
+    exact = (x.astype(jnp.float32), scale, bias), g.astype(jnp.float32)
+    for a, b in zip(found, with_gradients(reference, *exact), strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=1e-2 * np.abs(b).max())
+    assert batch_norm(x, scale, bias, EPSILON)[1].dtype == jnp.float32
+
+
+def test_swish_keeps_only_its_input():
+    x, g = np.linspace(-8, 8, 101), np.random.default_rng(0).normal(size=101)
+    with jax.enable_x64(True):
+        expected = with_gradients(lambda x: x * jax.nn.sigmoid(x), (x,), g)
+    found = with_gradients(swish, (x.astype(np.float32),), g.astype(np.float32))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    _, pullback = jax.vjp(swish, jnp.asarray(x, jnp.float32))
+    assert sum(leaf.size for leaf in jax.tree.leaves(pullback)) == x.size

@@ -1,0 +1,109 @@
+"""The train step as a program: what it must not hold, and what it must not grow with."""
+
+import logging
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core
+
+from nvae_jax import build, optim, regularizers
+from tests.conftest import tiny_config
+
+
+def experiment_of(**model):
+    sizes = {"unroll": 1, "adaptive_groups": False, "num_groups": 2, **model}
+    return build.build(tiny_config(model=sizes))
+
+
+def lower(experiment):
+    return experiment.train_step().lower(experiment.abstract_state(), experiment.abstract_images())
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return experiment_of()
+
+
+@pytest.fixture(scope="module")
+def lowered(experiment):
+    return lower(experiment)
+
+
+@pytest.fixture(scope="module")
+def compiled(lowered):
+    return lowered.compile()
+
+
+def equations(jaxpr):
+    """All equations of a program and of the programs inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(part, core.ClosedJaxpr | core.Jaxpr):
+                    yield from equations(getattr(part, "jaxpr", part))
+
+
+def products_of_penalty(layers):
+    """Matrix products of the spectral penalty of `layers` kernels of either of two shapes."""
+    shapes = ((3, 3, 4, 8), (1, 1, 6, 5))
+    kernels = {
+        f"{i}_{j}": {"kernel": jnp.ones(shape)}
+        for i in range(layers)
+        for j, shape in enumerate(shapes)
+    }
+    vectors = regularizers.init_spectral_vectors(jax.random.key(0), kernels)
+    program = jax.make_jaxpr(regularizers.spectral_penalty)(kernels, vectors)
+    names = [equation.primitive.name for equation in equations(program.jaxpr)]
+    return names.count("dot_general")
+
+
+def test_the_spectral_penalty_takes_its_products_by_shape_not_by_layer():
+    # For each shape two in the loop, two in the last round, two for u'Wv.
+    assert products_of_penalty(1) == products_of_penalty(7) <= 2 * 6
+
+
+def test_small_parameters_are_updated_as_one_vector():
+    optimizer = optim.adamax(optim.OptimizerSettings(num_steps=10))
+
+    def size(number):
+        params = {str(i): jnp.ones(7 + i) for i in range(number)}
+        state = optimizer.init(params)
+        program = jax.make_jaxpr(optimizer.update)(params, state, params)
+        names = [equation.primitive.name for equation in equations(program.jaxpr)]
+        return names.count("max")
+
+    assert size(2) == size(20)
+
+
+def test_no_float64_and_nothing_for_the_host(lowered):
+    text = lowered.as_text()
+    assert "f64" not in text
+    for word in ("callback", "infeed", "outfeed", "stablehlo.send", "stablehlo.recv"):
+        assert word not in text
+
+
+def test_every_array_of_the_state_is_updated_in_place(experiment, compiled):
+    header = compiled.as_text().split("\n", 1)[0]
+    aliased = {int(number) for number in re.findall(r"\((\d+), \{\}, \w+-alias\)", header)}
+    assert aliased >= set(range(len(jax.tree.leaves(experiment.abstract_state()))))
+
+
+def test_one_compilation_serves_all_steps(experiment, caplog):
+    images = np.zeros((experiment.loop.batch_size, *experiment.image_shape), np.float32)
+    state, step = experiment.create_state(images), experiment.train_step()
+    state, _ = step(state, images)
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        for _ in range(2):
+            state, metrics = step(state, images)
+        jax.block_until_ready(metrics)
+    assert not [r for r in caplog.records if "ompil" in r.getMessage()]
+
+
+def test_a_scanned_program_does_not_grow_with_the_groups(lowered):
+    more = lower(experiment_of(num_groups=6)).as_text()
+    # Each group has noise of its own, and a row of the metrics; twelve groups against four.
+    assert more.count("\n") < 1.03 * lowered.as_text().count("\n")
