@@ -28,8 +28,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from nvae_jax import build, cli, steps
-from nvae_jax.flops import count_flops
 from nvae_jax.ops import compiler
+from nvae_jax.planning.flops import count_flops
 
 HERE = pathlib.Path(__file__).resolve().parent
 KINDS = ("train", "sample", "eval", "compile", "depthwise", "data")

@@ -5,7 +5,7 @@ Nobody else reads a ConfigDict. Every function raises ValueError with one line t
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -172,6 +172,10 @@ class Experiment:
 
     def abstract_state(self):
         """The shapes of a training state, and where on the mesh its arrays are."""
+        return self._abstract_state
+
+    @cached_property
+    def _abstract_state(self):  # tracing takes seconds at published size
         images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
         averaged = self.loop.ema_decay > 0
         build_state = partial(state.build, self.model, self.optimizer, averaged=averaged)

@@ -1,0 +1,46 @@
+"""Whether a config fits devices before they are rented, how fast it may be, what to change.
+
+python launch/plan.py --config=configs/X.py --devices=N [--hbm=GB] [--rate=TFLOP/s] estimates;
+python launch/plan.py --config=configs/X.py --topology=v5e:4x4 asks the TPU's compiler, for minutes.
+Needs no data. --config.KEY=VALUE changes a key. Exit status 1: it does not fit.
+"""
+
+import sys
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from nvae_jax import cli
+from nvae_jax.planning import compiled, plan, topology
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "configuration file; --config.KEY=VALUE changes a key (see configs/base.py)"
+)
+flags.declare_key_flag("config")
+DEVICES = flags.DEFINE_integer("devices", None, "devices to plan for")
+HBM = flags.DEFINE_float("hbm", None, "memory of each, in GB (10^9 bytes); default: 16")
+RATE = flags.DEFINE_float("rate", None, "speed of each in TFLOP/s, for the least time of a step")
+TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v5e:4x4")
+
+
+def main(_):
+    """Flags in, one call out."""
+    if CONFIG.value is None:
+        raise flags.Error("--config=configs/X.py says what to plan")
+    if (DEVICES.value is None) == (TOPOLOGY.value is None):
+        raise flags.Error("give either --devices=N or --topology=GENERATION:SHAPE")
+    jax.config.update("jax_platforms", "cpu")  # takes no accelerator that may be there
+    if TOPOLOGY.value:
+        if HBM.value or RATE.value:
+            raise flags.Error("--hbm and --rate go with --devices: a topology has its own memory")
+        lines, fits = compiled.report(CONFIG.value, topology.parse(TOPOLOGY.value))
+    else:
+        budget = plan.Budget(DEVICES.value, 16.0 if HBM.value is None else HBM.value, RATE.value)
+        lines, fits = plan.report(CONFIG.value, budget)
+    print("\n".join(lines))
+    sys.exit(0 if fits else 1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

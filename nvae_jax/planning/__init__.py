@@ -1,0 +1,1 @@
+"""What training needs on devices that are not there: memory, arithmetic, communication."""

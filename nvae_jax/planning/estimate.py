@@ -1,0 +1,159 @@
+"""What training with a config needs on each device, judged from the traced step alone."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import jax
+
+from nvae_jax import build, regularizers, sharding
+from nvae_jax.planning.flops import count_flops
+from nvae_jax.planning.liveness import peak_bytes
+
+# Programs are traced once, with a batch that is prime and larger than any other dimension: what
+# grows with the batch are the arrays whose size it divides.
+EXAMPLES = 10_007
+
+
+class Setting(NamedTuple):
+    """What decides over memory."""
+
+    dtype: str
+    remat: str
+    fsdp: int
+    parts: int  # accumulation steps
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one device needs to train with a setting.
+
+    Attributes:
+      state: bytes of parameters, optimiser and statistics.
+      activations: bytes of arrays that grow with the batch, when most are alive.
+      peak: bytes of all arrays beside the state (activations, gradients, casts of parameters),
+        when most are alive; that may be another moment.
+    """
+
+    state: int
+    activations: int
+    peak: int
+
+    @property
+    def total(self):
+        """Bytes."""
+        return self.state + self.peak
+
+
+class Estimator:
+    """Estimates for one config; every combination of dtype and remat is traced once.
+
+    Raises:
+      ValueError: a bad config, or one whose image shape is that of its data.
+    """
+
+    def __init__(self, config):
+        self._config = prepared(config)
+        self._images = config.train.batch_size
+        self.state = self._traceable("float32", "none").abstract_state()
+        self._trace = cache(self._trace)
+        self._peak = cache(self._peak)
+
+    @property
+    def num_params(self):
+        """Trained numbers."""
+        return sum(math.prod(p.shape) for p in jax.tree.leaves(self.state.params))
+
+    def need(self, setting, devices):
+        """`Need` of a device.
+
+        Raises:
+          ValueError: the devices do not share the batch evenly.
+        """
+        mesh = planned_mesh(devices, setting.fsdp)
+        sharding.check_batch_size(mesh, self._images, "train.batch_size", setting.parts)
+        examples = self._images // (mesh.size * setting.parts)
+        traced = (setting.dtype, setting.remat, examples)
+        # Parts of a batch: the sum of their gradients is one array more a parameter.
+        sums = bytes_on_device(self.state.params, mesh) if setting.parts > 1 else 0
+        return Need(
+            state=bytes_on_device(self.state, mesh),
+            activations=self._peak(*traced, fixed=0),
+            peak=self._peak(*traced, fixed=1 / setting.fsdp) + sums,
+        )
+
+    def flops(self, setting, devices):
+        """Floating-point operations of a device in a step."""
+        examples = self._images // (devices * setting.parts)
+        jaxpr = self._trace(setting.dtype, setting.remat)
+        rounds = regularizers.ROUNDS - 1
+        return setting.parts * count_flops(jaxpr, rounds, lambda n: rescaled(n, examples))
+
+    def _peak(self, dtype, remat, examples, fixed):
+        return peak_bytes(
+            self._trace(dtype, remat),
+            lambda array: rescaled(num_bytes(array), examples, fixed),
+            aliased=len(jax.tree.leaves(self.state)),
+        )
+
+    def _trace(self, dtype, remat):
+        experiment = self._traceable(dtype, remat)
+        return experiment.train_step().trace(self.state, experiment.abstract_images()).jaxpr
+
+    def _traceable(self, dtype, remat):
+        config = self._config.copy_and_resolve_references()
+        config.model.update(dtype=dtype, remat=remat, norm_groups=1)
+        config.mesh.update(data=-1, fsdp=1)
+        config.train.update(batch_size=EXAMPLES, accumulation_steps=1)
+        return build.build(config, jax.devices()[:1])
+
+
+def prepared(config):
+    """The config to plan with: its groups in loops, as on the devices that are meant.
+
+    Raises:
+      ValueError: the image shape is not in the config.
+    """
+    if not (config.data.image_size and config.data.channels):
+        raise ValueError(
+            "the config takes its image shape from the data; to plan, give it: for example "
+            "--config.data.image_size=64 --config.data.channels=3"
+        )
+    config = build.resolve(config).copy_and_resolve_references()
+    config.model.unroll = config.model.unroll or 1
+    return config.lock()
+
+
+@dataclass(frozen=True)
+class _Device:
+    id: int
+    process_index: int = 0
+
+
+def planned_mesh(devices, fsdp, data=-1):
+    """A mesh of devices that are not there."""
+    settings = sharding.MeshSettings(data, fsdp)
+    return sharding.make_mesh(settings, [_Device(i) for i in range(devices)])
+
+
+def bytes_on_device(arrays, mesh):
+    """What each device of a mesh holds of a tree of arrays that are placed like a state's."""
+    placed = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(s.shard_shape(a.shape), a.dtype),
+        arrays,
+        sharding.state_shardings(mesh, arrays),
+    )
+    return sum(num_bytes(a) for a in jax.tree.leaves(placed))
+
+
+def num_bytes(array):
+    """Of an abstract array."""
+    return math.prod(array.shape) * array.dtype.itemsize
+
+
+def rescaled(count, examples, fixed=1):
+    """A number of bytes or operations of a program traced with `EXAMPLES` examples, for another
+    number of them; `fixed` multiplies what does not grow with it."""
+    per_example, rest = divmod(count, EXAMPLES)
+    return int(count * fixed) if rest else per_example * examples

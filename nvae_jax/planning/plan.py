@@ -1,0 +1,192 @@
+"""Whether a config fits devices that are not rented yet, how fast it may be, what to change.
+
+`report` estimates; `compiled_report` asks the compiler of TPUs.
+"""
+
+from dataclasses import dataclass
+
+from nvae_jax import sharding
+from nvae_jax.models.remat import POLICIES
+from nvae_jax.planning.estimate import Estimator, Setting, bytes_on_device, planned_mesh
+
+GB = 1e9
+TERA = 1e12
+# What estimates may be wrong by, and the runtime's own share.
+HEADROOM = 0.1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What there is to train on.
+
+    Attributes:
+      devices: how many.
+      hbm: GB (10^9 bytes) of memory each.
+      rate: TFLOP/s each, or None.
+    """
+
+    devices: int
+    hbm: float = 16.0
+    rate: float | None = None
+
+    def __post_init__(self):
+        if self.devices < 1:
+            raise ValueError(f"--devices must be at least 1, not {self.devices}")
+        if not self.hbm > 0:
+            raise ValueError(f"--hbm must be a positive number of GB, not {self.hbm:g}")
+        if self.rate is not None and not self.rate > 0:
+            raise ValueError(f"--rate must be a positive number of TFLOP/s, not {self.rate:g}")
+
+    def holds(self, need):
+        """Whether a device has room for a `Need`, and a little more."""
+        return need.total <= (1 - HEADROOM) * self.hbm * GB
+
+
+def report(config, budget):
+    """Says what there is to say before anything is rented.
+
+    Args:
+      config: a ConfigDict; its data need not be there.
+      budget: a `Budget`.
+
+    Returns:
+      (lines of text, whether any setting fits).
+
+    Raises:
+      ValueError: a bad config, or a batch that the devices cannot share.
+    """
+    asked = _asked(config, budget)
+    estimator = Estimator(config)
+    lines = _header(estimator, config, budget, asked) + [""]
+    lines += _table(estimator, config.train.batch_size, budget, asked)
+    chosen = choose(estimator, config.train.batch_size, budget, asked)
+    if chosen is None:
+        return lines + refusal(estimator, config.train.batch_size, budget, asked), False
+    return lines + _choice(chosen, estimator.need(chosen, budget.devices), budget), True
+
+
+def _asked(config, budget):
+    """The `Setting` that the config has."""
+    batch_size, devices = config.train.batch_size, budget.devices
+    if batch_size % devices:
+        fewer = max(n for n in range(1, devices + 1) if batch_size % n == 0)
+        larger = -(-batch_size // devices) * devices
+        raise ValueError(
+            f"train.batch_size={batch_size} cannot be divided among {devices} devices: take "
+            f"--devices={fewer} or --config.train.batch_size={larger}"
+        )
+    mesh = sharding.MeshSettings(**config.mesh.to_dict())
+    return Setting(
+        dtype=config.model.dtype,
+        remat=config.model.remat,
+        fsdp=planned_mesh(devices, mesh.fsdp, mesh.data).shape["fsdp"],
+        parts=config.train.accumulation_steps,
+    )
+
+
+def choose(estimator, batch_size, budget, asked):
+    """The first `Setting` that fits, or None.
+
+    Preferred is what changes least: first the config as it is but for remat, then parameters
+    shared among devices, then bfloat16, and last accumulation, which batch norm notices.
+    """
+    for setting in candidates(batch_size, budget.devices, asked):
+        if budget.holds(estimator.need(setting, budget.devices)):
+            return setting
+    return None
+
+
+def candidates(batch_size, devices, asked):
+    """`Setting`s in order of preference, from the one asked for on."""
+    images = batch_size // devices
+    for parts in _doubled(asked.parts, images):
+        for dtype in dict.fromkeys((asked.dtype, "bfloat16")):
+            for fsdp in _doubled(asked.fsdp, devices):
+                for remat in POLICIES:
+                    yield Setting(dtype, remat, fsdp, parts)
+
+
+def _doubled(first, limit):
+    """`first`, and the divisors of `limit` that are each at least twice the one before."""
+    sizes = [first]
+    for size in range(first + 1, limit + 1):
+        if limit % size == 0 and size >= 2 * sizes[-1]:
+            sizes.append(size)
+    return sizes
+
+
+def _header(estimator, config, budget, asked):
+    mesh = planned_mesh(budget.devices, asked.fsdp)
+    state = estimator.state
+    trees = (state.params, state.opt_state, state)
+    params, optimizer, everything = (bytes_on_device(tree, mesh) / GB for tree in trees)
+    return [
+        f"{estimator.num_params:,} parameters; {config.train.batch_size} images a step on "
+        f"{budget.devices} device(s) of {budget.hbm:g} GB, {asked.dtype}, fsdp={asked.fsdp}, "
+        f"accumulation_steps={asked.parts}",
+        f"state of a device: parameters {params:.2f} GB, optimiser {optimizer:.2f} GB, "
+        f"the rest {everything - params - optimizer:.2f} GB",
+    ]
+
+
+def _table(estimator, batch_size, budget, asked):
+    """A line a remat policy. The peak is that of activations, gradients and all else."""
+    columns = ["remat", "activations", "peak", "with state", "", "TFLOP"]
+    columns += ["seconds", "images/s"] if budget.rate else []
+    lines = ["GB a device, and a step's TFLOP a device (estimates):", _row(columns)]
+    for remat in POLICIES:
+        setting = asked._replace(remat=remat)
+        need = estimator.need(setting, budget.devices)
+        sizes = (need.activations, need.peak, need.total)
+        tera = estimator.flops(setting, budget.devices) / TERA
+        cells = [remat, *(f"{size / GB:.2f}" for size in sizes)]
+        cells += ["fits" if budget.holds(need) else "too much", f"{tera:.3g}"]
+        if budget.rate:
+            seconds = tera / budget.rate
+            cells += [f">= {seconds:.3g}", f"<= {batch_size / seconds:.3g}"]
+        lines.append(_row(cells))
+    return lines
+
+
+def _row(cells):
+    return f"{cells[0]:<10}" + "".join(f"{cell:>13}" for cell in cells[1:])
+
+
+def _choice(setting, need, budget):
+    flags = {
+        "model.remat": setting.remat,
+        "model.dtype": setting.dtype,
+        "mesh.data": budget.devices // setting.fsdp,
+        "mesh.fsdp": setting.fsdp,
+        "train.accumulation_steps": setting.parts,
+    }
+    text = " ".join(f"--config.{key}={value}" for key, value in flags.items())
+    return ["", f"fits with {need.total / GB:.2f} GB of {budget.hbm:g}:", text]
+
+
+def refusal(estimator, batch_size, budget, asked):
+    """Says that nothing fits, and what would."""
+    *_, smallest = candidates(batch_size, budget.devices, asked)
+    need = estimator.need(smallest, budget.devices)
+    return [
+        "",
+        f"cannot fit: even remat={smallest.remat}, {smallest.dtype}, mesh.fsdp={smallest.fsdp} and "
+        f"accumulation_steps={smallest.parts} want {need.total / GB:.2f} GB of {budget.hbm:g} "
+        f"(less {HEADROOM:.0%})",
+        f"it would fit on {_enough(estimator, batch_size, budget, asked)}",
+    ]
+
+
+def _enough(estimator, batch_size, budget, asked):
+    """Devices that would do: more of the same, or as many with more memory."""
+    *_, smallest = candidates(batch_size, budget.devices, asked)
+    gigabytes = estimator.need(smallest, budget.devices).total / GB / (1 - HEADROOM)
+    larger = f"{budget.devices} device(s) of {gigabytes:.3g} GB"
+    for devices in _doubled(budget.devices, batch_size)[1:]:
+        more = Budget(devices, budget.hbm)
+        if setting := choose(estimator, batch_size, more, asked):
+            return (
+                f"{devices} such devices with remat={setting.remat}, {setting.dtype}, "
+                f"mesh.fsdp={setting.fsdp}, or on {larger}"
+            )
+    return larger

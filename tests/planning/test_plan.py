@@ -1,0 +1,403 @@
+"""Plans: estimates from the traced step, what is chosen, and what a compiled program tells."""
+
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import folder
+from nvae_jax.models.remat import POLICIES
+from nvae_jax.planning import compiled, estimate, plan, topology
+from nvae_jax.planning.collectives import count_collectives
+from nvae_jax.planning.estimate import Need, Setting
+from nvae_jax.planning.flops import count_flops
+from nvae_jax.planning.liveness import peak_bytes
+from tests.conftest import FAST_COMPILATION, tiny_config
+
+ROOT = Path(__file__).parents[2]
+FLOAT = 4  # bytes
+
+
+def shape(*dims):
+    return jax.ShapeDtypeStruct(dims, jnp.float32)
+
+
+def flops(function, *arrays, **kwargs):
+    return count_flops(jax.make_jaxpr(function)(*arrays), **kwargs)
+
+
+def convolve(x, kernel, groups=1, stride=1):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def test_flops_of_products_and_convolutions():
+    assert flops(jnp.matmul, shape(3, 5), shape(5, 7)) == 2 * 3 * 5 * 7
+    x, kernel = shape(2, 8, 8, 6), shape(3, 3, 6, 10)
+    forward = 2 * (2 * 8 * 8 * 10) * (3 * 3 * 6)
+    assert flops(convolve, x, kernel) == forward
+    depthwise = flops(lambda x, k: convolve(x, k, groups=6), x, shape(3, 3, 1, 6))
+    assert depthwise == 2 * (2 * 8 * 8 * 6) * (3 * 3)
+    # A gradient for the input and one for the kernel, each as much work as the convolution.
+    for stride in (1, 2):
+        forward = flops(lambda x, k, s=stride: convolve(x, k, stride=s), x, kernel)
+        gradient = jax.grad(lambda x, k, s=stride: convolve(x, k, stride=s).sum(), (0, 1))
+        assert flops(gradient, x, kernel) == pytest.approx(3 * forward, rel=1e-9)
+
+
+def test_flops_of_loops_and_branches():
+    def scanned(x, stack):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, stack)[0]
+
+    assert flops(scanned, shape(4, 4), shape(9, 4, 4)) == 9 * 2 * 4**3
+
+    def looped(x, n):
+        return jax.lax.fori_loop(0, n, lambda _, x: x @ x, x)
+
+    assert flops(looped, shape(4, 4), 3, loop_rounds=5) == 5 * 2 * 4**3
+
+    def branched(x, which):
+        return jax.lax.cond(which, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+    assert flops(branched, shape(4, 4), True) == 2 * 2 * 4**3
+
+
+def peak(function, *arrays, **kwargs):
+    size = estimate.num_bytes
+    return peak_bytes(jax.make_jaxpr(function)(*arrays), size, **kwargs) / (FLOAT * 100)
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    x = shape(100)
+    assert peak(lambda x: jnp.sin(jnp.cos(jnp.exp(x))), x) == 2  # each with its operand
+    assert peak(lambda x: jnp.sin(x) + jnp.cos(x) + jnp.exp(x), x) == 3
+
+    def kept(x):
+        first = jnp.sin(x)
+        return jnp.cos(jnp.cos(jnp.cos(first))) + first
+
+    assert peak(kept, x) == 3
+    assert peak(jnp.sin, x, aliased=1) == 0
+
+
+def test_peak_memory_of_loops_and_calls():
+    x = shape(100)
+    inner = jax.jit(lambda x: jnp.sin(jnp.cos(jnp.exp(x))))
+    assert peak(lambda x: inner(x) + inner(x), x) == 3
+
+    def stacked(x):
+        return jax.lax.scan(lambda x, _: (jnp.sin(x), x), x, length=7)[1]
+
+    # Seven in a stack, the carry, and what the body makes.
+    assert peak(stacked, x) == pytest.approx(9, abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def estimator():
+    return estimate.Estimator(tiny_config())
+
+
+def test_state_is_known_exactly(estimator):
+    params = sum(math.prod(p.shape) for p in jax.tree.leaves(estimator.state.params))
+    assert estimator.num_params == params
+    one = estimate.planned_mesh(1, 1)
+    held = {
+        name: estimate.bytes_on_device(getattr(estimator.state, name), one)
+        for name in ("params", "opt_state")
+    }
+    assert held["params"] == FLOAT * params
+    assert held["opt_state"] == pytest.approx(2 * FLOAT * params, rel=1e-3)  # and its counters
+    shared = estimate.bytes_on_device(estimator.state.params, estimate.planned_mesh(8, 4))
+    # Arrays of fewer than 4,096 numbers stay whole.
+    assert held["params"] / 4 < shared < 0.5 * held["params"]
+
+
+def test_policies_and_devices_save_memory(estimator):
+    def need(remat, devices=1, fsdp=1, parts=1):
+        return estimator.need(Setting("float32", remat, fsdp, parts), devices)
+
+    needs = [need(remat) for remat in POLICIES]
+    activations = [n.activations for n in needs]
+    assert activations == sorted(activations, reverse=True) and activations[0] > activations[1]
+    assert len({n.state for n in needs}) == 1
+    for remat in POLICIES:
+        # All that grows with the batch, and nothing else, is divided among devices or in parts.
+        assert need(remat, 4).activations < 0.3 * need(remat).activations
+        assert need(remat, 4).state == need(remat).state
+        assert need(remat, 1, parts=4).activations == need(remat, 4).activations
+        shared = need(remat, 4, fsdp=4)
+        assert shared.state < need(remat, 4).state and shared.peak < need(remat, 4).peak
+        assert shared.activations == need(remat, 4).activations <= need(remat, 4).peak
+    with pytest.raises(ValueError, match="train.batch_size=16 cannot be divided among 5 devices"):
+        need("none", 5)
+
+
+def test_recomputing_costs_arithmetic(estimator):
+    none, norm_act, cell, group = (
+        estimator.flops(Setting("float32", remat, 1, 1), 1) for remat in POLICIES
+    )
+    # norm_act computes no convolution again, only the gates' small products.
+    assert none < norm_act < 1.01 * none < cell <= group < 1.5 * none
+    halves = 2 * estimator.flops(Setting("float32", "none", 1, 1), 2)
+    assert none < halves < 1.1 * none  # the spectral norms are computed by every device
+
+
+class Fake:
+    """Needs of 1 GB of state, and of activations by remat, dtype and examples."""
+
+    num_params = 7
+
+    def need(self, setting, devices):
+        weight = {"none": 16, "norm_act": 8, "cell": 4, "group": 2}[setting.remat]
+        half = 2 if setting.dtype == "bfloat16" else 1
+        examples = 16 // devices / setting.parts
+        activations = weight * examples / half
+        return Need(*(int(plan.GB * n) for n in (1 / setting.fsdp, activations, activations)))
+
+
+@pytest.mark.parametrize(
+    ("hbm", "chosen"),
+    [
+        (40, Setting("float32", "none", 1, 1)),
+        (20, Setting("float32", "norm_act", 1, 1)),
+        (10.4, Setting("float32", "cell", 1, 1)),
+        (5.7, Setting("float32", "group", 1, 1)),
+        (5.4, Setting("float32", "group", 2, 1)),
+        (4.7, Setting("float32", "group", 8, 1)),
+        (4.4, Setting("bfloat16", "group", 1, 1)),
+        (3, Setting("bfloat16", "group", 2, 1)),
+        (2, Setting("bfloat16", "group", 2, 2)),
+        (1, None),
+    ],
+)
+def test_what_changes_least_is_chosen(hbm, chosen):
+    asked = Setting("float32", "none", 1, 1)
+    assert plan.choose(Fake(), 16, plan.Budget(8, hbm), asked) == chosen
+
+
+def test_what_cannot_fit_is_said_with_what_would():
+    asked = Setting("float32", "none", 1, 1)
+    refusal = " ".join(plan.refusal(Fake(), 16, plan.Budget(8, 1.2), asked))
+    assert "cannot fit: even remat=group, bfloat16, mesh.fsdp=8" in refusal
+    assert "want 1.12 GB of 1.2" in refusal
+    assert "16 such devices with remat=group, bfloat16, mesh.fsdp=16" in refusal
+    assert "8 device(s) of 1.25 GB" in refusal
+
+
+def test_a_report_has_a_line_a_policy_and_flags(estimator, monkeypatch):
+    monkeypatch.setattr(plan, "Estimator", lambda config: estimator)
+    config = tiny_config()
+    lines, fits = plan.report(config, plan.Budget(4, 16.0, rate=100.0))
+    text = "\n".join(lines)
+    assert fits and f"{estimator.num_params:,} parameters" in lines[0]
+    assert [line.split()[0] for line in lines if "fits " in line][:4] == list(POLICIES)
+    assert ">= " in text and "<= " in text
+    flags = dict(flag.removeprefix("--config.").split("=") for flag in lines[-1].split())
+    config.update_from_flattened_dict(
+        {k: type(config[k.split(".")[0]][k.split(".")[1]])(v) for k, v in flags.items()}
+    )
+    assert (config.mesh.data, config.mesh.fsdp, config.model.remat) == (4, 1, "none")
+
+
+def test_the_flags_share_the_devices_as_chosen(estimator, monkeypatch):
+    monkeypatch.setattr(plan, "Estimator", lambda config: estimator)
+    monkeypatch.setattr(plan, "choose", lambda *_: Setting("float32", "cell", 4, 2))
+    lines, _ = plan.report(tiny_config(), plan.Budget(8))
+    assert lines[-1] == (
+        "--config.model.remat=cell --config.model.dtype=float32 --config.mesh.data=2 "
+        "--config.mesh.fsdp=4 --config.train.accumulation_steps=2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"devices": 0}, "--devices must be at least 1, not 0"),
+        ({"devices": 2, "hbm": 0}, "--hbm must be a positive number of GB, not 0"),
+        ({"devices": 2, "rate": -1.5}, "--rate must be a positive number of TFLOP/s, not -1.5"),
+    ],
+)
+def test_bad_budgets_are_named(budget, message):
+    with pytest.raises(ValueError, match=message):
+        plan.Budget(**budget)
+
+
+def test_what_the_config_must_say_is_named():
+    with pytest.raises(ValueError, match="--config.data.image_size=64 --config.data.channels=3"):
+        plan.report(folder.get_config(), plan.Budget(2))
+    with pytest.raises(ValueError, match="among 5 devices: take --devices=4 or .*batch_size=20"):
+        plan.report(tiny_config(), plan.Budget(5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--devices=-1"], "--devices must be at least 1, not -1"),
+        (["--devices=2", "--topology=v5e:2x2"], "give either --devices=N or --topology="),
+        (["--topology=v5e:2x2", "--hbm=16"], "--hbm and --rate go with --devices"),
+        (["--topology=v5e-8"], "topology 'v5e-8' is not GENERATION:ROWSxCOLUMNS"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(arguments, message):
+    done = subprocess.run(
+        [sys.executable, "launch/plan.py", "--config=configs/digits.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_topologies():
+    slice_ = topology.parse("v5e:4x4")
+    assert (slice_.num_chips, slice_.hbm) == (16, 16 * 2**30)
+    assert topology.parse("v4:2x2x2").num_chips == 8
+    for name in ("v5e", "v5e:0x2", "v9:2x2", "v5e:2", "v5e:2x2x2x2", "v5e:2x"):
+        with pytest.raises(ValueError, match="such as v5e:4x4 or v4:2x2x2; generations: v4, v5e"):
+            topology.parse(name)
+
+
+def test_a_missing_compiler_is_said_with_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[tpu\]'"):
+        topology.devices(topology.parse("v5e:2x2"))
+
+
+def test_what_the_compiler_says(estimator, monkeypatch):
+    # Stands in for a slice: this machine, and its compiler.
+    monkeypatch.setattr(topology, "devices", lambda slice_: jax.devices()[:1])
+    slice_ = topology.Topology("v5e", (1, 1))
+    lines, fits = compiled.report(tiny_config(model={"remat": "cell"}), slice_)
+    assert fits and lines[0].startswith("v5e:1x1: 1 chips of 17.2 GB, 16 images a chip")
+    assert "collectives a step: none" in lines
+    arguments, temporaries = (float(n) for n in re.findall(r"(?:ts|es) ([\d.]+)", lines[1])[:2])
+    need = estimator.need(Setting("float32", "cell", 1, 1), 1)
+    assert need.state / plan.GB == pytest.approx(arguments, abs=0.01)
+    assert 0.5 < need.peak / plan.GB / temporaries < 2
+
+
+def compiled_step(gigabytes):
+    share = int(gigabytes * plan.GB / 4)
+    return compiled.Compiled(share, share, share, 3 * share, count_collectives(TPU_TEXT), 1.0)
+
+
+def test_what_is_too_large_is_said(monkeypatch):
+    slice_ = topology.Topology("v5e", (2, 2))
+    monkeypatch.setattr(compiled, "compile_step", lambda *_: compiled_step(12.3))
+    lines, fits = compiled.report(tiny_config(), slice_)
+    assert fits and "in all 12.30; the compiler found room" in lines[1]
+    assert "  all-reduce: 11, 0.0 MB; of them 11 below 64 KiB" in lines
+    assert "  and more in 1 loop(s) of unknown length" in lines
+
+    def refuse(*_):
+        raise compiled.TooLarge("RESOURCE_EXHAUSTED: Ran out. Used 18.10G of 15.75G hbm. More")
+
+    monkeypatch.setattr(compiled, "compile_step", refuse)
+    lines, fits = compiled.report(tiny_config(), slice_)
+    assert not fits and lines[1].startswith("cannot fit: Used 18.10G of 15.75G hbm")
+
+
+PROGRAM = """
+import json, jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from nvae_jax.planning.collectives import count_collectives
+
+mesh = jax.make_mesh((8,), ("data",))
+over, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+
+def rounds(x, stack):
+    def body(x, w):
+        x = x @ w
+        return x - x.mean(0, keepdims=True), None  # a sum over devices of 16 floats
+    return jax.lax.scan(body, x, stack)[0].max()   # and one of a single float
+
+def count(function, *arrays, **kwargs):
+    found = count_collectives(jax.jit(function, **kwargs).lower(*arrays).compile().as_text())
+    return [found.count, found.bytes, found.small, found.uncounted_loops]
+
+x, stack = jax.ShapeDtypeStruct((32, 16), "float32"), jax.ShapeDtypeStruct((5, 16, 16), "float32")
+long = jax.ShapeDtypeStruct((8 * 4096, 16), "float32")
+print(json.dumps([
+    count(rounds, x, stack, in_shardings=(over, whole)),
+    count(jnp.negative, long, in_shardings=(over,), out_shardings=whole),
+]))
+"""
+
+
+def test_collectives_of_a_program_for_eight_devices():
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags} {FAST_COMPILATION}"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    rounds, gathered = json.loads(done.stdout.splitlines()[-1])
+    assert rounds == [{"all-reduce": 6}, {"all-reduce": 5 * 64 + 4}, {"all-reduce": 6}, 0]
+    assert gathered[:2] == [{"all-gather": 1}, {"all-gather": 8 * 4096 * 16 * 4}]
+    assert gathered[2] == {"all-gather": 0}
+
+
+# As TPU's compiler writes: a loop's length only in its condition, types with layouts, tuples,
+# asynchronous pairs.
+TPU_TEXT = """
+HloModule jit_step, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %add = f32[]{:T(128)} add(%a, %b)
+}
+
+%body (state: (s32[], bf16[2,8])) -> (s32[], bf16[2,8]) {
+  %state = (s32[]{:T(128)}, bf16[2,8]{1,0:T(8,128)(2,1)S(1)}) parameter(0)
+  %both = (f32[8]{0:T(128)S(1)}, /*index=1*/f32[8]{0:T(128)S(1)}) all-reduce(%x, %y), to_apply=%sum
+  ROOT %next = (s32[]{:T(128)}, bf16[2,8]{1,0:T(8,128)(2,1)S(1)}) tuple(%i, %z)
+}
+
+%condition (state: (s32[], bf16[2,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(10)
+  ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%unknown (state: (s32[], bf16[2,8])) -> pred[] {
+  ROOT %less = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: bf16[2,8]) -> bf16[2,8] {
+  %gather-start = (bf16[2,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%p), dimensions={0}
+  %gather = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather-done(%gather-start)
+  %first = (s32[], bf16[2,8]{1,0}) while(%tuple), condition=%condition, body=%body
+  ROOT %second = (s32[], bf16[2,8]{1,0}) while(%first), condition=%unknown, body=%body
+}
+"""
+
+
+def test_collectives_in_the_text_of_a_tpu_program():
+    found = count_collectives(TPU_TEXT)
+    assert found.count == {"all-gather": 1, "all-reduce": 10 + 1}
+    assert found.bytes == {"all-gather": 16 * 8 * 2, "all-reduce": 11 * 2 * 8 * 4}
+    assert found.uncounted_loops == 1
+    with pytest.raises(ValueError, match="no entry computation"):
+        count_collectives("")
