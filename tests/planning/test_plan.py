@@ -343,7 +343,11 @@ print(json.dumps([
 
 def test_collectives_of_a_program_for_eight_devices():
     flags = "--xla_force_host_platform_device_count=8"
-    environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags} {FAST_COMPILATION}"}
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{flags} {FAST_COMPILATION}",
+    }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env={**os.environ, **environment},
