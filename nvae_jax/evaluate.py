@@ -12,6 +12,7 @@ from nvae_jax import distributed, reporting, run_directory, sharding, steps
 from nvae_jax.data import pipeline, sources
 from nvae_jax.interrupt import Interrupt, Interrupted
 from nvae_jax.likelihoods import bits_per_dim
+from nvae_jax.ops import compiler
 
 
 def evaluate(model, likelihood, variables, batches, *, mesh=None, **options):
@@ -34,9 +35,10 @@ class Evaluator:
     def __init__(self, model, likelihood, mesh=None):
         self._mesh = mesh or sharding.make_mesh(sharding.MeshSettings(), jax.local_devices()[:1])
         everywhere = sharding.replicated(self._mesh)
-        self._encode = jax.jit(steps.make_encode_step(model))
+        options = compiler.options(self._mesh.devices.flat[0].platform)
+        self._encode = jax.jit(steps.make_encode_step(model), compiler_options=options)
         bound = steps.make_bound_step(model, likelihood)
-        self._bound = jax.jit(bound, out_shardings=everywhere)
+        self._bound = jax.jit(bound, out_shardings=everywhere, compiler_options=options)
         self._gather = jax.jit(lambda mask: mask, out_shardings=everywhere)
         self._num_dims = _num_dims(model, likelihood)
 

@@ -16,6 +16,7 @@ from nvae_jax.noise import (
     replicate,
     spread,
 )
+from nvae_jax.ops import compiler
 from nvae_jax.recalibrate import recalibrated_statistics
 
 GRID = 100  # images of the grid, at most
@@ -53,7 +54,10 @@ def sample_images(
     """
     _check(num, batch_size, decoder_temperature)
     temperatures = group_temperatures(experiment.model.hierarchy, temperature)
-    step = jax.jit(make_sample_step(experiment, draw_pixels=draw_pixels))
+    step = jax.jit(
+        make_sample_step(experiment, draw_pixels=draw_pixels),
+        compiler_options=compiler.options(jax.default_backend()),
+    )
     key, variables = jax.random.key(seed), replicate(variables)
     batch_size = min(batch_size, num)
 
