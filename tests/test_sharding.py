@@ -37,8 +37,30 @@ print(json.dumps({"devices": mesh.size, "losses": losses, "norms": norms, "shard
                   "compiled": update._cache_size()}))
 """
 
+NORM_GROUPS = """
+import json, sys
+import jax, jax.numpy as jnp
+from nvae_jax import sharding
+from nvae_jax.models.layers import BatchNorm
+
+mesh = sharding.make_mesh(sharding.MeshSettings())
+x = jax.ShapeDtypeStruct((16, 4, 4, 3), jnp.float32, sharding=sharding.over_batch(mesh))
+
+def all_reduces(groups):
+    norm = BatchNorm(groups=groups)
+    variables = norm.init(jax.random.key(0), jnp.zeros(x.shape), False)
+    apply = lambda x: norm.apply(variables, x, True, mutable=["batch_stats"])
+    return jax.jit(apply).lower(x).compile().as_text().count("all-reduce(")
+
+print(json.dumps({groups: all_reduces(groups) for groups in (1, 2, 8, 16)}))
+"""
+
 
 def run(devices, **mesh):
+    return run_program(PROGRAM, devices, json.dumps(mesh))
+
+
+def run_program(program, devices, *arguments):
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -46,7 +68,7 @@ def run(devices, **mesh):
         "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(mesh)],
+        [sys.executable, "-c", program, *arguments],
         env=environment,
         cwd=ROOT,
         capture_output=True,
@@ -70,6 +92,12 @@ def test_eight_devices_train_as_one(one_device, mesh):
     for name, norm in one_device["norms"].items():
         np.testing.assert_allclose(eight["norms"][name], norm, rtol=1e-5, atol=1e-6, err_msg=name)
     assert (eight["sharded"] > 0) == (mesh.get("fsdp", 1) > 1)
+
+
+def test_batch_norm_within_devices_needs_no_communication():
+    found = run_program(NORM_GROUPS, 8)
+    assert found["1"] > 0 and found["2"] > 0
+    assert found["8"] == found["16"] == 0
 
 
 @pytest.mark.parametrize(
