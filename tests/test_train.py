@@ -110,6 +110,29 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path, whole, monkeypatch, step,
     assert list(map(values, rows(tmp_path / "run"))) == list(map(values, rows(whole)))
 
 
+def test_a_signal_in_an_evaluation_saves_the_step_at_once(tmp_path, monkeypatch, capsys):
+    config = config_for(eval={"every_steps": 2, "batch_size": 8, "max_examples": 64})
+    batches, read = pipeline.eval_batches, []
+
+    def interrupting(*args, **kwargs):
+        for batch in batches(*args, **kwargs):
+            if len(read) == 1:
+                signal.raise_signal(signal.SIGTERM)
+            read.append(None)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "eval_batches", interrupting)
+        with pytest.raises(Interrupted, match="saved at step 2"):
+            train.train(config, tmp_path / "run")
+    assert len(read) < 8  # it does not evaluate to the end first
+    assert int(saved(tmp_path / "run", config)[0].step) == 2
+    train.train(None, tmp_path / "run")
+    scores = [row for row in rows(tmp_path / "run") if "test/nelbo" in row]
+    assert [row["step"] for row in scores] == [4, 6, STEPS]
+    assert "step 4: test NELBO" in capsys.readouterr().out
+
+
 def test_rows_after_the_last_checkpoint_are_written_once(tmp_path, whole, monkeypatch):
     """A crash loses the steps since the last checkpoint: their rows must not appear twice."""
     config = config_for(checkpoint={"every_steps": 3}, log={"every_steps": 1})
