@@ -7,10 +7,10 @@ Prints medians of milliseconds a call, and the largest difference between the im
 """
 
 import statistics
-import time
 from functools import partial
 
 import jax
+import machine
 import numpy as np
 import record
 from absl import flags
@@ -53,9 +53,7 @@ def measure(calls, number):
     seconds = {name: [] for name in calls}
     for _ in range(number):
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(machine.timed(call))
     return {name: 1e3 * statistics.median(some) for name, some in seconds.items()}
 
 

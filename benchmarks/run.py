@@ -5,10 +5,9 @@
 
 Any config, any device, no data set: the images are made up. Every sample is taken next to a large
 matrix product and a large copy (`machine.py`); the floor is the time that the arithmetic
-(convolutions and
-matrix products) would take at the rate of the best such product. Prints medians with minimum and
-maximum, and writes everything as JSON. Set JAX_COMPILATION_CACHE_DIR to keep compiled programs;
-`compile` does not use it.
+(convolutions and matrix products) would take at the rate of the best such product. Prints medians
+with minimum and maximum, and writes everything as JSON. Set JAX_COMPILATION_CACHE_DIR to keep
+compiled programs; `compile` does not use it.
 """
 
 import pathlib

@@ -6,12 +6,10 @@ config.json  checkpoints/  metrics.jsonl  TensorBoard event files  samples/  eva
 import contextlib
 import fcntl
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from configs import base
-from nvae_jax import distributed
+from nvae_jax import distributed, files
 
 CONFIG, LOCK = "config.json", ".lock"
 # Keys that may change between two starts of a run: they do not change what it computes.
@@ -65,11 +63,8 @@ def save_config(workdir, config):
 
 def write_text(path, text):
     """Replaces a file's content so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with files.replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 @contextlib.contextmanager

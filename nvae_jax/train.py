@@ -49,7 +49,8 @@ class _Run:
         self._workdir, self._checkpoints, self._interrupt = workdir, checkpoints, interrupt
         self._data = _open_data(experiment)
         self._agreement = distributed.Agreement()
-        self._held_out = HeldOut(experiment, experiment.evaluation.max_examples or None)
+        if experiment.evaluation.every_steps:
+            self._held_out = HeldOut(experiment, experiment.evaluation.max_examples or None)
 
     def run(self):
         state = self._restore_or_create()

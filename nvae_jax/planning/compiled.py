@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from nvae_jax import build, sharding
 from nvae_jax.planning import estimate, topology
 from nvae_jax.planning.collectives import SMALL, Collectives, count_collectives
-
-GB = 1e9
+from nvae_jax.planning.estimate import GB
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from nvae_jax.planning.liveness import peak_bytes
 # Programs are traced once, with a batch that is prime and larger than any other dimension: what
 # grows with the batch are the arrays whose size it divides.
 EXAMPLES = 10_007
+GB = 1e9  # bytes
 
 
 class Setting(NamedTuple):

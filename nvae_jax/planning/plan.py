@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from nvae_jax import sharding
 from nvae_jax.models.remat import POLICIES
-from nvae_jax.planning.estimate import Estimator, Setting, bytes_on_device, planned_mesh
+from nvae_jax.planning.estimate import GB, Estimator, Setting, bytes_on_device, planned_mesh
 
-GB = 1e9
 TERA = 1e12
 # What estimates may be wrong by, and the runtime's own share.
 HEADROOM = 0.1

@@ -4,13 +4,12 @@ import gzip
 import io
 import struct
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import base
-from nvae_jax import build, steps
+from nvae_jax import build
 from nvae_jax.data import pipeline
 
 
@@ -111,14 +110,7 @@ def train_two_steps():
             )
             config.model.update(TOWERLESS)
             experiment = build.build(build.resolve(config))
-            step = steps.make_train_step(
-                experiment.model,
-                experiment.likelihood,
-                experiment.objective,
-                experiment.optimizer,
-                experiment.learning_rate,
-            )
-            updates[key] = experiment, jax.jit(step)
+            updates[key] = experiment, experiment.train_step()
         return updates[key]
 
     def train(spec):
