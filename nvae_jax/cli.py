@@ -10,10 +10,11 @@ import jax
 from absl import flags
 
 from configs import base
-from nvae_jax import distributed, run_directory
+from nvae_jax import allocator, distributed, run_directory
 from nvae_jax.interrupt import Interrupted
 
 TRACEBACK_VARIABLE = "NVAE_JAX_TRACEBACK"
+KEEP_MEMORY_VARIABLE = "NVAE_JAX_KEEP_MEMORY"
 PROCESS_FLAGS = (
     flags.DEFINE_string("coordinator_address", None, "host:port of process 0 of a cluster"),
     flags.DEFINE_integer("num_processes", None, "processes of the cluster", 1),
@@ -25,8 +26,11 @@ def run(main):
     """Parses the flags and calls `main(argv)`.
 
     A wrong flag, key, path or value ends in one line on stderr and exit status 2; a run stopped by
-    a signal in 128 + its number. Set NVAE_JAX_TRACEBACK=1 to see where an error comes from.
+    a signal in 128 + its number. Set NVAE_JAX_TRACEBACK=1 to see where an error comes from, and
+    NVAE_JAX_KEEP_MEMORY=0 to give freed memory back to the system (see `allocator`).
     """
+    if os.environ.get(KEEP_MEMORY_VARIABLE) != "0":
+        allocator.keep_freed_memory()
     try:
         argv = _parse(sys.argv)
         _export_process_flags()

@@ -101,21 +101,29 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_run_moves_between_device_counts(tmp_path, alone):
-    """Eight devices, then one, then four that share the parameters: the losses of one device."""
+    """Eight devices, then one, then four that share the parameters: the losses of one device; and
+    those next to either move are what the devices before it would have gone on with."""
     workdir = tmp_path / "run"
-    stages = (
-        (8, ["--config.mesh.data=8"], 2),
-        (1, [], 4),
-        (4, ["--config.mesh.data=2", "--config.mesh.fsdp=2"], 6),
-    )
-    for devices, mesh, last in stages:
+    eight = (8, ["--config.mesh.data=8"])
+    four = (4, ["--config.mesh.data=2", "--config.mesh.fsdp=2"])
+
+    def run(workdir, devices, mesh, last):
         # A run is cut off by a signal that it gives itself after its last step of a stage.
         program = [sys.executable, "-c", STOPPING.format(last=last)]
         code, out = finish(start([*program, *command(workdir, SIX, *mesh)[1:]], devices))
         assert code == (0 if last == 6 else 128 + signal.SIGTERM), out
+
+    run(workdir, *eight, last=2)
+    stays = shutil.copytree(workdir, tmp_path / "stays")
+    run(workdir, 1, [], last=4)
+    stops = shutil.copytree(workdir, tmp_path / "stops")
+    run(workdir, *four, last=6)
     found = losses(workdir)
     assert list(found) == list(range(1, 7))
     np.testing.assert_allclose(list(found.values()), list(alone.values()), rtol=1e-5)
+    run(stays, *eight, last=3)
+    np.testing.assert_allclose(found[3], losses(stays)[3], rtol=1e-6)
+    np.testing.assert_allclose((5, found[5]), next_loss(stops), rtol=1e-6)
 
 
 def cluster(processes, arguments):

@@ -9,7 +9,9 @@ import jax
 CPU = {
     "xla_cpu_experimental_ynn_fusion_type": ",".join(
         f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "INDIVIDUAL_DOT", "REDUCE")
-    )
+    ),
+    # Where there are such registers; depthwise convolutions run a fifth faster with them.
+    "xla_cpu_prefer_vector_width": 512,
 }
 
 

@@ -271,8 +271,11 @@ def _windows(x, axis, k, count, step):
 
 
 def _tiles(size):
-    """((rows, down), (columns, across)): tiles of at most `_TILE` pixels that cover `size`."""
-    tiles, room = [], _TILE
+    """((rows, down), (columns, across)): tiles of at most `_TILE` pixels that cover `size`.
+
+    Two at least: the sum over a single one would be merged with the reshape that follows it.
+    """
+    tiles, room = [], max(min(_TILE, size[0] * size[1] // 2), 1)
     for n in reversed(size):
         count = -(-n // min(room, n))
         length = -(-n // count)

@@ -76,7 +76,9 @@ def swish(x):
 
 
 def _swish_bwd(x, g):
-    gate = jax.nn.sigmoid(x)
+    # Written another way than above, or the compiler would see that the two gates are one, and
+    # keep it from there to here.
+    gate = 0.5 * jnp.tanh(0.5 * x) + 0.5
     return (g * (gate * (1 + x * (1 - gate))),)
 
 

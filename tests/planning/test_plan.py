@@ -170,32 +170,33 @@ class Fake:
 
 
 @pytest.mark.parametrize(
-    ("hbm", "chosen"),
+    ("usable", "chosen"),
     [
-        (40, Setting("float32", "none", 1, 1)),
-        (20, Setting("float32", "norm_act", 1, 1)),
-        (10.4, Setting("float32", "cell", 1, 1)),
-        (5.7, Setting("float32", "group", 1, 1)),
-        (5.4, Setting("float32", "group", 2, 1)),
-        (4.7, Setting("float32", "group", 8, 1)),
-        (4.4, Setting("bfloat16", "group", 1, 1)),
-        (3, Setting("bfloat16", "group", 2, 1)),
-        (2, Setting("bfloat16", "group", 2, 2)),
-        (1, None),
+        (36, Setting("float32", "none", 1, 1)),
+        (18, Setting("float32", "norm_act", 1, 1)),
+        (9.4, Setting("float32", "cell", 1, 1)),
+        (5.1, Setting("float32", "group", 1, 1)),
+        (4.9, Setting("float32", "group", 2, 1)),
+        (4.2, Setting("float32", "group", 8, 1)),
+        (4, Setting("bfloat16", "group", 1, 1)),
+        (2.7, Setting("bfloat16", "group", 2, 1)),
+        (1.8, Setting("bfloat16", "group", 2, 2)),
+        (0.9, None),
     ],
 )
-def test_what_changes_least_is_chosen(hbm, chosen):
+def test_what_changes_least_is_chosen(usable, chosen):
     asked = Setting("float32", "none", 1, 1)
-    assert plan.choose(Fake(), 16, plan.Budget(8, hbm), asked) == chosen
+    budget = plan.Budget(8, usable / (1 - plan.HEADROOM))
+    assert plan.choose(Fake(), 16, budget, asked) == chosen
 
 
 def test_what_cannot_fit_is_said_with_what_would():
     asked = Setting("float32", "none", 1, 1)
-    refusal = " ".join(plan.refusal(Fake(), 16, plan.Budget(8, 1.2), asked))
+    refusal = " ".join(plan.refusal(Fake(), 16, plan.Budget(8, 1.55), asked))
     assert "cannot fit: even remat=group, bfloat16, mesh.fsdp=8" in refusal
-    assert "want 1.12 GB of 1.2" in refusal
+    assert "want 1.12 GB of 1.55 (less 30%)" in refusal
     assert "16 such devices with remat=group, bfloat16, mesh.fsdp=16" in refusal
-    assert "8 device(s) of 1.25 GB" in refusal
+    assert "8 device(s) of 1.61 GB" in refusal
 
 
 def test_a_report_has_a_line_a_policy_and_flags(estimator, monkeypatch):
