@@ -53,7 +53,8 @@ def learning_rate_schedule(settings):
 def adamax(settings, learning_rate=None):
     """u = max(0.999·u, |g| + ε); m = 0.9·m + 0.1·g; p -= lr / (1 - 0.9^t) · m / u.
 
-    Gradients are clipped, where they are, ahead of the weight decay.
+    Gradients are clipped, where they are, ahead of the weight decay. `update` takes `accept`, a
+    boolean: False leaves the state as it is.
 
     Args:
       settings: `OptimizerSettings`.
@@ -63,12 +64,39 @@ def adamax(settings, learning_rate=None):
     chain = optax.chain(
         *([optax.clip_by_global_norm(clip)] if clip else []),
         optax.add_decayed_weights(settings.weight_decay),
-        optax.scale_by_adamax(b1=0.9, b2=0.999, eps=settings.epsilon),
-        optax.scale_by_learning_rate(
-            learning_rate_schedule(settings) if learning_rate is None else learning_rate
+        scale_by_adamax(b1=0.9, b2=0.999, epsilon=settings.epsilon),
+        skipping(
+            optax.scale_by_learning_rate(
+                learning_rate_schedule(settings) if learning_rate is None else learning_rate
+            )
         ),
     )
     return joined(chain)
+
+
+def skipping(transformation):
+    """`transformation` that keeps its old state where `accept` is False."""
+
+    def update(gradients, state, params=None, *, accept=True, **_):
+        updates, new = transformation.update(gradients, state, params)
+        return updates, jax.tree.map(lambda n, o: jnp.where(accept, n, o), new, state)
+
+    return optax.GradientTransformationExtraArgs(transformation.init, update)
+
+
+def scale_by_adamax(b1, b2, epsilon):
+    """`optax.scale_by_adamax`, `skipping`."""
+    adamax = skipping(optax.scale_by_adamax(b1, b2, epsilon))
+
+    def update(gradients, state, params=None, **extra):
+        _, new = adamax.update(gradients, state, params, **extra)
+        # The updates are made of the moments as they are stored. Else the compiler computes them
+        # from the old ones once more, which it then has to copy ahead of overwriting them.
+        new = jax.lax.optimization_barrier(new)
+        correction = 1 - b1**new.count
+        return jax.tree.map(lambda m, u: m / (correction * u), new.mu, new.nu), new
+
+    return optax.GradientTransformationExtraArgs(adamax.init, update)
 
 
 def joined(optimizer, limit=SMALL):
@@ -81,11 +109,13 @@ def joined(optimizer, limit=SMALL):
     def init(params):
         return optimizer.init(_join(params, limit))
 
-    def update(gradients, state, params):
-        updates, state = optimizer.update(_join(gradients, limit), state, _join(params, limit))
+    def update(gradients, state, params, **extra):
+        updates, state = optimizer.update(
+            _join(gradients, limit), state, _join(params, limit), **extra
+        )
         return _part(updates, params, limit), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def global_norm(tree):

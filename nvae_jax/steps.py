@@ -59,15 +59,14 @@ def make_train_step(
         grads, (metrics, batch_stats, spectral) = gradients(
             state.batch_stats, state.spectral, images, key
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        grad_norm = optim.global_norm(grads)
+        finite = jnp.isfinite(metrics["loss"] + grad_norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, accept=finite)
         params = optax.apply_updates(state.params, updates)
-        updated = state.replace(
-            params=params, batch_stats=batch_stats, opt_state=opt_state, spectral=spectral
-        )
+        updated = state.replace(params=params, batch_stats=batch_stats, spectral=spectral)
         if ema_decay:
             updated = updated.replace(average=_averaged(updated, ema_decay))
-        grad_norm = optim.global_norm(grads)
-        updated = _unless_nonfinite(updated, state, metrics["loss"] + grad_norm)
+        updated = _unless_nonfinite(updated, state, finite).replace(opt_state=opt_state)
         metrics.update(
             beta=beta,
             gradient_norm=grad_norm,
@@ -110,9 +109,8 @@ def _averaged(state, decay):
     return optax.incremental_update(state.trained, state.average, 1.0 - decay)
 
 
-def _unless_nonfinite(updated, state, value):
-    """`updated`, or the old state where `value` is not finite; counts the steps either way."""
-    finite = jnp.isfinite(value)
+def _unless_nonfinite(updated, state, finite):
+    """`updated`, or the old state where not `finite`; counts the steps either way."""
     updated = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
     return updated.replace(
         step=state.step + 1,

@@ -28,6 +28,16 @@ def test_adamax_by_hand():
         np.testing.assert_allclose(params, p, rtol=1e-5, atol=1e-6)
 
 
+def test_a_refused_update_leaves_no_trace():
+    optimizer = optim.adamax(settings(warmup_steps=3))
+    params = {"w": jnp.arange(4.0)}
+    gradients = {"w": jnp.array([1.0, -2.0, 0.5, 3.0])}
+    _, before = optimizer.update(gradients, optimizer.init(params), params, accept=True)
+    broken = {"w": jnp.full(4, jnp.nan)}
+    _, after = optimizer.update(broken, before, params, accept=jnp.array(False))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
 @pytest.mark.parametrize(
     ("step", "rate"),
     [(0, 0.0), (50, 5e-3), (100, 1e-2), (550, (1e-2 + 1e-4) / 2), (1000, 1e-4), (2000, 1e-4)],
