@@ -21,6 +21,3 @@ install_environment() { # install_environment EXTRAS, e.g. "[test]" or ""
     touch "$stamp"
   fi
 }
-
-# Large pages for large arrays: on CPU, a stack of four cells took a fifth less time with them.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

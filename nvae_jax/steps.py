@@ -183,21 +183,15 @@ def make_bound_step(model, likelihood):
     return bound_step
 
 
-def make_sample_step(model, likelihood, num, *, draw_pixels):
-    """(variables, key, temperature) -> `num` images (num, H, W, C) in [0, 1] from the prior: the
-    decoder's mean, or a draw from it."""
+def make_sample_step(model, likelihood, num):
+    """(variables, key, temperature) -> the decoder's mean images (num, H, W, C) in [0, 1] for draws
+    from the prior."""
 
     def sample_step(variables, key, temperature):
-        latent_key, pixel_key = jax.random.split(key)
         logits = model.apply(
-            variables,
-            num,
-            temperature=temperature,
-            method="sample_logits",
-            rngs={"latent": latent_key},
+            variables, num, temperature=temperature, method="sample_logits", rngs={"latent": key}
         )
-        images = likelihood(logits)
-        return images.sample(pixel_key) if draw_pixels else images.mean()
+        return likelihood(logits).mean()
 
     return sample_step
 

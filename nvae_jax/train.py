@@ -159,9 +159,7 @@ class _Run:
         """Grids of samples and of reconstructions (above: the images, below: their copies)."""
         experiment, count = self._experiment, self._loop.num_images
         key = jax.random.fold_in(jax.random.key(experiment.seed), step)
-        sample = steps.make_sample_step(
-            experiment.model, experiment.likelihood, count, draw_pixels=False
-        )
+        sample = steps.make_sample_step(experiment.model, experiment.likelihood, count)
         everywhere = sharding.replicated(experiment.mesh)
         sample = jax.jit(sample, out_shardings=everywhere)
         self._writer.images(step, "samples", sample(state.variables, key, 1.0))
