@@ -131,12 +131,23 @@ def cluster(processes, arguments):
     return start([*launcher, *arguments, f"--config.distributed.timeout={TIMEOUT}"])
 
 
-def wait_for_step(process, workdir, step):
-    """Waits until the run has reported `step`."""
+def wait_until(process, condition):
     deadline = time.monotonic() + 400
-    while step not in (losses(workdir) if (workdir / "metrics.jsonl").exists() else {}):
+    while not condition():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.05)
+
+
+def wait_for_step(process, workdir, step):
+    """Waits until the run has reported `step`."""
+    rows = workdir / "metrics.jsonl"
+    wait_until(process, lambda: rows.exists() and step in losses(workdir))
+
+
+def wait_for_checkpoint(process, workdir):
+    """Waits until a checkpoint is complete: they are written beside the steps that follow."""
+    names = lambda: (path.name for path in (workdir / "checkpoints").glob("*"))  # noqa: E731
+    wait_until(process, lambda: any(name.isdigit() for name in names()))
 
 
 def trainer_of(workdir, index):
@@ -174,6 +185,7 @@ def test_a_cluster_that_lost_a_process_continues(tmp_path):
     workdir, copy = tmp_path / "run", tmp_path / "copy"
     process = cluster(2, command(workdir, ENDLESS))
     wait_for_step(process, workdir, 3)
+    wait_for_checkpoint(process, workdir)
     os.kill(trainer_of(workdir, 1), signal.SIGKILL)
     killed = time.monotonic()
     code, out = finish(process)
