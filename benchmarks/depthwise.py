@@ -7,13 +7,12 @@ formats. Samples of everything that shares a size are interleaved, so a load on 
 meets all of them; compare rows of one table only. Prints medians with minimum and maximum, and
 writes them as JSON.
 
-`--keep_memory` (glibc) keeps freed memory instead of giving it back to the system. Without it
-each call first takes page faults for its temporary and output arrays, for small operations on
-large arrays more than the time of the operation itself.
+`--keep_memory` (glibc) keeps freed memory instead of giving it back to the system, as the commands
+of this project do. Without it each call first takes page faults for its temporary and output
+arrays, for small operations on large arrays more than the time of the operation itself.
 """
 
 import argparse
-import ctypes
 import datetime
 import json
 import os
@@ -26,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvae_jax import allocator
 from nvae_jax.ops import depthwise
 
 try:
@@ -184,14 +184,6 @@ def print_rows(rows):
         print(" ".join(cells), flush=True)
 
 
-def keep_memory():
-    """Tells glibc's malloc neither to map large blocks one by one nor to give memory back."""
-    m_trim_threshold, m_mmap_max = -1, -4
-    libc = ctypes.CDLL(None)
-    libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     here = pathlib.Path(__file__).resolve().parent
@@ -200,7 +192,7 @@ def main():
     parser.add_argument("--keep_memory", action="store_true")
     args = parser.parse_args()
     if args.keep_memory:
-        keep_memory()
+        allocator.keep_freed_memory()
     versions = {"jax": jax.__version__, "torch": None if torch is None else torch.__version__}
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {versions}, float32, 5 x 5")
     print(f"{'':45}{'forward, ms':28}{'forward + backward, ms':28}compile, ms")
