@@ -79,7 +79,7 @@ def skipping(transformation):
 
     def update(gradients, state, params=None, *, accept=True, **_):
         updates, new = transformation.update(gradients, state, params)
-        return updates, jax.tree.map(lambda n, o: jnp.where(accept, n, o), new, state)
+        return updates, optax.tree.where(accept, new, state)
 
     return optax.GradientTransformationExtraArgs(transformation.init, update)
 

@@ -111,8 +111,7 @@ def _averaged(state, decay):
 
 def _unless_nonfinite(updated, state, finite):
     """`updated`, or the old state where not `finite`; counts the steps either way."""
-    updated = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
-    return updated.replace(
+    return optax.tree.where(finite, updated, state).replace(
         step=state.step + 1,
         nonfinite_steps=jnp.where(finite, 0, state.nonfinite_steps + 1),
     )
