@@ -26,8 +26,9 @@ def run(main):
     """Parses the flags and calls `main(argv)`.
 
     A wrong flag, key, path or value ends in one line on stderr and exit status 2; a run stopped by
-    a signal in 128 + its number. Set NVAE_JAX_TRACEBACK=1 to see where an error comes from, and
-    NVAE_JAX_KEEP_MEMORY=0 to give freed memory back to the system (see `allocator`).
+    a signal in 128 + its number; one that lost another process of its cluster in 1. Set
+    NVAE_JAX_TRACEBACK=1 to see where an error comes from, and NVAE_JAX_KEEP_MEMORY=0 to give freed
+    memory back to the system (see `allocator`).
     """
     if os.environ.get(KEEP_MEMORY_VARIABLE) != "0":
         allocator.keep_freed_memory()
@@ -44,8 +45,10 @@ def run(main):
     except (flags.Error, ValueError, OSError, FloatingPointError) as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        print(f"error: {_first_line(error)}", file=sys.stderr)
-        distributed.leave(2)
+        lost = distributed.lost_process(error)
+        cause = "another process of the cluster is gone: " if lost else ""
+        print(f"error: {cause}{_first_line(error)}", file=sys.stderr)
+        distributed.leave(1 if lost else 2)
     except Exception:
         if not jax.distributed.is_initialized():
             raise

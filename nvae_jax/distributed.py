@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SHORTEST_TIMEOUT = 5  # less would take a busy host for a lost one
+LOST_CONNECTION = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 ONE_PROCESS_HINT = "set JAX_NUM_PROCESSES=1 to use this host alone"
 
 
@@ -289,6 +291,15 @@ def _maximum():
     mesh = Mesh(np.array(jax.devices()), ("all",))
     everywhere = NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, PartitionSpec("all")), jax.jit(jnp.max, out_shardings=everywhere)
+
+
+def lost_process(error):
+    """Whether `error` says that another process of this cluster is gone, not that ours is wrong.
+
+    A computation that ran into it fails later, where its result is first read, with a ValueError of
+    jax's that only its message, the runtime's status, tells from one about a value.
+    """
+    return jax.distributed.is_initialized() and LOST_CONNECTION.match(str(error)) is not None
 
 
 def leave(status):
