@@ -7,7 +7,9 @@ again: a quarter of a training step's time.
 
 import ctypes
 
-_ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1  # as malloc.h numbers them
+import jax
+
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # as malloc.h numbers them
 
 
 def keep_freed_memory():
@@ -16,11 +18,14 @@ def keep_freed_memory():
     What a step needs temporarily is then held twice over: glibc aligns a large block by cutting it
     from a larger one, and the next one of the same size does not fit the hole that it leaves.
 
-    To be called ahead of the first computation: the threads of the backend would get arenas of
-    their own, and large blocks outside the main arena always go back to the system.
+    To be called ahead of the first computation.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(_ARENA_MAX, 1)
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, -1)
+    if not mallopt:
+        return
+    mallopt(_MMAP_MAX, 0)
+    mallopt(_TRIM_THRESHOLD, -1)
+    # Only the main thread's large blocks can be kept, so let it be the one that starts programs.
+    # One arena for all threads would do too, but finding memory in what a large compilation leaves
+    # behind takes so long that steps take twice their time.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)

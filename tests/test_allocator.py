@@ -1,4 +1,4 @@
-"""Memory that is freed and asked for again is not cleared by the system again."""
+"""Memory that a computation frees and asks for again is not cleared by the system again."""
 
 import ctypes
 import subprocess
@@ -8,14 +8,16 @@ import pytest
 
 PROGRAM = """
 import resource
-import numpy as np
+import jax
 from nvae_jax import allocator
 
 if {keep}:
     allocator.keep_freed_memory()
-np.ones(2**24)  # 128 MB, freed at once
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-np.ones(2**24)
+add = jax.jit(lambda x: x + 1)
+x = jax.numpy.ones(2**24)  # 64 MB
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    add(x).block_until_ready()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
