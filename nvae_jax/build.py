@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from nvae_jax import likelihoods, sharding, state, steps
@@ -159,27 +160,35 @@ class Experiment:
         return self.data.image_shape
 
     def create_state(self, first_batch):
-        """A fresh training state on the mesh; see `state.create`."""
-        shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state())
-        return state.create(
-            self.model,
-            self.optimizer,
-            self.seed,
-            first_batch,
-            averaged=self.loop.ema_decay > 0,
-            shardings=shardings,
+        """A fresh training state on the mesh. `first_batch` holds images (B, H, W, C) in [0, 1]."""
+        images = np.asarray(first_batch) if self.model.needs_data_init else self._one_image
+        create = jax.jit(
+            self._build_state,
+            out_shardings=jax.tree.map(lambda a: a.sharding, self.abstract_state()),
+            compiler_options=compiler.options(self._platform, runs_once=True),
         )
+        return create(self.seed, images)
 
     def abstract_state(self):
         """The shapes of a training state, and where on the mesh its arrays are."""
         return self._abstract_state
 
     @cached_property
-    def _abstract_state(self):  # tracing takes seconds at published size
-        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+    def _build_state(self):  # one object, so that jax traces it once
         averaged = self.loop.ema_decay > 0
-        build_state = partial(state.build, self.model, self.optimizer, averaged=averaged)
-        shapes = jax.eval_shape(build_state, self.seed, images)
+        return partial(state.build, self.model, self.optimizer, averaged=averaged)
+
+    @property
+    def _platform(self):
+        return self.mesh.devices.flat[0].platform
+
+    @property
+    def _one_image(self):
+        return np.zeros((1, *self.image_shape), np.float32)
+
+    @cached_property
+    def _abstract_state(self):  # tracing takes seconds at published size
+        shapes = jax.eval_shape(self._build_state, self.seed, self._one_image)
         return sharding.with_shardings(shapes, sharding.state_shardings(self.mesh, shapes))
 
     def abstract_images(self):
@@ -203,7 +212,7 @@ class Experiment:
             in_shardings=(shardings, sharding.over_batch(self.mesh)),
             out_shardings=(shardings, sharding.replicated(self.mesh)),
             donate_argnums=0,
-            compiler_options=compiler.options(self.mesh.devices.flat[0].platform),
+            compiler_options=compiler.options(self._platform),
         )
 
 

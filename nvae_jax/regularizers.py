@@ -58,8 +58,10 @@ def spectral_penalty(kernels, vectors, rounds=ROUNDS):
     total, updated = 0.0, {}
     for name, matrix in matrices.items():
         left = _unit(_times(fixed[name], right[name]))
-        updated[name] = _unit(_times_left(fixed[name], left))
-        total += jnp.einsum("nr,nrc,nc->n", left, matrix, updated[name]).sum()
+        # Both the next right vector and, along it, the singular value.
+        image = _times_left(matrix, left)
+        updated[name] = jax.lax.stop_gradient(_unit(image))
+        total += jnp.sum(image * updated[name])
     return total, updated
 
 

@@ -1,12 +1,10 @@
 """Everything that training changes, as one pytree."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from nvae_jax import regularizers
@@ -42,31 +40,20 @@ class State:
         return fields if self.average else {k: v for k, v in fields.items() if k != "average"}
 
 
-def create(model, optimizer, seed, first_batch, *, averaged=False, shardings=None):
-    """A fresh state, computed in one jitted call.
+def build(model, optimizer, seed, images, averaged=False):
+    """A fresh state; to be compiled, or under `jax.eval_shape` for its shapes.
 
     Args:
       model: an `NVAE`.
       optimizer: an optax transformation.
       seed: of parameters, spectral vectors and everything drawn in training.
-      first_batch: images (B, H, W, C) in [0, 1]; their values matter only to cells that are
-        initialised from data.
+      images: (B, H, W, C) in [0, 1]; their values matter only to cells that are initialised from
+        data.
       averaged: whether to keep a moving average of the variables.
-      shardings: of the state, as a tree; None leaves them to JAX.
     """
-    if not model.needs_data_init:
-        first_batch = np.zeros((1, *first_batch.shape[1:]), np.float32)
-    create_all = jax.jit(
-        partial(build, model, optimizer, averaged=averaged), out_shardings=shardings
-    )
-    return create_all(seed, first_batch)
-
-
-def build(model, optimizer, seed, images, averaged=False):
-    """What `create` compiles; under `jax.eval_shape` it gives the state's shapes."""
     init_key, spectral_key, train_key = jax.random.split(jax.random.key(seed), 3)
-    variables = initialize(model, init_key, images)
-    vectors = regularizers.init_spectral_vectors(spectral_key, kernels_of(model, variables, images))
+    variables = initialize(model, init_key, images, ("params", "batch_stats", "kernels"))
+    vectors = regularizers.init_spectral_vectors(spectral_key, variables.pop("kernels"))
     return State(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
@@ -78,10 +65,3 @@ def build(model, optimizer, seed, images, averaged=False):
         # Copies: a donated state must not hold one array twice.
         average=jax.tree.map(jnp.copy, variables) if averaged else {},
     )
-
-
-def kernels_of(model, variables, images):
-    """Shapes of the kernels that the model convolves with, as the collection `kernels`."""
-    run = partial(model.clone(unroll=1).apply, mutable=["kernels"])
-    rngs = {"latent": jax.random.key(0)}
-    return jax.eval_shape(lambda v, x: run(v, x, rngs=rngs), variables, images)[1]["kernels"]

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from nvae_jax import build, objective, optim, regularizers, steps
 from nvae_jax.interop import torch_checkpoint
-from nvae_jax.state import kernels_of
+from nvae_jax.models.initialize import kernels_of
 
 TERMS = ("kl", "log_q", "log_p", "kl_per_channel")
 

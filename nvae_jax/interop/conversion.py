@@ -17,7 +17,8 @@ from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataError
 from nvae_jax.interop import torch_checkpoint, torch_file
 from nvae_jax.interop.arguments import export_args, export_operations
-from nvae_jax.state import State, kernels_of
+from nvae_jax.models.initialize import kernels_of
+from nvae_jax.state import State
 
 PUBLISHED = "published.json"
 

@@ -14,15 +14,19 @@ CPU = {
     "xla_cpu_prefer_vector_width": 512,
 }
 
+CPU_RUNS_ONCE = {"xla_backend_optimization_level": 0}
+
 
 @cache
-def options(platform):
-    """The options of a platform ("cpu", "gpu", "tpu"); None where it needs none, or this version of
-    XLA does not know them."""
+def options(platform, runs_once=False):
+    """The options of a platform ("cpu", "gpu", "tpu"), for programs whose compilation takes longer
+    than their run if `runs_once`; None where it needs none, or this version of XLA does not know
+    them."""
     if platform != "cpu":
         return None
+    chosen = CPU_RUNS_ONCE if runs_once else CPU
     try:
-        jax.jit(lambda x: x, compiler_options=CPU).lower(0.0).compile()
+        jax.jit(lambda x: x, compiler_options=chosen).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:
         return None
-    return CPU
+    return chosen
