@@ -139,6 +139,7 @@ def measure_compilation(experiment, batch):
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         state = experiment.abstract_state()
+        jax.clear_caches()  # what was timed before may have made a state already
         init = machine.timed(lambda: experiment.create_state(images))
         for cache in ("empty", "warm"):
             jax.clear_caches()

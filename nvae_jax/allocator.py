@@ -15,8 +15,8 @@ _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # as malloc.h numbers them
 def keep_freed_memory():
     """Makes glibc's allocator keep what it has; does nothing where there is no glibc.
 
-    What a step needs temporarily is then held twice over: glibc aligns a large block by cutting it
-    from a larger one, and the next one of the same size does not fit the hole that it leaves.
+    More is then held than a step needs: glibc aligns a large block by cutting it from a larger one,
+    and the next one of the same size does not fit the hole that it leaves.
 
     To be called ahead of the first computation.
     """
