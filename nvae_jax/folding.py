@@ -7,26 +7,13 @@ inverted residual's four. The first of a residual cell stands ahead of an activa
 scale and a shift.
 """
 
-from functools import partial
-
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from nvae_jax.models.layers import BatchNorm, Conv, per_channel
-
-
-class PlainConv(Conv):
-    """A convolution with its kernel as it is, and with a bias where the variables have one."""
-
-    @nn.compact
-    def __call__(self, x):
-        """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`."""
-        kernel, bias = (self.get_variable("params", name) for name in ("kernel", "bias"))
-        y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
-        return y if bias is None else y + per_channel(bias.astype(self.dtype))
+from nvae_jax.models.kernels import effective_kernels
+from nvae_jax.models.layers import BatchNorm, PlainConv, per_channel
 
 
 class PlainNorm(BatchNorm):
@@ -52,25 +39,14 @@ def fold(model, variables):
       a model and variables that give what the originals do without batch statistics, but for
       rounding. The variables have a collection `params` only.
     """
-    tree = _Folding(variables, effective_kernels(model, variables))
+    kernels = jax.device_get(jax.jit(effective_kernels)(variables["params"]))
+    tree = _Folding(variables, traverse_util.flatten_dict(kernels))
     for path in sorted(tree.norms):
         if path[-1] == "norm_out":
             tree.fold_inverted_residual(path[:-1])
         elif path[-1] == "norm_1":
             tree.behind((*path[:-1], "conv_0"), path)
     return model.clone(conv=PlainConv, norm=PlainNorm), {"params": tree.params()}
-
-
-def effective_kernels(model, variables):
-    """The kernels that the model convolves with, masked and weight-normalised: {path: array}."""
-    size = model.hierarchy.image_size
-    model = model.clone(unroll=1)
-    channels = jax.tree.leaves(variables["params"]["stem"]["kernel"])[0].shape[2]
-    images, rngs = jnp.zeros((1, size, size, channels)), {"latent": jax.random.key(0)}
-    run = partial(model.apply, mutable=["kernels"], rngs=rngs)
-    # Only under jit is the pass that finds them left out.
-    kernels = jax.jit(lambda v: run(v, images)[1]["kernels"])(variables)
-    return traverse_util.flatten_dict(jax.device_get(kernels))
 
 
 class _Folding:

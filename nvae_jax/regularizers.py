@@ -19,7 +19,7 @@ def init_spectral_vectors(key, kernels):
 
     Args:
       key: a PRNG key.
-      kernels: the collection `kernels` of a model; shapes suffice.
+      kernels: `effective_kernels` of a model; shapes suffice.
 
     Returns:
       one (matrices, out) array for each shape of matrix, under the shape's name.
@@ -40,7 +40,7 @@ def spectral_penalty(kernels, vectors, rounds=ROUNDS):
     """The sum of all convolutions' largest singular values, as (out × rest) matrices.
 
     Args:
-      kernels: the collection `kernels`: effective kernels (k, k, in, out), stacked or not.
+      kernels: from `effective_kernels`, (k, k, in, out), stacked or not.
       vectors: what the last step left, or `init_spectral_vectors`.
       rounds: of power iteration, at least 1; may be traced.
 

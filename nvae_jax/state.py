@@ -9,6 +9,7 @@ from flax import struct
 
 from nvae_jax import regularizers
 from nvae_jax.models.initialize import initialize
+from nvae_jax.models.kernels import effective_kernels
 
 
 @struct.dataclass
@@ -52,14 +53,14 @@ def build(model, optimizer, seed, images, averaged=False):
       averaged: whether to keep a moving average of the variables.
     """
     init_key, spectral_key, train_key = jax.random.split(jax.random.key(seed), 3)
-    variables = initialize(model, init_key, images, ("params", "batch_stats", "kernels"))
-    vectors = regularizers.init_spectral_vectors(spectral_key, variables.pop("kernels"))
+    variables = initialize(model, init_key, images)
+    kernels = jax.eval_shape(effective_kernels, variables["params"])
     return State(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
-        spectral=vectors,
+        spectral=regularizers.init_spectral_vectors(spectral_key, kernels),
         key=jax.random.key_data(train_key),
         nonfinite_steps=jnp.zeros((), jnp.int32),
         # Copies: a donated state must not hold one array twice.

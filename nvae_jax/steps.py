@@ -6,6 +6,7 @@ import optax
 
 from nvae_jax import objective as obj
 from nvae_jax import optim, regularizers
+from nvae_jax.models.kernels import effective_kernels, with_kernels
 
 ACTIVE_NATS = 0.1  # a latent channel with more KL than this is in use
 
@@ -133,12 +134,14 @@ def training_loss(
     Returns:
       the loss, and (metrics in nats, new batch_stats, new spectral vectors).
     """
-    out, mutated = model.apply(
-        variables, images, train=True, mutable=["batch_stats", "kernels"], **apply_kwargs
+    kernels = effective_kernels(variables["params"])
+    plain, params = with_kernels(model, variables["params"], kernels)
+    out, mutated = plain.apply(
+        {**variables, "params": params}, images, train=True, mutable=["batch_stats"], **apply_kwargs
     )
     reconstruction = -likelihood(out.logits).log_prob(images)
     weighted_kl, gamma = obj.balanced_kl(out.kl, alpha, beta)
-    spectral_norm, spectral = regularizers.spectral_penalty(mutated["kernels"], spectral, rounds)
+    spectral_norm, spectral = regularizers.spectral_penalty(kernels, spectral, rounds)
     bn = regularizers.batch_norm_penalty(variables["params"])
     loss = (reconstruction + weighted_kl).mean() + weight * (spectral_norm + bn)
     metrics = {

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from nvae_jax import build, objective, optim, regularizers, steps
 from nvae_jax.interop import torch_checkpoint
-from nvae_jax.models.initialize import kernels_of
+from nvae_jax.models.kernels import effective_kernels
 
 TERMS = ("kl", "log_q", "log_p", "kl_per_channel")
 
@@ -47,7 +47,7 @@ class Model:
         meta = self.golden.meta
         alpha = objective.balance_alpha(self.model.hierarchy)
         vectors = regularizers.init_spectral_vectors(
-            jax.random.key(0), kernels_of(self.model, self.variables, self.images)
+            jax.random.key(0), effective_kernels(self.variables["params"])
         )
 
         def loss(params, vectors, rounds):

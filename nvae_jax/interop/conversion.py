@@ -17,7 +17,7 @@ from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataError
 from nvae_jax.interop import torch_checkpoint, torch_file
 from nvae_jax.interop.arguments import export_args, export_operations
-from nvae_jax.models.initialize import kernels_of
+from nvae_jax.models.kernels import effective_kernels
 from nvae_jax.state import State
 
 PUBLISHED = "published.json"
@@ -85,8 +85,7 @@ def fresh_state(experiment, variables, step):
     """
     variables = jax.tree.map(jnp.asarray, variables)
     spectral_key, train_key = jax.random.split(jax.random.key(experiment.seed))
-    images = jnp.zeros((1, *experiment.image_shape))
-    kernels = kernels_of(experiment.model, variables, images)
+    kernels = jax.eval_shape(effective_kernels, variables["params"])
     opt_state = experiment.optimizer.init(variables["params"])
     return State(
         step=jnp.asarray(step, jnp.int32),

@@ -9,6 +9,9 @@ import numpy as np
 from nvae_jax.models.layers import Conv
 
 HIDDEN_PER_LATENT = 6
+# By name: whether a half turns the raster order around, and whether a convolution's mask is strict.
+FLIPPED = {"forward": False, "backward": True}
+STRICT = {"conv_in": True, "conv_depthwise": False, "conv_out": False}
 
 
 def causal_mask(shape, *, strict, flipped, latent_channels):
@@ -34,6 +37,25 @@ def causal_mask(shape, *, strict, flipped, latent_channels):
     return mask[::-1, ::-1] if flipped else mask
 
 
+def kernel_mask(path, shape):
+    """The mask of a kernel by its path among the parameters; None where it is not a flow's.
+
+    Args:
+      path: (..., half, convolution, "kernel").
+      shape: (k, k, in, out), or with a leading axis where stacked; the mask has one then too.
+    """
+    if len(path) < 3 or path[-3] not in FLIPPED or path[-2] not in STRICT:
+        return None
+    mask = causal_mask(
+        shape[-4:],
+        strict=STRICT[path[-2]],
+        flipped=FLIPPED[path[-3]],
+        # The narrow side of a convolution; between the channels of a depthwise one is no order.
+        latent_channels=min(shape[-2:]),
+    )
+    return mask.reshape((1,) * (len(shape) - 4) + mask.shape)
+
+
 class FlowHalf(nn.Module):
     """z ← z - μ(z), where μ at a position sees only positions (and latents) ahead of it."""
 
@@ -45,14 +67,18 @@ class FlowHalf(nn.Module):
         """Maps z (B, h, w, z) to the same shape; the log-determinant is 0."""
         latents = z.shape[-1]
         hidden = HIDDEN_PER_LATENT * latents
-        mask = partial(causal_mask, flipped=self.flipped, latent_channels=latents)
-        strict, inclusive = partial(mask, strict=True), partial(mask, strict=False)
-        conv = partial(self.conv, use_bias=False)
-        mu = nn.elu(conv(hidden, 3, mask=strict, name="conv_in")(z))
-        depthwise = conv(hidden, 5, depthwise=True, mask=inclusive, name="conv_depthwise")
+
+        def conv(features, kernel_size, name, **kwargs):
+            mask = partial(
+                causal_mask, strict=STRICT[name], flipped=self.flipped, latent_channels=latents
+            )
+            return self.conv(features, kernel_size, mask=mask, name=name, **kwargs)
+
+        mu = nn.elu(conv(hidden, 3, "conv_in", use_bias=False)(z))
+        depthwise = conv(hidden, 5, "conv_depthwise", use_bias=False, depthwise=True)
         mu = nn.elu(nn.elu(depthwise(mu)))  # twice, as published
         # A lower initial log-scale makes the flow start close to the identity.
-        last = self.conv(latents, 1, mask=inclusive, log_scale_shift=-np.log(10.0), name="conv_out")
+        last = conv(latents, 1, "conv_out", log_scale_shift=-np.log(10.0))
         return z - last(mu).astype(z.dtype)
 
 
@@ -64,5 +90,6 @@ class FlowPair(nn.Module):
     @nn.compact
     def __call__(self, z):
         """Maps z (B, h, w, z) to the same shape."""
-        z = FlowHalf(flipped=False, conv=self.conv, name="forward")(z)
-        return FlowHalf(flipped=True, conv=self.conv, name="backward")(z)
+        for name, flipped in FLIPPED.items():
+            z = FlowHalf(flipped=flipped, conv=self.conv, name=name)(z)
+        return z

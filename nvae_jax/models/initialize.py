@@ -5,7 +5,6 @@ kernels, biases and the top-down start, and the modules' own initialisers comput
 """
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +14,18 @@ from flax import traverse_util
 from nvae_jax.models.layers import fan_in
 
 
-def initialize(model, key, images, collections=("params", "batch_stats")):
+def initialize(model, key, images):
     """Fresh variables of `model`; jit it.
 
     Args:
       model: an `NVAE`.
       key: a PRNG key.
       images: (B, H, W, C) in [0, 1]. Values and batch size matter only if `model.needs_data_init`.
-      collections: what to return. "kernels" may be among them, which the convolutions make of
-        their parameters.
 
     Returns:
-      {collection: ...}.
+      {"params": ..., "batch_stats": ...}.
     """
+    collections = ("params", "batch_stats")
     draw_key, latent_key = jax.random.split(key)
     # The scans are kept as loops: unrolling them would only make compilation longer.
     model = model.clone(unroll=1)
@@ -40,13 +38,6 @@ def initialize(model, key, images, collections=("params", "batch_stats")):
         rngs={"params": latent_key, "latent": latent_key},
     )
     return {name: variables.get(name, {}) for name in collections}
-
-
-def kernels_of(model, variables, images):
-    """Shapes of the kernels that the model convolves with, as the collection `kernels`."""
-    run = partial(model.clone(unroll=1).apply, mutable=["kernels"])
-    rngs = {"latent": jax.random.key(0)}
-    return jax.eval_shape(lambda v, x: run(v, x, rngs=rngs), variables, images)[1]["kernels"]
 
 
 def _draw(key, shapes):

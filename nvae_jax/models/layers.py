@@ -30,26 +30,29 @@ def fan_in_uniform(key, shape, fan_in):
     return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
 
 
-def normalize_kernel(kernel, log_scale):
-    """exp(log_scale) · v / (‖v‖ + 1e-5), the norm taken per output channel (the last axis)."""
+def effective_kernel(kernel, log_scale=None, mask=None):
+    """What is convolved with: exp(log_scale) · v / (‖v‖ + 1e-5), v being the masked kernel and the
+    norm that of each output channel. Without `log_scale` (out,) it is v. Stacks have a leading axis
+    in kernel and log-scale."""
+    if mask is not None:
+        kernel = kernel * mask
+    if log_scale is None:
+        return kernel
     return kernel * per_channel(jnp.exp(log_scale) / (kernel_norm(kernel) + 1e-5))
 
 
 def per_channel(vector):
     """A vector (C,) in a shape that multiplies (B, H, W, C) and kernels (k, k, in, C)."""
-    return vector[None, None, None, :]
+    return vector[..., None, None, None, :]
 
 
 def kernel_norm(kernel):
-    """Euclidean norm of (..., in, out) over all but the output channels, as (out,)."""
-    return jnp.sqrt(jnp.sum(kernel**2, axis=tuple(range(kernel.ndim - 1))))
+    """Euclidean norm of each output channel of a kernel (k, k, in, out), as (out,)."""
+    return jnp.sqrt(jnp.sum(kernel**2, axis=(-4, -3, -2)))
 
 
 class Conv(nn.Module):
     """A k×k convolution with (k-1)/2 zeros on every side, weight-normalised by default.
-
-    The kernel that it convolves with (masked and normalised) is put in the collection `kernels`
-    when that is mutable: the spectral penalty needs it.
 
     Attributes:
       features: output channels.
@@ -79,9 +82,7 @@ class Conv(nn.Module):
     def __call__(self, x):
         """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`."""
         kernel = self._kernel(x.shape[-1])
-        if self.is_mutable_collection("kernels") and not self.is_initializing():
-            self.put_variable("kernels", "kernel", kernel)
-        y = name_conv_output(self._convolve(x.astype(self.dtype), kernel.astype(self.dtype)))
+        y = self._convolve(x, kernel)
         if self.use_bias:
             bias = self.param("bias", fan_in_uniform, (self.features,), fan_in(kernel.shape))
             y = y + per_channel(bias.astype(self.dtype))
@@ -93,21 +94,25 @@ class Conv(nn.Module):
         per_group = 1 if self.depthwise else channels
         shape = (self.kernel_size, self.kernel_size, per_group, self.features)
         kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
-        if self.mask is not None:
-            kernel = kernel * self.mask(shape)
-        if self.weight_norm:
-            log_scale = self.param(
-                "log_scale", lambda _: jnp.log(kernel_norm(kernel) + 0.01) + self.log_scale_shift
-            )
-            kernel = normalize_kernel(kernel, log_scale)
-        return kernel
+        mask = None if self.mask is None else self.mask(shape)
+        if not self.weight_norm:
+            return effective_kernel(kernel, mask=mask)
+        log_scale = self.param("log_scale", self._first_log_scale, kernel, mask)
+        return effective_kernel(kernel, log_scale, mask)
+
+    def _first_log_scale(self, _, kernel, mask):
+        norm = kernel_norm(effective_kernel(kernel, mask=mask))
+        return jnp.log(norm + 0.01) + self.log_scale_shift
 
     def _convolve(self, x, kernel):
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.upsample:
-            return upsample_depthwise_conv(x, kernel, precision=self.precision)
-        if self.depthwise:
-            return depthwise_conv(x, kernel, stride=self.stride, precision=self.precision)
-        return conv(x, kernel, stride=self.stride, precision=self.precision)
+            y = upsample_depthwise_conv(x, kernel, precision=self.precision)
+        elif self.depthwise:
+            y = depthwise_conv(x, kernel, stride=self.stride, precision=self.precision)
+        else:
+            y = conv(x, kernel, stride=self.stride, precision=self.precision)
+        return name_conv_output(y)
 
     def _init_from_data(self, y):
         mean = y.mean((0, 1, 2))
@@ -116,6 +121,17 @@ class Conv(nn.Module):
         self.put_variable("params", "log_scale", log_scale + jnp.log(gain))
         self.put_variable("params", "bias", (bias - mean) * gain)
         return (y - per_channel(mean)) * per_channel(gain)
+
+
+class PlainConv(Conv):
+    """A convolution with its kernel as it is, and with a bias where the variables have one."""
+
+    @nn.compact
+    def __call__(self, x):
+        """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`."""
+        kernel, bias = (self.get_variable("params", name) for name in ("kernel", "bias"))
+        y = self._convolve(x, kernel)
+        return y if bias is None else y + per_channel(bias.astype(self.dtype))
 
 
 class BatchNorm(nn.Module):

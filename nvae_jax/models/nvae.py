@@ -19,7 +19,7 @@ from nvae_jax.models.layers import BatchNorm, Conv
 from nvae_jax.models.remat import remat_cell, remat_group
 
 # Collections with one entry a group, stacked by the scans.
-STACKED = ("params", "batch_stats", "kernels")
+STACKED = ("params", "batch_stats")
 
 
 @struct.dataclass

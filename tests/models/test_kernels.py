@@ -1,0 +1,51 @@
+"""The kernels made ahead of the pass are those that the convolutions make in it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from nvae_jax import build
+from nvae_jax.models.kernels import effective_kernels, with_kernels
+from tests.conftest import tiny_config
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return build.build(tiny_config(model={"num_flows": 1, "num_scales": 1, "num_groups": 3, "unroll": 1}))
+
+
+@pytest.fixture(scope="module")
+def variables(experiment):
+    images = jnp.zeros((1, *experiment.image_shape))
+    variables = experiment.create_state(images).variables
+    key = jax.random.key(7)
+    params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(key, p.shape), variables["params"])
+    return {**variables, "params": params}
+
+
+def test_the_model_with_given_kernels_is_the_model(experiment, variables):
+    """Values and gradients: masks, norms and log-scales in every convolution, stacked or not."""
+    images = jax.random.uniform(jax.random.key(0), (2, *experiment.image_shape))
+
+    def apply(model, params):
+        variables_ = {**variables, "params": params}
+        out = model.apply(variables_, images, rngs={"latent": jax.random.key(1)})
+        return out.kl.mean() + jnp.square(out.logits).mean()
+
+    def given(params):
+        return apply(*with_kernels(experiment.model, params, effective_kernels(params)))
+
+    own = jax.jit(jax.value_and_grad(lambda params: apply(experiment.model, params)))
+    ours, theirs = jax.jit(jax.value_and_grad(given))(variables["params"]), own(variables["params"])
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(theirs[1]))
+    for mine, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(mine, wanted, rtol=1e-3, atol=1e-5 * largest)
+
+
+def test_every_convolution_has_a_kernel_and_nothing_else_does(variables):
+    params = traverse_util.flatten_dict(variables["params"])
+    kernels = traverse_util.flatten_dict(effective_kernels(variables["params"]))
+    dense = {path for path in params if path[-2:-1] in (("reduce",), ("expand",))}
+    assert set(kernels) == {path for path in params if path[-1] == "kernel"} - dense
