@@ -64,10 +64,12 @@ def make_train_step(
         finite = jnp.isfinite(metrics["loss"] + grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, accept=finite)
         params = optax.apply_updates(state.params, updates)
-        updated = state.replace(params=params, batch_stats=batch_stats, spectral=spectral)
+        # The optimiser has chosen between its old state and the new one already.
+        old = state.replace(opt_state=())
+        updated = old.replace(params=params, batch_stats=batch_stats, spectral=spectral)
         if ema_decay:
             updated = updated.replace(average=_averaged(updated, ema_decay))
-        updated = _unless_nonfinite(updated, state, finite).replace(opt_state=opt_state)
+        updated = _unless_nonfinite(updated, old, finite).replace(opt_state=opt_state)
         metrics.update(
             beta=beta,
             gradient_norm=grad_norm,

@@ -1,5 +1,6 @@
 """Options of the compiler, by platform; for `jax.jit(..., compiler_options=options(platform))`."""
 
+import os
 from functools import cache
 
 import jax
@@ -23,10 +24,12 @@ CPU_RUNS_ONCE = {"xla_backend_optimization_level": 0}
 def options(platform, runs_once=False):
     """The options of a platform ("cpu", "gpu", "tpu"), for programs whose compilation takes longer
     than their run if `runs_once`; None where it needs none, or this version of XLA does not know
-    them."""
+    them. What XLA_FLAGS sets stays as it is set there."""
     if platform != "cpu":
         return None
+    flags = os.environ.get("XLA_FLAGS", "")
     chosen = CPU_RUNS_ONCE if runs_once else CPU
+    chosen = {name: value for name, value in chosen.items() if f"--{name}=" not in flags}
     try:
         jax.jit(lambda x: x, compiler_options=chosen).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:

@@ -13,7 +13,9 @@ from tests.conftest import tiny_config
 
 @pytest.fixture(scope="module")
 def experiment():
-    return build.build(tiny_config(model={"num_flows": 1, "num_scales": 1, "num_groups": 3, "unroll": 1}))
+    return build.build(
+        tiny_config(model={"num_flows": 1, "num_scales": 1, "num_groups": 3, "unroll": 1})
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,32 @@
+"""Which options programs are compiled with."""
+
+import pytest
+
+from nvae_jax.ops import compiler
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    compiler.options.cache_clear()
+    yield
+    compiler.options.cache_clear()
+
+
+@pytest.mark.parametrize("runs_once", [False, True])
+def test_the_users_flags_come_first(monkeypatch, runs_once):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    ours = compiler.options("cpu", runs_once)
+    assert "xla_backend_optimization_level" in ours
+    compiler.options.cache_clear()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_x=1 --xla_backend_optimization_level=3")
+    theirs = compiler.options("cpu", runs_once)
+    assert theirs == {k: v for k, v in ours.items() if k != "xla_backend_optimization_level"}
+
+
+def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr(compiler, "CPU", {"xla_no_such_option": 1})
+    assert compiler.options("cpu") is None
+
+
+def test_accelerators_need_none():
+    assert compiler.options("gpu") is None and compiler.options("tpu") is None
