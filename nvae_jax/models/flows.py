@@ -46,14 +46,14 @@ def kernel_mask(path, shape):
     """
     if len(path) < 3 or path[-3] not in FLIPPED or path[-2] not in STRICT:
         return None
-    mask = causal_mask(
-        shape[-4:],
-        strict=STRICT[path[-2]],
-        flipped=FLIPPED[path[-3]],
-        # The narrow side of a convolution; between the channels of a depthwise one is no order.
-        latent_channels=min(shape[-2:]),
-    )
+    mask = _mask(path[-2], FLIPPED[path[-3]], shape[-4:])
     return mask.reshape((1,) * (len(shape) - 4) + mask.shape)
+
+
+def _mask(convolution, flipped, shape):
+    # Latents are the narrow side; the channels of a depthwise kernel have no order.
+    latents = min(shape[2:])
+    return causal_mask(shape, strict=STRICT[convolution], flipped=flipped, latent_channels=latents)
 
 
 class FlowHalf(nn.Module):
@@ -69,9 +69,7 @@ class FlowHalf(nn.Module):
         hidden = HIDDEN_PER_LATENT * latents
 
         def conv(features, kernel_size, name, **kwargs):
-            mask = partial(
-                causal_mask, strict=STRICT[name], flipped=self.flipped, latent_channels=latents
-            )
+            mask = partial(_mask, name, self.flipped)
             return self.conv(features, kernel_size, mask=mask, name=name, **kwargs)
 
         mu = nn.elu(conv(hidden, 3, "conv_in", use_bias=False)(z))

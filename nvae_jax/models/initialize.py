@@ -25,7 +25,6 @@ def initialize(model, key, images):
     Returns:
       {"params": ..., "batch_stats": ...}.
     """
-    collections = ("params", "batch_stats")
     draw_key, latent_key = jax.random.split(key)
     # The scans are kept as loops: unrolling them would only make compilation longer.
     model = model.clone(unroll=1)
@@ -34,10 +33,10 @@ def initialize(model, key, images):
     _, variables = model.apply(
         {"params": traverse_util.unflatten_dict(params)},
         images,
-        mutable=collections,
+        mutable=["params", "batch_stats"],
         rngs={"params": latent_key, "latent": latent_key},
     )
-    return {name: variables.get(name, {}) for name in collections}
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
 def _draw(key, shapes):

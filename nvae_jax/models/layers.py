@@ -42,7 +42,8 @@ def effective_kernel(kernel, log_scale=None, mask=None):
 
 
 def per_channel(vector):
-    """A vector (C,) in a shape that multiplies (B, H, W, C) and kernels (k, k, in, C)."""
+    """A vector (C,) in a shape that multiplies (B, H, W, C) and kernels (k, k, in, C); stacked
+    ones (groups, C) multiply stacked kernels."""
     return vector[..., None, None, None, :]
 
 
@@ -95,9 +96,9 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, per_group, self.features)
         kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
         mask = None if self.mask is None else self.mask(shape)
-        if not self.weight_norm:
-            return effective_kernel(kernel, mask=mask)
-        log_scale = self.param("log_scale", self._first_log_scale, kernel, mask)
+        log_scale = None
+        if self.weight_norm:
+            log_scale = self.param("log_scale", self._first_log_scale, kernel, mask)
         return effective_kernel(kernel, log_scale, mask)
 
     def _first_log_scale(self, _, kernel, mask):

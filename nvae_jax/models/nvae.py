@@ -239,7 +239,7 @@ class NVAE(nn.Module):
       dtype: of activations and convolutions; parameters and statistics stay float32.
       bn_momentum: weight of a batch in the running statistics.
       norm_groups: parts of a batch with batch-norm statistics of their own; see `BatchNorm`.
-      conv, norm: factories of the parts; `folding` puts plainer ones in their place.
+      conv, norm: factories of the parts; `kernels` and `folding` put plainer ones in their place.
     """
 
     hierarchy: Hierarchy

@@ -32,8 +32,8 @@ def test_the_model_with_given_kernels_is_the_model(experiment, variables):
     images = jax.random.uniform(jax.random.key(0), (2, *experiment.image_shape))
 
     def apply(model, params):
-        variables_ = {**variables, "params": params}
-        out = model.apply(variables_, images, rngs={"latent": jax.random.key(1)})
+        rngs = {"latent": jax.random.key(1)}
+        out = model.apply({**variables, "params": params}, images, rngs=rngs)
         return out.kl.mean() + jnp.square(out.logits).mean()
 
     def given(params):
@@ -49,5 +49,5 @@ def test_the_model_with_given_kernels_is_the_model(experiment, variables):
 def test_every_convolution_has_a_kernel_and_nothing_else_does(variables):
     params = traverse_util.flatten_dict(variables["params"])
     kernels = traverse_util.flatten_dict(effective_kernels(variables["params"]))
-    dense = {path for path in params if path[-2:-1] in (("reduce",), ("expand",))}
+    dense = {path for path in params if path[-2] in ("reduce", "expand")}
     assert set(kernels) == {path for path in params if path[-1] == "kernel"} - dense
