@@ -10,8 +10,8 @@ from nvae_jax.models.remat import POLICIES
 from nvae_jax.planning.estimate import GB, Estimator, Setting, bytes_on_device, planned_mesh
 
 TERA = 1e12
-# What estimates fall short by: the compiler of TPUs took 1.35 to 1.4 times as much for five of the
-# six published configs, and 1.75 times for the sixth.
+# What estimates fall short by: the compiler of TPUs took 1.1 to 1.3 times as much for five of the
+# six published configs, and 1.55 times for the sixth.
 HEADROOM = 0.3
 
 
