@@ -43,7 +43,8 @@ def get_config():
     model.num_flows = 0  # pairs of autoregressive flow steps per group, posterior only
     model.likelihood = "bernoulli"  # bernoulli, logistic_mixture, gaussian, auto: by the data
     model.num_mixtures = 10  # of logistic_mixture
-    model.unroll = 0  # groups per loop iteration; 0: all of them on CPU, one elsewhere
+    # Groups per loop iteration. 0: all of them on CPU if the model has at most 32, else one.
+    model.unroll = 0
     model.norm_groups = 1  # parts of a batch with batch-norm statistics of their own
     model.remat = "none"  # computed again in the backward pass: none, norm_act, cell or group
     model.dtype = "float32"  # of activations and convolutions: float32 or bfloat16

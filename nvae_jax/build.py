@@ -32,6 +32,9 @@ PRECISIONS = {
     "highest": jax.lax.Precision.HIGHEST,
 }
 UNROLL_ALL = 10**6
+# Models of more groups stay loops on CPU too: compiling an unrolled one takes minutes, and runs on
+# CPU of a model that large are too short to win them back.
+MOST_UNROLLED_GROUPS = 32
 
 
 def build_model(config):
@@ -52,17 +55,23 @@ def build_model(config):
         "decoder_cells_per_group encoder_cell decoder_cell squeeze_excitation residual_posterior "
         "num_flows norm_groups"
     )
+    hierarchy = build_hierarchy(config)
     return NVAE(
-        hierarchy=build_hierarchy(config),
+        hierarchy=hierarchy,
         output_channels=likelihoods.num_params(
             model.likelihood, config.data.channels, model.num_mixtures
         ),
-        unroll=model.unroll or (UNROLL_ALL if jax.default_backend() == "cpu" else 1),
+        unroll=model.unroll or _default_unroll(hierarchy),
         remat=_one_of(remat.POLICIES, "model.remat", model.remat),
         dtype=_choose(DTYPES, "model.dtype", model.dtype),
         precision=_choose(PRECISIONS, "model.precision", model.precision),
         **{key: model[key] for key in same.split()},
     )
+
+
+def _default_unroll(hierarchy):
+    straight = sum(hierarchy.groups) <= MOST_UNROLLED_GROUPS
+    return UNROLL_ALL if straight and jax.default_backend() == "cpu" else 1
 
 
 def build_hierarchy(config):

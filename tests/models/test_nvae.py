@@ -43,6 +43,15 @@ def test_unrolling_changes_nothing(tiny):
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("num_groups", "looped"), [(16, False), (17, True)])
+def test_large_models_stay_loops(num_groups, looped):
+    """2 scales of 16 groups are the most that are unrolled unasked."""
+    model, _ = make(num_groups=num_groups)
+    assert (model.unroll == 1) == looped
+    model, _ = make(num_groups=num_groups, unroll=4)
+    assert model.unroll == 4
+
+
 def test_groups_of_a_scale_are_stacked(tiny):
     _, state, _ = tiny
     params = state.params
