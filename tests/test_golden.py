@@ -46,9 +46,8 @@ class Model:
         """Loss, gradients and everything else of one training pass at the golden β and λ."""
         meta = self.golden.meta
         alpha = objective.balance_alpha(self.model.hierarchy)
-        vectors = regularizers.init_spectral_vectors(
-            jax.random.key(0), effective_kernels(self.variables["params"])
-        )
+        kernels = jax.eval_shape(effective_kernels, self.variables["params"])
+        vectors = regularizers.init_spectral_vectors(jax.random.key(0), kernels)
 
         def loss(params, vectors, rounds):
             return steps.training_loss(

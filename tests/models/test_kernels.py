@@ -22,8 +22,12 @@ def experiment():
 def variables(experiment):
     images = jnp.zeros((1, *experiment.image_shape))
     variables = experiment.create_state(images).variables
-    key = jax.random.key(7)
-    params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(key, p.shape), variables["params"])
+    rng = np.random.default_rng(7)
+
+    def moved(parameter):
+        return (parameter + 0.3 * rng.normal(size=parameter.shape)).astype(np.float32)
+
+    params = jax.tree.map(moved, jax.device_get(variables["params"]))
     return {**variables, "params": params}
 
 

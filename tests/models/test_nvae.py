@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,15 @@ def noise_for(model, batch, seed=0):
     return [rng.normal(size=(batch, *s)).astype(np.float32) for s in model.latent_shapes()]
 
 
+# Compiled as wholes: run operation by operation, a model is hundreds of small programs to compile.
+initialized = jax.jit(initialize, static_argnums=0)
+
+
+@partial(jax.jit, static_argnames=("model", "method"))
+def run(model, variables, *args, method=None, **kwargs):
+    return model.apply(variables, *args, method=method, **kwargs)
+
+
 def make(**model_keys):
     config = tiny_config(model=model_keys)
     model = build.build_model(config)
@@ -24,7 +34,7 @@ def make(**model_keys):
 
 def test_output_shapes(tiny):
     experiment, state, images = tiny
-    out = experiment.model.apply(state.variables, images, noise=noise_for(experiment.model, 4))
+    out = run(experiment.model, state.variables, images, noise=noise_for(experiment.model, 4))
     assert out.logits.shape == (4, 16, 16, 1)
     assert out.kl.shape == (4, 4)
     assert out.log_q.shape == out.log_p.shape == (4,)
@@ -38,8 +48,8 @@ def test_unrolling_changes_nothing(tiny):
     experiment, state, images = tiny
     noise = noise_for(experiment.model, 4)
     looped = experiment.model.clone(unroll=1)
-    ours = experiment.model.apply(state.variables, images, noise=noise)
-    theirs = looped.apply(state.variables, images, noise=noise)
+    ours = run(experiment.model, state.variables, images, noise=noise)
+    theirs = run(looped, state.variables, images, noise=noise)
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-5, atol=1e-5)
 
 
@@ -64,7 +74,7 @@ def test_groups_of_a_scale_are_stacked(tiny):
 def test_posterior_is_relative_to_the_prior(residual):
     """With the posterior heads at zero, a residual posterior is the prior: no KL at all."""
     model, images = make(residual_posterior=residual, unroll=1)
-    variables = initialize(model, jax.random.key(0), images)
+    variables = initialized(model, jax.random.key(0), images)
 
     def shut(path, value):
         if not any(k.key == "posterior_head" for k in path):
@@ -74,7 +84,7 @@ def test_posterior_is_relative_to_the_prior(residual):
 
     params = jax.tree_util.tree_map_with_path(shut, variables["params"])
     variables = {**variables, "params": params}
-    kl = np.asarray(model.apply(variables, images, noise=noise_for(model, 2)).kl)
+    kl = np.asarray(run(model, variables, images, noise=noise_for(model, 2)).kl)
     if residual:
         np.testing.assert_allclose(kl, 0, atol=1e-4)
     else:
@@ -86,14 +96,12 @@ def test_first_prior_has_scale_1_01(tiny):
     noise = noise_for(experiment.model, 1)
 
     def first_state(noise):
-        return experiment.model.apply(
+        return run(
+            experiment.model,
             state.variables,
-            None,
             noise,
-            jnp.ones(4),
-            False,
-            method=lambda m, *args: m.top_down(*args),
-        )[1][0].z
+            method=lambda m, noise: m.top_down(None, noise, jnp.ones(4), False)[1][0].z,
+        )
 
     np.testing.assert_allclose(first_state(noise), 1.01 * noise[0], rtol=1e-6)
 
@@ -103,8 +111,8 @@ def test_temperature_scales_the_noise(tiny):
     model, noise = experiment.model, noise_for(tiny[0].model, 2)
 
     def logits(noise, temperature):
-        return model.apply(
-            state.variables, noise=noise, temperature=temperature, method="sample_logits"
+        return run(
+            model, state.variables, noise=noise, temperature=temperature, method="sample_logits"
         )
 
     scaled = logits([0.5 * n for n in noise], 1.0)
@@ -113,22 +121,22 @@ def test_temperature_scales_the_noise(tiny):
 
 def test_degenerate_model_has_no_towers():
     model, images = make(num_scales=1, num_groups=1, unroll=1)
-    variables = initialize(model, jax.random.key(0), images)
+    variables = initialized(model, jax.random.key(0), images)
     params = variables["params"]
     assert set(params["top_down"]) == {"start", "first_group"}
     assert set(params["bottom_up"]) == {"head"}
     assert params["top_down"]["first_group"]["merge"]["kernel"].shape == (1, 1, 4, 16)
-    out = model.apply(variables, images, noise=noise_for(model, 2))
+    out = run(model, variables, images, noise=noise_for(model, 2))
     moved = jax.tree.map(lambda a: a, variables)
     moved["params"]["top_down"]["start"] = params["top_down"]["start"] + 1.0
-    again = model.apply(moved, images, noise=noise_for(model, 2))
+    again = run(model, moved, images, noise=noise_for(model, 2))
     np.testing.assert_array_equal(out.logits, again.logits)
 
 
 def test_flows_change_the_kl_to_a_one_sample_estimate():
     model, images = make(num_flows=1, unroll=1)
-    variables = initialize(model, jax.random.key(0), images)
-    out = model.apply(variables, images, noise=noise_for(model, 2))
+    variables = initialized(model, jax.random.key(0), images)
+    out = run(model, variables, images, noise=noise_for(model, 2))
     np.testing.assert_allclose(out.kl.sum(1), out.log_q - out.log_p, rtol=1e-3, atol=1e-3)
 
 
@@ -136,8 +144,8 @@ def test_flows_change_the_kl_to_a_one_sample_estimate():
 def test_data_init_sets_every_body_convolution(cells):
     model, images = make(encoder_cell=cells[0], decoder_cell=cells[1], unroll=1)
     assert model.needs_data_init
-    real = initialize(model, jax.random.key(0), images)["params"]
-    other = initialize(model, jax.random.key(0), images * 0.1)["params"]
+    real = initialized(model, jax.random.key(0), images)["params"]
+    other = initialized(model, jax.random.key(0), images * 0.1)["params"]
     path = ("bottom_up", "scale_0", "cell_0", "body", "conv_1", "log_scale")
     for key in path:
         real, other = real[key], other[key]
@@ -148,8 +156,8 @@ def test_initialize_has_the_distribution_of_init(tiny):
     """Same structure, and per leaf the same range, as flax's own init."""
     experiment, _, images = tiny
     model = experiment.model.clone(unroll=1)
-    ours = initialize(model, jax.random.key(0), images)
-    theirs = model.init(jax.random.key(0), images)
+    ours = initialized(model, jax.random.key(0), images)
+    theirs = jax.jit(model.init)(jax.random.key(0), images)
     assert jax.tree.structure(ours["params"]) == jax.tree.structure(theirs["params"])
     assert jax.tree.structure(ours["batch_stats"]) == jax.tree.structure(theirs["batch_stats"])
 
@@ -166,7 +174,7 @@ def test_wrong_noise_is_refused(tiny):
     experiment, state, images = tiny
     noise = noise_for(experiment.model, 4)[:-1]
     with pytest.raises(ValueError, match="noise has shapes"):
-        experiment.model.apply(state.variables, images, noise=noise)
+        run(experiment.model, state.variables, images, noise=noise)
 
 
 def test_noise_is_drawn_from_the_latent_stream(tiny):
@@ -174,7 +182,7 @@ def test_noise_is_drawn_from_the_latent_stream(tiny):
 
     def logits(seed):
         rngs = {"latent": jax.random.key(seed)}
-        return np.asarray(experiment.model.apply(state.variables, images, rngs=rngs).logits)
+        return np.asarray(run(experiment.model, state.variables, images, rngs=rngs).logits)
 
     np.testing.assert_array_equal(logits(0), logits(0))
     assert (logits(0) != logits(1)).any()
