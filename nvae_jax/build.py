@@ -21,7 +21,8 @@ from nvae_jax.models import cells, remat
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.objective import ObjectiveSettings
-from nvae_jax.ops import compiler
+from nvae_jax.ops import compiler, depthwise
+from nvae_jax.ops.depthwise import native
 from nvae_jax.optim import OptimizerSettings, adamax, learning_rate_schedule
 from nvae_jax.settings import EvaluationSettings, LoopSettings
 
@@ -37,8 +38,12 @@ UNROLL_ALL = 10**6
 MOST_UNROLLED_GROUPS = 32
 
 
-def build_model(config):
-    """The `NVAE` module that a config describes."""
+def build_model(config, devices=()):
+    """The `NVAE` module that a config describes.
+
+    Args:
+      devices: that it runs on; without them it gets no kernel that only suits some.
+    """
     model = config.model
     _check_positive(
         model,
@@ -65,6 +70,7 @@ def build_model(config):
         remat=_one_of(remat.POLICIES, "model.remat", model.remat),
         dtype=_choose(DTYPES, "model.dtype", model.dtype),
         precision=_choose(PRECISIONS, "model.precision", model.precision),
+        depthwise_conv=_depthwise_implementation(model.depthwise_conv, devices),
         **{key: model[key] for key in same.split()},
     )
 
@@ -72,6 +78,21 @@ def build_model(config):
 def _default_unroll(hierarchy):
     straight = sum(hierarchy.groups) <= MOST_UNROLLED_GROUPS
     return UNROLL_ALL if straight and jax.default_backend() == "cpu" else 1
+
+
+def _depthwise_implementation(name, devices):
+    known = ("auto", *depthwise.IMPLEMENTATIONS)
+    _one_of(known, "model.depthwise_conv", name)
+    suits = [device.platform for device in devices] == ["cpu"]
+    if name == "auto":
+        return "native" if suits and native.problem() is None else None
+    if name == "native":
+        problem = native.problem()
+        if devices and not suits:
+            problem = f"it runs on one CPU device, not on {len(devices)} ({devices[0].platform})"
+        if problem:
+            raise ValueError(f"model.depthwise_conv is 'native', but {problem}")
+    return name
 
 
 def build_hierarchy(config):
@@ -233,8 +254,9 @@ def build(config, devices=None):
       devices: of the mesh; None takes all that there are.
     """
     optimizer, learning_rate = build_optimizer(config)
+    mesh = sharding.make_mesh(sharding.MeshSettings(**config.mesh.to_dict()), devices)
     return Experiment(
-        model=build_model(config),
+        model=build_model(config, tuple(mesh.devices.flat)),
         likelihood=build_likelihood(config),
         data=build_data(config),
         objective=build_objective(config),
@@ -243,7 +265,7 @@ def build(config, devices=None):
         seed=config.seed,
         loop=build_loop(config),
         evaluation=build_evaluation(config),
-        mesh=sharding.make_mesh(sharding.MeshSettings(**config.mesh.to_dict()), devices),
+        mesh=mesh,
     )
 
 

@@ -89,11 +89,13 @@ def export_run(run, out, *, batch_size=16, temperature=1.0, platforms=PLATFORMS)
     _check(batch_size, platforms)
     experiment, padding = run.experiment, run.experiment.data.padding
     group_temperatures(experiment.model.hierarchy, temperature)
-    model, variables = fold(experiment.model, run.variables)
+    # A program that is to run elsewhere cannot call what was compiled here.
+    original = experiment.model.clone(depthwise_conv=None)
+    model, variables = fold(original, run.variables)
     sampler = make_sampler(
         model, experiment.likelihood, variables, batch_size=batch_size, padding=padding
     )
-    _, variables = fold(experiment.model, run.state.variables)
+    _, variables = fold(original, run.state.variables)
     encoder = make_encoder(model, variables, padding=padding)
     height, width, channels = experiment.image_shape
     shape = (batch_size, height - 2 * padding, width - 2 * padding, channels)

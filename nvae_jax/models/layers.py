@@ -64,6 +64,7 @@ class Conv(nn.Module):
       log_scale_shift: added to the initial log-scale.
       data_init: the first batch sets log-scale and bias so that each output channel has mean 0 and
         standard deviation 1/5 (Salimans & Kingma 2016); that batch is the one `init` is given.
+      implementation: of a depthwise convolution; see `nvae_jax.ops.depthwise`.
     """
 
     features: int
@@ -78,6 +79,7 @@ class Conv(nn.Module):
     data_init: bool = False
     dtype: Any = jnp.float32
     precision: Any = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x):
@@ -107,10 +109,11 @@ class Conv(nn.Module):
 
     def _convolve(self, x, kernel):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        options = dict(implementation=self.implementation, precision=self.precision)
         if self.upsample:
-            y = upsample_depthwise_conv(x, kernel, precision=self.precision)
+            y = upsample_depthwise_conv(x, kernel, **options)
         elif self.depthwise:
-            y = depthwise_conv(x, kernel, stride=self.stride, precision=self.precision)
+            y = depthwise_conv(x, kernel, stride=self.stride, **options)
         else:
             y = conv(x, kernel, stride=self.stride, precision=self.precision)
         return name_conv_output(y)

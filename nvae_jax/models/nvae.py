@@ -237,6 +237,8 @@ class NVAE(nn.Module):
       unroll: groups of a scale that one loop iteration computes; a large number unrolls them all.
       remat: what the backward pass computes again, one of `remat.POLICIES`.
       dtype: of activations and convolutions; parameters and statistics stay float32.
+      depthwise_conv: implementation of depthwise convolutions, or None to choose by platform; see
+        `nvae_jax.ops.depthwise`.
       bn_momentum: weight of a batch in the running statistics.
       norm_groups: parts of a batch with batch-norm statistics of their own; see `BatchNorm`.
       conv, norm: factories of the parts; `kernels` and `folding` put plainer ones in their place.
@@ -259,13 +261,19 @@ class NVAE(nn.Module):
     remat: str = "none"
     dtype: Any = jnp.float32
     precision: Any = None
+    depthwise_conv: str | None = None
     bn_momentum: float = 0.05
     norm_groups: int = 1
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
 
     def setup(self):
-        conv = partial(self.conv, dtype=self.dtype, precision=self.precision)
+        conv = partial(
+            self.conv,
+            dtype=self.dtype,
+            precision=self.precision,
+            implementation=self.depthwise_conv,
+        )
         norm = partial(
             self.norm, dtype=self.dtype, momentum=self.bn_momentum, groups=self.norm_groups
         )

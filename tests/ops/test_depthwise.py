@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from nvae_jax.ops import depthwise
+from nvae_jax.ops.depthwise import native, shifted
 from nvae_jax.ops.depthwise import IMPLEMENTATIONS, depthwise_conv, upsample_depthwise_conv
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -123,6 +125,54 @@ def test_upsample_value_and_gradients(k, size, dtype, implementation):
     assert_close(actual, upsample_reference(x, kernel, g), dtype)
 
 
+@pytest.mark.parametrize(("k", "stride"), [(3, 1), (5, 1), (5, 2)])
+@pytest.mark.parametrize("channels", [16, 37, 100])
+def test_native_blocks(k, stride, channels):
+    # More channels than a block has, and not a multiple; images of several strips of rows.
+    size = (45, 40)
+    x, kernel, g = data(size, k, [-(-n // stride) for n in size], channels=channels)
+    operation = partial(depthwise_conv, stride=stride, implementation="native")
+    actual = jax.jit(with_gradients(operation))(x, kernel, g)
+    assert_close(actual, reference(x, kernel, g, stride), jnp.float32)
+
+
+def test_native_gives_the_same_bits_every_time():
+    x, kernel, g = data((8, 8), 5, (8, 8), batch=7, channels=70)
+    run = jax.jit(with_gradients(partial(depthwise_conv, implementation="native")))
+    first = run(x, kernel, g)
+    for _ in range(20):
+        for a, b in zip(run(x, kernel, g), first, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def fresh_native(tmp_path, monkeypatch):
+    """`native` as in a new process, with an empty folder to keep what it compiles."""
+    monkeypatch.setattr(native, "_folder", lambda: tmp_path / "native")
+    native.problem.cache_clear()
+    yield tmp_path
+    native.problem.cache_clear()
+
+
+def test_native_is_compiled_once_a_machine(fresh_native):
+    library = native._compiled(["c++"])
+    assert list((fresh_native / "native").iterdir()) == [library]
+    before = library.stat().st_mtime_ns
+    assert native._compiled(["c++"]) == library and library.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"), [("no-such-compiler", "no C"), ("false", "cannot compile")]
+)
+def test_what_keeps_native_from_being_had(fresh_native, monkeypatch, compiler, message):
+    monkeypatch.setenv("CXX", compiler)
+    assert message in native.problem()
+    assert not list(fresh_native.glob("*/*"))
+    x, kernel, _ = data((4, 4), 3, (4, 4), channels=11)
+    with pytest.raises(RuntimeError, match=message):
+        depthwise_conv(x, kernel, implementation="native")
+
+
 def test_bfloat16_is_accumulated_in_float32():
     # 256 + 24 ones: a bfloat16 sum would stop at 256.
     x, kernel = jnp.ones((1, 5, 5, 1), jnp.bfloat16), jnp.ones((5, 5, 1, 1), jnp.bfloat16)
@@ -139,22 +189,25 @@ def test_kernel_may_keep_its_own_dtype():
     assert_close([dkernel], [reference(x, kernel, g, 1)[2]], jnp.float32)
 
 
-def test_vmap_over_examples_and_over_kernels():
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+def test_vmap_over_examples_and_over_kernels(implementation):
     x, kernel, g = data((4, 5), 3, (4, 5), batch=6)
     xs, gs = x.reshape(3, 2, 4, 5, 3), g.reshape(3, 2, 4, 5, 3)
     kernels = jnp.stack([kernel, 2 * kernel, kernel[::-1]])
-    actual = jax.jit(jax.vmap(with_gradients(depthwise_conv)))(xs, kernels, gs)
+    operation = partial(depthwise_conv, implementation=implementation)
+    actual = jax.jit(jax.vmap(with_gradients(operation)))(xs, kernels, gs)
     for i in range(3):
         expected = reference(xs[i], kernels[i], gs[i], 1)
         assert_close([a[i] for a in actual], expected, jnp.float32)
 
 
-def test_scan_and_remat_equal_a_plain_stack():
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+def test_scan_and_remat_equal_a_plain_stack(implementation):
     x, kernel, _ = data((4, 4), 3, (4, 4))
     kernels = jnp.stack([kernel, kernel[::-1], kernel[:, ::-1]])
 
     def layer(x, kernel):
-        return jnp.tanh(depthwise_conv(x, kernel)), None
+        return jnp.tanh(depthwise_conv(x, kernel, implementation=implementation)), None
 
     def plain(x, kernels):
         for i in range(3):
@@ -202,7 +255,7 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("implementation", ["library", "shifted"])
 def test_a_sharded_batch_stays_sharded(implementation):
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     environment = os.environ | {
@@ -234,16 +287,17 @@ def test_each_platform_gets_its_own_implementation(operation):
 
 def test_layers_of_equal_shape_are_traced_once(monkeypatch):
     traced = []
-    shifted = dict(IMPLEMENTATIONS["shifted"])
 
-    def counting(name):
+    def counting(name, function):
         def run(*args, **kwargs):
             traced.append(name)
-            return shifted[name](*args, **kwargs)
+            return function(*args, **kwargs)
 
         return run
 
-    monkeypatch.setitem(IMPLEMENTATIONS, "shifted", {name: counting(name) for name in shifted})
+    names = ("correlate", "input_grad", "kernel_grad")
+    counted = {name: counting(name, getattr(shifted, name)) for name in names}
+    monkeypatch.setitem(IMPLEMENTATIONS, "shifted", {None: SimpleNamespace(**counted)})
     jax.clear_caches()
     x, kernel, _ = data((4, 4), 3, (4, 4))
 
@@ -260,7 +314,7 @@ def test_wrong_arguments_are_named():
     x, kernel, _ = data((4, 4), 3, (4, 4))
     with pytest.raises(ValueError, match="stride"):
         depthwise_conv(x, kernel, stride=3)
-    with pytest.raises(ValueError, match="known: library, shifted"):
+    with pytest.raises(ValueError, match="known: library, native, shifted"):
         depthwise_conv(x, kernel, implementation="fast")
     with pytest.raises(ValueError, match="expected x"):
         depthwise_conv(x, kernel[:2, :2])
@@ -270,7 +324,7 @@ def test_wrong_arguments_are_named():
 
 def test_tiles_cover_every_size():
     for size in [(1, 1), (4, 4), (8, 8), (3, 17), (16, 16), (33, 5), (64, 64)]:
-        tiles = depthwise._tiles(size)
+        tiles = shifted._tiles(size)
         for n, (count, length) in zip(size, tiles, strict=True):
             assert count * length >= n > (count - 1) * length
-        assert np.prod([length for _, length in tiles]) <= depthwise._TILE
+        assert np.prod([length for _, length in tiles]) <= shifted._TILE

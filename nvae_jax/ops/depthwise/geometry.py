@@ -1,0 +1,55 @@
+"""What the implementations share: the geometry of a correlation, and upsampling as one."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Geometry(NamedTuple):
+    """What a correlation needs to know besides its operands (hashable, so static under jit)."""
+
+    size: tuple[int, int]  # of x: (H, W)
+    out_size: tuple[int, int]  # of y
+    kernel_size: int
+    stride: int
+    low: int
+
+
+def accumulator(x):
+    return jnp.promote_types(jnp.float32, x.dtype)
+
+
+def padding(size, out_size, geometry):
+    """Zeros in front and behind (negative: cropped) for `out_size` outputs."""
+    behind = geometry.stride * (out_size - 1) + geometry.kernel_size - geometry.low - size
+    return geometry.low, behind
+
+
+def transpose(linear, like, g):
+    (transposed,) = jax.linear_transpose(linear, like)(g)
+    return transposed
+
+
+def upsampling(correlate, input_grad, kernel_grad):
+    """The upsampling correlation and its gradients, from those of a plain one of stride 2."""
+
+    def upsample(x, w, geometry, precision):
+        return input_grad(x, block_sums(w), geometry, precision)
+
+    def upsample_input_grad(g, w, geometry, precision):
+        return correlate(g, block_sums(w), geometry, precision)
+
+    def upsample_kernel_grad(x, g, geometry, precision):
+        sums = kernel_grad(g, x, geometry, precision)
+        w = jax.ShapeDtypeStruct((geometry.kernel_size - 1,) * 2 + sums.shape[2:], sums.dtype)
+        return transpose(block_sums, w, sums)
+
+    return upsample, upsample_input_grad, upsample_kernel_grad
+
+
+def block_sums(w):
+    """(k, k, C) -> (k + 1, k + 1, C): w turned round, convolved with 2 x 2 ones."""
+    w = w[::-1, ::-1].astype(accumulator(w))
+    pads = [((dy, 1 - dy), (dx, 1 - dx), (0, 0)) for dy in (0, 1) for dx in (0, 1)]
+    return sum(jnp.pad(w, pad) for pad in pads)
