@@ -21,8 +21,7 @@ from nvae_jax.models import cells, remat
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.objective import ObjectiveSettings
-from nvae_jax.ops import compiler, depthwise
-from nvae_jax.ops.depthwise import native
+from nvae_jax.ops import compiler, depthwise, native
 from nvae_jax.optim import OptimizerSettings, adamax, learning_rate_schedule
 from nvae_jax.settings import EvaluationSettings, LoopSettings
 
@@ -70,7 +69,7 @@ def build_model(config, devices=()):
         remat=_one_of(remat.POLICIES, "model.remat", model.remat),
         dtype=_choose(DTYPES, "model.dtype", model.dtype),
         precision=_choose(PRECISIONS, "model.precision", model.precision),
-        depthwise_conv=_depthwise_implementation(model.depthwise_conv, devices),
+        convolutions=_convolutions(model.convolutions, devices),
         **{key: model[key] for key in same.split()},
     )
 
@@ -80,9 +79,9 @@ def _default_unroll(hierarchy):
     return UNROLL_ALL if straight and jax.default_backend() == "cpu" else 1
 
 
-def _depthwise_implementation(name, devices):
+def _convolutions(name, devices):
     known = ("auto", *depthwise.IMPLEMENTATIONS)
-    _one_of(known, "model.depthwise_conv", name)
+    _one_of(known, "model.convolutions", name)
     suits = [device.platform for device in devices] == ["cpu"]
     if name == "auto":
         return "native" if suits and native.problem() is None else None
@@ -91,7 +90,7 @@ def _depthwise_implementation(name, devices):
         if devices and not suits:
             problem = f"it runs on one CPU device, not on {len(devices)} ({devices[0].platform})"
         if problem:
-            raise ValueError(f"model.depthwise_conv is 'native', but {problem}")
+            raise ValueError(f"model.convolutions is 'native', but {problem}")
     return name
 
 

@@ -64,7 +64,7 @@ class Conv(nn.Module):
       log_scale_shift: added to the initial log-scale.
       data_init: the first batch sets log-scale and bias so that each output channel has mean 0 and
         standard deviation 1/5 (Salimans & Kingma 2016); that batch is the one `init` is given.
-      implementation: of a depthwise convolution; see `nvae_jax.ops.depthwise`.
+      implementation: see `nvae_jax.ops.depthwise` and `nvae_jax.ops.convolution`.
     """
 
     features: int
@@ -115,7 +115,7 @@ class Conv(nn.Module):
         elif self.depthwise:
             y = depthwise_conv(x, kernel, stride=self.stride, **options)
         else:
-            y = conv(x, kernel, stride=self.stride, precision=self.precision)
+            y = conv(x, kernel, stride=self.stride, **options)
         return name_conv_output(y)
 
     def _init_from_data(self, y):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax import export
 
-from nvae_jax.ops.depthwise import native, shifted
-from nvae_jax.ops.depthwise import IMPLEMENTATIONS, depthwise_conv, upsample_depthwise_conv
+from nvae_jax.ops import native
+from nvae_jax.ops.depthwise import IMPLEMENTATIONS, depthwise_conv, shifted, upsample_depthwise_conv
 
 pytestmark = pytest.mark.filterwarnings("error")
 

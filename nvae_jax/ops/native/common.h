@@ -1,0 +1,186 @@
+// What the kernels share: threads, vectors, blocks of channels, and which taps meet which output.
+
+#ifndef NVAE_JAX_OPS_NATIVE_COMMON_H_
+#define NVAE_JAX_OPS_NATIVE_COMMON_H_
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <type_traits>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::Result<Array>;
+using Index = int64_t;
+
+inline Index CeilDiv(Index a, Index b) { return (a + b - 1) / b; }
+
+// floor(a / b) for b > 0.
+inline Index FloorDiv(Index a, Index b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+// ---------------------------------------------------------------------------------------------
+// Threads
+
+// Runs task(0) … task(count - 1), on the caller's thread and on those of the pool. The caller waits
+// for tasks that have begun only, never for threads: XLA itself runs on the pool's.
+template <typename Task>
+void Parallel(ffi::ThreadPool& pool, Index count, const Task& task) {
+  struct Shared {
+    std::atomic<Index> next{0};
+    Index done = 0;
+    std::mutex mutex;
+    std::condition_variable finished;
+  };
+  auto shared = std::make_shared<Shared>();
+  auto work = [shared, count, &task] {
+    Index ran = 0;
+    for (Index i; (i = shared->next++) < count; ++ran) task(i);
+    if (ran == 0) return;
+    std::lock_guard<std::mutex> lock(shared->mutex);
+    shared->done += ran;
+    if (shared->done == count) shared->finished.notify_all();
+  };
+  Index helpers = std::min<Index>(pool.num_threads(), count) - 1;
+  for (Index i = 0; i < helpers; ++i) pool.Schedule([work] { work(); });
+  work();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->finished.wait(lock, [&] { return shared->done == count; });
+}
+
+// ---------------------------------------------------------------------------------------------
+// Vectors
+
+#if defined(__AVX512F__)
+constexpr Index kLanes = 16;
+#elif defined(__AVX__)
+constexpr Index kLanes = 8;
+#else
+constexpr Index kLanes = 4;
+#endif
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
+
+inline Vector Load(const float* p) {
+  Vector v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void Store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+
+// The first `valid` lanes.
+inline void StorePart(float* p, const Vector& v, Index valid) {
+  if (valid >= kLanes) {
+    Store(p, v);
+  } else {
+    std::memcpy(p, &v, valid * sizeof(float));
+  }
+}
+
+// Floats from the start of a cache line: a vector that lies across two costs twice as much.
+class Buffer {
+ public:
+  explicit Buffer(Index size = 0) { Reserve(size); }
+  void Reserve(Index size) {
+    if (size > static_cast<Index>(lines_.size()) * 16) lines_.resize(CeilDiv(size, 16));
+  }
+  float* data() { return reinterpret_cast<float*>(lines_.data()); }
+
+ private:
+  struct alignas(64) Line {
+    float values[16];
+  };
+  std::vector<Line> lines_;
+};
+
+// ---------------------------------------------------------------------------------------------
+// Arrays (B, H, W, C), in blocks of channels
+
+constexpr Index kBlock = 2 * kLanes;
+
+struct Image {  // a block of channels of one image
+  const float* data;
+  Index height, width, channels, valid;  // `valid` channels of the block are the array's
+};
+
+struct Shape {
+  Index batch, height, width, channels;
+  explicit Shape(const Array& a)
+      : batch(a.dimensions()[0]),
+        height(a.dimensions()[1]),
+        width(a.dimensions()[2]),
+        channels(a.dimensions()[3]) {}
+  Index pixels() const { return height * width; }
+  Index blocks() const { return CeilDiv(channels, kBlock); }
+  Index valid(Index block) const { return std::min(kBlock, channels - block * kBlock); }
+  Index at(Index b, Index block) const { return b * pixels() * channels + block * kBlock; }
+  Image image(const float* data, Index b, Index block) const {
+    return {data + at(b, block), height, width, channels, valid(block)};
+  }
+};
+
+struct Pitch {  // floats from one row, one column to the next
+  Index row, column;
+};
+
+// Rows [row, row + rows) and columns [column, column + columns) of the image, with zeros outside of
+// it, as (rows, columns, kBlock).
+inline void Pack(const Image& image, Index row, Index rows, Index column, Index columns,
+                 float* out) {
+  Index first = std::min(columns, std::max<Index>(0, -column));
+  Index last = std::max(first, std::min(columns, image.width - column));
+  for (Index i = 0; i < rows; ++i, out += columns * kBlock) {
+    Index y = row + i;
+    if (y < 0 || y >= image.height) {
+      std::memset(out, 0, columns * kBlock * sizeof(float));
+      continue;
+    }
+    std::memset(out, 0, first * kBlock * sizeof(float));
+    const float* from = image.data + (y * image.width + column + first) * image.channels;
+    float* to = out + first * kBlock;
+    for (Index j = first; j < last; ++j, from += image.channels, to += kBlock) {
+      if (image.valid == kBlock) {
+        std::memcpy(to, from, kBlock * sizeof(float));
+      } else {
+        std::memset(to, 0, kBlock * sizeof(float));
+        std::memcpy(to, from, image.valid * sizeof(float));
+      }
+    }
+    std::memset(to, 0, (columns - last) * kBlock * sizeof(float));
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Gradients for the input
+
+// The gradient for input n is the sum of g[i] w[d] over all (i, d) with stride i + d - low = n. For
+// the n with n + low = p modulo stride only the taps p, p + stride, … count: along one axis, a
+// correlation of stride 1 with those taps turned round.
+struct Class {
+  Index first, count;       // inputs first, first + stride, …
+  Index taps, last;         // how many, and the last of them
+  Index start;              // the first i that the first of the inputs meets
+
+  // Of the inputs [begin, end), those of class p; k taps in all.
+  Class(Index p, Index begin, Index end, Index k, Index stride, Index low)
+      : first(begin + ((p - begin - low) % stride + stride) % stride),
+        count(first < end ? CeilDiv(end - first, stride) : 0),
+        taps(std::max<Index>(0, CeilDiv(k - p, stride))),
+        last(p + stride * (taps - 1)),
+        start(FloorDiv(first + low, stride) - (taps - 1)) {}
+};
+
+// What inputs [begin, end) meet along one axis: outputs [first, first + count).
+struct Reach {
+  Index first, count;
+  Reach(Index begin, Index end, Index k, Index stride, Index low)
+      : first(FloorDiv(begin + low, stride) - (CeilDiv(k, stride) - 1)),
+        count(FloorDiv(end - 1 + low, stride) - first + 1) {}
+};
+
+#endif  // NVAE_JAX_OPS_NATIVE_COMMON_H_

@@ -1,0 +1,237 @@
+// Depthwise convolution of float32 arrays: the three maps that ops/depthwise/__init__.py defines.
+//
+// A task copies a block of channels of some rows of an image, with the zeros around it, into a
+// buffer that stays in the first caches, and then only reads that. What a task computes does not
+// depend on the thread, so a result is the same bits every time.
+
+#include "common.h"
+
+namespace {
+
+constexpr Index kBufferFloats = 12 * 1024;  // of the input's buffer, about
+
+// `Columns` neighbouring outputs: sums over kh x kw taps of x times w (kh, kw, kBlock).
+template <int Columns, int Stride>
+void CorrelatePixels(const float* x, Index row, const float* w, Index kh, Index kw, float* y,
+                     Index pitch, Index valid) {
+  for (Index c = 0; c < valid; c += kLanes) {
+    Vector sum[Columns] = {};
+    const float* tap = w + c;
+    for (Index dy = 0; dy < kh; ++dy) {
+      const float* at = x + dy * row + c;
+      for (Index dx = 0; dx < kw; ++dx, at += kBlock, tap += kBlock) {
+        Vector weight = Load(tap);
+        for (int j = 0; j < Columns; ++j) sum[j] += Load(at + j * Stride * kBlock) * weight;
+      }
+    }
+    for (int j = 0; j < Columns; ++j) StorePart(y + j * pitch + c, sum[j], valid - c);
+  }
+}
+
+// rows x columns outputs; `row` floats in a row of x.
+template <int Stride>
+void CorrelateRows(const float* x, Index row, const float* w, Index kh, Index kw, float* y,
+                   Pitch out, Index rows, Index columns, Index valid) {
+  auto prefetch = [&](Index i) {
+    if (i >= rows) return;
+    for (Index j = 0; j < columns; ++j) {
+      for (Index c = 0; c < valid; c += 16) {
+        __builtin_prefetch(y + i * out.row + j * out.column + c, 1);
+      }
+    }
+  };
+  prefetch(0);
+  prefetch(1);
+  for (Index i = 0; i < rows; ++i) {
+    prefetch(i + 2);
+    const float* from = x + i * Stride * row;
+    float* to = y + i * out.row;
+    Index j = 0;
+    auto run = [&](auto count) {
+      constexpr int n = decltype(count)::value;
+      for (; j + n <= columns; j += n) {
+        CorrelatePixels<n, Stride>(from + j * Stride * kBlock, row, w, kh, kw,
+                                   to + j * out.column, out.column, valid);
+      }
+    };
+    run(std::integral_constant<int, 8>());
+    run(std::integral_constant<int, 4>());
+    run(std::integral_constant<int, 2>());
+    run(std::integral_constant<int, 1>());
+  }
+}
+
+// A block of channels of the taps w[row - i step, column - j step] of w (k, k, C).
+Buffer PackTaps(const float* w, Index k, const Shape& like, Index block, Index row, Index rows,
+                Index column, Index columns, Index step) {
+  Buffer taps(rows * columns * kBlock);
+  for (Index i = 0; i < rows; ++i) {
+    for (Index j = 0; j < columns; ++j) {
+      Index tap = (row - i * step) * k + column - j * step;
+      std::memcpy(taps.data() + (i * columns + j) * kBlock,
+                  w + tap * like.channels + block * kBlock, like.valid(block) * sizeof(float));
+    }
+  }
+  return taps;
+}
+
+// Rows of outputs whose inputs fill a buffer, as equal as can be.
+Index StripOf(Index height, Index columns, Index k, Index stride) {
+  Index rows = std::max<Index>(1, (kBufferFloats / (columns * kBlock) - k) / stride + 1);
+  return CeilDiv(height, CeilDiv(height, rows));
+}
+
+ffi::Error Correlate(ffi::ThreadPool pool, Array x, Array w, Result y, Index stride, Index low) {
+  Shape in(x), out(*y);
+  Index k = w.dimensions()[0], columns = stride * (out.width - 1) + k;
+  Index strip = StripOf(out.height, columns, k, stride), strips = CeilDiv(out.height, strip);
+  auto run = stride == 1 ? CorrelateRows<1> : CorrelateRows<2>;
+  Parallel(pool, in.batch * strips * in.blocks(), [&](Index task) {
+    Index block = task % in.blocks(), row = task / in.blocks() % strips * strip;
+    Index b = task / in.blocks() / strips;
+    Index rows = std::min(strip, out.height - row), buffer_rows = stride * (rows - 1) + k;
+    static thread_local Buffer buffer;
+    buffer.Reserve(buffer_rows * columns * kBlock);
+    Pack(in.image(x.typed_data(), b, block), stride * row - low, buffer_rows, -low, columns,
+         buffer.data());
+    Buffer taps = PackTaps(w.typed_data(), k, in, block, 0, k, 0, k, -1);
+    Pitch pitch = {out.width * out.channels, out.channels};
+    run(buffer.data(), columns * kBlock, taps.data(), k, k,
+        y->typed_data() + out.at(b, block) + row * pitch.row, pitch, rows, out.width,
+        in.valid(block));
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index stride, Index low) {
+  Shape in(g), out(*dx);
+  Index k = w.dimensions()[0];
+  Reach across(0, out.width, k, stride, low);
+  Index strip = StripOf(CeilDiv(out.height, stride), across.count, CeilDiv(k, stride), 1) * stride;
+  Index strips = CeilDiv(out.height, strip);
+  Parallel(pool, in.batch * strips * in.blocks(), [&](Index task) {
+    Index block = task % in.blocks(), row = task / in.blocks() % strips * strip;
+    Index b = task / in.blocks() / strips, end = std::min(row + strip, out.height);
+    Reach down(row, end, k, stride, low);
+    static thread_local Buffer buffer;
+    buffer.Reserve(down.count * across.count * kBlock);
+    Pack(in.image(g.typed_data(), b, block), down.first, down.count, across.first, across.count,
+         buffer.data());
+    Index pitch = across.count * kBlock;
+    float* to = dx->typed_data() + out.at(b, block);
+    for (Index py = 0; py < stride; ++py) {
+      for (Index px = 0; px < stride; ++px) {
+        Class v(py, row, end, k, stride, low), h(px, 0, out.width, k, stride, low);
+        Buffer taps =
+            PackTaps(w.typed_data(), k, in, block, v.last, v.taps, h.last, h.taps, stride);
+        CorrelateRows<1>(
+            buffer.data() + (v.start - down.first) * pitch + (h.start - across.first) * kBlock,
+            pitch, taps.data(), v.taps, h.taps,
+            to + (v.first * out.width + h.first) * out.channels,
+            {stride * out.width * out.channels, stride * out.channels}, v.count, h.count,
+            in.valid(block));
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// Adds to `Rows` x `Columns` taps of dw the products of x and g at all rows x columns pixels of g.
+template <int Rows, int Columns, int Stride>
+void AddTaps(const float* x, Index row, const float* g, Index rows, Index columns, float* dw,
+             Index pitch) {
+  for (Index c = 0; c < kBlock; c += kLanes) {
+    Vector sum[Rows][Columns] = {};
+    for (Index i = 0; i < rows; ++i) {
+      const float* pixel = g + i * columns * kBlock + c;
+      const float* at = x + i * Stride * row + c;
+      for (Index j = 0; j < columns; ++j, pixel += kBlock, at += Stride * kBlock) {
+        Vector value = Load(pixel);
+        for (int dy = 0; dy < Rows; ++dy) {
+          for (int dx = 0; dx < Columns; ++dx) {
+            sum[dy][dx] += Load(at + dy * row + dx * kBlock) * value;
+          }
+        }
+      }
+    }
+    for (int dy = 0; dy < Rows; ++dy) {
+      for (int dx = 0; dx < Columns; ++dx) {
+        float* to = dw + dy * pitch + dx * kBlock + c;
+        Store(to, Load(to) + sum[dy][dx]);
+      }
+    }
+  }
+}
+
+// All k x k taps, as many at once as there are registers for.
+template <int Stride>
+void AddAllTaps(const float* x, Index row, const float* g, Index rows, Index columns, Index k,
+                float* dw) {
+  auto tile = [&](auto height, auto width, Index dy, Index dx) {
+    AddTaps<decltype(height)::value, decltype(width)::value, Stride>(
+        x + dy * row + dx * kBlock, row, g, rows, columns, dw + (dy * k + dx) * kBlock, k * kBlock);
+  };
+  auto band = [&](auto height, Index dy) {
+    Index dx = 0;
+    for (; dx + 5 <= k; dx += 5) tile(height, std::integral_constant<int, 5>(), dy, dx);
+    for (; dx + 3 <= k; dx += 3) tile(height, std::integral_constant<int, 3>(), dy, dx);
+    for (; dx < k; ++dx) tile(height, std::integral_constant<int, 1>(), dy, dx);
+  };
+  Index dy = 0;
+  for (; dy + 2 <= k; dy += 2) band(std::integral_constant<int, 2>(), dy);
+  for (; dy < k; ++dy) band(std::integral_constant<int, 1>(), dy);
+}
+
+ffi::Error KernelGrad(ffi::ThreadPool pool, Array x, Array g, Result dw, Index stride, Index low) {
+  Shape in(x), out(g);
+  Index k = dw->dimensions()[0], columns = stride * (out.width - 1) + k;
+  Index strip = StripOf(out.height, columns, k, stride);
+  // Parts of the batch, whose sums are added up afterwards, in their order.
+  Index parts = std::max<Index>(1, std::min(in.batch, 16 / in.blocks()));
+  Index images = CeilDiv(in.batch, parts), taps = k * k * kBlock;
+  auto run = stride == 1 ? AddAllTaps<1> : AddAllTaps<2>;
+  Buffer sums(parts * in.blocks() * taps);
+  Parallel(pool, in.blocks() * parts, [&](Index task) {
+    Index block = task / parts, part = task % parts;
+    static thread_local Buffer inputs, outputs;
+    inputs.Reserve((stride * (strip - 1) + k) * columns * kBlock);
+    outputs.Reserve(strip * out.width * kBlock);
+    for (Index b = part * images; b < std::min((part + 1) * images, in.batch); ++b) {
+      for (Index row = 0; row < out.height; row += strip) {
+        Index rows = std::min(strip, out.height - row);
+        Pack(in.image(x.typed_data(), b, block), stride * row - low, stride * (rows - 1) + k, -low,
+             columns, inputs.data());
+        Pack(out.image(g.typed_data(), b, block), row, rows, 0, out.width, outputs.data());
+        run(inputs.data(), columns * kBlock, outputs.data(), rows, out.width, k,
+            sums.data() + task * taps);
+      }
+    }
+  });
+  for (Index block = 0; block < in.blocks(); ++block) {
+    for (Index tap = 0; tap < k * k; ++tap) {
+      for (Index c = 0; c < in.valid(block); ++c) {
+        float sum = 0;
+        for (Index part = 0; part < parts; ++part) {
+          sum += sums.data()[(block * parts + part) * taps + tap * kBlock + c];
+        }
+        dw->typed_data()[tap * in.channels + block * kBlock + c] = sum;
+      }
+    }
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+#define NVAE_JAX_EXPORT(name, function)                     \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,             \
+                                ffi::Ffi::Bind()            \
+                                    .Ctx<ffi::ThreadPool>() \
+                                    .Arg<Array>()           \
+                                    .Arg<Array>()           \
+                                    .Ret<Array>()           \
+                                    .Attr<Index>("stride")  \
+                                    .Attr<Index>("low"))
+NVAE_JAX_EXPORT(nvae_jax_depthwise_correlate, Correlate);
+NVAE_JAX_EXPORT(nvae_jax_depthwise_input_grad, InputGrad);
+NVAE_JAX_EXPORT(nvae_jax_depthwise_kernel_grad, KernelGrad);
