@@ -48,9 +48,9 @@ def get_config():
     model.norm_groups = 1  # parts of a batch with batch-norm statistics of their own
     model.remat = "none"  # computed again in the backward pass: none, norm_act, cell or group
     model.dtype = "float32"  # of activations and convolutions: float32 or bfloat16
-    # How convolutions are computed: library, shifted (the depthwise ones) or native (in C++). auto:
-    # native on a single CPU device where there is a C++ compiler, elsewhere by platform.
-    model.convolutions = "auto"
+    # Of convolutions and batch norm: library, shifted (depthwise convolutions) or native (in C++).
+    # auto: native on a single CPU device where there is a C++ compiler, elsewhere by platform.
+    model.implementation = "auto"
     model.precision = "default"  # of convolutions: default, high or highest
 
     config.objective = objective = ConfigDict()

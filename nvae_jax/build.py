@@ -69,7 +69,7 @@ def build_model(config, devices=()):
         remat=_one_of(remat.POLICIES, "model.remat", model.remat),
         dtype=_choose(DTYPES, "model.dtype", model.dtype),
         precision=_choose(PRECISIONS, "model.precision", model.precision),
-        convolutions=_convolutions(model.convolutions, devices),
+        implementation=_implementation(model.implementation, devices),
         **{key: model[key] for key in same.split()},
     )
 
@@ -79,9 +79,9 @@ def _default_unroll(hierarchy):
     return UNROLL_ALL if straight and jax.default_backend() == "cpu" else 1
 
 
-def _convolutions(name, devices):
+def _implementation(name, devices):
     known = ("auto", *depthwise.IMPLEMENTATIONS)
-    _one_of(known, "model.convolutions", name)
+    _one_of(known, "model.implementation", name)
     suits = [device.platform for device in devices] == ["cpu"]
     if name == "auto":
         return "native" if suits and native.problem() is None else None
@@ -90,7 +90,7 @@ def _convolutions(name, devices):
         if devices and not suits:
             problem = f"it runs on one CPU device, not on {len(devices)} ({devices[0].platform})"
         if problem:
-            raise ValueError(f"model.convolutions is 'native', but {problem}")
+            raise ValueError(f"model.implementation is 'native', but {problem}")
     return name
 
 

@@ -149,12 +149,14 @@ class BatchNorm(nn.Module):
       groups: equal parts of the batch, in order, that are normalised each by its own statistics.
         With more than one, the updated running statistics are (groups, C): their mean is what is
         meant, and cheaper to take once for all batch norms (`steps.training_loss`).
+      implementation: see `nvae_jax.ops.normalization`.
     """
 
     momentum: float = 0.05
     epsilon: float = 1e-5
     groups: int = 1
     dtype: Any = jnp.float32
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x, train, copies=1):
@@ -177,11 +179,13 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
     def _by_batch(self, x, scale, bias):
+        def normalize(x):
+            return batch_norm(x, scale, bias, self.epsilon, self.implementation)
+
         if self.groups == 1:
-            return batch_norm(x, scale, bias, self.epsilon)
+            return normalize(x)
         parts = x.reshape(self.groups, -1, *x.shape[1:])
-        normalize = jax.vmap(lambda part: batch_norm(part, scale, bias, self.epsilon))
-        y, mean, var = normalize(parts)
+        y, mean, var = jax.vmap(normalize)(parts)
         return y.reshape(x.shape), mean, var
 
     def _moved(self, running, batch):

@@ -237,8 +237,8 @@ class NVAE(nn.Module):
       unroll: groups of a scale that one loop iteration computes; a large number unrolls them all.
       remat: what the backward pass computes again, one of `remat.POLICIES`.
       dtype: of activations and convolutions; parameters and statistics stay float32.
-      convolutions: how they are computed, one of `nvae_jax.ops.depthwise.IMPLEMENTATIONS`, or None
-        to choose by platform.
+      implementation: of convolutions and batch norm, one of
+        `nvae_jax.ops.depthwise.IMPLEMENTATIONS`, or None to choose by platform.
       bn_momentum: weight of a batch in the running statistics.
       norm_groups: parts of a batch with batch-norm statistics of their own; see `BatchNorm`.
       conv, norm: factories of the parts; `kernels` and `folding` put plainer ones in their place.
@@ -261,7 +261,7 @@ class NVAE(nn.Module):
     remat: str = "none"
     dtype: Any = jnp.float32
     precision: Any = None
-    convolutions: str | None = None
+    implementation: str | None = None
     bn_momentum: float = 0.05
     norm_groups: int = 1
     conv: Callable[..., nn.Module] = Conv
@@ -272,10 +272,14 @@ class NVAE(nn.Module):
             self.conv,
             dtype=self.dtype,
             precision=self.precision,
-            implementation=self.convolutions,
+            implementation=self.implementation,
         )
         norm = partial(
-            self.norm, dtype=self.dtype, momentum=self.bn_momentum, groups=self.norm_groups
+            self.norm,
+            dtype=self.dtype,
+            momentum=self.bn_momentum,
+            groups=self.norm_groups,
+            implementation=self.implementation,
         )
         cell = partial(
             Cell,

@@ -120,9 +120,10 @@ def _native_forward(x, kernel, *, stride):
     height, width = (-(-n // stride) for n in x.shape[1:3])
     shape = (x.shape[0], height, width, kernel.shape[3])
     low = (kernel.shape[0] - 1) // 2
-    return native.call("conv", "correlate", shape, x, kernel, stride=stride, low=low)
+    return native.call("conv_correlate", shape, x, kernel, stride=stride, low=low)
 
 
 def _native_gradients(x, kernel, g, *, stride):
-    run = partial(native.call, "conv", stride=stride, low=(kernel.shape[0] - 1) // 2)
-    return run("input_grad", x.shape, g, kernel), run("kernel_grad", kernel.shape, x, g)
+    options = {"stride": stride, "low": (kernel.shape[0] - 1) // 2}
+    dx = native.call("conv_input_grad", x.shape, g, kernel, **options)
+    return dx, native.call("conv_kernel_grad", kernel.shape, x, g, **options)

@@ -1,13 +1,12 @@
-"""Convolutions in C++ for float32 on one CPU device, compiled where they run.
+"""Kernels in C++ for float32 on one CPU device, compiled where they run.
 
-XLA's CPU backend makes a pass over memory of every padding, and two of a sum over channels that has
-to be turned round; these read each input once, and keep what they work on in the first caches.
+XLA's CPU backend makes a pass over memory of every padding, every turned copy and every sum. These
+read an input once, and keep what they work on in the first caches.
 """
 
 import ctypes
 import functools
 import hashlib
-import itertools
 import os
 import platform
 import shlex
@@ -24,35 +23,49 @@ import numpy as np
 from nvae_jax import files
 
 FOLDER = Path(__file__).parent
-SOURCES = ("convolution.cc", "depthwise.cc")
+SOURCES = ("convolution.cc", "depthwise.cc", "normalization.cc")
 HEADERS = ("common.h",)
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
-MAPS = ("correlate", "input_grad", "kernel_grad")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-fPIC", "-shared")
+KERNELS = (
+    "conv_correlate",
+    "conv_input_grad",
+    "conv_kernel_grad",
+    "depthwise_correlate",
+    "depthwise_input_grad",
+    "depthwise_kernel_grad",
+    "moments",
+    "norm_grad",
+)
 
 
-def call(kind, name, shape, a, b, *, stride, low):
-    """One of `MAPS`, as `nvae_jax.ops.depthwise` defines them.
+def call(name, results, *arrays, **attributes):
+    """One kernel.
 
     Args:
-      kind: "depthwise" or "conv".
-      shape: of the result.
-      a, b: (x, kernel), (gradient of y, kernel) or (x, gradient of y); float32, NHWC and HWIO, the
-        kernel of a depthwise convolution (k, k, C).
-      stride: 1 or 2.
-      low: zeros in front of every axis.
+      name: one of `KERNELS`. Convolutions (kind_map) are as in `nvae_jax.ops.depthwise`, for
+        kernels (k, k, C) and (k, k, C, O); `moments` maps x (N, C) to mean and variance (C,) each;
+        `norm_grad` maps x, the gradient of y, scale, mean and reciprocal standard deviation to the
+        gradients for x, scale and bias.
+      results: its shape, or a list of shapes.
+      arrays: float32.
+      attributes: integers; of convolutions the stride, 1 or 2, and `low`, the zeros in front.
 
     Raises:
       RuntimeError: the kernels cannot be had; the message says why.
     """
     if problem():
-        raise RuntimeError(f"there are no native convolutions: {problem()}")
-    result = jax.ShapeDtypeStruct(shape, jnp.float32)
-    function = jax.ffi.ffi_call(_target(kind, name), result, vmap_method="sequential")
-    return function(a, b, stride=np.int64(stride), low=np.int64(low))
+        raise RuntimeError(f"there are no native kernels: {problem()}")
+    results = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        results,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    function = jax.ffi.ffi_call(_target(name), results, vmap_method="sequential")
+    return function(*arrays, **{key: np.int64(value) for key, value in attributes.items()})
 
 
-def _target(kind, name):
-    return f"nvae_jax_{kind}_{name}"
+def _target(name):
+    return f"nvae_jax_{name}"
 
 
 @functools.cache
@@ -69,9 +82,9 @@ def problem():
         return f"{compiler[0]} cannot compile {FOLDER}: {lines[0]}"
     except OSError as error:
         return str(error)
-    for kind, name in itertools.product(("conv", "depthwise"), MAPS):
-        function = jax.ffi.pycapsule(getattr(library, _target(kind, name)))
-        jax.ffi.register_ffi_target(_target(kind, name), function, platform="cpu")
+    for name in KERNELS:
+        function = jax.ffi.pycapsule(getattr(library, _target(name)))
+        jax.ffi.register_ffi_target(_target(name), function, platform="cpu")
     return None
 
 
