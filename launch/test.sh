@@ -14,4 +14,4 @@ if [ "${1:-}" = "--with-torch" ]; then
   .venv/bin/python -c "import torch" 2>/dev/null ||
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
 fi
-exec .venv/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile "$@"
+exec .venv/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"

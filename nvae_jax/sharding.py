@@ -102,4 +102,9 @@ def round_up(mesh, batch_size):
 
 def to_devices(mesh, local):
     """Every host's part of a batch, leading axis first, as one global array."""
-    return jax.make_array_from_process_local_data(over_batch(mesh), np.asarray(local))
+    array = jax.make_array_from_process_local_data(over_batch(mesh), np.asarray(local))
+    if mesh.devices.flat[0].platform == "cpu":
+        # A program whose input is still being copied runs on another thread, and glibc gives back
+        # what that frees, whatever `allocator` asks for: some steps would take thrice the time.
+        jax.block_until_ready(array)
+    return array

@@ -3,11 +3,13 @@
 import importlib
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from nvae_jax import build
+from nvae_jax.ops import native
 
 CONFIGS = sorted(
     p.stem for p in (Path(__file__).parents[1] / "configs").glob("*.py") if p.stem[0] != "_"
@@ -66,6 +68,7 @@ def test_ffhq_has_the_papers_number_of_latent_variables():
         ("model.likelihood", "poisson", "unknown likelihood"),
         ("model.encoder_cell", "resnet", "unknown cell"),
         ("model.dtype", "float16", "model.dtype is 'float16'; it must be one of"),
+        ("model.implementation", "fast", "it must be one of: auto, library, shifted, native"),
         ("model.encoder_width", 0, "model.encoder_width must be at least 1"),
         ("model.norm_groups", 3, "model.norm_groups=3 does not divide the 32 images"),
         ("train.batch_size", 0, "train.batch_size must be at least 1"),
@@ -78,3 +81,18 @@ def test_bad_values_are_named(key, value, message):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
         build.build(config)
+
+
+def test_native_kernels_are_for_one_cpu_device(monkeypatch):
+    config, (device, *_) = load("fashion_mnist_small"), jax.devices("cpu")
+    monkeypatch.setattr(native, "problem", lambda: None)
+    assert build.build_model(config, [device]).implementation == "native"
+    assert build.build_model(config, [device, device]).implementation is None
+    assert build.build_model(config, [SimpleNamespace(platform="gpu")]).implementation is None
+    monkeypatch.setattr(native, "problem", lambda: "there is no compiler")
+    assert build.build_model(config, [device]).implementation is None
+    config.model.implementation = "native"
+    with pytest.raises(ValueError, match="'native', but there is no compiler"):
+        build.build_model(config, [device])
+    with pytest.raises(ValueError, match="runs on one CPU device, not on 2"):
+        build.build_model(config, [device, device])

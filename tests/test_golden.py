@@ -1,5 +1,7 @@
 """The published numbers: every output, penalty, gradient and one optimiser step (float32)."""
 
+import shutil
+
 import jax
 import numpy as np
 import optax
@@ -9,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from nvae_jax import build, objective, optim, regularizers, steps
 from nvae_jax.interop import torch_checkpoint
 from nvae_jax.models.kernels import effective_kernels
+from tests.conftest import Golden
 
 TERMS = ("kl", "log_q", "log_p", "kl_per_channel")
 
@@ -22,10 +25,10 @@ def close(ours, published, tolerance, floor=0.0):
 class Model:
     """A golden file converted, with what its tests share."""
 
-    def __init__(self, golden, dtype="float32"):
+    def __init__(self, golden, dtype="float32", implementation="auto"):
         self.golden = golden
         self.config, self.variables = torch_checkpoint.convert_state(golden.state, golden.args)
-        self.config.model.dtype = dtype
+        self.config.model.update(dtype=dtype, implementation=implementation)
         # Loops over the groups compile faster; test_nvae.py shows that unrolling changes nothing.
         self.config.model.unroll = 1
         self.model = build.build_model(self.config)
@@ -153,6 +156,14 @@ def test_gradients(model, training):
             close(np.linalg.norm(ours), norms[name], 1e-3, 1e-5 * largest)
         checked.add(name)
     assert checked == set(grads) | set(norms)
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+def test_native_kernels():
+    model = Model(Golden("logistic_mixture_flow"), implementation="native")
+    training = model.training_pass()
+    test_objective(model, training)
+    test_gradients(model, training)
 
 
 def test_after_one_step(model, training):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -121,3 +122,9 @@ def test_sizes_that_do_not_fit_are_named():
     mesh = sharding.make_mesh(sharding.MeshSettings())
     sharding.check_batch_size(mesh, 7, "train.batch_size")
     assert sharding.round_up(mesh, 7) == 7
+
+
+def test_a_batch_is_there_before_a_program_asks_for_it():
+    mesh = sharding.make_mesh(sharding.MeshSettings(), jax.devices("cpu")[:1])
+    batch = np.ones((8, 2**18), np.float32)
+    assert all(sharding.to_devices(mesh, batch).is_ready() for _ in range(10))

@@ -1,11 +1,14 @@
 """The dense convolution and its gradients, against JAX's own in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nvae_jax.ops.convolution import conv
+from tests.ops.implementations import NATIVE, XLA
 
 CASES = [(k, stride, size) for k in (1, 3, 5) for stride in (1, 2) for size in ((6, 8), (7, 5))]
 
@@ -22,10 +25,10 @@ def reference(x, kernel, stride):
     )
 
 
-def arrays(k, stride, size, dtype=np.float64):
+def arrays(k, stride, size, dtype=np.float64, batch=2, channels=(3, 4)):
     rng = np.random.default_rng(0)
     out = [-(-n // stride) for n in size]
-    shapes = ((2, *size, 3), (k, k, 3, 4), (2, *out, 4))
+    shapes = ((batch, *size, channels[0]), (k, k, *channels), (batch, *out, channels[1]))
     return [rng.normal(size=shape).astype(dtype) for shape in shapes]
 
 
@@ -34,22 +37,43 @@ def with_gradients(function, x, kernel, g):
     return y, *pullback(g)
 
 
-@pytest.mark.parametrize(("k", "stride", "size"), CASES)
-def test_values_and_gradients(k, stride, size):
-    given = arrays(k, stride, size)
+def check(given, stride, implementation):
     with jax.enable_x64(True):
         expected = with_gradients(lambda x, w: reference(x, w, stride), *given)
     given = [a.astype(np.float32) for a in given]
-    found = jax.jit(lambda *a: with_gradients(lambda x, w: conv(x, w, stride=stride), *a))(*given)
+    ours = partial(conv, stride=stride, implementation=implementation)
+    found = jax.jit(partial(with_gradients, ours))(*given)
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+@pytest.mark.parametrize(("k", "stride", "size"), CASES)
+def test_values_and_gradients(k, stride, size, implementation):
+    check(arrays(k, stride, size), stride, implementation)
+
+
+@pytest.mark.parametrize("implementation", [NATIVE])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "batch", "channels"),
+    [
+        ((4, 4), 19, (64, 96)),  # several images a sum, whole blocks of channels
+        ((2, 2), 5, (37, 41)),  # parts of blocks
+        ((45, 40), 1, (33, 16)),  # several strips of rows
+        ((1, 9), 3, (1, 70)),
+    ],
+)
+def test_native_blocks(size, batch, channels, stride, implementation):
+    check(arrays(3, stride, size, batch=batch, channels=channels), stride, implementation)
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
 @pytest.mark.parametrize("k", [1, 3])
-def test_bfloat16_stays(k):
+def test_bfloat16_stays(k, implementation):
     given = [jnp.asarray(a, jnp.bfloat16) for a in arrays(k, 1, (6, 6))]
-    found = with_gradients(conv, *given)
+    found = with_gradients(partial(conv, implementation=implementation), *given)
     expected = with_gradients(lambda x, w: reference(x, w, 1), *given)
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == jnp.bfloat16
@@ -57,13 +81,15 @@ def test_bfloat16_stays(k):
         np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(b).max())
 
 
-def test_under_vmap_scan_and_remat():
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+def test_under_vmap_scan_and_remat(implementation):
     x, kernel, g = arrays(3, 1, (5, 6), np.float32)
     kernel, g = kernel[..., :3], g[..., :3]
     kernels = jnp.stack([kernel, 0.5 * kernel])
+    ours = partial(conv, implementation=implementation)
 
     def scanned(x, kernels):
-        step = jax.checkpoint(lambda x, w: (conv(x, w), None), prevent_cse=False)
+        step = jax.checkpoint(lambda x, w: (ours(x, w), None), prevent_cse=False)
         return jax.lax.scan(step, x, kernels)[0]
 
     def written_out(x, kernels):

@@ -1,11 +1,14 @@
 """Batch norm and swish, against what JAX derives in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nvae_jax.ops.normalization import affine, batch_norm, swish
+from tests.ops.implementations import NATIVE, XLA
 
 EPSILON = 1e-5
 
@@ -32,34 +35,54 @@ def with_gradients(function, given, g):
     return y, *pullback(g)
 
 
-def ours(*given):
-    return batch_norm(*given, EPSILON)[0]
+def ours(*given, implementation=None):
+    return batch_norm(*given, EPSILON, implementation)[0]
 
 
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
-def test_values_and_gradients(wrap):
+def test_values_and_gradients(wrap, implementation):
     with jax.enable_x64(True):
         expected = with_gradients(reference, *arrays())
-    found = jax.jit(lambda *a: with_gradients(wrap(ours), *a))(*arrays(np.float32))
+    function = wrap(partial(ours, implementation=implementation))
+    found = jax.jit(lambda *a: with_gradients(function, *a))(*arrays(np.float32))
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
-def test_statistics_of_the_batch_pass_no_gradient():
+@pytest.mark.parametrize("implementation", [NATIVE])
+def test_many_rows_and_channels(implementation):
+    # Several blocks of rows, the last of another size, and a mean that is large beside the spread.
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(7, 30, 31, 70)) + 100
+    scale, bias, g = rng.normal(size=70), rng.normal(size=70), rng.normal(size=x.shape)
+    with jax.enable_x64(True):
+        expected = with_gradients(reference, (x, scale, bias), g)
+    *given, g = (a.astype(np.float32) for a in (x, scale, bias, g))
+    found = with_gradients(partial(ours, implementation=implementation), given, g)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+def test_statistics_of_the_batch_pass_no_gradient(implementation):
     given, _ = arrays(np.float32)
-    _, mean, var = batch_norm(*given, EPSILON)
+    _, mean, var = batch_norm(*given, EPSILON, implementation)
     np.testing.assert_allclose(mean, given[0].mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(var, given[0].var((0, 1, 2)), rtol=1e-4)
-    gradient = jax.grad(lambda x: sum(batch_norm(x, *given[1:], EPSILON)[1:]).sum())(given[0])
+    gradient = jax.grad(
+        lambda x: sum(batch_norm(x, *given[1:], EPSILON, implementation)[1:]).sum()
+    )(given[0])
     assert not np.asarray(gradient).any()
     y = affine(given[0], given[1] / np.sqrt(var + EPSILON), mean, given[2])
     np.testing.assert_allclose(y, ours(*given), rtol=1e-4, atol=1e-5)
 
 
-def test_under_vmap_statistics_are_of_each_group():
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+def test_under_vmap_statistics_are_of_each_group(implementation):
     given, g = arrays(np.float32, (2, 4, 4, 5, 6))
-    over = jax.vmap(ours, in_axes=(0, None, None))
+    over = jax.vmap(partial(ours, implementation=implementation), in_axes=(0, None, None))
     found = with_gradients(over, given, g)
     expected = with_gradients(jax.vmap(reference, in_axes=(0, None, None)), given, g)
     for a, b in zip(found, expected, strict=True):
