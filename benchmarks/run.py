@@ -26,7 +26,7 @@ import record
 from absl import flags
 from ml_collections import config_flags
 
-from nvae_jax import build, cli, steps
+from nvae_jax import build, cli, sharding, steps
 from nvae_jax.ops import compiler
 from nvae_jax.planning.flops import count_flops
 
@@ -42,9 +42,10 @@ OUT = flags.DEFINE_string("out", str(HERE / "results" / "run.json"), "where the 
 
 
 def make_images(experiment, batch):
-    """Random zeros and ones (batch, H, W, C)."""
+    """Random zeros and ones (batch, H, W, C), on the devices as a training loop has them."""
     rng = np.random.default_rng(0)
-    return (rng.random((batch, *experiment.image_shape)) > 0.5).astype(np.float32)
+    images = (rng.random((batch, *experiment.image_shape)) > 0.5).astype(np.float32)
+    return sharding.to_devices(experiment.mesh, images)
 
 
 def forward_flops(experiment, state, batch):
