@@ -80,7 +80,7 @@ def problem():
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if "error" in line] or ["no message"]
         return f"{compiler[0]} cannot compile {FOLDER}: {lines[0]}"
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
         return str(error)
     for name in KERNELS:
         function = jax.ffi.pycapsule(getattr(library, _target(name)))

@@ -73,6 +73,11 @@ inline Vector Load(const float* p) {
 }
 inline void Store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
+// Of sums that are to stay in registers. An initialiser `= {}` would be a call that clears memory.
+inline void Clear(Vector* sums, int count) {
+  for (int i = 0; i < count; ++i) sums[i] = Vector{};
+}
+
 // The first `valid` lanes.
 inline void StorePart(float* p, const Vector& v, Index valid) {
   if (valid >= kLanes) {

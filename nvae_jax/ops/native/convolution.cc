@@ -63,7 +63,8 @@ struct Taps {
 // Rows x Columns outputs, `Vectors` of channels each.
 template <int Rows, int Columns, int Vectors, int Stride>
 void MultiplyTile(Packed x, Taps w, float* y, Pitch out, Index valid) {
-  Vector sum[Rows][Columns][Vectors] = {};
+  Vector sum[Rows][Columns][Vectors];
+  Clear(&sum[0][0][0], Rows * Columns * Vectors);
   const float* weight = w.data;
   for (Index c = 0; c < x.channels; c += kBlock, x.data += x.block) {
     Index n = std::min(kBlock, x.channels - c);
@@ -235,7 +236,8 @@ ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index st
 // Adds to dw (kBlock, kBlock) of one tap: `Inputs` channels of x times g, over all pixels of g.
 template <int Inputs, int Stride>
 void AddProducts(Packed x, const float* g, Index images, Index rows, Index columns, float* dw) {
-  Vector sum[Inputs][2] = {};
+  Vector sum[Inputs][2];
+  Clear(&sum[0][0], Inputs * 2);
   for (Index b = 0; b < images; ++b, x.data += x.block) {
     for (Index i = 0; i < rows; ++i) {
       const float* at = x.data + i * Stride * x.row;

@@ -15,7 +15,8 @@ template <int Columns, int Stride>
 void CorrelatePixels(const float* x, Index row, const float* w, Index kh, Index kw, float* y,
                      Index pitch, Index valid) {
   for (Index c = 0; c < valid; c += kLanes) {
-    Vector sum[Columns] = {};
+    Vector sum[Columns];
+    Clear(sum, Columns);
     const float* tap = w + c;
     for (Index dy = 0; dy < kh; ++dy) {
       const float* at = x + dy * row + c;
@@ -61,10 +62,12 @@ void CorrelateRows(const float* x, Index row, const float* w, Index kh, Index kw
   }
 }
 
-// A block of channels of the taps w[row - i step, column - j step] of w (k, k, C).
-Buffer PackTaps(const float* w, Index k, const Shape& like, Index block, Index row, Index rows,
-                Index column, Index columns, Index step) {
-  Buffer taps(rows * columns * kBlock);
+// A block of channels of the taps w[row - i step, column - j step] of w (k, k, C). It stays until
+// the thread's next call.
+const float* PackTaps(const float* w, Index k, const Shape& like, Index block, Index row,
+                      Index rows, Index column, Index columns, Index step) {
+  static thread_local Buffer taps;
+  taps.Reserve(rows * columns * kBlock);
   for (Index i = 0; i < rows; ++i) {
     for (Index j = 0; j < columns; ++j) {
       Index tap = (row - i * step) * k + column - j * step;
@@ -72,7 +75,7 @@ Buffer PackTaps(const float* w, Index k, const Shape& like, Index block, Index r
                   w + tap * like.channels + block * kBlock, like.valid(block) * sizeof(float));
     }
   }
-  return taps;
+  return taps.data();
 }
 
 // Rows of outputs whose inputs fill a buffer, as equal as can be.
@@ -81,24 +84,42 @@ Index StripOf(Index height, Index columns, Index k, Index stride) {
   return CeilDiv(height, CeilDiv(height, rows));
 }
 
+// A task is a strip of an image, in some of its blocks of channels one after the other: what lies
+// side by side in memory is read soon after each other.
+struct Work {
+  Index strips, parts, blocks, all_blocks, tasks;
+  Work(const Shape& like, Index strips)
+      : strips(strips),
+        parts(std::min(like.blocks(), CeilDiv(16, std::max<Index>(1, like.batch * strips)))),
+        blocks(CeilDiv(like.blocks(), parts)),
+        all_blocks(like.blocks()),
+        tasks(like.batch * strips * parts) {}
+  Index strip(Index task) const { return task / parts % strips; }
+  Index image(Index task) const { return task / parts / strips; }
+  Index first(Index task) const { return task % parts * blocks; }
+  Index last(Index task) const { return std::min(first(task) + blocks, all_blocks); }
+};
+
 ffi::Error Correlate(ffi::ThreadPool pool, Array x, Array w, Result y, Index stride, Index low) {
   Shape in(x), out(*y);
   Index k = w.dimensions()[0], columns = stride * (out.width - 1) + k;
   Index strip = StripOf(out.height, columns, k, stride), strips = CeilDiv(out.height, strip);
   auto run = stride == 1 ? CorrelateRows<1> : CorrelateRows<2>;
-  Parallel(pool, in.batch * strips * in.blocks(), [&](Index task) {
-    Index block = task % in.blocks(), row = task / in.blocks() % strips * strip;
-    Index b = task / in.blocks() / strips;
+  Work work(in, strips);
+  Parallel(pool, work.tasks, [&](Index task) {
+    Index row = work.strip(task) * strip, b = work.image(task);
     Index rows = std::min(strip, out.height - row), buffer_rows = stride * (rows - 1) + k;
     static thread_local Buffer buffer;
     buffer.Reserve(buffer_rows * columns * kBlock);
-    Pack(in.image(x.typed_data(), b, block), stride * row - low, buffer_rows, -low, columns,
-         buffer.data());
-    Buffer taps = PackTaps(w.typed_data(), k, in, block, 0, k, 0, k, -1);
     Pitch pitch = {out.width * out.channels, out.channels};
-    run(buffer.data(), columns * kBlock, taps.data(), k, k,
-        y->typed_data() + out.at(b, block) + row * pitch.row, pitch, rows, out.width,
-        in.valid(block));
+    for (Index block = work.first(task); block < work.last(task); ++block) {
+      Pack(in.image(x.typed_data(), b, block), stride * row - low, buffer_rows, -low, columns,
+           buffer.data());
+      const float* taps = PackTaps(w.typed_data(), k, in, block, 0, k, 0, k, -1);
+      run(buffer.data(), columns * kBlock, taps, k, k,
+          y->typed_data() + out.at(b, block) + row * pitch.row, pitch, rows, out.width,
+          in.valid(block));
+    }
   });
   return ffi::Error::Success();
 }
@@ -109,25 +130,24 @@ ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index st
   Reach across(0, out.width, k, stride, low);
   Index strip = StripOf(CeilDiv(out.height, stride), across.count, CeilDiv(k, stride), 1) * stride;
   Index strips = CeilDiv(out.height, strip);
-  Parallel(pool, in.batch * strips * in.blocks(), [&](Index task) {
-    Index block = task % in.blocks(), row = task / in.blocks() % strips * strip;
-    Index b = task / in.blocks() / strips, end = std::min(row + strip, out.height);
+  Work work(in, strips);
+  Parallel(pool, work.tasks, [&](Index task) {
+    Index row = work.strip(task) * strip, end = std::min(row + strip, out.height);
     Reach down(row, end, k, stride, low);
-    static thread_local Buffer buffer;
-    buffer.Reserve(down.count * across.count * kBlock);
-    Pack(in.image(g.typed_data(), b, block), down.first, down.count, across.first, across.count,
-         buffer.data());
     Index pitch = across.count * kBlock;
-    float* to = dx->typed_data() + out.at(b, block);
-    for (Index py = 0; py < stride; ++py) {
-      for (Index px = 0; px < stride; ++px) {
-        Class v(py, row, end, k, stride, low), h(px, 0, out.width, k, stride, low);
-        Buffer taps =
+    static thread_local Buffer buffer;
+    buffer.Reserve(down.count * pitch);
+    for (Index block = work.first(task); block < work.last(task); ++block) {
+      Pack(in.image(g.typed_data(), work.image(task), block), down.first, down.count, across.first,
+           across.count, buffer.data());
+      float* to = dx->typed_data() + out.at(work.image(task), block);
+      for (Index p = 0; p < stride * stride; ++p) {
+        Class v(p / stride, row, end, k, stride, low), h(p % stride, 0, out.width, k, stride, low);
+        const float* taps =
             PackTaps(w.typed_data(), k, in, block, v.last, v.taps, h.last, h.taps, stride);
         CorrelateRows<1>(
             buffer.data() + (v.start - down.first) * pitch + (h.start - across.first) * kBlock,
-            pitch, taps.data(), v.taps, h.taps,
-            to + (v.first * out.width + h.first) * out.channels,
+            pitch, taps, v.taps, h.taps, to + (v.first * out.width + h.first) * out.channels,
             {stride * out.width * out.channels, stride * out.channels}, v.count, h.count,
             in.valid(block));
       }
@@ -141,7 +161,8 @@ template <int Rows, int Columns, int Stride>
 void AddTaps(const float* x, Index row, const float* g, Index rows, Index columns, float* dw,
              Index pitch) {
   for (Index c = 0; c < kBlock; c += kLanes) {
-    Vector sum[Rows][Columns] = {};
+    Vector sum[Rows][Columns];
+    Clear(&sum[0][0], Rows * Columns);
     for (Index i = 0; i < rows; ++i) {
       const float* pixel = g + i * columns * kBlock + c;
       const float* at = x + i * Stride * row + c;
