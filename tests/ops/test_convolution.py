@@ -70,6 +70,14 @@ def test_native_blocks(size, batch, channels, stride, implementation):
 
 
 @pytest.mark.parametrize("implementation", [XLA, NATIVE])
+def test_an_empty_batch(implementation):
+    given = arrays(3, 1, (4, 4), np.float32, batch=0)
+    ours = partial(conv, implementation=implementation)
+    y, dx, dkernel = jax.jit(partial(with_gradients, ours))(*given)
+    assert (y.shape, dx.shape) == ((0, 4, 4, 4), (0, 4, 4, 3)) and not np.asarray(dkernel).any()
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
 @pytest.mark.parametrize("k", [1, 3])
 def test_bfloat16_stays(k, implementation):
     given = [jnp.asarray(a, jnp.bfloat16) for a in arrays(k, 1, (6, 6))]

@@ -167,9 +167,9 @@ inline void Pack(const Image& image, Index row, Index rows, Index column, Index 
 // the n with n + low = p modulo stride only the taps p, p + stride, … count: along one axis, a
 // correlation of stride 1 with those taps turned round.
 struct Class {
-  Index first, count;       // inputs first, first + stride, …
-  Index taps, last;         // how many, and the last of them
-  Index start;              // the first i that the first of the inputs meets
+  Index first, count;  // inputs first, first + stride, …
+  Index taps, last;    // how many, and the last of them
+  Index start;         // the first i that the first of the inputs meets
 
   // Of the inputs [begin, end), those of class p; k taps in all.
   Class(Index p, Index begin, Index end, Index k, Index stride, Index low)
@@ -187,5 +187,16 @@ struct Reach {
       : first(FloorDiv(begin + low, stride) - (CeilDiv(k, stride) - 1)),
         count(FloorDiv(end - 1 + low, stride) - first + 1) {}
 };
+
+// Makes a map of ops/depthwise/__init__.py known under `name`.
+#define NVAE_JAX_EXPORT_MAP(name, function)                 \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,             \
+                                ffi::Ffi::Bind()            \
+                                    .Ctx<ffi::ThreadPool>() \
+                                    .Arg<Array>()           \
+                                    .Arg<Array>()           \
+                                    .Ret<Array>()           \
+                                    .Attr<Index>("stride")  \
+                                    .Attr<Index>("low"))
 
 #endif  // NVAE_JAX_OPS_NATIVE_COMMON_H_

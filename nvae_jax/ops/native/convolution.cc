@@ -128,15 +128,15 @@ void MultiplyRows(Packed x, Taps w, float* y, Pitch out, Index rows, Index colum
 
 // How the images and rows of an output are shared out.
 struct Work {
-  Index images, rows;                 // of a task
-  Index groups, strips, parts;        // of images, of rows, of the blocks of channels
+  Index images, rows;           // of a task
+  Index groups, strips, parts;  // of images, of rows, of the blocks of channels
   Index tasks() const { return groups * strips * parts; }
   Work(Index batch, Index height, Index width, Index multiple, Index blocks) {
-    images = std::min(batch, CeilDiv(kPixelsPerTask, height * width));
+    images = std::max<Index>(1, std::min(batch, CeilDiv(kPixelsPerTask, height * width)));
     rows = std::min(height, CeilDiv(CeilDiv(2 * kPixelsPerTask, width), multiple) * multiple);
     groups = CeilDiv(batch, images);
     strips = CeilDiv(height, rows);
-    parts = std::min(blocks, CeilDiv(16, groups * strips));
+    parts = std::min(blocks, CeilDiv(16, std::max<Index>(1, groups * strips)));
   }
 };
 
@@ -340,15 +340,6 @@ ffi::Error KernelGrad(ffi::ThreadPool pool, Array x, Array g, Result dw, Index s
 
 }  // namespace
 
-#define NVAE_JAX_EXPORT(name, function)                     \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,             \
-                                ffi::Ffi::Bind()            \
-                                    .Ctx<ffi::ThreadPool>() \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Ret<Array>()           \
-                                    .Attr<Index>("stride")  \
-                                    .Attr<Index>("low"))
-NVAE_JAX_EXPORT(nvae_jax_conv_correlate, Correlate);
-NVAE_JAX_EXPORT(nvae_jax_conv_input_grad, InputGrad);
-NVAE_JAX_EXPORT(nvae_jax_conv_kernel_grad, KernelGrad);
+NVAE_JAX_EXPORT_MAP(nvae_jax_conv_correlate, Correlate);
+NVAE_JAX_EXPORT_MAP(nvae_jax_conv_input_grad, InputGrad);
+NVAE_JAX_EXPORT_MAP(nvae_jax_conv_kernel_grad, KernelGrad);

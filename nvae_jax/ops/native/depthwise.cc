@@ -244,15 +244,6 @@ ffi::Error KernelGrad(ffi::ThreadPool pool, Array x, Array g, Result dw, Index s
 
 }  // namespace
 
-#define NVAE_JAX_EXPORT(name, function)                     \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,             \
-                                ffi::Ffi::Bind()            \
-                                    .Ctx<ffi::ThreadPool>() \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Ret<Array>()           \
-                                    .Attr<Index>("stride")  \
-                                    .Attr<Index>("low"))
-NVAE_JAX_EXPORT(nvae_jax_depthwise_correlate, Correlate);
-NVAE_JAX_EXPORT(nvae_jax_depthwise_input_grad, InputGrad);
-NVAE_JAX_EXPORT(nvae_jax_depthwise_kernel_grad, KernelGrad);
+NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_correlate, Correlate);
+NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_input_grad, InputGrad);
+NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_kernel_grad, KernelGrad);

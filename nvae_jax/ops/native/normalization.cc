@@ -64,8 +64,9 @@ ffi::Error Moments(ffi::ThreadPool pool, Array x, Result mean, Result var) {
   std::vector<double> total(channels, 0.0), spread(channels, 0.0);
   for (Index block = 0; block < rows.blocks(); ++block) {
     const float* part = parts + 2 * block * channels;
+    double n = rows.size(block);
 #pragma omp simd
-    for (Index c = 0; c < channels; ++c) total[c] += part[c] * static_cast<double>(rows.size(block));
+    for (Index c = 0; c < channels; ++c) total[c] += n * part[c];
   }
 #pragma omp simd
   for (Index c = 0; c < channels; ++c) total[c] /= rows.count;
