@@ -154,10 +154,12 @@ def build_objective(config):
     return ObjectiveSettings(num_steps=config.train.num_steps, **config.objective.to_dict())
 
 
-def build_optimizer(config):
-    """(optax transformation, learning rate schedule) over the config's steps."""
+def build_optimizer(config, devices=()):
+    """(`optim.Optimizer`, learning rate schedule) over the config's steps; `devices` as in
+    `build_model`."""
     settings = OptimizerSettings(num_steps=config.train.num_steps, **config.optimizer.to_dict())
-    return adamax(settings), learning_rate_schedule(settings)
+    implementation = _implementation(config.model.implementation, devices)
+    return adamax(settings, implementation=implementation), learning_rate_schedule(settings)
 
 
 @dataclass(frozen=True)
@@ -252,10 +254,11 @@ def build(config, devices=None):
       config: a resolved ConfigDict.
       devices: of the mesh; None takes all that there are.
     """
-    optimizer, learning_rate = build_optimizer(config)
     mesh = sharding.make_mesh(sharding.MeshSettings(**config.mesh.to_dict()), devices)
+    devices = tuple(mesh.devices.flat)
+    optimizer, learning_rate = build_optimizer(config, devices)
     return Experiment(
-        model=build_model(config, tuple(mesh.devices.flat)),
+        model=build_model(config, devices),
         likelihood=build_likelihood(config),
         data=build_data(config),
         objective=build_objective(config),

@@ -1,14 +1,20 @@
 """Adamax with coupled weight decay, linear warm-up and cosine decay, as an optax chain."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from nvae_jax.ops import native
+
 # Parameters of fewer entries are updated as one vector: each array of the state costs a program of
 # its own, and most of a model's arrays are small. No array of this size is sharded.
 SMALL = 2**12
+B1, B2 = 0.9, 0.999  # decay of the first and of the infinity moment
 
 
 @dataclass(frozen=True)
@@ -50,28 +56,96 @@ def learning_rate_schedule(settings):
     return optax.join_schedules([linear, cosine], [settings.warmup_steps])
 
 
-def adamax(settings, learning_rate=None):
+class Optimizer(NamedTuple):
+    """An optax transformation, and its whole step as one function.
+
+    init: parameters -> state.
+    update: (gradients, state, params, accept=...) -> (updates, state), as in optax. With `accept`
+      False the state stays as it is.
+    step: (gradients, state, params, accept) -> (params, state), the old ones if not `accept`.
+    """
+
+    init: Callable[..., Any]
+    update: Callable[..., Any]
+    step: Callable[..., Any]
+
+
+def adamax(settings, learning_rate=None, implementation=None):
     """u = max(0.999·u, |g| + ε); m = 0.9·m + 0.1·g; p -= lr / (1 - 0.9^t) · m / u.
 
-    Gradients are clipped, where they are, ahead of the weight decay. `update` takes `accept`, a
-    boolean: False leaves the state as it is.
+    Gradients are clipped, where they are, ahead of the weight decay.
 
     Args:
       settings: `OptimizerSettings`.
       learning_rate: a number or schedule; None takes the settings' schedule.
+      implementation: "native" makes the step in `nvae_jax.ops.native`; otherwise it is XLA's.
+
+    Returns:
+      an `Optimizer`.
     """
+    if learning_rate is None:
+        learning_rate = learning_rate_schedule(settings)
     clip = settings.gradient_clip
     chain = optax.chain(
         *([optax.clip_by_global_norm(clip)] if clip else []),
         optax.add_decayed_weights(settings.weight_decay),
-        scale_by_adamax(b1=0.9, b2=0.999, epsilon=settings.epsilon),
-        skipping(
-            optax.scale_by_learning_rate(
-                learning_rate_schedule(settings) if learning_rate is None else learning_rate
-            )
-        ),
+        scale_by_adamax(B1, B2, settings.epsilon),
+        skipping(optax.scale_by_learning_rate(learning_rate)),
     )
-    return joined(chain)
+    optimizer = joined(chain)
+    if implementation == "native":
+        step = partial(_native_step, settings, learning_rate)
+    else:
+        step = partial(_step, optimizer)
+    return Optimizer(*optimizer, step)
+
+
+def _step(optimizer, gradients, state, params, accept):
+    updates, state = optimizer.update(gradients, state, params, accept=accept)
+    updated = optax.apply_updates(params, updates)
+    return optax.tree.where(accept, updated, params), state
+
+
+def _native_step(settings, learning_rate, gradients, state, params, accept):
+    """`_step` of `adamax`'s chain, with everything but numbers in one call."""
+    *ahead, moments, old_rate = state
+    # What the chain's last part makes of m / u: of 1, here.
+    rate, new_rate = optax.scale_by_learning_rate(learning_rate).update(jnp.ones(()), old_rate)
+    count = optax.safe_increment(moments.count)
+    clip = settings.gradient_clip
+    factor = jnp.minimum(1.0, clip / global_norm(gradients, "native")) if clip else 1.0
+    scalars = jnp.stack([accept, factor, rate / (1 - B1**count)]).astype(jnp.float32)
+    old, structure = jax.tree.flatten(params)
+    (means, stored), largest = jax.tree.flatten(moments.mu), jax.tree.leaves(moments.nu)
+    replaced = [*old, *means, *largest]
+    new = native.call(
+        "adamax",
+        [array.shape for array in replaced],
+        scalars,
+        *jax.tree.leaves(gradients),
+        *replaced,
+        in_place={1 + len(old) + i: i for i in range(len(replaced))},
+        b1=B1,
+        b2=B2,
+        epsilon=float(settings.epsilon),
+        decay=float(settings.weight_decay),
+        **_places_in(moments.mu, params),
+    )
+    parts = new[: len(old)], new[len(old) : -len(largest)], new[-len(largest) :]
+    params, mu, nu = map(jax.tree.unflatten, (structure, stored, stored), parts)
+    count, rate_state = optax.tree.where(accept, (count, new_rate), (moments.count, old_rate))
+    return params, (*ahead, optax.ScaleByAdamState(count, mu, nu), rate_state)
+
+
+def _places_in(moments, params):
+    """For each parameter the array of `_join`'s that it is in, and the entry it starts at there."""
+    names, places, starts, end = sorted(moments), [], [], 0
+    for name, leaf in _named_leaves(params):
+        is_small = leaf.size < SMALL
+        places.append(names.index("small" if is_small else name))
+        starts.append(end if is_small else 0)
+        end += leaf.size if is_small else 0
+    return {"places": places, "starts": starts}
 
 
 def skipping(transformation):
@@ -118,8 +192,10 @@ def joined(optimizer, limit=SMALL):
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def global_norm(tree):
-    """The Euclidean norm of all entries of a tree of arrays."""
+def global_norm(tree, implementation=None):
+    """The Euclidean norm of all entries of a tree of arrays; see `adamax` for `implementation`."""
+    if implementation == "native":
+        return native.call("norm", (), *jax.tree.leaves(tree))
     return optax.tree.norm(_join(tree))
 
 

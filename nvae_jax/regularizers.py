@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from nvae_jax.ops import native
+
 ROUNDS = 4  # of power iteration, each step
 FIRST_ROUNDS = 40  # at the first step
 
@@ -27,7 +29,7 @@ def init_spectral_vectors(key, kernels):
     shapes = {}
     for path, kernel in _sorted_leaves(kernels):
         stack, rows, columns = _matrix_shape(path, kernel)
-        name = f"{rows}x{columns}"
+        name = _shape_name(stack, rows, columns)
         shapes[name] = (shapes.get(name, (0,))[0] + stack, columns)
     names = sorted(shapes)
     sizes = [math.prod(shapes[name]) for name in names]
@@ -36,17 +38,22 @@ def init_spectral_vectors(key, kernels):
     return {n: _unit(part.reshape(shapes[n])) for n, part in zip(names, parts, strict=True)}
 
 
-def spectral_penalty(kernels, vectors, rounds=ROUNDS):
+def spectral_penalty(kernels, vectors, rounds=ROUNDS, implementation=None):
     """The sum of all convolutions' largest singular values, as (out × rest) matrices.
 
     Args:
       kernels: from `effective_kernels`, (k, k, in, out), stacked or not.
       vectors: what the last step left, or `init_spectral_vectors`.
       rounds: of power iteration, at least 1; may be traced.
+      implementation: "native" for `nvae_jax.ops.native`; otherwise XLA's.
 
     Returns:
-      the penalty, with gradient through the kernels only, and the new vectors.
+      the penalty, with gradient through the kernels only; the kernels, to be used from here on (the
+      gradient of the penalty is added to that of what they are used for, in place where native);
+      the new vectors.
     """
+    if implementation == "native":
+        return _native_penalty(kernels, vectors, jnp.asarray(rounds, jnp.int32))
     matrices = _matrices_by_shape(kernels)
     fixed = jax.lax.stop_gradient(matrices)
 
@@ -62,7 +69,55 @@ def spectral_penalty(kernels, vectors, rounds=ROUNDS):
         image = _times_left(matrix, left)
         updated[name] = jax.lax.stop_gradient(_unit(image))
         total += jnp.sum(image * updated[name])
-    return total, updated
+    return total, kernels, updated
+
+
+@jax.custom_vjp
+def _native_penalty(kernels, vectors, rounds):
+    return _native_penalty_fwd(kernels, vectors, rounds)[0]
+
+
+def _native_penalty_fwd(kernels, vectors, rounds):
+    leaves, names = [leaf for _, leaf in _sorted_leaves(kernels)], sorted(vectors)
+    starts = [vectors[name] for name in names]
+    rows = sum(leaf.size // leaf.shape[-1] for leaf in leaves)
+    results = [(), (rows,), *(start.shape for start in starts)]
+    where = _places_of_vectors(kernels)
+    penalty, lefts, *rights = native.call("spectral", results, rounds, *leaves, *starts, **where)
+    return (penalty, kernels, dict(zip(names, rights, strict=True))), (lefts, rights)
+
+
+def _native_penalty_bwd(residuals, cotangents):
+    lefts, rights = residuals
+    scale, gradients, _ = cotangents
+    paths, leaves = zip(*_sorted_leaves(gradients), strict=True)
+    leaves = native.call(
+        "spectral_grad",
+        [leaf.shape for leaf in leaves],
+        scale,
+        lefts,
+        *leaves,
+        *rights,
+        in_place={2 + i: i for i in range(len(leaves))},
+        **_places_of_vectors(gradients),
+    )
+    return traverse_util.unflatten_dict(dict(zip(paths, leaves, strict=True))), None, None
+
+
+_native_penalty.defvjp(_native_penalty_fwd, _native_penalty_bwd)
+
+
+def _places_of_vectors(kernels):
+    """For each kernel the array that its vectors are in, and the entry they start at there."""
+    shapes = [_matrix_shape(path, kernel) for path, kernel in _sorted_leaves(kernels)]
+    names, ends = sorted({_shape_name(*shape) for shape in shapes}), {}
+    places, starts = [], []
+    for stack, rows, columns in shapes:
+        name = _shape_name(stack, rows, columns)
+        places.append(names.index(name))
+        starts.append(ends.get(name, 0))
+        ends[name] = starts[-1] + stack * columns
+    return {"places": places, "starts": starts}
 
 
 def _matrices_by_shape(kernels):
@@ -71,7 +126,7 @@ def _matrices_by_shape(kernels):
     for path, kernel in _sorted_leaves(kernels):
         stack, rows, columns = _matrix_shape(path, kernel)
         matrix = kernel.reshape(stack, rows, columns)
-        matrices.setdefault(f"{rows}x{columns}", []).append(matrix)
+        matrices.setdefault(_shape_name(stack, rows, columns), []).append(matrix)
     return {name: jnp.concatenate(group) for name, group in matrices.items()}
 
 
@@ -87,8 +142,14 @@ def _times_left(matrices, left):
 
 def batch_norm_penalty(params):
     """The sum over batch norms of the largest |scale|."""
-    scales = [p for path, p in _sorted_leaves(params) if path[-1] == "scale"]
-    return sum(jnp.abs(scale).max(-1).sum() for scale in scales) if scales else jnp.zeros(())
+    by_width = {}  # those of one width together: one maximum a width, not one a layer
+    for path, scale in _sorted_leaves(params):
+        if path[-1] == "scale":
+            width = scale.shape[-1]
+            by_width.setdefault(width, []).append(scale.reshape(-1, width))
+    if not by_width:
+        return jnp.zeros(())
+    return sum(jnp.abs(jnp.concatenate(scales)).max(1).sum() for scales in by_width.values())
 
 
 def _sorted_leaves(tree):
@@ -101,6 +162,10 @@ def _matrix_shape(path, kernel):
         raise ValueError(f"kernel {'/'.join(path)} has shape {kernel.shape}, not (k, k, in, out)")
     stack = kernel.shape[0] if kernel.ndim == 5 else 1
     return stack, math.prod(kernel.shape[-4:-1]), kernel.shape[-1]
+
+
+def _shape_name(_, rows, columns):
+    return f"{rows}x{columns}"
 
 
 def _unit(x):

@@ -20,7 +20,7 @@ def make_train_step(
       model: an `NVAE`.
       likelihood: maps logits to an image distribution.
       objective: `ObjectiveSettings`.
-      optimizer: an optax transformation.
+      optimizer: an `optim.Optimizer`.
       learning_rate: maps a step to its rate, for the record.
       accumulation_steps: parts that a batch is worked off in, one after the other; the gradient is
         their mean. Batch norm and the balance of the KL see a part at a time, so a part must be
@@ -60,16 +60,17 @@ def make_train_step(
         grads, (metrics, batch_stats, spectral) = gradients(
             state.batch_stats, state.spectral, images, key
         )
-        grad_norm = optim.global_norm(grads)
+        grad_norm = optim.global_norm(grads, model.implementation)
         finite = jnp.isfinite(metrics["loss"] + grad_norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, accept=finite)
-        params = optax.apply_updates(state.params, updates)
-        # The optimiser has chosen between its old state and the new one already.
-        old = state.replace(opt_state=())
-        updated = old.replace(params=params, batch_stats=batch_stats, spectral=spectral)
+        params, opt_state = optimizer.step(grads, state.opt_state, state.params, finite)
+        # The optimiser has chosen between the old arrays and the new ones already.
+        done = {"params": params, "opt_state": opt_state}
+        old = state.replace(params=(), opt_state=())
+        updated = old.replace(batch_stats=batch_stats, spectral=spectral)
         if ema_decay:
-            updated = updated.replace(average=_averaged(updated, ema_decay))
-        updated = _unless_nonfinite(updated, old, finite).replace(opt_state=opt_state)
+            average = _averaged(updated.replace(params=params), ema_decay)
+            updated = updated.replace(average=average)
+        updated = _unless_nonfinite(updated, old, finite).replace(**done)
         metrics.update(
             beta=beta,
             gradient_norm=grad_norm,
@@ -137,13 +138,15 @@ def training_loss(
       the loss, and (metrics in nats, new batch_stats, new spectral vectors).
     """
     kernels = effective_kernels(variables["params"])
+    spectral_norm, kernels, spectral = regularizers.spectral_penalty(
+        kernels, spectral, rounds, model.implementation
+    )
     plain, params = with_kernels(model, variables["params"], kernels)
     out, mutated = plain.apply(
         {**variables, "params": params}, images, train=True, mutable=["batch_stats"], **apply_kwargs
     )
     reconstruction = -likelihood(out.logits).log_prob(images)
     weighted_kl, gamma = obj.balanced_kl(out.kl, alpha, beta)
-    spectral_norm, spectral = regularizers.spectral_penalty(kernels, spectral, rounds)
     bn = regularizers.batch_norm_penalty(variables["params"])
     loss = (reconstruction + weighted_kl).mean() + weight * (spectral_norm + bn)
     metrics = {

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +6,7 @@ import optax
 import pytest
 
 from nvae_jax import optim
+from tests.ops.implementations import NATIVE, NEEDS_COMPILER, XLA
 
 
 def settings(**keys):
@@ -26,6 +28,54 @@ def test_adamax_by_hand():
         m = 0.9 * m + 0.1 * g
         p = p - 0.05 / (1 - 0.9**t) * m / u
         np.testing.assert_allclose(params, p, rtol=1e-5, atol=1e-6)
+
+
+def parameters(seed):
+    """Some of them small, two of them larger than what a thread works off at once."""
+    rng = np.random.default_rng(seed)
+    shapes = {"b": (3,), "a": {"w": (70, 1000), "v": (5, 1)}, "c": (300, 300), "one": ()}
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("keys", [{}, {"gradient_clip": 0.5}, {"weight_decay": 0.0}])
+@pytest.mark.parametrize("learning_rate", [None, 0.05])
+def test_native_steps_are_those_of_the_chain(keys, learning_rate):
+    params = {name: parameters(0) for name in (None, "native")}
+    optimizers = {n: optim.adamax(settings(**keys), learning_rate, n) for n in params}
+    states = {name: optimizers[name].init(params[name]) for name in params}
+    step = {name: jax.jit(optimizer.step) for name, optimizer in optimizers.items()}
+    for i in range(4):
+        gradients = parameters(i + 1)
+        for n in params:
+            accept = jnp.array(i != 2)
+            params[n], states[n] = step[n](gradients, states[n], params[n], accept)
+        chex.assert_trees_all_close(params["native"], params[None], rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(states["native"], states[None], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+def test_a_refused_step_leaves_no_trace(implementation):
+    optimizer = optim.adamax(settings(warmup_steps=3, gradient_clip=1.0), None, implementation)
+    params, broken = parameters(0), jax.tree.map(lambda p: jnp.nan * p, parameters(0))
+    before = params, optimizer.init(params)
+    params, state = optimizer.step(parameters(1), *reversed(before), jnp.array(True))
+    after = optimizer.step(broken, state, params, jnp.array(False))
+    jax.tree.map(np.testing.assert_array_equal, after, (params, state))
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_the_norm_of_all_gradients(implementation, broken):
+    gradients = parameters(0)
+    exact = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(gradients)))
+    np.testing.assert_allclose(optim.global_norm(gradients, implementation), exact, rtol=1e-6)
+    gradients["c"] = gradients["c"].at[299, 299].set(broken)
+    assert not np.isfinite(optim.global_norm(gradients, implementation))
 
 
 def test_a_refused_update_leaves_no_trace():

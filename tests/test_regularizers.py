@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 
 from nvae_jax import regularizers
 from nvae_jax.models.kernels import effective_kernels
+from tests.ops.implementations import NATIVE, NEEDS_COMPILER, XLA
 
 RNG = np.random.default_rng(0)
 KERNELS = {
@@ -31,18 +33,23 @@ def start():
     return regularizers.init_spectral_vectors(jax.random.key(0), KERNELS)
 
 
-def test_power_iteration_reaches_the_singular_values():
-    penalty, _ = regularizers.spectral_penalty(KERNELS, start(), 300)
+BY_BOTH = pytest.mark.parametrize("by", [XLA, NATIVE])
+
+
+@BY_BOTH
+def test_power_iteration_reaches_the_singular_values(by):
+    penalty, *_ = regularizers.spectral_penalty(KERNELS, start(), 300, by)
     np.testing.assert_allclose(penalty, exact(), rtol=1e-4)
 
 
-def test_vectors_persist():
+@BY_BOTH
+def test_vectors_persist(by):
     """Rounds in two calls are rounds in one."""
-    _, vectors = regularizers.spectral_penalty(KERNELS, start(), 3)
-    twice, _ = regularizers.spectral_penalty(KERNELS, vectors, 4)
-    once, _ = regularizers.spectral_penalty(KERNELS, start(), 7)
+    *_, vectors = regularizers.spectral_penalty(KERNELS, start(), 3, by)
+    twice, *_ = regularizers.spectral_penalty(KERNELS, vectors, 4, by)
+    once, *_ = regularizers.spectral_penalty(KERNELS, start(), 7, by)
     np.testing.assert_allclose(twice, once, rtol=1e-6)
-    first, _ = regularizers.spectral_penalty(KERNELS, start(), 1)
+    first, *_ = regularizers.spectral_penalty(KERNELS, start(), 1, by)
     assert first < once < exact() * (1 + 1e-6)
 
 
@@ -51,23 +58,37 @@ def test_one_array_of_vectors_a_shape():
     assert shapes == {"36x8": (6, 8), "25x6": (1, 6), "4x2": (1, 2)}
 
 
-def test_gradient_is_the_outer_product_of_singular_vectors():
+@BY_BOTH
+def test_gradient_is_the_outer_product_of_singular_vectors(by):
     kernel = {"one": KERNELS["one"]}
     vectors = regularizers.init_spectral_vectors(jax.random.key(0), kernel)
-    gradient = jax.grad(lambda k: regularizers.spectral_penalty(k, vectors, 200)[0])(kernel)
+    gradient = jax.grad(lambda k: regularizers.spectral_penalty(k, vectors, 200, by)[0])(kernel)
     matrix = KERNELS["one"]["kernel"][0, 0]
     u, _, vt = np.linalg.svd(matrix)
     expected = np.outer(u[:, 0], vt[0])
     np.testing.assert_allclose(gradient["one"]["kernel"][0, 0], expected, rtol=1e-3, atol=1e-5)
 
 
+@NEEDS_COMPILER
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_both_implementations_agree_beside_another_use_of_the_kernels(rounds):
+    def loss(kernels, by):
+        penalty, used, vectors = regularizers.spectral_penalty(kernels, start(), rounds, by)
+        squares = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(used))
+        return 3.0 * penalty + squares, (penalty, vectors)
+
+    step = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    chex.assert_trees_all_close(step(KERNELS, "native"), step(KERNELS, None), rtol=1e-4, atol=1e-5)
+
+
 def test_batch_norm_penalty_takes_the_largest_of_each():
     params = {
         "norm": {"scale": jnp.array([1.0, -3.0]), "bias": jnp.array([9.0, 9.0])},
         "stack": {"norm": {"scale": jnp.array([[0.5, 0.25], [2.0, -1.0]])}},
+        "wide": {"norm": {"scale": jnp.array([0.5, -0.25, 0.125])}},
         "conv": {"kernel": jnp.full((1, 1, 1, 1), 50.0)},
     }
-    np.testing.assert_allclose(regularizers.batch_norm_penalty(params), 3.0 + 0.5 + 2.0)
+    np.testing.assert_allclose(regularizers.batch_norm_penalty(params), 3.0 + 0.5 + 2.0 + 0.5)
     assert regularizers.batch_norm_penalty({"conv": params["conv"]}) == 0.0
 
 

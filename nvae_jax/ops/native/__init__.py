@@ -23,7 +23,7 @@ import numpy as np
 from nvae_jax import files
 
 FOLDER = Path(__file__).parent
-SOURCES = ("convolution.cc", "depthwise.cc", "normalization.cc")
+SOURCES = ("convolution.cc", "depthwise.cc", "normalization.cc", "optimizer.cc", "spectral.cc")
 HEADERS = ("common.h",)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-fPIC", "-shared")
 KERNELS = (
@@ -35,20 +35,26 @@ KERNELS = (
     "depthwise_kernel_grad",
     "moments",
     "norm_grad",
+    "adamax",
+    "norm",
+    "spectral",
+    "spectral_grad",
 )
 
 
-def call(name, results, *arrays, **attributes):
+def call(name, results, *arrays, in_place=None, **attributes):
     """One kernel.
 
     Args:
       name: one of `KERNELS`. Convolutions (kind_map) are as in `nvae_jax.ops.depthwise`, for
         kernels (k, k, C) and (k, k, C, O); `moments` maps x (N, C) to mean and variance (C,) each;
         `norm_grad` maps x, the gradient of y, scale, mean and reciprocal standard deviation to the
-        gradients for x, scale and bias.
+        gradients for x, scale and bias. Those for lists of arrays are described in their sources.
       results: its shape, or a list of shapes.
       arrays: float32.
-      attributes: integers; of convolutions the stride, 1 or 2, and `low`, the zeros in front.
+      in_place: {number of an array: number of the result that may be written over it}.
+      attributes: floats, integers or lists of integers; of convolutions the stride, 1 or 2, and
+        `low`, the zeros in front.
 
     Raises:
       RuntimeError: the kernels cannot be had; the message says why.
@@ -60,8 +66,14 @@ def call(name, results, *arrays, **attributes):
         results,
         is_leaf=lambda node: isinstance(node, tuple),
     )
-    function = jax.ffi.ffi_call(_target(name), results, vmap_method="sequential")
-    return function(*arrays, **{key: np.int64(value) for key, value in attributes.items()})
+    function = jax.ffi.ffi_call(
+        _target(name), results, vmap_method="sequential", input_output_aliases=in_place
+    )
+    return function(*arrays, **{key: _attribute(value) for key, value in attributes.items()})
+
+
+def _attribute(value):
+    return np.float32(value) if isinstance(value, float) else np.asarray(value, np.int64)[()]
 
 
 def _target(name):

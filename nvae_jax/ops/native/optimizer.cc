@@ -1,0 +1,132 @@
+// One step of Adamax over all parameters, and the norm of all their gradients: see optim.py.
+//
+// One call instead of a program an array: most of a model's arrays are small, and there are many.
+
+#include <cmath>
+
+#include "common.h"
+
+namespace {
+
+// Entries [begin, begin + count) of an array.
+struct Piece {
+  Index array, begin, count;
+};
+
+// Lists of pieces of about equal length in all, one for each task.
+std::vector<std::vector<Piece>> Tasks(const std::vector<Index>& sizes) {
+  constexpr Index kLength = 32 * 1024;
+  std::vector<std::vector<Piece>> tasks(1);
+  Index length = 0;
+  for (size_t array = 0; array < sizes.size(); ++array) {
+    for (Index begin = 0; begin < sizes[array]; begin += kLength) {
+      if (length >= kLength) {
+        tasks.emplace_back();
+        length = 0;
+      }
+      Index count = std::min(kLength, sizes[array] - begin);
+      tasks.back().push_back({static_cast<Index>(array), begin, count});
+      length += count;
+    }
+  }
+  return tasks;
+}
+
+ffi::Error Norm(ffi::ThreadPool pool, ffi::RemainingArgs arrays, Result norm) {
+  std::vector<const float*> data;
+  std::vector<Index> sizes;
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    Array array = *arrays.get<Array>(i);
+    data.push_back(array.typed_data());
+    sizes.push_back(array.element_count());
+  }
+  auto tasks = Tasks(sizes);
+  std::vector<double> sums(tasks.size());
+  Parallel(pool, tasks.size(), [&](Index task) {
+    double total = 0;
+    for (const Piece& piece : tasks[task]) {
+      const float* p = data[piece.array] + piece.begin;
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (Index i = 0; i < piece.count; ++i) sum += p[i] * p[i];
+      total += sum;
+    }
+    sums[task] = total;
+  });
+  double total = 0;
+  for (double sum : sums) total += sum;
+  *norm->typed_data() = std::sqrt(total);
+  return ffi::Error::Success();
+}
+
+struct Rates {
+  float first, second, epsilon, decay;
+};
+
+void Update(const Rates& rates, float factor, float step, Index count, const float* gradient,
+            const float* old_param, const float* old_mean, const float* old_largest, float* param,
+            float* mean, float* largest) {
+  float b1 = rates.first, b2 = rates.second, epsilon = rates.epsilon, decay = rates.decay;
+#pragma omp simd
+  for (Index i = 0; i < count; ++i) {
+    float p = old_param[i];
+    float g = factor * gradient[i] + decay * p;
+    float m = b1 * old_mean[i] + (1 - b1) * g;
+    float size = std::fabs(g) + epsilon, kept = b2 * old_largest[i];
+    float u = size > kept ? size : kept;
+    mean[i] = m;
+    largest[i] = u;
+    param[i] = p + step * (m / u);
+  }
+}
+
+// `scalars` are whether to take the step, what gradients are multiplied with first, and what m / u
+// is. `arrays` are n gradients, n parameters, k first and k infinity moments; the moments of
+// parameter i start at entry starts[i] of array places[i] of those. `results` are the new
+// parameters and moments, which may be where the old ones are.
+ffi::Error Adamax(ffi::ThreadPool pool, Array scalars, ffi::RemainingArgs arrays,
+                  ffi::RemainingRets results, ffi::Span<const int64_t> places,
+                  ffi::Span<const int64_t> starts, float b1, float b2, float epsilon, float decay) {
+  Index n = places.size(), k = (arrays.size() - 2 * n) / 2;
+  const float* scalar = scalars.typed_data();
+  auto from = [&](Index i) { return (*arrays.get<Array>(i)).typed_data(); };
+  auto to = [&](Index i) { return (*results.get<Array>(i))->typed_data(); };
+  std::vector<Index> sizes;
+  for (Index i = 0; i < n; ++i) sizes.push_back((*arrays.get<Array>(i)).element_count());
+  auto tasks = Tasks(sizes);
+  Rates rates{b1, b2, epsilon, decay};
+  Parallel(pool, tasks.size(), [&](Index task) {
+    for (const Piece& piece : tasks[task]) {
+      Index i = piece.array, moment = starts[i] + piece.begin, place = places[i];
+      const float* old[] = {from(n + i) + piece.begin, from(2 * n + place) + moment,
+                            from(2 * n + k + place) + moment};
+      float* updated[] = {to(i) + piece.begin, to(n + place) + moment, to(n + k + place) + moment};
+      if (scalar[0] != 0) {
+        Update(rates, scalar[1], scalar[2], piece.count, from(i) + piece.begin, old[0], old[1],
+               old[2], updated[0], updated[1], updated[2]);
+        continue;
+      }
+      for (int j = 0; j < 3; ++j) {
+        if (updated[j] != old[j]) std::memcpy(updated[j], old[j], piece.count * sizeof(float));
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    nvae_jax_norm, Norm, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_adamax, Adamax,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<ffi::Span<const int64_t>>("places")
+                                  .Attr<ffi::Span<const int64_t>>("starts")
+                                  .Attr<float>("b1")
+                                  .Attr<float>("b2")
+                                  .Attr<float>("epsilon")
+                                  .Attr<float>("decay"));

@@ -1,0 +1,132 @@
+// The largest singular values of many matrices by power iteration: see regularizers.py.
+//
+// A matrix is read from memory once, whatever the number of rounds: a core's cache has it after.
+
+#include <cmath>
+
+#include "common.h"
+
+namespace {
+
+struct Matrix {
+  Index array, offset;  // which of the kernels, and from where on
+  Index rows, columns;
+  Index left;          // where its left vector begins
+  Index place, start;  // its right vector: which of the arrays of vectors, and from where on
+};
+
+// Of kernels (k, k, in, out), stacked or not. The right vectors of kernel i start at entry
+// starts[i] of array places[i].
+std::vector<Matrix> Matrices(const ffi::RemainingArgs& kernels, Index count,
+                             ffi::Span<const int64_t> places, ffi::Span<const int64_t> starts) {
+  std::vector<Matrix> matrices;
+  Index left = 0;
+  for (Index i = 0; i < count; ++i) {
+    auto sizes = (*kernels.get<Array>(i)).dimensions();
+    Index rank = sizes.size(), columns = sizes[rank - 1];
+    Index rows = sizes[rank - 4] * sizes[rank - 3] * sizes[rank - 2];
+    Index stack = rank == 5 ? sizes[0] : 1;
+    for (Index j = 0; j < stack; ++j, left += rows) {
+      matrices.push_back({i, j * rows * columns, rows, columns, left, places[i],
+                          starts[i] + j * columns});
+    }
+  }
+  return matrices;
+}
+
+float Norm(const float* p, Index count) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (Index i = 0; i < count; ++i) sum += p[i] * p[i];
+  return std::sqrt(sum);
+}
+
+// `image` = W'W `right` / |W `right`|, and `left` = W `right` / |W `right`|.
+void Round(const float* data, Index rows, Index columns, const float* __restrict right,
+           float* __restrict left, float* __restrict image) {
+  std::memset(image, 0, columns * sizeof(float));
+  for (Index i = 0; i < rows; ++i) {
+    const float* __restrict row = data + i * columns;
+    float dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (Index j = 0; j < columns; ++j) dot += row[j] * right[j];
+    left[i] = dot;
+#pragma omp simd
+    for (Index j = 0; j < columns; ++j) image[j] += dot * row[j];
+  }
+  float scale = 1 / (Norm(left, rows) + 1e-12f);
+  for (Index i = 0; i < rows; ++i) left[i] *= scale;
+  for (Index j = 0; j < columns; ++j) image[j] *= scale;
+}
+
+// `arrays` are n kernels and then the vectors to start from; `results` are the new vectors.
+ffi::Error Spectral(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> rounds, ffi::RemainingArgs arrays,
+                    Result penalty, Result lefts, ffi::RemainingRets results,
+                    ffi::Span<const int64_t> places, ffi::Span<const int64_t> starts) {
+  Index n = places.size(), count = *rounds.typed_data();
+  auto matrices = Matrices(arrays, n, places, starts);
+  std::vector<float> values(matrices.size());
+  Parallel(pool, matrices.size(), [&](Index task) {
+    const Matrix& m = matrices[task];
+    const float* data = (*arrays.get<Array>(m.array)).typed_data() + m.offset;
+    const float* first = (*arrays.get<Array>(n + m.place)).typed_data() + m.start;
+    float* right = (*results.get<Array>(m.place))->typed_data() + m.start;
+    float* left = lefts->typed_data() + m.left;
+    static thread_local Buffer kept;
+    kept.Reserve(m.columns);
+    float* image = kept.data();
+    if (right != first) std::memcpy(right, first, m.columns * sizeof(float));
+    for (Index round = 0; round < count; ++round) {
+      Round(data, m.rows, m.columns, right, left, image);
+      float value = Norm(image, m.columns), scale = 1 / (value + 1e-12f);
+      for (Index j = 0; j < m.columns; ++j) right[j] = image[j] * scale;
+      values[task] = value * (value * scale);
+    }
+  });
+  double sum = 0;
+  for (float value : values) sum += value;
+  *penalty->typed_data() = sum;
+  return ffi::Error::Success();
+}
+
+// Adds scale · left ⊗ right, the gradient of u'Wv, to the gradients of the kernels. `arrays` are n
+// of those and the right vectors; `results` may be where the gradients are.
+ffi::Error SpectralGrad(ffi::ThreadPool pool, Array scale, Array lefts, ffi::RemainingArgs arrays,
+                        ffi::RemainingRets results, ffi::Span<const int64_t> places,
+                        ffi::Span<const int64_t> starts) {
+  auto matrices = Matrices(arrays, places.size(), places, starts);
+  Parallel(pool, matrices.size(), [&](Index task) {
+    const Matrix& m = matrices[task];
+    const float* from = (*arrays.get<Array>(m.array)).typed_data() + m.offset;
+    const float* right = (*arrays.get<Array>(places.size() + m.place)).typed_data() + m.start;
+    float* to = (*results.get<Array>(m.array))->typed_data() + m.offset;
+    for (Index i = 0; i < m.rows; ++i, from += m.columns, to += m.columns) {
+      float left = *scale.typed_data() * lefts.typed_data()[m.left + i];
+#pragma omp simd
+      for (Index j = 0; j < m.columns; ++j) to[j] = from[j] + left * right[j];
+    }
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_spectral, Spectral,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<Array>()
+                                  .Ret<Array>()
+                                  .RemainingRets()
+                                  .Attr<ffi::Span<const int64_t>>("places")
+                                  .Attr<ffi::Span<const int64_t>>("starts"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_spectral_grad, SpectralGrad,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<ffi::Span<const int64_t>>("places")
+                                  .Attr<ffi::Span<const int64_t>>("starts"));
