@@ -13,13 +13,11 @@ from flax import struct
 
 from nvae_jax.distributions.normal import Normal
 from nvae_jax.models.cells import PROCESS_EXPANSION, Cell
+from nvae_jax.models.groups import at, run_groups, stacked
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.latents import LatentGroup
 from nvae_jax.models.layers import BatchNorm, Conv
-from nvae_jax.models.remat import remat_cell, remat_group
-
-# Collections with one entry a group, stacked by the scans.
-STACKED = ("params", "batch_stats")
+from nvae_jax.models.remat import remat_cell
 
 
 @struct.dataclass
@@ -100,14 +98,15 @@ class BottomUp(nn.Module):
     hierarchy: Hierarchy
     width: int
     num_cells: int
-    unroll: int
     remat: str
+    run_groups: Callable[..., Any]
     cell: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x, train):
-        """Maps (B, h, w, width) to one (groups, B, h, w, C) array a scale, in top-down order."""
+        """Maps (B, h, w, width) to the features of each scale in top-down order: (groups, B, h, w,
+        C), or a list of (B, h, w, C) where the groups are no loop."""
         features = []
         for scale in range(self.hierarchy.num_scales):
             width = self.width * self.hierarchy.factor(scale)
@@ -118,17 +117,20 @@ class BottomUp(nn.Module):
                 x = down(2 * width, resample="down", name=f"down_{scale}")(x, train)
         # The first latent group sees the head's output instead of the last group's feature.
         head = nn.elu(self.conv(x.shape[-1], 1, name="head")(nn.elu(x)))
-        features[-1] = features[-1].at[0].set(head)
+        coarsest = features[-1]
+        if isinstance(coarsest, list):
+            features[-1] = [head, *coarsest[1:]]
+        else:
+            features[-1] = coarsest.at[0].set(head)
         return tuple(reversed(features))
 
     def _tower(self, scale, width, x, train):
         if self.hierarchy.is_single:
             return x, x[None]
-        length = self.hierarchy.groups[scale]
-        groups = scan_groups(EncoderGroup, length, self.unroll, self.remat, self.cell)
-        groups = groups(width, self.num_cells, name=f"scale_{scale}")
-        x, recorded = groups(x, None, train)
-        return x, recorded[::-1]
+        group = partial(EncoderGroup, width=width, num_cells=self.num_cells, cell=self.cell)
+        length, name = self.hierarchy.groups[scale], f"scale_{scale}"
+        x, recorded = self.run_groups(self, group, x, None, train, name=name, length=length)
+        return x, at(recorded, slice(None, None, -1))
 
 
 class TopDown(nn.Module):
@@ -140,8 +142,8 @@ class TopDown(nn.Module):
     num_cells: int
     num_flows: int
     residual_posterior: bool
-    unroll: int
     remat: str
+    run_groups: Callable[..., Any]
     cell: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
 
@@ -162,17 +164,18 @@ class TopDown(nn.Module):
         state, terms = self._start(noise[0].shape[0]), []
         for scale in range(top, -1, -1):
             inputs = _group_inputs(self.hierarchy, scale, features, noise, temperature, source)
+            group, name = self._group(scale), f"scale_{scale}"
             if scale == top:
-                first = self._group(LatentGroup, scale, first=True, name="first_group")
-                state, term = first(state, jax.tree.map(lambda a: a[0], inputs), train)
+                first = group(first=True, name="first_group")
+                state, term = first(state, at(inputs, 0), train)
                 terms.append(term)
-                inputs = jax.tree.map(lambda a: a[1:], inputs)
+                inputs = at(inputs, slice(1, None))
             length = self.hierarchy.groups[scale] - (scale == top)
             if length:
-                groups = scan_groups(LatentGroup, length, self.unroll, self.remat, self.cell)
-                groups = self._group(groups, scale, name=f"scale_{scale}")
-                state, stacked = groups(state, inputs, train)
-                terms += [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(length)]
+                state, more = self.run_groups(
+                    self, group, state, inputs, train, name=name, length=length
+                )
+                terms += [at(more, i) for i in range(length)]
             if scale:
                 width = self.width * self.hierarchy.factor(scale - 1)
                 up = remat_cell(self.remat, self.cell)
@@ -185,9 +188,10 @@ class TopDown(nn.Module):
         start = self.param("start", nn.initializers.uniform(1.0), (size, size, width))
         return jnp.broadcast_to(start, (batch, size, size, width))
 
-    def _group(self, module, scale, **kwargs):
+    def _group(self, scale):
         factor = self.hierarchy.factor(scale)
-        return module(
+        return partial(
+            LatentGroup,
             width=self.width * factor,
             encoder_width=self.encoder_width * factor,
             latent_channels=self.hierarchy.latent_channels,
@@ -195,35 +199,22 @@ class TopDown(nn.Module):
             num_flows=self.num_flows,
             residual_posterior=self.residual_posterior,
             use_state=not self.hierarchy.is_single,
+            cell=self.cell,
             conv=self.conv,
-            **kwargs,
         )
 
 
 def _group_inputs(hierarchy, scale, features, noise, temperature, source):
-    """(feature or None, noise, temperature, source or None) of a scale's groups, each stacked on a
-    leading axis."""
+    """(feature or None, noise, temperature, source or None) of a scale's groups: each stacked on a
+    leading axis, or a list of them where the features come as one."""
     scales = hierarchy.scale_of_group()
     mine = slice(scales.index(scale), scales.index(scale) + hierarchy.groups[scale])
     feature = None if features is None else features[hierarchy.num_scales - 1 - scale]
     source = None if source is None else source[mine]
+    if isinstance(feature, list):
+        sources = [None] * len(feature) if source is None else list(source)
+        return list(zip(feature, noise[mine], list(temperature[mine]), sources, strict=True))
     return feature, jnp.stack(noise[mine]), temperature[mine], source
-
-
-def scan_groups(module, length, unroll, remat, cell):
-    """`module` over `length` groups of one scale: parameters stacked, the first argument carried,
-    the second scanned over, the third (train) shared. `cell` is the factory of its cells."""
-    unroll = min(unroll, length)
-    module, cell = remat_group(remat, module, cell, looped=unroll < length)
-    groups = nn.scan(
-        module,
-        variable_axes={name: 0 for name in STACKED},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
-        length=length,
-        unroll=unroll,
-    )
-    return partial(groups, cell=cell)
 
 
 class NVAE(nn.Module):
@@ -288,6 +279,12 @@ class NVAE(nn.Module):
             norm=norm,
             dtype=self.dtype,
         )
+        groups = partial(
+            run_groups,
+            unroll=self.unroll,
+            remat=self.remat,
+            implementation=self.implementation,
+        )
         encoder_cell = partial(cell, kind=self.encoder_cell)
         decoder_cell = partial(cell, kind=self.decoder_cell)
         process = partial(remat_cell, self.remat)
@@ -302,8 +299,8 @@ class NVAE(nn.Module):
             self.hierarchy,
             self.encoder_width,
             self.encoder_cells_per_group,
-            self.unroll,
             self.remat,
+            groups,
             cell=encoder_cell,
             conv=conv,
         )
@@ -314,8 +311,8 @@ class NVAE(nn.Module):
             self.decoder_cells_per_group,
             self.num_flows,
             self.residual_posterior,
-            self.unroll,
             self.remat,
+            groups,
             cell=decoder_cell,
             conv=conv,
         )
@@ -347,16 +344,19 @@ class NVAE(nn.Module):
         Returns:
           `Output`.
         """
-        return self.decode(self.encode(x, train), train, noise)
+        return self.decode(self._features(x, train), train, noise)
 
     def encode(self, x, train=False):
         """The bottom-up features of `x` (B, H, W, C) in [0, 1]: one (groups, B, h, w, C) array a
         scale, coarsest first, for `decode`."""
+        return tuple(stacked(feature) for feature in self._features(x, train))
+
+    def _features(self, x, train):
         return self.bottom_up(self.preprocess(self.stem(2.0 * x - 1.0), train), train)
 
     def decode(self, features, train=False, noise=None):
         """Draws z from the posterior given `encode`'s features, and decodes it to an `Output`."""
-        noise = self._noise(noise, features[0].shape[1])
+        noise = self._noise(noise, at(features[0], 0).shape[0])
         state, terms = self.top_down(features, noise, self._temperatures(1.0), train)
         kl = jnp.stack([t.kl for t in terms], axis=1)  # (B, groups, z)
         return Output(

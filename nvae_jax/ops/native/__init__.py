@@ -23,7 +23,14 @@ import numpy as np
 from nvae_jax import files
 
 FOLDER = Path(__file__).parent
-SOURCES = ("convolution.cc", "depthwise.cc", "normalization.cc", "optimizer.cc", "spectral.cc")
+SOURCES = (
+    "convolution.cc",
+    "depthwise.cc",
+    "normalization.cc",
+    "optimizer.cc",
+    "spectral.cc",
+    "stacks.cc",
+)
 HEADERS = ("common.h",)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-fPIC", "-shared")
 KERNELS = (
@@ -39,6 +46,8 @@ KERNELS = (
     "norm",
     "spectral",
     "spectral_grad",
+    "stack",
+    "unstack",
 )
 
 

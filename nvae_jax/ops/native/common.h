@@ -104,6 +104,33 @@ class Buffer {
 };
 
 // ---------------------------------------------------------------------------------------------
+// Lists of arrays
+
+// Entries [begin, begin + count) of an array.
+struct Piece {
+  Index array, begin, count;
+};
+
+// Lists of pieces of about equal length in all, one for each task.
+inline std::vector<std::vector<Piece>> Tasks(const std::vector<Index>& sizes) {
+  constexpr Index kLength = 32 * 1024;
+  std::vector<std::vector<Piece>> tasks(1);
+  Index length = 0;
+  for (size_t array = 0; array < sizes.size(); ++array) {
+    for (Index begin = 0; begin < sizes[array]; begin += kLength) {
+      if (length >= kLength) {
+        tasks.emplace_back();
+        length = 0;
+      }
+      Index count = std::min(kLength, sizes[array] - begin);
+      tasks.back().push_back({static_cast<Index>(array), begin, count});
+      length += count;
+    }
+  }
+  return tasks;
+}
+
+// ---------------------------------------------------------------------------------------------
 // Arrays (B, H, W, C), in blocks of channels
 
 constexpr Index kBlock = 2 * kLanes;

@@ -8,30 +8,6 @@
 
 namespace {
 
-// Entries [begin, begin + count) of an array.
-struct Piece {
-  Index array, begin, count;
-};
-
-// Lists of pieces of about equal length in all, one for each task.
-std::vector<std::vector<Piece>> Tasks(const std::vector<Index>& sizes) {
-  constexpr Index kLength = 32 * 1024;
-  std::vector<std::vector<Piece>> tasks(1);
-  Index length = 0;
-  for (size_t array = 0; array < sizes.size(); ++array) {
-    for (Index begin = 0; begin < sizes[array]; begin += kLength) {
-      if (length >= kLength) {
-        tasks.emplace_back();
-        length = 0;
-      }
-      Index count = std::min(kLength, sizes[array] - begin);
-      tasks.back().push_back({static_cast<Index>(array), begin, count});
-      length += count;
-    }
-  }
-  return tasks;
-}
-
 ffi::Error Norm(ffi::ThreadPool pool, ffi::RemainingArgs arrays, Result norm) {
   std::vector<const float*> data;
   std::vector<Index> sizes;
