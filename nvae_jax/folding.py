@@ -20,12 +20,13 @@ class PlainNorm(BatchNorm):
     """A scale and a shift of channels, or nothing where the variables have none."""
 
     @nn.compact
-    def __call__(self, x, train=False, copies=1):
+    def __call__(self, x, train=False, copies=1, activation=None):
         """Maps `x` (B, H, W, C) to the same shape."""
         scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
-        if scale is None:
-            return x.astype(self.dtype)
-        return (x * per_channel(scale) + per_channel(bias)).astype(self.dtype)
+        if scale is not None:
+            x = x * per_channel(scale) + per_channel(bias)
+        x = x.astype(self.dtype)
+        return activation(x) if activation else x
 
 
 def fold(model, variables):

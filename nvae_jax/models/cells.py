@@ -40,8 +40,9 @@ class ResidualBody(nn.Module):
         """Maps (B, H, W, C) to (B, H', W', features)."""
         for i in range(2):
             if self.use_norm:
-                x = self.norm(name=f"norm_{i}")(x, train)
-            x = self.activation(x)
+                x = self.norm(name=f"norm_{i}")(x, train, activation=self.activation)
+            else:
+                x = self.activation(x)
             if i == 0 and self.resample == "up":
                 x = upsample_nearest(x)
             stride = 2 if i == 0 and self.resample == "down" else 1
@@ -72,11 +73,11 @@ class InvertedResidualBody(nn.Module):
         copies = 4 if up else 1
         x = self.norm(name="norm_in")(x, train, copies)
         x = conv(hidden, 1, name="conv_expand")(x)
-        x = swish(self.norm(name="norm_expand")(x, train, copies))
+        x = self.norm(name="norm_expand")(x, train, copies, swish)
         stride = 2 if self.resample == "down" else 1
         depthwise = partial(conv, hidden, self.kernel_size, depthwise=True, name="conv_depthwise")
         depthwise = depthwise(stride=stride, upsample=up)
-        x = swish(self.norm(name="norm_depthwise")(depthwise(x), train))
+        x = self.norm(name="norm_depthwise")(depthwise(x), train, activation=swish)
         x = conv(self.features, 1, name="conv_project")(x)
         return self.norm(name="norm_out")(x, train)
 

@@ -159,9 +159,10 @@ class BatchNorm(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x, train, copies=1):
-        """Normalises `x` (B, H, W, C). `copies` counts how often each value occurs in the array
-        whose statistics are meant: 4 ahead of a nearest-neighbour doubling."""
+    def __call__(self, x, train, copies=1, activation=None):
+        """Normalises `x` (B, H, W, C), and applies `activation`. `copies` counts how often each
+        value occurs in the array whose statistics are meant: 4 ahead of a nearest-neighbour
+        doubling."""
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -169,8 +170,9 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         if not train:
             gain = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            return affine(x, gain, running_mean.value, bias).astype(self.dtype)
-        y, mean, var = self._by_batch(x, scale, bias)
+            y = affine(x, gain, running_mean.value, bias).astype(self.dtype)
+            return activation(y) if activation else y
+        y, mean, var = self._by_batch(x, scale, bias, activation)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             count = copies * x[..., 0].size // self.groups
             unbiased = var * (count / max(count - 1, 1))
@@ -178,9 +180,9 @@ class BatchNorm(nn.Module):
             running_var.value = self._moved(running_var.value, unbiased)
         return y.astype(self.dtype)
 
-    def _by_batch(self, x, scale, bias):
+    def _by_batch(self, x, scale, bias, activation):
         def normalize(x):
-            return batch_norm(x, scale, bias, self.epsilon, self.implementation)
+            return batch_norm(x, scale, bias, self.epsilon, self.implementation, activation)
 
         if self.groups == 1:
             return normalize(x)

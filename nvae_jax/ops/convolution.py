@@ -26,8 +26,8 @@ def conv(x, kernel, *, stride=1, implementation=None, precision=None):
       x: (B, H, W, C), float32 or bfloat16.
       kernel: (k, k, C, O), k odd, dtype of x.
       stride: in both directions. The padding does not depend on it.
-      implementation: "native" for `nvae_jax.ops.native` where that can be used: on CPU, float32,
-        k > 1 and strides up to 2. Otherwise, and for all other names, XLA's.
+      implementation: "native" for `nvae_jax.ops.native` where x is float32, k > 1 and the stride
+        at most 2. Otherwise, and for all other names, XLA's.
       precision: as in `lax.conv_general_dilated`; the native kernels have float32's.
 
     Returns:
@@ -59,26 +59,30 @@ def _forward(x, kernel, stride, precision):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, kernel, stride, by_native, precision):
-    forward = partial(_forward, stride=stride, precision=precision)
-    if not by_native:
-        return forward(x, kernel)
-    cpu = partial(_native_forward, stride=stride)
-    return lax.platform_dependent(x, kernel, cpu=cpu, default=forward)
+    if by_native:
+        return _native_forward(x, kernel, stride=stride)
+    return _forward(x, kernel, stride, precision)
 
 
 def _conv_fwd(x, kernel, stride, by_native, precision):
     return _conv(x, kernel, stride, by_native, precision), (x, kernel)
 
 
-# jit, so that layers of equal shapes are traced and lowered once.
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def _conv_bwd(stride, by_native, precision, residuals, g):
+    if by_native:
+        return _native_gradients(*residuals, g, stride=stride)
+    return _gradients(stride, precision, *residuals, g)
+
+
+# jit, so that layers of equal shapes are traced and lowered once.
+@partial(jax.jit, static_argnums=(0, 1))
+def _gradients(stride, precision, x, kernel, g):
     options = {"stride": stride, "precision": precision}
-    ordered = partial(_ordered_gradients, **options)
     return lax.platform_dependent(
-        *residuals,
+        x,
+        kernel,
         g,
-        cpu=partial(_native_gradients, stride=stride) if by_native else ordered,
+        cpu=partial(_ordered_gradients, **options),
         default=partial(_derived_gradients, **options),
     )
 

@@ -17,7 +17,7 @@ from nvae_jax.ops import native
 STATISTICS = "batch_statistics"
 
 
-def batch_norm(x, scale, bias, epsilon, implementation=None):
+def batch_norm(x, scale, bias, epsilon, implementation=None, activation=None):
     """Normalises over all but the last axis, with statistics in float32.
 
     Under `jit` with a sharded batch the statistics are those of the global batch.
@@ -26,8 +26,9 @@ def batch_norm(x, scale, bias, epsilon, implementation=None):
       x: (..., C), float32 or bfloat16.
       scale, bias: (C,), float32.
       epsilon: added to the variance.
-      implementation: "native" for `nvae_jax.ops.native` where that can be used: on CPU, float32.
-        Otherwise, and for all other names, XLA's.
+      implementation: "native" for `nvae_jax.ops.native` where x is float32. Otherwise, and for all
+        other names, XLA's.
+      activation: applied to what is normalised; None: nothing.
 
     Returns:
       (..., C), dtype of x; the mean (C,) and the biased variance (C,), through which no gradient
@@ -37,21 +38,24 @@ def batch_norm(x, scale, bias, epsilon, implementation=None):
       RuntimeError: "native" is asked for where it cannot be had.
     """
     by_native = implementation == "native" and x.dtype == jnp.float32
-    y, mean, var = _batch_norm(x, scale, bias, epsilon, by_native)
+    fused = by_native and activation is swish
+    y, mean, var = _batch_norm(x, scale, bias, epsilon, by_native, fused)
+    if activation and not fused:
+        y = activation(y)
     return y, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
-def _normalize(x, scale, bias, epsilon, by_native):
-    choose = partial(lax.platform_dependent, cpu=_native_moments) if by_native else _here
-    mean, var = checkpoint_name(choose(x, default=_moments), STATISTICS)
-    return affine(x, scale * lax.rsqrt(var + epsilon), mean, bias), mean, var
-
-
-_batch_norm = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4))
-
-
-def _here(*args, default):
-    return default(*args)
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _batch_norm(x, scale, bias, epsilon, by_native, with_swish):
+    mean, var = (_native_moments if by_native else _moments)(x)
+    mean, var = checkpoint_name((mean, var), STATISTICS)
+    if with_swish:
+        rows, options = (-1, x.shape[-1]), {"epsilon": float(epsilon)}
+        given = (x.reshape(rows), scale, bias, mean, var)
+        y = native.call("norm_swish", given[0].shape, *given, **options).reshape(x.shape)
+    else:
+        y = affine(x, scale * lax.rsqrt(var + epsilon), mean, bias)
+    return y, mean, var
 
 
 def _moments(x):
@@ -71,19 +75,29 @@ def affine(x, gain, mean, bias):
     return y.astype(x.dtype)
 
 
-def _batch_norm_fwd(x, scale, bias, epsilon, by_native):
-    y, mean, var = _normalize(x, scale, bias, epsilon, by_native)
-    return (y, mean, var), (x, scale, mean, lax.rsqrt(var + epsilon))
+def _batch_norm_fwd(x, scale, bias, *options):
+    y, mean, var = _batch_norm(x, scale, bias, *options)
+    return (y, mean, var), (x, scale, bias, mean, var)
 
 
-def _batch_norm_bwd(epsilon, by_native, residuals, cotangents):
-    del epsilon
-    choose = partial(lax.platform_dependent, cpu=_native_gradients) if by_native else _here
-    return choose(*residuals, cotangents[0], default=_gradients)
+def _batch_norm_bwd(epsilon, by_native, with_swish, residuals, cotangents):
+    if not by_native:
+        return _gradients(*residuals, cotangents[0], epsilon)
+    x, *vectors = residuals
+    rows, channels = (x.size // x.shape[-1], x.shape[-1]), x.shape[-1:]
+    dx, dscale, dbias = native.call(
+        "norm_swish_grad" if with_swish else "norm_grad",
+        [rows, channels, channels],
+        x.reshape(rows),
+        cotangents[0].reshape(rows),
+        *vectors,
+        epsilon=float(epsilon),
+    )
+    return dx.reshape(x.shape), dscale, dbias
 
 
-def _gradients(x, scale, mean, inverse, g):
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+def _gradients(x, scale, _, mean, var, g, epsilon):
+    axes, count, inverse = tuple(range(x.ndim - 1)), x.size // x.shape[-1], lax.rsqrt(var + epsilon)
     g = g.astype(jnp.float32)
     centred = x.astype(jnp.float32) - _spread(mean, x)
     bias_grad = g.sum(axes)
@@ -91,14 +105,6 @@ def _gradients(x, scale, mean, inverse, g):
     slope = -inverse * scale_grad / count
     inner = g + centred * _spread(slope, x) - _spread(bias_grad / count, x)
     return (_spread(scale * inverse, x) * inner).astype(x.dtype), scale_grad, bias_grad
-
-
-def _native_gradients(x, scale, mean, inverse, g):
-    rows, channels = (x.size // x.shape[-1], x.shape[-1]), x.shape[-1:]
-    results = [rows, channels, channels]
-    arrays = (x.reshape(rows), g.reshape(rows), scale, mean, inverse)
-    dx, dscale, dbias = native.call("norm_grad", results, *arrays)
-    return dx.reshape(x.shape), dscale, dbias
 
 
 _batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +64,34 @@ def test_many_rows_and_channels(implementation):
     found = with_gradients(partial(ours, implementation=implementation), given, g)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+@pytest.mark.parametrize("activation", [swish, nn.elu])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
+def test_activations_behind_it(wrap, activation, implementation):
+    # Channels that fill no vector of any machine, and where the gate is as good as 0 and 1.
+    (x, scale, bias), g = arrays(shape=(5, 7, 31, 6))
+    x, g = (np.concatenate([a] * 7, axis=-1) for a in (x, g))
+    given = x, np.tile(scale, 7) * np.logspace(-1, 2, 42), np.tile(bias, 7)
+    with jax.enable_x64(True):
+        expected = with_gradients(lambda *a: activation(reference(*a)), given, g)
+    *given, g = (a.astype(np.float32) for a in (*given, g))
+    function = wrap(lambda *a: batch_norm(*a, EPSILON, implementation, activation)[0])
+    found = jax.jit(lambda *a: with_gradients(function, *a))(given, g)
+    for a, b in zip(map(np.asarray, found), map(np.asarray, expected), strict=True):
+        # Channel by channel: they differ by orders of magnitude.
+        axes = tuple(range(b.ndim - 1))
+        assert (np.abs(a - b).max(axes) <= 2e-4 * np.abs(b).max(axes) + 1e-4).all()
+
+
+@pytest.mark.parametrize("implementation", [NATIVE])
+def test_swish_far_from_zero(implementation):
+    x = jnp.array([-1.0, 1.0]).repeat(20)[:, None]
+    for size in (50.0, 1e3, 1e30):
+        y = batch_norm(x, jnp.array([size]), jnp.zeros(1), 0.0, implementation, swish)[0]
+        np.testing.assert_allclose(y[:20], 0.0, atol=1e-15)
+        np.testing.assert_allclose(y[20:], size, rtol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", [XLA, NATIVE])

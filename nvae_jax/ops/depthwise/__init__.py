@@ -25,8 +25,8 @@ from nvae_jax.ops.depthwise.geometry import Geometry
 IMPLEMENTATIONS = {
     "library": {None: library},
     "shifted": {None: shifted},
-    # Not where an array is spread over devices: XLA would gather it in front of every call.
-    "native": {"cpu": native, None: library},
+    # On CPU, and not where an array is spread over devices: XLA would gather it for every call.
+    "native": {None: native},
 }
 # What runs wherever a program is lowered to, on however many devices.
 PORTABLE = {"cpu": shifted, None: library}

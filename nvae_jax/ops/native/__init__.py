@@ -32,7 +32,10 @@ SOURCES = (
     "stacks.cc",
 )
 HEADERS = ("common.h",)
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-fPIC", "-shared")
+FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-fPIC", "-shared"),
+    "-fno-trapping-math",  # else divisions in loops are done entry by entry
+)
 KERNELS = (
     "conv_correlate",
     "conv_input_grad",
@@ -42,6 +45,8 @@ KERNELS = (
     "depthwise_kernel_grad",
     "moments",
     "norm_grad",
+    "norm_swish",
+    "norm_swish_grad",
     "adamax",
     "norm",
     "spectral",
@@ -57,8 +62,8 @@ def call(name, results, *arrays, in_place=None, **attributes):
     Args:
       name: one of `KERNELS`. Convolutions (kind_map) are as in `nvae_jax.ops.depthwise`, for
         kernels (k, k, C) and (k, k, C, O); `moments` maps x (N, C) to mean and variance (C,) each;
-        `norm_grad` maps x, the gradient of y, scale, mean and reciprocal standard deviation to the
-        gradients for x, scale and bias. Those for lists of arrays are described in their sources.
+        `norm_grad` maps x, the gradient of y, scale, bias, mean and variance to the gradients for
+        x, scale and bias. Those for lists of arrays are described in their sources.
       results: its shape, or a list of shapes.
       arrays: float32.
       in_place: {number of an array: number of the result that may be written over it}.

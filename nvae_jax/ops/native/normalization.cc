@@ -1,7 +1,10 @@
-// The sums of batch norm over x (N, C), float32, and its gradients: see ops/normalization.py.
+// The sums of batch norm over x (N, C), float32, its gradients, and swish behind it: see
+// ops/normalization.py.
 //
 // One pass over memory each: blocks of rows are summed while a core's cache has them. Which thread
 // sums a block does not matter to the result, so it is the same bits every time.
+
+#include <cmath>
 
 #include "common.h"
 
@@ -87,69 +90,140 @@ ffi::Error Moments(ffi::ThreadPool pool, Array x, Result mean, Result var) {
   return ffi::Error::Success();
 }
 
-// With h = x - mean and r = inverse, the reciprocal of the standard deviation:
-// dbias = sum g, dscale = r sum g h, dx = scale r (g - (dbias + h r dscale) / N).
-ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array g, Array scale, Array mean, Array inverse,
-                    Result dx, Result dscale, Result dbias) {
+// exp to float32's precision, in a form that compilers turn into vector instructions.
+inline float Exp(float x) {
+  x = std::min(std::max(x, -87.0f), 89.0f);  // of 89 it becomes infinity
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  float n = (x * 1.44269504f + kRound) - kRound;
+  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+inline float Sigmoid(float x) { return 1 / (1 + Exp(-x)); }
+
+// What is normalised as gain · (x - mean) + bias.
+struct Gains {
+  std::vector<float> gain;
+  const float *mean, *bias;
+  Gains(const Array& scale, const Array& bias, const Array& mean, const Array& var, float epsilon)
+      : gain(scale.element_count()), mean(mean.typed_data()), bias(bias.typed_data()) {
+    for (size_t c = 0; c < gain.size(); ++c) {
+      gain[c] = scale.typed_data()[c] / std::sqrt(var.typed_data()[c] + epsilon);
+    }
+  }
+};
+
+ffi::Error NormSwish(ffi::ThreadPool pool, Array x, Array scale, Array bias, Array mean, Array var,
+                     Result y, float epsilon) {
+  Rows rows(x);
+  Gains gains(scale, bias, mean, var, epsilon);
+  Parallel(pool, rows.blocks(), [&](Index block) {
+    const float* __restrict p = x.typed_data() + rows.at(block);
+    float* __restrict to = y->typed_data() + rows.at(block);
+    const float* __restrict gain = gains.gain.data();
+    const float* __restrict m = gains.mean;
+    const float* __restrict b = gains.bias;
+    for (Index i = 0; i < rows.size(block); ++i, p += rows.channels, to += rows.channels) {
+#pragma omp simd
+      for (Index c = 0; c < rows.channels; ++c) {
+        float normal = gain[c] * (p[c] - m[c]) + b[c];
+        to[c] = normal * Sigmoid(normal);
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// The gradient of what is normalised: that of the output, or what swish makes of it.
+template <bool kSwish>
+inline float Inner(float g, float normal) {
+  if (!kSwish) return g;
+  float gate = Sigmoid(normal);
+  return g * (gate * (1 + normal * (1 - gate)));
+}
+
+// With h = x - mean, r the reciprocal of the standard deviation and g the gradient of what is
+// normalised: dbias = sum g, dscale = r sum g h, dx = scale r (g - (dbias + h r dscale) / N).
+template <bool kSwish>
+ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array y_grad, Array scale, Array bias,
+                    Array mean, Array var, Result dx, Result dscale, Result dbias, float epsilon) {
   Rows rows(x);
   Index channels = rows.channels;
+  Gains gains(scale, bias, mean, var, epsilon);
   static thread_local Buffer kept;
-  kept.Reserve((2 * rows.blocks() + 3) * channels);
+  kept.Reserve((2 * rows.blocks() + 2) * channels);
   float* parts = kept.data();
   Parallel(pool, rows.blocks(), [&](Index block) {
-    const float* __restrict m = mean.typed_data();
+    const float* __restrict a = gains.gain.data();
+    const float* __restrict m = gains.mean;
+    const float* __restrict b = gains.bias;
     float* __restrict sum = parts + 2 * block * channels;
     float* __restrict products = sum + channels;
     std::memset(sum, 0, 2 * channels * sizeof(float));
     Index n = rows.size(block), i = 0;
     for (; i + 2 <= n; i += 2) {
       const float* __restrict p = x.typed_data() + rows.at(block) + i * channels;
-      const float* __restrict q = g.typed_data() + rows.at(block) + i * channels;
+      const float* __restrict q = y_grad.typed_data() + rows.at(block) + i * channels;
 #pragma omp simd
       for (Index c = 0; c < channels; ++c) {
-        float g0 = q[c], g1 = q[c + channels];
+        float h0 = p[c] - m[c], h1 = p[c + channels] - m[c];
+        float g0 = Inner<kSwish>(q[c], a[c] * h0 + b[c]);
+        float g1 = Inner<kSwish>(q[c + channels], a[c] * h1 + b[c]);
         sum[c] += g0 + g1;
-        products[c] += g0 * (p[c] - m[c]) + g1 * (p[c + channels] - m[c]);
+        products[c] += g0 * h0 + g1 * h1;
       }
     }
     for (; i < n; ++i) {
       const float* __restrict p = x.typed_data() + rows.at(block) + i * channels;
-      const float* __restrict q = g.typed_data() + rows.at(block) + i * channels;
+      const float* __restrict q = y_grad.typed_data() + rows.at(block) + i * channels;
 #pragma omp simd
       for (Index c = 0; c < channels; ++c) {
-        sum[c] += q[c];
-        products[c] += q[c] * (p[c] - m[c]);
+        float h = p[c] - m[c], g = Inner<kSwish>(q[c], a[c] * h + b[c]);
+        sum[c] += g;
+        products[c] += g * h;
       }
     }
   });
-  // dx = gain g + slope x + offset
-  float* gain = parts + 2 * rows.blocks() * channels;
-  float* slope = gain + channels;
+  // dx = gain g + slope h + offset
+  float* slope = parts + 2 * rows.blocks() * channels;
   float* offset = slope + channels;
   for (Index c = 0; c < channels; ++c) {
-    double sum = 0, products = 0, r = inverse.typed_data()[c];
+    double sum = 0, products = 0, inverse = 1 / std::sqrt(var.typed_data()[c] + epsilon);
     for (Index block = 0; block < rows.blocks(); ++block) {
       sum += parts[2 * block * channels + c];
       products += parts[(2 * block + 1) * channels + c];
     }
-    double a = scale.typed_data()[c] * r, b = -a * r * r * products / rows.count;
+    double gain = scale.typed_data()[c] * inverse;
     dbias->typed_data()[c] = sum;
-    dscale->typed_data()[c] = products * r;
-    gain[c] = a;
-    slope[c] = b;
-    offset[c] = -a * sum / rows.count;
+    dscale->typed_data()[c] = products * inverse;
+    slope[c] = -gain * inverse * inverse * products / rows.count;
+    offset[c] = -gain * sum / rows.count;
   }
   Parallel(pool, rows.blocks(), [&](Index block) {
-    const float* __restrict m = mean.typed_data();
-    const float* __restrict a = gain;
-    const float* __restrict b = slope;
+    const float* __restrict a = gains.gain.data();
+    const float* __restrict m = gains.mean;
+    const float* __restrict b = gains.bias;
+    const float* __restrict s = slope;
     const float* __restrict o = offset;
     for (Index i = 0; i < rows.size(block); ++i) {
       const float* __restrict p = x.typed_data() + rows.at(block) + i * channels;
-      const float* __restrict q = g.typed_data() + rows.at(block) + i * channels;
+      const float* __restrict q = y_grad.typed_data() + rows.at(block) + i * channels;
       float* __restrict to = dx->typed_data() + rows.at(block) + i * channels;
 #pragma omp simd
-      for (Index c = 0; c < channels; ++c) to[c] = a[c] * q[c] + (b[c] * (p[c] - m[c]) + o[c]);
+      for (Index c = 0; c < channels; ++c) {
+        float h = p[c] - m[c], g = Inner<kSwish>(q[c], a[c] * h + b[c]);
+        to[c] = a[c] * g + (s[c] * h + o[c]);
+      }
     }
   });
   return ffi::Error::Success();
@@ -157,10 +231,25 @@ ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array g, Array scale, Array m
 
 }  // namespace
 
+#define NVAE_JAX_EXPORT_NORM_GRAD(name, function)           \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,             \
+                                ffi::Ffi::Bind()            \
+                                    .Ctx<ffi::ThreadPool>() \
+                                    .Arg<Array>()           \
+                                    .Arg<Array>()           \
+                                    .Arg<Array>()           \
+                                    .Arg<Array>()           \
+                                    .Arg<Array>()           \
+                                    .Arg<Array>()           \
+                                    .Ret<Array>()           \
+                                    .Ret<Array>()           \
+                                    .Ret<Array>()           \
+                                    .Attr<float>("epsilon"))
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     nvae_jax_moments, Moments,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Ret<Array>().Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_norm_grad, NormGrad,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_norm_swish, NormSwish,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<Array>()
@@ -169,5 +258,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_norm_grad, NormGrad,
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>());
+                                  .Attr<float>("epsilon"));
+NVAE_JAX_EXPORT_NORM_GRAD(nvae_jax_norm_grad, NormGrad<false>);
+NVAE_JAX_EXPORT_NORM_GRAD(nvae_jax_norm_swish_grad, NormGrad<true>);

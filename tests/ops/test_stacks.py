@@ -1,0 +1,48 @@
+"""Taking stacks apart, and putting their gradients together."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvae_jax.ops.stacks import unstack
+from tests.ops.implementations import NATIVE, XLA
+
+RNG = np.random.default_rng(0)
+# One entry of the last is more than what a thread copies at once.
+TREE = {
+    "a": jnp.asarray(RNG.normal(size=(3, 2, 5)), jnp.float32),
+    "b": [jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in [(3,), (3, 50, 1000)]],
+}
+
+
+def by_hand(length):
+    return [jax.tree.map(lambda a, i=i: a[i], TREE) for i in range(length)]
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+def test_entries(implementation):
+    entries = jax.jit(unstack, static_argnums=(1, 2))(TREE, 3, implementation)
+    chex.assert_trees_all_equal(entries, by_hand(3))
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+def test_gradients(implementation):
+    weights = jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape), jnp.float32), by_hand(3))
+
+    def total(tree):
+        entries = unstack(tree, 3, implementation)
+        products = jax.tree.map(lambda a, w: jnp.sum(a**2 * w), entries, weights)
+        return sum(jax.tree.leaves(products))
+
+    expected = jax.tree.map(lambda a, *w: 2 * a * jnp.stack(w), TREE, *weights)
+    chex.assert_trees_all_close(jax.jit(jax.grad(total))(TREE), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+def test_other_dtypes_and_trees_without_arrays(implementation):
+    tree = {"number": jnp.arange(6).reshape(2, 3), "none": None}
+    entries = unstack(tree, 2, implementation)
+    np.testing.assert_array_equal(entries[1]["number"], [3, 4, 5])
+    assert unstack({}, 2, implementation) == [{}, {}]
