@@ -12,6 +12,8 @@ HIDDEN_PER_LATENT = 6
 # By name: whether a half turns the raster order around, and whether a convolution's mask is strict.
 FLIPPED = {"forward": False, "backward": True}
 STRICT = {"conv_in": True, "conv_depthwise": False, "conv_out": False}
+# A lower initial log-scale of the last one makes the flow start close to the identity.
+LOG_SCALE_SHIFT = {"conv_in": 0.0, "conv_depthwise": 0.0, "conv_out": -np.log(10.0)}
 
 
 def causal_mask(shape, *, strict, flipped, latent_channels):
@@ -44,10 +46,19 @@ def kernel_mask(path, shape):
       path: (..., half, convolution, "kernel").
       shape: (k, k, in, out), or with a leading axis where stacked; the mask has one then too.
     """
-    if len(path) < 3 or path[-3] not in FLIPPED or path[-2] not in STRICT:
+    if not _is_in_flow(path):
         return None
     mask = _mask(path[-2], FLIPPED[path[-3]], shape[-4:])
     return mask.reshape((1,) * (len(shape) - 4) + mask.shape)
+
+
+def log_scale_shift(path):
+    """What is added to a convolution's first log-scale, by its kernel's path (`kernel_mask`)."""
+    return LOG_SCALE_SHIFT[path[-2]] if _is_in_flow(path) else 0.0
+
+
+def _is_in_flow(path):
+    return len(path) >= 3 and path[-3] in FLIPPED and path[-2] in STRICT
 
 
 def _mask(convolution, flipped, shape):
@@ -69,15 +80,14 @@ class FlowHalf(nn.Module):
         hidden = HIDDEN_PER_LATENT * latents
 
         def conv(features, kernel_size, name, **kwargs):
-            mask = partial(_mask, name, self.flipped)
-            return self.conv(features, kernel_size, mask=mask, name=name, **kwargs)
+            mask, shift = partial(_mask, name, self.flipped), LOG_SCALE_SHIFT[name]
+            kwargs.update(mask=mask, log_scale_shift=shift, name=name)
+            return self.conv(features, kernel_size, **kwargs)
 
         mu = nn.elu(conv(hidden, 3, "conv_in", use_bias=False)(z))
         depthwise = conv(hidden, 5, "conv_depthwise", use_bias=False, depthwise=True)
         mu = nn.elu(nn.elu(depthwise(mu)))  # twice, as published
-        # A lower initial log-scale makes the flow start close to the identity.
-        last = conv(latents, 1, "conv_out", log_scale_shift=-np.log(10.0))
-        return z - last(mu).astype(z.dtype)
+        return z - conv(latents, 1, "conv_out")(mu).astype(z.dtype)
 
 
 class FlowPair(nn.Module):

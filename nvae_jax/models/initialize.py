@@ -1,17 +1,20 @@
 """A model's first variables, without compiling one random generator for every parameter.
 
-`model.init` is right too, and slow: it draws each parameter on its own. Here one draw serves all
-kernels, biases and the top-down start, and the modules' own initialisers compute the rest from it.
+`model.init` is right too, and slow: it draws each parameter on its own, in a pass of the model.
+Here one draw serves all kernels, biases and the top-down start, and what follows from it or is
+constant is made for all groups of a scale at once, by the same functions as in the modules.
 """
 
 import math
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from nvae_jax.models.layers import fan_in
+from nvae_jax.models.flows import kernel_mask, log_scale_shift
+from nvae_jax.models.layers import NORM_START, fan_in, first_log_scale, norm_start
 
 
 def initialize(model, key, images):
@@ -28,15 +31,41 @@ def initialize(model, key, images):
     draw_key, latent_key = jax.random.split(key)
     # The scans are kept as loops: unrolling them would only make compilation longer.
     model = model.clone(unroll=1)
-    shapes = jax.eval_shape(lambda: model.init(latent_key, images))["params"]
-    params = _draw(draw_key, traverse_util.flatten_dict(shapes))
-    _, variables = model.apply(
-        {"params": traverse_util.unflatten_dict(params)},
-        images,
-        mutable=["params", "batch_stats"],
-        rngs={"params": latent_key, "latent": latent_key},
-    )
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    shapes = {
+        collection: traverse_util.flatten_dict(tree)
+        for collection, tree in _shapes(model, images.shape[1:]).items()
+    }
+    stats = {path: norm_start(path[-1], s.shape) for path, s in shapes["batch_stats"].items()}
+    flat = {"params": _params(draw_key, shapes["params"]), "batch_stats": stats}
+    variables = {name: traverse_util.unflatten_dict(arrays) for name, arrays in flat.items()}
+    if model.needs_data_init or flat["params"].keys() != shapes["params"].keys():
+        # Parameters that are not known here come from the initialisers of their modules.
+        rngs = {"params": latent_key, "latent": latent_key}
+        _, changed = model.apply(variables, images, mutable=["params"], rngs=rngs)
+        variables = {**variables, **changed}
+    return variables
+
+
+@cache
+def _shapes(model, image_shape):
+    """The shapes of the variables, of both collections. Kept: tracing a pass of the model takes a
+    second at published size, and who makes a state asks for its shapes first."""
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
+    return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+
+
+def _params(key, shapes):
+    """Those of the parameters {path: shape} that are drawn, follow from others, or are constant."""
+    params = _draw(key, shapes)
+    for path, s in shapes.items():
+        kernel_path = (*path[:-1], "kernel")
+        if path[-1] == "log_scale":
+            kernel = params[kernel_path]
+            mask, shift = kernel_mask(kernel_path, kernel.shape), log_scale_shift(kernel_path)
+            params[path] = first_log_scale(kernel, mask, shift)
+        elif path not in params and path[-1] in NORM_START:
+            params[path] = norm_start(path[-1], s.shape)
+    return params
 
 
 def _draw(key, shapes):

@@ -16,6 +16,8 @@ from nvae_jax.ops.normalization import affine, batch_norm
 
 # The standard deviation of a convolution's output after data-dependent initialisation.
 DATA_INIT_SCALE = 0.2
+# What batch norm's parameters and running statistics start from.
+NORM_START = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
 
 
 def fan_in(kernel_shape):
@@ -28,6 +30,17 @@ def fan_in_uniform(key, shape, fan_in):
     """Uniform on ±1/sqrt(fan_in), the initialiser of every kernel and bias."""
     limit = 1.0 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
+
+
+def norm_start(name, shape):
+    """The first value of batch norm's parameter or statistic `name`."""
+    return jnp.full(shape, NORM_START[name], jnp.float32)
+
+
+def first_log_scale(kernel, mask=None, shift=0.0):
+    """The log-scale (out,) that keeps the masked kernel's norms about as drawn, plus `shift`. For
+    stacks too, as `effective_kernel`."""
+    return jnp.log(kernel_norm(effective_kernel(kernel, mask=mask)) + 0.01) + shift
 
 
 def effective_kernel(kernel, log_scale=None, mask=None):
@@ -100,12 +113,9 @@ class Conv(nn.Module):
         mask = None if self.mask is None else self.mask(shape)
         log_scale = None
         if self.weight_norm:
-            log_scale = self.param("log_scale", self._first_log_scale, kernel, mask)
+            shift = self.log_scale_shift
+            log_scale = self.param("log_scale", lambda _: first_log_scale(kernel, mask, shift))
         return effective_kernel(kernel, log_scale, mask)
-
-    def _first_log_scale(self, _, kernel, mask):
-        norm = kernel_norm(effective_kernel(kernel, mask=mask))
-        return jnp.log(norm + 0.01) + self.log_scale_shift
 
     def _convolve(self, x, kernel):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -164,10 +174,10 @@ class BatchNorm(nn.Module):
         value occurs in the array whose statistics are meant: 4 ahead of a nearest-neighbour
         doubling."""
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", lambda _: norm_start("scale", shape))
+        bias = self.param("bias", lambda _: norm_start("bias", shape))
+        running_mean = self.variable("batch_stats", "mean", norm_start, "mean", shape)
+        running_var = self.variable("batch_stats", "var", norm_start, "var", shape)
         if not train:
             gain = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             y = affine(x, gain, running_mean.value, bias).astype(self.dtype)
