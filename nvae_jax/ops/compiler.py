@@ -17,7 +17,11 @@ CPU = {
     "xla_backend_optimization_level": 1,
 }
 
-CPU_RUNS_ONCE = {"xla_backend_optimization_level": 0}
+CPU_RUNS_ONCE = {
+    "xla_backend_optimization_level": 0,
+    # Those for each kernel by way of MLIR, three times as long to compile where kernels are simple.
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 @cache
