@@ -33,9 +33,18 @@ def init_spectral_vectors(key, kernels):
         shapes[name] = (shapes.get(name, (0,))[0] + stack, columns)
     names = sorted(shapes)
     sizes = [math.prod(shapes[name]) for name in names]
-    flat = jax.random.normal(key, (sum(sizes),))  # one draw: each is a good deal to compile
+    lengths = np.concatenate([np.full(*shapes[name]) for name in names])
+    # One draw, and one division by the norms: each is a good deal to compile.
+    flat = _unit_segments(jax.random.normal(key, (sum(sizes),)), lengths)
     parts = jnp.split(flat, np.cumsum(sizes)[:-1])
-    return {n: _unit(part.reshape(shapes[n])) for n, part in zip(names, parts, strict=True)}
+    return {n: part.reshape(shapes[n]) for n, part in zip(names, parts, strict=True)}
+
+
+def _unit_segments(x, lengths):
+    """`_unit` of the vectors of the given lengths that `x` (sum of lengths,) consists of."""
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    squares = jax.ops.segment_sum(x**2, owner, len(lengths), indices_are_sorted=True)
+    return x / (jnp.sqrt(squares) + 1e-12)[owner]
 
 
 def spectral_penalty(kernels, vectors, rounds=ROUNDS, implementation=None):
