@@ -1,13 +1,16 @@
 import math
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from nvae_jax import build
-from nvae_jax.models.initialize import initialize
+from nvae_jax.models import cells
+from nvae_jax.models.initialize import _draw, initialize
 from tests.conftest import tiny_config
 
 
@@ -168,6 +171,56 @@ def test_initialize_has_the_distribution_of_init(tiny):
             np.testing.assert_allclose(np.mean(a), np.mean(b), atol=0.3 * np.std(b) + 1e-6)
 
     jax.tree_util.tree_map_with_path(same_range, ours["params"], theirs["params"])
+
+
+@partial(jax.jit, static_argnums=0)
+def initialized_by_modules(model, key, images):
+    """`initialize`, with all that is not random left to the initialisers of the modules."""
+    draw_key, latent_key = jax.random.split(key)
+    rngs = {"params": latent_key, "latent": latent_key}
+    shapes = jax.eval_shape(model.init, rngs, images)["params"]
+    drawn = _draw(draw_key, traverse_util.flatten_dict(shapes))
+    params = traverse_util.unflatten_dict(drawn)
+    _, variables = model.apply(
+        {"params": params}, images, mutable=["params", "batch_stats"], rngs=rngs
+    )
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"num_groups": 3, "num_flows": 2},
+        {"num_scales": 1, "num_groups": 1, "num_flows": 1, "squeeze_excitation": False},
+        {"encoder_cell": "inverted_residual", "decoder_cell": "residual_bn_elu"},
+        {"encoder_cell": "residual_elu", "decoder_cell": "residual", "num_flows": 1},
+    ],
+    ids=lambda keys: "-".join(map(str, keys.values())),
+)
+def test_initialize_has_the_values_of_the_modules(keys):
+    model, images = make(unroll=1, **keys)
+    ours = initialized(model, jax.random.key(3), images)
+    theirs = initialized_by_modules(model, jax.random.key(3), images)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ours, theirs)
+
+
+class GainBody(cells.ResidualBody):
+    """A body with a parameter of its own."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        gain = self.param("gain", nn.initializers.constant(0.5), (1, 1, 1, self.features))
+        return gain * super().__call__(x, train)
+
+
+def test_parameters_of_new_cells_come_from_their_modules(monkeypatch):
+    monkeypatch.setitem(cells.BODIES, "gain", GainBody)
+    model, images = make(num_scales=1, num_groups=1, encoder_cell="gain", unroll=1)
+    params = initialized(model, jax.random.key(0), images)["params"]
+    body = params["preprocess"]["block_0_down"]["body"]
+    np.testing.assert_array_equal(body["gain"], np.full((1, 1, 1, 16), 0.5))
+    np.testing.assert_array_equal(body["norm_0"]["scale"], np.ones(8))
 
 
 def test_wrong_noise_is_refused(tiny):
