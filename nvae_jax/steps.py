@@ -137,7 +137,7 @@ def training_loss(
     Returns:
       the loss, and (metrics in nats, new batch_stats, new spectral vectors).
     """
-    kernels = effective_kernels(variables["params"])
+    kernels = effective_kernels(variables["params"], model.implementation)
     spectral_norm, kernels, spectral = regularizers.spectral_penalty(
         kernels, spectral, rounds, model.implementation
     )

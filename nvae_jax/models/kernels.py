@@ -9,24 +9,32 @@ from flax import traverse_util
 
 from nvae_jax.models.flows import kernel_mask
 from nvae_jax.models.layers import PlainConv, effective_kernel
+from nvae_jax.ops.weight_norm import weight_norm
 
 
-def effective_kernels(params):
+def effective_kernels(params, implementation=None):
     """Masked and weight-normalised kernels of all convolutions.
 
     Args:
       params: of an `NVAE` or a part of it.
+      implementation: see `nvae_jax.ops.weight_norm`.
 
     Returns:
       the tree `params` with nothing left but `kernel` (k, k, in, out), groups stacked ahead.
     """
     flat = traverse_util.flatten_dict(params)
-    kernels = {}
-    for path, kernel in flat.items():
-        # Those of dense layers have two axes, three when stacked.
-        if path[-1] == "kernel" and kernel.ndim >= 4:
-            log_scale = flat.get((*path[:-1], "log_scale"))
-            kernels[path] = effective_kernel(kernel, log_scale, kernel_mask(path, kernel.shape))
+    # The kernels of dense layers have two axes, three when stacked.
+    kernels = {p: array for p, array in flat.items() if p[-1] == "kernel" and array.ndim >= 4}
+    for path, kernel in kernels.items():
+        kernels[path] = effective_kernel(kernel, mask=kernel_mask(path, kernel.shape))
+    log_scales = {path: (*path[:-1], "log_scale") for path in kernels}
+    scaled = [path for path in kernels if log_scales[path] in flat]
+    normalized = weight_norm(
+        [kernels[path] for path in scaled],
+        [flat[log_scales[path]] for path in scaled],
+        implementation,
+    )
+    kernels.update(zip(scaled, normalized, strict=True))
     return traverse_util.unflatten_dict(kernels)
 
 

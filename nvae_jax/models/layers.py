@@ -13,6 +13,7 @@ from nvae_jax.models.remat import name_conv_output
 from nvae_jax.ops.convolution import conv
 from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
 from nvae_jax.ops.normalization import affine, batch_norm
+from nvae_jax.ops.weight_norm import kernel_norm, weight_norm
 
 # The standard deviation of a convolution's output after data-dependent initialisation.
 DATA_INIT_SCALE = 0.2
@@ -51,18 +52,13 @@ def effective_kernel(kernel, log_scale=None, mask=None):
         kernel = kernel * mask
     if log_scale is None:
         return kernel
-    return kernel * per_channel(jnp.exp(log_scale) / (kernel_norm(kernel) + 1e-5))
+    return weight_norm([kernel], [log_scale])[0]
 
 
 def per_channel(vector):
     """A vector (C,) in a shape that multiplies (B, H, W, C) and kernels (k, k, in, C); stacked
     ones (groups, C) multiply stacked kernels."""
     return vector[..., None, None, None, :]
-
-
-def kernel_norm(kernel):
-    """Euclidean norm of each output channel of a kernel (k, k, in, out), as (out,)."""
-    return jnp.sqrt(jnp.sum(kernel**2, axis=(-4, -3, -2)))
 
 
 class Conv(nn.Module):

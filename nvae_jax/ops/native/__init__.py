@@ -30,6 +30,7 @@ SOURCES = (
     "optimizer.cc",
     "spectral.cc",
     "stacks.cc",
+    "weight_norm.cc",
 )
 HEADERS = ("common.h",)
 FLAGS = (
@@ -53,6 +54,8 @@ KERNELS = (
     "spectral_grad",
     "stack",
     "unstack",
+    "weight_norm",
+    "weight_norm_grad",
 )
 
 

@@ -130,6 +130,29 @@ inline std::vector<std::vector<Piece>> Tasks(const std::vector<Index>& sizes) {
   return tasks;
 }
 
+// A kernel (k, k, in, out) as (rest, out), or one of a stack of them.
+struct Matrix {
+  Index array, index;   // which of the kernels, and which of its stack
+  Index offset;         // where it begins there
+  Index rows, columns;
+  Index first_row;      // rows of all the matrices before
+};
+
+// Of the first `count` of `kernels`.
+inline std::vector<Matrix> Matrices(const ffi::RemainingArgs& kernels, Index count) {
+  std::vector<Matrix> matrices;
+  Index first_row = 0;
+  for (Index i = 0; i < count; ++i) {
+    auto sizes = (*kernels.get<Array>(i)).dimensions();
+    Index rank = sizes.size(), columns = sizes[rank - 1];
+    Index rows = sizes[rank - 4] * sizes[rank - 3] * sizes[rank - 2];
+    for (Index j = 0; j < (rank == 5 ? sizes[0] : 1); ++j, first_row += rows) {
+      matrices.push_back({i, j, j * rows * columns, rows, columns, first_row});
+    }
+  }
+  return matrices;
+}
+
 // ---------------------------------------------------------------------------------------------
 // Arrays (B, H, W, C), in blocks of channels
 

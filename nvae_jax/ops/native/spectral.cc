@@ -8,32 +8,6 @@
 
 namespace {
 
-struct Matrix {
-  Index array, offset;  // which of the kernels, and from where on
-  Index rows, columns;
-  Index left;          // where its left vector begins
-  Index place, start;  // its right vector: which of the arrays of vectors, and from where on
-};
-
-// Of kernels (k, k, in, out), stacked or not. The right vectors of kernel i start at entry
-// starts[i] of array places[i].
-std::vector<Matrix> Matrices(const ffi::RemainingArgs& kernels, Index count,
-                             ffi::Span<const int64_t> places, ffi::Span<const int64_t> starts) {
-  std::vector<Matrix> matrices;
-  Index left = 0;
-  for (Index i = 0; i < count; ++i) {
-    auto sizes = (*kernels.get<Array>(i)).dimensions();
-    Index rank = sizes.size(), columns = sizes[rank - 1];
-    Index rows = sizes[rank - 4] * sizes[rank - 3] * sizes[rank - 2];
-    Index stack = rank == 5 ? sizes[0] : 1;
-    for (Index j = 0; j < stack; ++j, left += rows) {
-      matrices.push_back({i, j * rows * columns, rows, columns, left, places[i],
-                          starts[i] + j * columns});
-    }
-  }
-  return matrices;
-}
-
 float Norm(const float* p, Index count) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -59,19 +33,21 @@ void Round(const float* data, Index rows, Index columns, const float* __restrict
   for (Index j = 0; j < columns; ++j) image[j] *= scale;
 }
 
-// `arrays` are n kernels and then the vectors to start from; `results` are the new vectors.
+// `arrays` are n kernels and then the vectors to start from; `results` are the new vectors. Those of
+// kernel i start at entry starts[i] of array places[i].
 ffi::Error Spectral(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> rounds, ffi::RemainingArgs arrays,
                     Result penalty, Result lefts, ffi::RemainingRets results,
                     ffi::Span<const int64_t> places, ffi::Span<const int64_t> starts) {
   Index n = places.size(), count = *rounds.typed_data();
-  auto matrices = Matrices(arrays, n, places, starts);
+  auto matrices = Matrices(arrays, n);
   std::vector<float> values(matrices.size());
   Parallel(pool, matrices.size(), [&](Index task) {
     const Matrix& m = matrices[task];
     const float* data = (*arrays.get<Array>(m.array)).typed_data() + m.offset;
-    const float* first = (*arrays.get<Array>(n + m.place)).typed_data() + m.start;
-    float* right = (*results.get<Array>(m.place))->typed_data() + m.start;
-    float* left = lefts->typed_data() + m.left;
+    Index place = places[m.array], start = starts[m.array] + m.index * m.columns;
+    const float* first = (*arrays.get<Array>(n + place)).typed_data() + start;
+    float* right = (*results.get<Array>(place))->typed_data() + start;
+    float* left = lefts->typed_data() + m.first_row;
     static thread_local Buffer kept;
     kept.Reserve(m.columns);
     float* image = kept.data();
@@ -94,14 +70,16 @@ ffi::Error Spectral(ffi::ThreadPool pool, ffi::Buffer<ffi::S32> rounds, ffi::Rem
 ffi::Error SpectralGrad(ffi::ThreadPool pool, Array scale, Array lefts, ffi::RemainingArgs arrays,
                         ffi::RemainingRets results, ffi::Span<const int64_t> places,
                         ffi::Span<const int64_t> starts) {
-  auto matrices = Matrices(arrays, places.size(), places, starts);
+  Index n = places.size();
+  auto matrices = Matrices(arrays, n);
   Parallel(pool, matrices.size(), [&](Index task) {
     const Matrix& m = matrices[task];
     const float* from = (*arrays.get<Array>(m.array)).typed_data() + m.offset;
-    const float* right = (*arrays.get<Array>(places.size() + m.place)).typed_data() + m.start;
+    Index start = starts[m.array] + m.index * m.columns;
+    const float* right = (*arrays.get<Array>(n + places[m.array])).typed_data() + start;
     float* to = (*results.get<Array>(m.array))->typed_data() + m.offset;
     for (Index i = 0; i < m.rows; ++i, from += m.columns, to += m.columns) {
-      float left = *scale.typed_data() * lefts.typed_data()[m.left + i];
+      float left = *scale.typed_data() * lefts.typed_data()[m.first_row + i];
 #pragma omp simd
       for (Index j = 0; j < m.columns; ++j) to[j] = from[j] + left * right[j];
     }
