@@ -112,6 +112,7 @@ class Cell(nn.Module):
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
+    implementation: str | None = None  # of squeeze and excitation
 
     @nn.compact
     def __call__(self, x, train):
@@ -121,7 +122,8 @@ class Cell(nn.Module):
             self.features, self.resample, expansion=self.expansion, name="body", **parts
         )(x, train)
         if self.squeeze_excitation:
-            residual = SqueezeExcitation(dtype=self.dtype, name="se")(residual)
+            gated = SqueezeExcitation(self.dtype, self.implementation, name="se")
+            residual = gated(residual)
         return self._skip(x) + RESIDUAL_SCALE * residual
 
     def _skip(self, x):

@@ -13,6 +13,7 @@ from nvae_jax.models.remat import name_conv_output
 from nvae_jax.ops.convolution import conv
 from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
 from nvae_jax.ops.normalization import affine, batch_norm
+from nvae_jax.ops.squeeze_excitation import gate
 from nvae_jax.ops.weight_norm import kernel_norm, weight_norm
 
 # The standard deviation of a convolution's output after data-dependent initialisation.
@@ -202,33 +203,39 @@ class BatchNorm(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales channels by a gate computed from their means (Hu et al. 2018)."""
+    """Scales channels by a gate computed from their means (Hu et al. 2018).
+
+    Attributes:
+      implementation: see `nvae_jax.ops.squeeze_excitation`.
+    """
 
     dtype: Any = jnp.float32
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x):
         """Gates `x` (B, H, W, C)."""
         channels = x.shape[-1]
-        gate = x.mean((1, 2))
-        gate = nn.relu(Dense(max(channels // 16, 4), dtype=self.dtype, name="reduce")(gate))
-        gate = nn.sigmoid(Dense(channels, dtype=self.dtype, name="expand")(gate))
-        return x * gate[:, None, None, :]
+        hidden = max(channels // 16, 4)
+        reduce = Dense(hidden, dtype=self.dtype, name="reduce")(channels)
+        expand = Dense(channels, dtype=self.dtype, name="expand")(hidden)
+        means = x.mean((1, 2)).astype(self.dtype)
+        return x * gate(means, reduce, expand, self.implementation)[:, None, None, :]
 
 
 class Dense(nn.Module):
-    """A dense layer with the convolutions' initialisers."""
+    """The parameters of a dense layer, with the convolutions' initialisers."""
 
     features: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        """Maps `x` (B, in) to (B, features)."""
-        shape = (x.shape[-1], self.features)
+    def __call__(self, inputs):
+        """The kernel (inputs, features) and the bias (features,), in `dtype`."""
+        shape = (inputs, self.features)
         kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
         bias = self.param("bias", fan_in_uniform, (self.features,), fan_in(shape))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None]
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 def upsample_nearest(x):

@@ -278,6 +278,7 @@ class NVAE(nn.Module):
             conv=conv,
             norm=norm,
             dtype=self.dtype,
+            implementation=self.implementation,
         )
         groups = partial(
             run_groups,

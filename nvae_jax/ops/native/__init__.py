@@ -29,6 +29,7 @@ SOURCES = (
     "normalization.cc",
     "optimizer.cc",
     "spectral.cc",
+    "squeeze_excitation.cc",
     "stacks.cc",
     "weight_norm.cc",
 )
@@ -52,6 +53,8 @@ KERNELS = (
     "norm",
     "spectral",
     "spectral_grad",
+    "gate",
+    "gate_grad",
     "stack",
     "unstack",
     "weight_norm",

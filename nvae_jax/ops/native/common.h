@@ -87,6 +87,27 @@ inline void StorePart(float* p, const Vector& v, Index valid) {
   }
 }
 
+// exp to float32's precision, in a form that compilers turn into vector instructions.
+inline float Exp(float x) {
+  x = std::min(std::max(x, -87.0f), 89.0f);  // of 89 it becomes infinity
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  float n = (x * 1.44269504f + kRound) - kRound;
+  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+inline float Sigmoid(float x) { return 1 / (1 + Exp(-x)); }
+
 // Floats from the start of a cache line: a vector that lies across two costs twice as much.
 class Buffer {
  public:
