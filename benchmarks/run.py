@@ -52,7 +52,7 @@ def forward_flops(experiment, state, batch):
     """The arithmetic of one pass through the whole model."""
     images = jax.ShapeDtypeStruct((batch, *experiment.image_shape), jnp.float32)
     rngs = {"latent": jax.random.key(0)}
-    model = experiment.model.clone(unroll=1)
+    model = experiment.portable().model.clone(unroll=1)
     run = partial(model.apply, train=True, mutable=["batch_stats"], rngs=rngs)
     return count_flops(jax.make_jaxpr(run)(state.variables, images))
 
@@ -82,7 +82,8 @@ def measure_train(experiment, state, batch, ceilings):
 
 def measure_sample(experiment, state, batch, ceilings):
     """Images from the prior at temperature 0.7."""
-    step = steps.make_sample_step(experiment.model.clone(unroll=1), experiment.likelihood, batch)
+    model = experiment.portable().model.clone(unroll=1)
+    step = steps.make_sample_step(model, experiment.likelihood, batch)
     arguments = (state.variables, jax.random.key(0), 0.7)
     work = count_flops(jax.make_jaxpr(step)(*arguments))
     step = steps.make_sample_step(experiment.model, experiment.likelihood, batch)

@@ -48,7 +48,8 @@ def get_config():
     model.norm_groups = 1  # parts of a batch with batch-norm statistics of their own
     model.remat = "none"  # computed again in the backward pass: none, norm_act, cell or group
     model.dtype = "float32"  # of activations and convolutions: float32 or bfloat16
-    # Of convolutions and batch norm: library, shifted (depthwise convolutions) or native (in C++).
+    # Of convolutions, batch norm and what goes over all parameters: native (in C++); library or
+    # shifted (depthwise convolutions).
     # auto: native on a single CPU device where there is a C++ compiler, elsewhere by platform.
     model.implementation = "auto"
     model.precision = "default"  # of convolutions: default, high or highest

@@ -3,6 +3,7 @@
 Nobody else reads a ConfigDict. Every function raises ValueError with one line that names the key.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -154,12 +155,10 @@ def build_objective(config):
     return ObjectiveSettings(num_steps=config.train.num_steps, **config.objective.to_dict())
 
 
-def build_optimizer(config, devices=()):
-    """(`optim.Optimizer`, learning rate schedule) over the config's steps; `devices` as in
-    `build_model`."""
+def build_optimizer(config):
+    """(`optim.Optimizer`, learning rate schedule) over the config's steps."""
     settings = OptimizerSettings(num_steps=config.train.num_steps, **config.optimizer.to_dict())
-    implementation = _implementation(config.model.implementation, devices)
-    return adamax(settings, implementation=implementation), learning_rate_schedule(settings)
+    return adamax(settings), learning_rate_schedule(settings)
 
 
 @dataclass(frozen=True)
@@ -184,6 +183,11 @@ class Experiment:
                 f"model.norm_groups={self.model.norm_groups} does not divide the {images} images "
                 "of train.batch_size / train.accumulation_steps"
             )
+
+    def portable(self):
+        """The same without kernels that only run where it was built for: to lower for other
+        platforms, and to count the operations of."""
+        return dataclasses.replace(self, model=self.model.clone(implementation=None))
 
     @property
     def image_shape(self):
@@ -254,11 +258,10 @@ def build(config, devices=None):
       config: a resolved ConfigDict.
       devices: of the mesh; None takes all that there are.
     """
+    optimizer, learning_rate = build_optimizer(config)
     mesh = sharding.make_mesh(sharding.MeshSettings(**config.mesh.to_dict()), devices)
-    devices = tuple(mesh.devices.flat)
-    optimizer, learning_rate = build_optimizer(config, devices)
     return Experiment(
-        model=build_model(config, devices),
+        model=build_model(config, tuple(mesh.devices.flat)),
         likelihood=build_likelihood(config),
         data=build_data(config),
         objective=build_objective(config),

@@ -90,7 +90,7 @@ def export_run(run, out, *, batch_size=16, temperature=1.0, platforms=PLATFORMS)
     experiment, padding = run.experiment, run.experiment.data.padding
     group_temperatures(experiment.model.hierarchy, temperature)
     # A program that is to run elsewhere cannot call what was compiled here.
-    original = experiment.model.clone(implementation=None)
+    original = experiment.portable().model
     model, variables = fold(original, run.variables)
     sampler = make_sampler(
         model, experiment.likelihood, variables, batch_size=batch_size, padding=padding

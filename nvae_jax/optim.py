@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -62,7 +61,8 @@ class Optimizer(NamedTuple):
     init: parameters -> state.
     update: (gradients, state, params, accept=...) -> (updates, state), as in optax. With `accept`
       False the state stays as it is.
-    step: (gradients, state, params, accept) -> (params, state), the old ones if not `accept`.
+    step: (gradients, state, params, accept, implementation=None) -> (params, state), the old ones
+      if not `accept`. By `nvae_jax.ops.native` if the implementation is "native", otherwise XLA's.
     """
 
     init: Callable[..., Any]
@@ -70,7 +70,7 @@ class Optimizer(NamedTuple):
     step: Callable[..., Any]
 
 
-def adamax(settings, learning_rate=None, implementation=None):
+def adamax(settings, learning_rate=None):
     """u = max(0.999·u, |g| + ε); m = 0.9·m + 0.1·g; p -= lr / (1 - 0.9^t) · m / u.
 
     Gradients are clipped, where they are, ahead of the weight decay.
@@ -78,7 +78,6 @@ def adamax(settings, learning_rate=None, implementation=None):
     Args:
       settings: `OptimizerSettings`.
       learning_rate: a number or schedule; None takes the settings' schedule.
-      implementation: "native" makes the step in `nvae_jax.ops.native`; otherwise it is XLA's.
 
     Returns:
       an `Optimizer`.
@@ -93,21 +92,19 @@ def adamax(settings, learning_rate=None, implementation=None):
         skipping(optax.scale_by_learning_rate(learning_rate)),
     )
     optimizer = joined(chain)
-    if implementation == "native":
-        step = partial(_native_step, settings, learning_rate)
-    else:
-        step = partial(_step, optimizer)
+
+    def step(gradients, state, params, accept, implementation=None):
+        if implementation == "native":
+            return _native_step(settings, learning_rate, gradients, state, params, accept)
+        updates, state = optimizer.update(gradients, state, params, accept=accept)
+        updated = optax.apply_updates(params, updates)
+        return optax.tree.where(accept, updated, params), state
+
     return Optimizer(*optimizer, step)
 
 
-def _step(optimizer, gradients, state, params, accept):
-    updates, state = optimizer.update(gradients, state, params, accept=accept)
-    updated = optax.apply_updates(params, updates)
-    return optax.tree.where(accept, updated, params), state
-
-
 def _native_step(settings, learning_rate, gradients, state, params, accept):
-    """`_step` of `adamax`'s chain, with everything but numbers in one call."""
+    """The step of `adamax`, with everything but numbers in one call."""
     *ahead, moments, old_rate = state
     # What the chain's last part makes of m / u: of 1, here.
     rate, new_rate = optax.scale_by_learning_rate(learning_rate).update(jnp.ones(()), old_rate)
@@ -193,7 +190,7 @@ def joined(optimizer, limit=SMALL):
 
 
 def global_norm(tree, implementation=None):
-    """The Euclidean norm of all entries of a tree of arrays; see `adamax` for `implementation`."""
+    """The Euclidean norm of all entries of a tree of arrays; `implementation` as in `Optimizer`."""
     if implementation == "native":
         return native.call("norm", (), *jax.tree.leaves(tree))
     return optax.tree.norm(_join(tree))

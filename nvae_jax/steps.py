@@ -62,7 +62,9 @@ def make_train_step(
         )
         grad_norm = optim.global_norm(grads, model.implementation)
         finite = jnp.isfinite(metrics["loss"] + grad_norm)
-        params, opt_state = optimizer.step(grads, state.opt_state, state.params, finite)
+        params, opt_state = optimizer.step(
+            grads, state.opt_state, state.params, finite, model.implementation
+        )
         # The optimiser has chosen between the old arrays and the new ones already.
         done = {"params": params, "opt_state": opt_state}
         old = state.replace(params=(), opt_state=())

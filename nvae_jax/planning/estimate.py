@@ -107,7 +107,7 @@ class Estimator:
         config.model.update(dtype=dtype, remat=remat, norm_groups=1)
         config.mesh.update(data=-1, fsdp=1)
         config.train.update(batch_size=EXAMPLES, accumulation_steps=1)
-        return build.build(config, jax.devices()[:1])
+        return build.build(config, jax.devices()[:1]).portable()
 
 
 def prepared(config):

@@ -1,4 +1,4 @@
-"""What is computed again changes the memory, never the gradient."""
+"""What is computed again changes the memory, never the gradient; nor does unrolling."""
 
 import jax
 import numpy as np
@@ -45,9 +45,12 @@ def without():
     return jax.jit(jax.grad(loss, has_aux=True))(params)
 
 
-@pytest.mark.parametrize("policy", POLICIES[1:])
-def test_gradients_and_statistics_do_not_change(without, policy):
-    params, loss = pass_of(policy, 1)
+UNROLLED = [(policy, 10**6) for policy in ("none", "norm_act", "group")]
+
+
+@pytest.mark.parametrize(("policy", "unroll"), [(policy, 1) for policy in POLICIES[1:]] + UNROLLED)
+def test_gradients_and_statistics_do_not_change(without, policy, unroll):
+    params, loss = pass_of(policy, unroll)
     found = jax.jit(jax.grad(loss, has_aux=True))(params)
     for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(without), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)

@@ -16,7 +16,7 @@ def lowered(name, dtype):
     """{platform: text} of a config's training step, traced once."""
     config = importlib.import_module(f"configs.{name}").get_config()
     config.model.update(unroll=1, dtype=dtype)
-    experiment = build.build(config, jax.devices()[:1])
+    experiment = build.build(config, jax.devices()[:1]).portable()
     traced = experiment.train_step().trace(
         experiment.abstract_state(), experiment.abstract_images()
     )

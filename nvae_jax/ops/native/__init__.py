@@ -13,12 +13,14 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+from absl import logging
 
 from nvae_jax import files
 
@@ -35,7 +37,7 @@ SOURCES = (
 )
 HEADERS = ("common.h",)
 FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-fPIC", "-shared"),
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-fPIC"),
     "-fno-trapping-math",  # else divisions in loops are done entry by entry
 )
 KERNELS = (
@@ -132,10 +134,18 @@ def _compiled(compiler):
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError:
         path = Path(tempfile.mkdtemp()) / path.name
-    sources = [str(FOLDER / name) for name in SOURCES]
-    command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), *sources]
-    with files.replacing(path) as temporary:
-        subprocess.run([*command, "-o", str(temporary)], check=True, capture_output=True, text=True)
+    logging.info("compiling %s, once on this machine", FOLDER)
+    command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir()]
+
+    def run(*arguments):
+        subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
+
+    with tempfile.TemporaryDirectory() as folder, files.replacing(path) as temporary:
+        objects = [f"{folder}/{name}.o" for name in SOURCES]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            sources = (str(FOLDER / name) for name in SOURCES)
+            list(pool.map(lambda source, to: run("-c", source, "-o", to), sources, objects))
+        run("-shared", *objects, "-o", str(temporary))
     return path
 
 
