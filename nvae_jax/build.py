@@ -33,8 +33,8 @@ PRECISIONS = {
     "highest": jax.lax.Precision.HIGHEST,
 }
 UNROLL_ALL = 10**6
-# Models of more groups stay loops on CPU too: compiling an unrolled one takes minutes, and runs on
-# CPU of a model that large are too short to win them back.
+# Models of more groups stay loops on CPU too: without the C++ kernels an unrolled one compiles for
+# minutes, and runs on CPU of a model that large are too short to win them back.
 MOST_UNROLLED_GROUPS = 32
 
 
