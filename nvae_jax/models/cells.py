@@ -73,11 +73,16 @@ class InvertedResidualBody(nn.Module):
         copies = 4 if up else 1
         x = self.norm(name="norm_in")(x, train, copies)
         x = conv(hidden, 1, name="conv_expand")(x)
-        x = self.norm(name="norm_expand")(x, train, copies, swish)
         stride = 2 if self.resample == "down" else 1
         depthwise = partial(conv, hidden, self.kernel_size, depthwise=True, name="conv_depthwise")
         depthwise = depthwise(stride=stride, upsample=up)
-        x = self.norm(name="norm_depthwise")(depthwise(x), train, activation=swish)
+        before, after = self.norm(name="norm_expand"), self.norm(name="norm_depthwise")
+        fixed = None if train else (before.fixed(), after.fixed())
+        if fixed and None not in fixed:
+            x = depthwise(x, fixed)
+        else:
+            x = before(x, train, copies, swish)
+            x = after(depthwise(x), train, activation=swish)
         x = conv(self.features, 1, name="conv_project")(x)
         return self.norm(name="norm_out")(x, train)
 

@@ -12,7 +12,8 @@ import numpy as np
 from nvae_jax.models.remat import name_conv_output
 from nvae_jax.ops.convolution import conv
 from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
-from nvae_jax.ops.normalization import affine, batch_norm
+from nvae_jax.ops.depthwise.activated import activated_depthwise_conv
+from nvae_jax.ops.normalization import affine, batch_norm, coefficients
 from nvae_jax.ops.squeeze_excitation import gate
 from nvae_jax.ops.weight_norm import kernel_norm, weight_norm
 
@@ -92,10 +93,12 @@ class Conv(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x):
-        """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`."""
+    def __call__(self, x, activations=None):
+        """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`. A depthwise
+        convolution without bias can do so between `activations`, two pairs of vectors (C,): see
+        `activated_depthwise_conv`."""
         kernel = self._kernel(x.shape[-1])
-        y = self._convolve(x, kernel)
+        y = self._convolve(x, kernel, activations)
         if self.use_bias:
             bias = self.param("bias", fan_in_uniform, (self.features,), fan_in(kernel.shape))
             y = y + per_channel(bias.astype(self.dtype))
@@ -114,10 +117,13 @@ class Conv(nn.Module):
             log_scale = self.param("log_scale", lambda _: first_log_scale(kernel, mask, shift))
         return effective_kernel(kernel, log_scale, mask)
 
-    def _convolve(self, x, kernel):
+    def _convolve(self, x, kernel, activations=None):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         options = dict(implementation=self.implementation, precision=self.precision)
-        if self.upsample:
+        if activations:
+            options.update(stride=self.stride, upsample=self.upsample)
+            y = activated_depthwise_conv(x, kernel, *activations, **options)
+        elif self.upsample:
             y = upsample_depthwise_conv(x, kernel, **options)
         elif self.depthwise:
             y = depthwise_conv(x, kernel, stride=self.stride, **options)
@@ -138,10 +144,10 @@ class PlainConv(Conv):
     """A convolution with its kernel as it is, and with a bias where the variables have one."""
 
     @nn.compact
-    def __call__(self, x):
-        """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`."""
+    def __call__(self, x, activations=None):
+        """As `Conv`'s."""
         kernel, bias = (self.get_variable("params", name) for name in ("kernel", "bias"))
-        y = self._convolve(x, kernel)
+        y = self._convolve(x, kernel, activations)
         return y if bias is None else y + per_channel(bias.astype(self.dtype))
 
 
@@ -176,8 +182,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", norm_start, "mean", shape)
         running_var = self.variable("batch_stats", "var", norm_start, "var", shape)
         if not train:
-            gain = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            y = affine(x, gain, running_mean.value, bias).astype(self.dtype)
+            y = affine(x, *self.fixed()).astype(self.dtype)
             return activation(y) if activation else y
         y, mean, var = self._by_batch(x, scale, bias, activation)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
@@ -186,6 +191,12 @@ class BatchNorm(nn.Module):
             running_mean.value = self._moved(running_mean.value, mean)
             running_var.value = self._moved(running_var.value, unbiased)
         return y.astype(self.dtype)
+
+    def fixed(self):
+        """The gain and the shift (C,) by the running statistics, or None where there are none."""
+        scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
+        mean, var = (self.get_variable("batch_stats", name) for name in ("mean", "var"))
+        return None if mean is None else coefficients(scale, bias, mean, var, self.epsilon)
 
     def _by_batch(self, x, scale, bias, activation):
         def normalize(x):

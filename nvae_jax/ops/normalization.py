@@ -54,7 +54,7 @@ def _batch_norm(x, scale, bias, epsilon, by_native, with_swish):
         given = (x.reshape(rows), scale, bias, mean, var)
         y = native.call("norm_swish", given[0].shape, *given, **options).reshape(x.shape)
     else:
-        y = affine(x, scale * lax.rsqrt(var + epsilon), mean, bias)
+        y = affine(x, *coefficients(scale, bias, mean, var, epsilon))
     return y, mean, var
 
 
@@ -69,9 +69,15 @@ def _native_moments(x):
     return tuple(native.call("moments", [channels, channels], x.reshape(-1, *channels)))
 
 
-def affine(x, gain, mean, bias):
-    """(x - mean) · gain + bias for vectors (C,), in float32; dtype of x."""
-    y = x.astype(jnp.float32) * _spread(gain, x) + _spread(bias - mean * gain, x)
+def coefficients(scale, bias, mean, var, epsilon):
+    """Batch norm as gain · x + shift: the gain and the shift (C,), of vectors (C,)."""
+    gain = scale * lax.rsqrt(var + epsilon)
+    return gain, bias - mean * gain
+
+
+def affine(x, gain, shift):
+    """gain · x + shift for vectors (C,), in float32; dtype of x."""
+    y = x.astype(jnp.float32) * _spread(gain, x) + _spread(shift, x)
     return y.astype(x.dtype)
 
 

@@ -1,9 +1,12 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from nvae_jax.models import cells, layers
+from tests.ops.implementations import NATIVE, XLA
 
 X = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype(np.float32)
 
@@ -43,6 +46,32 @@ def test_up_body_equals_doubling_first():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), our_stats, their_stats
     )
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+@pytest.mark.parametrize("resample", [None, "down", "up"])
+def test_inverted_residual_with_fixed_statistics(resample, implementation):
+    """A pass that does not train, against one in whose batch the running statistics hold."""
+    kernels = partial(layers.Conv, implementation=implementation)
+    body = cells.InvertedResidualBody(8, resample, conv=kernels)
+    variables = body.init(jax.random.key(0), X, True)
+    params = {
+        name: {k: v + 0.3 if "norm" in name else v for k, v in values.items()}
+        for name, values in variables["params"].items()
+    }
+    norm = partial(layers.BatchNorm, momentum=1.0)
+    trained = cells.InvertedResidualBody(8, resample, norm=norm)
+    expected, stats = trained.apply({**variables, "params": params}, X, True, mutable="batch_stats")
+    # What is normalised by is the biased variance, what is kept the unbiased one.
+    hidden = {"norm_in": X.size // 8 * (4 if resample == "up" else 1)}
+    hidden["norm_expand"] = hidden["norm_in"]
+    hidden["norm_depthwise"] = hidden["norm_out"] = expected.size // 8
+    stats = {
+        name: {"mean": values["mean"], "var": values["var"] * (1 - 1 / hidden[name])}
+        for name, values in stats["batch_stats"].items()
+    }
+    found = body.apply({"params": params, "batch_stats": stats}, X, False)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_expansion_sets_the_hidden_width():

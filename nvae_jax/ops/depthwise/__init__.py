@@ -19,7 +19,7 @@ import jax
 from jax import lax
 
 from nvae_jax.ops.depthwise import library, native, shifted
-from nvae_jax.ops.depthwise.geometry import Geometry
+from nvae_jax.ops.depthwise.geometry import convolving, doubling
 
 # name: {platform: module, None: the module for all others}.
 IMPLEMENTATIONS = {
@@ -53,9 +53,7 @@ def depthwise_conv(x, kernel, *, stride=1, implementation=None, precision=None):
     _check(x, kernel, implementation)
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride}")
-    k, size = kernel.shape[0], x.shape[1:3]
-    out_size = tuple(-(-n // stride) for n in size)
-    geometry = Geometry(size, out_size, k, stride, low=(k - 1) // 2)
+    geometry = convolving(x.shape[1:3], kernel.shape[0], stride)
     return _apply(x, kernel[:, :, 0], _CONV, geometry, implementation, precision)
 
 
@@ -76,8 +74,7 @@ def upsample_depthwise_conv(x, kernel, *, implementation=None, precision=None):
       (B, 2 H, 2 W, C), dtype of x.
     """
     _check(x, kernel, implementation)
-    k, size = kernel.shape[0], x.shape[1:3]
-    geometry = Geometry((2 * size[0], 2 * size[1]), size, k + 1, stride=2, low=(k - 1) // 2)
+    geometry = doubling(x.shape[1:3], kernel.shape[0])
     return _apply(x, kernel[:, :, 0], _UPSAMPLE, geometry, implementation, precision)
 
 

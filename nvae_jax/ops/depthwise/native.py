@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from nvae_jax.ops import native
 from nvae_jax.ops.depthwise import shifted
-from nvae_jax.ops.depthwise.geometry import upsampling
+from nvae_jax.ops.depthwise.geometry import block_sums, convolving, doubling, upsampling
 
 
 def correlate(x, w, geometry, precision):
@@ -30,6 +30,20 @@ def kernel_grad(x, g, geometry, precision):
 upsample, upsample_input_grad, upsample_kernel_grad = upsampling(correlate, input_grad, kernel_grad)
 
 
-def _call(name, shape, a, b, geometry):
+def activated(x, w, before, after, stride):
+    """A convolution between activations: see `activated.activated_depthwise_conv`."""
+    geometry = convolving(x.shape[1:3], w.shape[0], stride)
+    shape = (x.shape[0], *geometry.out_size, x.shape[3])
+    return _call("depthwise_activated_correlate", shape, x, w, geometry, *before, *after)
+
+
+def activated_upsample(x, w, before, after):
+    """The same of x repeated twice."""
+    geometry, w = doubling(x.shape[1:3], w.shape[0]), block_sums(w)
+    shape = (x.shape[0], *geometry.size, x.shape[3])
+    return _call("depthwise_activated_input_grad", shape, x, w, geometry, *before, *after)
+
+
+def _call(name, shape, a, b, geometry, *vectors):
     b = b.astype(jnp.float32)
-    return native.call(name, shape, a, b, stride=geometry.stride, low=geometry.low)
+    return native.call(name, shape, a, b, *vectors, stride=geometry.stride, low=geometry.low)

@@ -47,6 +47,8 @@ KERNELS = (
     "depthwise_correlate",
     "depthwise_input_grad",
     "depthwise_kernel_grad",
+    "depthwise_activated_correlate",
+    "depthwise_activated_input_grad",
     "moments",
     "norm_grad",
     "norm_swish",

@@ -87,26 +87,50 @@ inline void StorePart(float* p, const Vector& v, Index valid) {
   }
 }
 
-// exp to float32's precision, in a form that compilers turn into vector instructions.
-inline float Exp(float x) {
-  x = std::min(std::max(x, -87.0f), 89.0f);  // of 89 it becomes infinity
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  float n = (x * 1.44269504f + kRound) - kRound;
-  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return p * power;
+// The first `valid` lanes, and zeros.
+inline Vector LoadPart(const float* p, Index valid) {
+  if (valid >= kLanes) return Load(p);
+  Vector v = {};
+  std::memcpy(&v, p, valid * sizeof(float));
+  return v;
 }
 
-inline float Sigmoid(float x) { return 1 / (1 + Exp(-x)); }
+// From below, where a gate is as good as 0, also times x.
+inline Vector Bounded(Vector x) {
+  Vector low = Vector{} - 86.0f;
+  return x < low ? low : x;
+}
+
+// 1 / (1 + exp(-x)) to float32's precision, for bounded x. Not left to the compiler, which makes
+// shorter vectors of loops over floats.
+inline Vector Sigmoid(Vector x) {
+  typedef int32_t Integers __attribute__((vector_size(sizeof(Vector))));
+  Vector high = Vector{} + 86.0f;
+  x = x > high ? high : x;
+  // exp(-x) = 2^n 2^f, n whole and f in [-1/2, 1/2]
+  constexpr float kExponent = -1.44269504f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds, to the last bits
+  Vector rounded = x * kExponent + kRound;
+  Vector f = x * kExponent - (rounded - kRound);
+  // 2^f, with a relative error of at most 2e-9 (minimax)
+  Vector power = f * 1.535336982e-4f + 1.339888078e-3f;
+  power = power * f + 9.618437379e-3f;
+  power = power * f + 5.550332456e-2f;
+  power = power * f + 2.402264791e-1f;
+  power = power * f + 6.931472029e-1f;
+  power = power * f + 1.0f;
+  Integers bits, n;
+  std::memcpy(&n, &rounded, sizeof n);
+  std::memcpy(&bits, &power, sizeof bits);
+  bits += n << 23;  // to the exponent
+  std::memcpy(&power, &bits, sizeof power);
+  return 1.0f / (1.0f + power);
+}
+
+inline Vector Swish(Vector x) {
+  x = Bounded(x);
+  return x * Sigmoid(x);
+}
 
 // Floats from the start of a cache line: a vector that lies across two costs twice as much.
 class Buffer {
@@ -116,6 +140,7 @@ class Buffer {
     if (size > static_cast<Index>(lines_.size()) * 16) lines_.resize(CeilDiv(size, 16));
   }
   float* data() { return reinterpret_cast<float*>(lines_.data()); }
+  const float* data() const { return reinterpret_cast<const float*>(lines_.data()); }
 
  private:
   struct alignas(64) Line {

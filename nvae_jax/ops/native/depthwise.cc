@@ -1,4 +1,5 @@
-// Depthwise convolution of float32 arrays: the three maps that ops/depthwise/__init__.py defines.
+// Depthwise convolution of float32 arrays: the three maps that ops/depthwise/__init__.py defines, and
+// two of them between activations (ops/depthwise/activated.py).
 //
 // A task copies a block of channels of some rows of an image, with the zeros around it, into a
 // buffer that stays in the first caches, and then only reads that. What a task computes does not
@@ -10,10 +11,21 @@ namespace {
 
 constexpr Index kBufferFloats = 12 * 1024;  // of the input's buffer, about
 
+// swish(gain · x + shift) of a block of channels, or x itself.
+struct Identity {
+  Vector operator()(const Vector& x, Index) const { return x; }
+};
+struct Activation {
+  const float *gain, *shift;  // (kBlock,)
+  Vector operator()(const Vector& x, Index c) const {
+    return Swish(Load(gain + c) * x + Load(shift + c));
+  }
+};
+
 // `Columns` neighbouring outputs: sums over kh x kw taps of x times w (kh, kw, kBlock).
-template <int Columns, int Stride>
+template <int Columns, int Stride, typename After>
 void CorrelatePixels(const float* x, Index row, const float* w, Index kh, Index kw, float* y,
-                     Index pitch, Index valid) {
+                     Index pitch, Index valid, const After& after) {
   for (Index c = 0; c < valid; c += kLanes) {
     Vector sum[Columns];
     Clear(sum, Columns);
@@ -25,14 +37,14 @@ void CorrelatePixels(const float* x, Index row, const float* w, Index kh, Index 
         for (int j = 0; j < Columns; ++j) sum[j] += Load(at + j * Stride * kBlock) * weight;
       }
     }
-    for (int j = 0; j < Columns; ++j) StorePart(y + j * pitch + c, sum[j], valid - c);
+    for (int j = 0; j < Columns; ++j) StorePart(y + j * pitch + c, after(sum[j], c), valid - c);
   }
 }
 
 // rows x columns outputs; `row` floats in a row of x.
-template <int Stride>
+template <int Stride, typename After>
 void CorrelateRows(const float* x, Index row, const float* w, Index kh, Index kw, float* y,
-                   Pitch out, Index rows, Index columns, Index valid) {
+                   Pitch out, Index rows, Index columns, Index valid, const After& after) {
   auto prefetch = [&](Index i) {
     if (i >= rows) return;
     for (Index j = 0; j < columns; ++j) {
@@ -52,7 +64,7 @@ void CorrelateRows(const float* x, Index row, const float* w, Index kh, Index kw
       constexpr int n = decltype(count)::value;
       for (; j + n <= columns; j += n) {
         CorrelatePixels<n, Stride>(from + j * Stride * kBlock, row, w, kh, kw,
-                                   to + j * out.column, out.column, valid);
+                                   to + j * out.column, out.column, valid, after);
       }
     };
     run(std::integral_constant<int, 8>());
@@ -100,11 +112,50 @@ struct Work {
   Index last(Index task) const { return std::min(first(task) + blocks, all_blocks); }
 };
 
-ffi::Error Correlate(ffi::ThreadPool pool, Array x, Array w, Result y, Index stride, Index low) {
+// What stands around a convolution, for its blocks of channels.
+struct Nothing {
+  void Prepare(const Image&, Index, Index, Index, Index, Index, float*) const {}
+  Identity After(Index) const { return {}; }
+};
+
+struct Activations {
+  Buffer before_gain, before_shift, after_gain, after_shift;  // to whole blocks
+  Activations(Array before_gain, Array before_shift, Array after_gain, Array after_shift)
+      : before_gain(Padded(before_gain)),
+        before_shift(Padded(before_shift)),
+        after_gain(Padded(after_gain)),
+        after_shift(Padded(after_shift)) {}
+  static Buffer Padded(const Array& vector) {
+    Index size = vector.element_count();
+    Buffer padded(CeilDiv(size, kBlock) * kBlock);
+    std::memcpy(padded.data(), vector.typed_data(), size * sizeof(float));
+    return padded;
+  }
+  // What `Pack` packed, but for the zeros around the image.
+  void Prepare(const Image& image, Index block, Index row, Index rows, Index column, Index columns,
+               float* packed) const {
+    Activation before = {before_gain.data() + block * kBlock, before_shift.data() + block * kBlock};
+    Index first = std::max<Index>(0, -column), last = std::min(columns, image.width - column);
+    for (Index i = std::max<Index>(0, -row); i < std::min(rows, image.height - row); ++i) {
+      for (Index j = first; j < last; ++j) {
+        float* pixel = packed + (i * columns + j) * kBlock;
+        for (Index c = 0; c < kBlock; c += kLanes) Store(pixel + c, before(Load(pixel + c), c));
+      }
+    }
+  }
+  Activation After(Index block) const {
+    return {after_gain.data() + block * kBlock, after_shift.data() + block * kBlock};
+  }
+};
+
+template <typename Around>
+ffi::Error CorrelateWith(ffi::ThreadPool& pool, const Array& x, const Array& w, Result& y,
+                         Index stride, Index low, const Around& around) {
   Shape in(x), out(*y);
   Index k = w.dimensions()[0], columns = stride * (out.width - 1) + k;
   Index strip = StripOf(out.height, columns, k, stride), strips = CeilDiv(out.height, strip);
-  auto run = stride == 1 ? CorrelateRows<1> : CorrelateRows<2>;
+  using After = decltype(around.After(0));
+  auto run = stride == 1 ? CorrelateRows<1, After> : CorrelateRows<2, After>;
   Work work(in, strips);
   Parallel(pool, work.tasks, [&](Index task) {
     Index row = work.strip(task) * strip, b = work.image(task);
@@ -113,18 +164,21 @@ ffi::Error Correlate(ffi::ThreadPool pool, Array x, Array w, Result y, Index str
     buffer.Reserve(buffer_rows * columns * kBlock);
     Pitch pitch = {out.width * out.channels, out.channels};
     for (Index block = work.first(task); block < work.last(task); ++block) {
-      Pack(in.image(x.typed_data(), b, block), stride * row - low, buffer_rows, -low, columns,
-           buffer.data());
+      Image image = in.image(x.typed_data(), b, block);
+      Pack(image, stride * row - low, buffer_rows, -low, columns, buffer.data());
+      around.Prepare(image, block, stride * row - low, buffer_rows, -low, columns, buffer.data());
       const float* taps = PackTaps(w.typed_data(), k, in, block, 0, k, 0, k, -1);
       run(buffer.data(), columns * kBlock, taps, k, k,
           y->typed_data() + out.at(b, block) + row * pitch.row, pitch, rows, out.width,
-          in.valid(block));
+          in.valid(block), around.After(block));
     }
   });
   return ffi::Error::Success();
 }
 
-ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index stride, Index low) {
+template <typename Around>
+ffi::Error InputGradWith(ffi::ThreadPool& pool, const Array& g, const Array& w, Result& dx,
+                         Index stride, Index low, const Around& around) {
   Shape in(g), out(*dx);
   Index k = w.dimensions()[0];
   Reach across(0, out.width, k, stride, low);
@@ -138,8 +192,10 @@ ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index st
     static thread_local Buffer buffer;
     buffer.Reserve(down.count * pitch);
     for (Index block = work.first(task); block < work.last(task); ++block) {
-      Pack(in.image(g.typed_data(), work.image(task), block), down.first, down.count, across.first,
-           across.count, buffer.data());
+      Image image = in.image(g.typed_data(), work.image(task), block);
+      Pack(image, down.first, down.count, across.first, across.count, buffer.data());
+      around.Prepare(image, block, down.first, down.count, across.first, across.count,
+                     buffer.data());
       float* to = dx->typed_data() + out.at(work.image(task), block);
       for (Index p = 0; p < stride * stride; ++p) {
         Class v(p / stride, row, end, k, stride, low), h(p % stride, 0, out.width, k, stride, low);
@@ -149,11 +205,33 @@ ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index st
             buffer.data() + (v.start - down.first) * pitch + (h.start - across.first) * kBlock,
             pitch, taps, v.taps, h.taps, to + (v.first * out.width + h.first) * out.channels,
             {stride * out.width * out.channels, stride * out.channels}, v.count, h.count,
-            in.valid(block));
+            in.valid(block), around.After(block));
       }
     }
   });
   return ffi::Error::Success();
+}
+
+ffi::Error Correlate(ffi::ThreadPool pool, Array x, Array w, Result y, Index stride, Index low) {
+  return CorrelateWith(pool, x, w, y, stride, low, Nothing());
+}
+
+ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index stride, Index low) {
+  return InputGradWith(pool, g, w, dx, stride, low, Nothing());
+}
+
+ffi::Error ActivatedCorrelate(ffi::ThreadPool pool, Array x, Array w, Array before_gain,
+                              Array before_shift, Array after_gain, Array after_shift, Result y,
+                              Index stride, Index low) {
+  return CorrelateWith(pool, x, w, y, stride, low,
+                       Activations(before_gain, before_shift, after_gain, after_shift));
+}
+
+ffi::Error ActivatedInputGrad(ffi::ThreadPool pool, Array g, Array w, Array before_gain,
+                              Array before_shift, Array after_gain, Array after_shift, Result dx,
+                              Index stride, Index low) {
+  return InputGradWith(pool, g, w, dx, stride, low,
+                       Activations(before_gain, before_shift, after_gain, after_shift));
 }
 
 // Adds to `Rows` x `Columns` taps of dw the products of x and g at all rows x columns pixels of g.
@@ -244,6 +322,22 @@ ffi::Error KernelGrad(ffi::ThreadPool pool, Array x, Array g, Result dw, Index s
 
 }  // namespace
 
+#define NVAE_JAX_EXPORT_ACTIVATED(name, function)           \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,             \
+                                ffi::Ffi::Bind()            \
+                                    .Ctx<ffi::ThreadPool>() \
+                                    .Arg<Array>()           \
+                                    .Arg<Array>()           \
+                                    .Arg<Array>()           \
+                                    .Arg<Array>()           \
+                                    .Arg<Array>()           \
+                                    .Arg<Array>()           \
+                                    .Ret<Array>()           \
+                                    .Attr<Index>("stride")  \
+                                    .Attr<Index>("low"))
+
 NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_correlate, Correlate);
 NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_input_grad, InputGrad);
 NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_kernel_grad, KernelGrad);
+NVAE_JAX_EXPORT_ACTIVATED(nvae_jax_depthwise_activated_correlate, ActivatedCorrelate);
+NVAE_JAX_EXPORT_ACTIVATED(nvae_jax_depthwise_activated_input_grad, ActivatedInputGrad);

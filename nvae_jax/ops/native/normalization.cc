@@ -90,16 +90,22 @@ ffi::Error Moments(ffi::ThreadPool pool, Array x, Result mean, Result var) {
   return ffi::Error::Success();
 }
 
-// What is normalised as gain · (x - mean) + bias.
+// What is normalised as gain · (x - mean) + bias: vectors with zeros behind, to whole registers.
 struct Gains {
-  std::vector<float> gain;
-  const float *mean, *bias;
-  Gains(const Array& scale, const Array& bias, const Array& mean, const Array& var, float epsilon)
-      : gain(scale.element_count()), mean(mean.typed_data()), bias(bias.typed_data()) {
-    for (size_t c = 0; c < gain.size(); ++c) {
+  Index width;
+  Buffer kept;
+  float *gain, *mean, *bias;
+  Gains(const Array& scale, const Array& bias_, const Array& mean_, const Array& var, float epsilon)
+      : width(CeilDiv(scale.element_count(), kLanes) * kLanes), kept(3 * width) {
+    gain = kept.data(), mean = gain + width, bias = mean + width;
+    for (size_t c = 0; c < scale.element_count(); ++c) {
       gain[c] = scale.typed_data()[c] / std::sqrt(var.typed_data()[c] + epsilon);
+      mean[c] = mean_.typed_data()[c];
+      bias[c] = bias_.typed_data()[c];
     }
   }
+  Vector Centre(Vector x, Index c) const { return x - Load(mean + c); }
+  Vector Normal(Vector centred, Index c) const { return Load(gain + c) * centred + Load(bias + c); }
 };
 
 ffi::Error NormSwish(ffi::ThreadPool pool, Array x, Array scale, Array bias, Array mean, Array var,
@@ -107,16 +113,13 @@ ffi::Error NormSwish(ffi::ThreadPool pool, Array x, Array scale, Array bias, Arr
   Rows rows(x);
   Gains gains(scale, bias, mean, var, epsilon);
   Parallel(pool, rows.blocks(), [&](Index block) {
-    const float* __restrict p = x.typed_data() + rows.at(block);
-    float* __restrict to = y->typed_data() + rows.at(block);
-    const float* __restrict gain = gains.gain.data();
-    const float* __restrict m = gains.mean;
-    const float* __restrict b = gains.bias;
+    const float* p = x.typed_data() + rows.at(block);
+    float* to = y->typed_data() + rows.at(block);
     for (Index i = 0; i < rows.size(block); ++i, p += rows.channels, to += rows.channels) {
-#pragma omp simd
-      for (Index c = 0; c < rows.channels; ++c) {
-        float normal = gain[c] * (p[c] - m[c]) + b[c];
-        to[c] = normal * Sigmoid(normal);
+      for (Index c = 0; c < rows.channels; c += kLanes) {
+        Index valid = rows.channels - c;
+        Vector h = gains.Centre(LoadPart(p + c, valid), c);
+        StorePart(to + c, Swish(gains.Normal(h, c)), valid);
       }
     }
   });
@@ -125,10 +128,11 @@ ffi::Error NormSwish(ffi::ThreadPool pool, Array x, Array scale, Array bias, Arr
 
 // The gradient of what is normalised: that of the output, or what swish makes of it.
 template <bool kSwish>
-inline float Inner(float g, float normal) {
+inline Vector Inner(Vector g, Vector normal) {
   if (!kSwish) return g;
-  float gate = Sigmoid(normal);
-  return g * (gate * (1 + normal * (1 - gate)));
+  normal = Bounded(normal);
+  Vector gate = Sigmoid(normal);
+  return g * (gate * (1.0f + normal * (1.0f - gate)));
 }
 
 // With h = x - mean, r the reciprocal of the standard deviation and g the gradient of what is
@@ -140,47 +144,39 @@ ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array y_grad, Array scale, Ar
   Index channels = rows.channels;
   Gains gains(scale, bias, mean, var, epsilon);
   static thread_local Buffer kept;
-  kept.Reserve((2 * rows.blocks() + 2) * channels);
+  kept.Reserve((2 * rows.blocks() + 2) * gains.width);
   float* parts = kept.data();
   Parallel(pool, rows.blocks(), [&](Index block) {
-    const float* __restrict a = gains.gain.data();
-    const float* __restrict m = gains.mean;
-    const float* __restrict b = gains.bias;
-    float* __restrict sum = parts + 2 * block * channels;
-    float* __restrict products = sum + channels;
-    std::memset(sum, 0, 2 * channels * sizeof(float));
-    Index n = rows.size(block), i = 0;
-    for (; i + 2 <= n; i += 2) {
-      const float* __restrict p = x.typed_data() + rows.at(block) + i * channels;
-      const float* __restrict q = y_grad.typed_data() + rows.at(block) + i * channels;
-#pragma omp simd
-      for (Index c = 0; c < channels; ++c) {
-        float h0 = p[c] - m[c], h1 = p[c + channels] - m[c];
-        float g0 = Inner<kSwish>(q[c], a[c] * h0 + b[c]);
-        float g1 = Inner<kSwish>(q[c + channels], a[c] * h1 + b[c]);
-        sum[c] += g0 + g1;
-        products[c] += g0 * h0 + g1 * h1;
-      }
-    }
-    for (; i < n; ++i) {
-      const float* __restrict p = x.typed_data() + rows.at(block) + i * channels;
-      const float* __restrict q = y_grad.typed_data() + rows.at(block) + i * channels;
-#pragma omp simd
-      for (Index c = 0; c < channels; ++c) {
-        float h = p[c] - m[c], g = Inner<kSwish>(q[c], a[c] * h + b[c]);
-        sum[c] += g;
-        products[c] += g * h;
+    float* sum = parts + 2 * block * gains.width;
+    float* products = sum + gains.width;
+    std::memset(sum, 0, 2 * gains.width * sizeof(float));
+    Index n = rows.size(block);
+    for (Index i = 0; i < n; i += 4) {
+      const float* p = x.typed_data() + rows.at(block) + i * channels;
+      const float* q = y_grad.typed_data() + rows.at(block) + i * channels;
+      Index last = std::min<Index>(4, n - i) * channels;
+      for (Index c = 0; c < channels; c += kLanes) {
+        Index valid = channels - c;
+        Vector s = Load(sum + c), t = Load(products + c);
+        for (Index j = c; j < last; j += channels) {
+          Vector h = gains.Centre(LoadPart(p + j, valid), c);
+          Vector g = Inner<kSwish>(LoadPart(q + j, valid), gains.Normal(h, c));
+          s += g;
+          t += g * h;
+        }
+        Store(sum + c, s);
+        Store(products + c, t);
       }
     }
   });
   // dx = gain g + slope h + offset
-  float* slope = parts + 2 * rows.blocks() * channels;
-  float* offset = slope + channels;
+  float* slope = parts + 2 * rows.blocks() * gains.width;
+  float* offset = slope + gains.width;
   for (Index c = 0; c < channels; ++c) {
     double sum = 0, products = 0, inverse = 1 / std::sqrt(var.typed_data()[c] + epsilon);
     for (Index block = 0; block < rows.blocks(); ++block) {
-      sum += parts[2 * block * channels + c];
-      products += parts[(2 * block + 1) * channels + c];
+      sum += parts[2 * block * gains.width + c];
+      products += parts[(2 * block + 1) * gains.width + c];
     }
     double gain = scale.typed_data()[c] * inverse;
     dbias->typed_data()[c] = sum;
@@ -189,19 +185,16 @@ ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array y_grad, Array scale, Ar
     offset[c] = -gain * sum / rows.count;
   }
   Parallel(pool, rows.blocks(), [&](Index block) {
-    const float* __restrict a = gains.gain.data();
-    const float* __restrict m = gains.mean;
-    const float* __restrict b = gains.bias;
-    const float* __restrict s = slope;
-    const float* __restrict o = offset;
     for (Index i = 0; i < rows.size(block); ++i) {
-      const float* __restrict p = x.typed_data() + rows.at(block) + i * channels;
-      const float* __restrict q = y_grad.typed_data() + rows.at(block) + i * channels;
-      float* __restrict to = dx->typed_data() + rows.at(block) + i * channels;
-#pragma omp simd
-      for (Index c = 0; c < channels; ++c) {
-        float h = p[c] - m[c], g = Inner<kSwish>(q[c], a[c] * h + b[c]);
-        to[c] = a[c] * g + (s[c] * h + o[c]);
+      const float* p = x.typed_data() + rows.at(block) + i * channels;
+      const float* q = y_grad.typed_data() + rows.at(block) + i * channels;
+      float* to = dx->typed_data() + rows.at(block) + i * channels;
+      for (Index c = 0; c < channels; c += kLanes) {
+        Index valid = channels - c;
+        Vector h = gains.Centre(LoadPart(p + c, valid), c);
+        Vector g = Inner<kSwish>(LoadPart(q + c, valid), gains.Normal(h, c));
+        StorePart(to + c, Load(gains.gain + c) * g + (Load(slope + c) * h + Load(offset + c)),
+                  valid);
       }
     }
   });

@@ -44,8 +44,10 @@ ffi::Error Gate(ffi::ThreadPool pool, Array means, Array reduce, Array reduce_bi
       h[r] = h[r] < 0 ? 0 : h[r];
       Add(h[r], expand.typed_data() + r * size.channels, size.channels, y);
     }
-#pragma omp simd
-    for (Index c = 0; c < size.channels; ++c) y[c] = Sigmoid(y[c]);
+    for (Index c = 0; c < size.channels; c += kLanes) {
+      Index valid = size.channels - c;
+      StorePart(y + c, Sigmoid(Bounded(LoadPart(y + c, valid))), valid);
+    }
   });
   return ffi::Error::Success();
 }
