@@ -17,6 +17,7 @@ from nvae_jax.models.layers import (
     upsample_bilinear,
     upsample_nearest,
 )
+from nvae_jax.ops.inverted_residual import inverted_residual
 from nvae_jax.ops.normalization import swish
 
 RESIDUAL_SCALE = 0.1
@@ -66,25 +67,40 @@ class InvertedResidualBody(nn.Module):
     def __call__(self, x, train):
         """Maps (B, H, W, C) to (B, H', W', features)."""
         conv = partial(self.conv, use_bias=False, weight_norm=False)
-        hidden = self.expansion * x.shape[-1]
+        hidden, up = self.expansion * x.shape[-1], self.resample == "up"
+        expand = conv(hidden, 1, name="conv_expand")
+        depthwise = conv(
+            hidden,
+            self.kernel_size,
+            stride=2 if self.resample == "down" else 1,
+            depthwise=True,
+            upsample=up,
+            name="conv_depthwise",
+        )
+        project = conv(self.features, 1, name="conv_project")
+        norms = [self.norm(name=f"norm_{name}") for name in ("in", "expand", "depthwise", "out")]
+        fixed = [None if train else norm.fixed() for norm in norms]
+        if None not in fixed:
+            return self._between_fixed_norms(x, (expand, depthwise, project), fixed)
         # An up cell doubles its input first. Everything ahead of the depthwise convolution acts on
         # single pixels, so doubling after it gives the same numbers for a quarter of the work.
-        up = self.resample == "up"
         copies = 4 if up else 1
-        x = self.norm(name="norm_in")(x, train, copies)
-        x = conv(hidden, 1, name="conv_expand")(x)
-        stride = 2 if self.resample == "down" else 1
-        depthwise = partial(conv, hidden, self.kernel_size, depthwise=True, name="conv_depthwise")
-        depthwise = depthwise(stride=stride, upsample=up)
-        before, after = self.norm(name="norm_expand"), self.norm(name="norm_depthwise")
-        fixed = None if train else (before.fixed(), after.fixed())
-        if fixed and None not in fixed:
-            x = depthwise(x, fixed)
-        else:
-            x = before(x, train, copies, swish)
-            x = after(depthwise(x), train, activation=swish)
-        x = conv(self.features, 1, name="conv_project")(x)
-        return self.norm(name="norm_out")(x, train)
+        x = expand(norms[0](x, train, copies))
+        x = depthwise(norms[1](x, train, copies, swish))
+        x = project(norms[2](x, train, activation=swish))
+        return norms[3](x, train)
+
+    def _between_fixed_norms(self, x, convs, norms):
+        depthwise, kernels = convs[1], [conv.get_variable("params", "kernel") for conv in convs]
+        return inverted_residual(
+            x.astype(depthwise.dtype),
+            [kernel.astype(depthwise.dtype) for kernel in kernels],
+            norms,
+            stride=depthwise.stride,
+            upsample=depthwise.upsample,
+            implementation=depthwise.implementation,
+            precision=depthwise.precision,
+        )
 
 
 BODIES = {

@@ -12,7 +12,6 @@ import numpy as np
 from nvae_jax.models.remat import name_conv_output
 from nvae_jax.ops.convolution import conv
 from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
-from nvae_jax.ops.depthwise.activated import activated_depthwise_conv
 from nvae_jax.ops.normalization import affine, batch_norm, coefficients
 from nvae_jax.ops.squeeze_excitation import gate
 from nvae_jax.ops.weight_norm import kernel_norm, weight_norm
@@ -93,12 +92,10 @@ class Conv(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x, activations=None):
-        """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`. A depthwise
-        convolution without bias can do so between `activations`, two pairs of vectors (C,): see
-        `activated_depthwise_conv`."""
+    def __call__(self, x):
+        """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`."""
         kernel = self._kernel(x.shape[-1])
-        y = self._convolve(x, kernel, activations)
+        y = self._convolve(x, kernel)
         if self.use_bias:
             bias = self.param("bias", fan_in_uniform, (self.features,), fan_in(kernel.shape))
             y = y + per_channel(bias.astype(self.dtype))
@@ -117,13 +114,10 @@ class Conv(nn.Module):
             log_scale = self.param("log_scale", lambda _: first_log_scale(kernel, mask, shift))
         return effective_kernel(kernel, log_scale, mask)
 
-    def _convolve(self, x, kernel, activations=None):
+    def _convolve(self, x, kernel):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         options = dict(implementation=self.implementation, precision=self.precision)
-        if activations:
-            options.update(stride=self.stride, upsample=self.upsample)
-            y = activated_depthwise_conv(x, kernel, *activations, **options)
-        elif self.upsample:
+        if self.upsample:
             y = upsample_depthwise_conv(x, kernel, **options)
         elif self.depthwise:
             y = depthwise_conv(x, kernel, stride=self.stride, **options)
@@ -144,10 +138,10 @@ class PlainConv(Conv):
     """A convolution with its kernel as it is, and with a bias where the variables have one."""
 
     @nn.compact
-    def __call__(self, x, activations=None):
-        """As `Conv`'s."""
+    def __call__(self, x):
+        """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`."""
         kernel, bias = (self.get_variable("params", name) for name in ("kernel", "bias"))
-        y = self._convolve(x, kernel, activations)
+        y = self._convolve(x, kernel)
         return y if bias is None else y + per_channel(bias.astype(self.dtype))
 
 

@@ -28,6 +28,7 @@ FOLDER = Path(__file__).parent
 SOURCES = (
     "convolution.cc",
     "depthwise.cc",
+    "inverted_residual.cc",
     "normalization.cc",
     "optimizer.cc",
     "spectral.cc",
@@ -35,7 +36,7 @@ SOURCES = (
     "stacks.cc",
     "weight_norm.cc",
 )
-HEADERS = ("common.h",)
+HEADERS = ("common.h", "depthwise.h")
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-fPIC"),
     "-fno-trapping-math",  # else divisions in loops are done entry by entry
@@ -49,6 +50,7 @@ KERNELS = (
     "depthwise_kernel_grad",
     "depthwise_activated_correlate",
     "depthwise_activated_input_grad",
+    "inverted_residual",
     "moments",
     "norm_grad",
     "norm_swish",

@@ -5,74 +5,11 @@
 // buffer that stays in the first caches, and then only reads that. What a task computes does not
 // depend on the thread, so a result is the same bits every time.
 
-#include "common.h"
+#include "depthwise.h"
 
 namespace {
 
 constexpr Index kBufferFloats = 12 * 1024;  // of the input's buffer, about
-
-// swish(gain · x + shift) of a block of channels, or x itself.
-struct Identity {
-  Vector operator()(const Vector& x, Index) const { return x; }
-};
-struct Activation {
-  const float *gain, *shift;  // (kBlock,)
-  Vector operator()(const Vector& x, Index c) const {
-    return Swish(Load(gain + c) * x + Load(shift + c));
-  }
-};
-
-// `Columns` neighbouring outputs: sums over kh x kw taps of x times w (kh, kw, kBlock).
-template <int Columns, int Stride, typename After>
-void CorrelatePixels(const float* x, Index row, const float* w, Index kh, Index kw, float* y,
-                     Index pitch, Index valid, const After& after) {
-  for (Index c = 0; c < valid; c += kLanes) {
-    Vector sum[Columns];
-    Clear(sum, Columns);
-    const float* tap = w + c;
-    for (Index dy = 0; dy < kh; ++dy) {
-      const float* at = x + dy * row + c;
-      for (Index dx = 0; dx < kw; ++dx, at += kBlock, tap += kBlock) {
-        Vector weight = Load(tap);
-        for (int j = 0; j < Columns; ++j) sum[j] += Load(at + j * Stride * kBlock) * weight;
-      }
-    }
-    for (int j = 0; j < Columns; ++j) StorePart(y + j * pitch + c, after(sum[j], c), valid - c);
-  }
-}
-
-// rows x columns outputs; `row` floats in a row of x.
-template <int Stride, typename After>
-void CorrelateRows(const float* x, Index row, const float* w, Index kh, Index kw, float* y,
-                   Pitch out, Index rows, Index columns, Index valid, const After& after) {
-  auto prefetch = [&](Index i) {
-    if (i >= rows) return;
-    for (Index j = 0; j < columns; ++j) {
-      for (Index c = 0; c < valid; c += 16) {
-        __builtin_prefetch(y + i * out.row + j * out.column + c, 1);
-      }
-    }
-  };
-  prefetch(0);
-  prefetch(1);
-  for (Index i = 0; i < rows; ++i) {
-    prefetch(i + 2);
-    const float* from = x + i * Stride * row;
-    float* to = y + i * out.row;
-    Index j = 0;
-    auto run = [&](auto count) {
-      constexpr int n = decltype(count)::value;
-      for (; j + n <= columns; j += n) {
-        CorrelatePixels<n, Stride>(from + j * Stride * kBlock, row, w, kh, kw,
-                                   to + j * out.column, out.column, valid, after);
-      }
-    };
-    run(std::integral_constant<int, 8>());
-    run(std::integral_constant<int, 4>());
-    run(std::integral_constant<int, 2>());
-    run(std::integral_constant<int, 1>());
-  }
-}
 
 // A block of channels of the taps w[row - i step, column - j step] of w (k, k, C). It stays until
 // the thread's next call.
@@ -125,12 +62,6 @@ struct Activations {
         before_shift(Padded(before_shift)),
         after_gain(Padded(after_gain)),
         after_shift(Padded(after_shift)) {}
-  static Buffer Padded(const Array& vector) {
-    Index size = vector.element_count();
-    Buffer padded(CeilDiv(size, kBlock) * kBlock);
-    std::memcpy(padded.data(), vector.typed_data(), size * sizeof(float));
-    return padded;
-  }
   // What `Pack` packed, but for the zeros around the image.
   void Prepare(const Image& image, Index block, Index row, Index rows, Index column, Index columns,
                float* packed) const {

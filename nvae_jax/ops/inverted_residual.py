@@ -1,0 +1,79 @@
+"""The body of an inverted residual cell whose statistics are fixed, for models that do not train.
+
+Its hidden channels, six times as many as others, would be written to memory and read again at every
+step. A kernel that takes an image through all steps, a block of them after the other, keeps them in
+its caches.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from nvae_jax.ops import native
+from nvae_jax.ops.convolution import conv
+from nvae_jax.ops.depthwise.activated import activated_depthwise_conv
+from nvae_jax.ops.normalization import affine
+
+# Of the C++ kernel, whose tasks are whole images, and together about so many pixels at least: the
+# largest image that leaves room for others in a core's cache, and the tasks that are worth it.
+_MOST_PIXELS, _TASK_PIXELS, _FEWEST_TASKS = 64 * 64, 64, 8
+
+
+def inverted_residual(
+    x, kernels, norms, *, stride=1, upsample=False, implementation=None, precision=None
+):
+    """Norm, 1×1 convolution, norm, swish, depthwise convolution, norm, swish, 1×1 convolution, norm
+    (paper, section 3.1, figure 3a).
+
+    Args:
+      x: (B, H, W, C), float32 or bfloat16.
+      kernels: (1, 1, C, E), (k, k, 1, E) with k odd, and (1, 1, E, O), dtype of x.
+      norms: four pairs (gain, shift) of vectors, float32: gain · x + shift.
+      stride: of the depthwise convolution, 1 or 2.
+      upsample: the depthwise convolution sees its input doubled by nearest neighbours.
+      implementation: as in `depthwise_conv`. "native" makes one call of it where x is float32, of
+        batches large enough to share out and images small enough for a cache.
+      precision: as in `depthwise_conv`.
+
+    Returns:
+      (B, H', W', O), dtype of x.
+
+    Raises:
+      as `depthwise_conv`.
+    """
+    by_native = implementation == "native" and x.dtype == jnp.float32
+    if by_native and stride == 1 and not upsample and _fits(x):
+        return _at_once(x, tuple(kernels), tuple(norms))
+    options = dict(implementation=implementation, precision=precision)
+    return _one_by_one(x, kernels, norms, stride=stride, upsample=upsample, **options)
+
+
+def _fits(x):
+    batch, height, width, _ = x.shape
+    pixels = height * width
+    tasks = batch / max(1, _TASK_PIXELS // pixels)
+    return pixels <= _MOST_PIXELS and tasks >= _FEWEST_TASKS
+
+
+def _one_by_one(x, kernels, norms, *, stride=1, upsample=False, **options):
+    (expand, depthwise, project), (first, before, after, last) = kernels, norms
+    x = conv(affine(x, *first), expand, **options)
+    x = activated_depthwise_conv(
+        x, depthwise, before, after, stride=stride, upsample=upsample, **options
+    )
+    return affine(conv(x, project, **options), *last)
+
+
+@jax.custom_vjp
+def _at_once(x, kernels, norms):
+    expand, depthwise, project = kernels
+    kernels = expand[0, 0], depthwise[:, :, 0], project[0, 0]
+    shape = (*x.shape[:3], project.shape[-1])
+    return native.call("inverted_residual", shape, x, *kernels, *sum(norms, ()))
+
+
+def _at_once_bwd(residuals, g):
+    _, pullback = jax.vjp(lambda *given: _one_by_one(*given, implementation="native"), *residuals)
+    return pullback(g)
+
+
+_at_once.defvjp(lambda *given: (_at_once(*given), given), _at_once_bwd)

@@ -1,0 +1,250 @@
+// The body of an inverted residual cell with fixed statistics: see ops/inverted_residual.py.
+//
+// A task has some images, and goes from their inputs to their outputs with a block of hidden
+// channels after the other: what is hidden never leaves a core's caches. What a task computes does
+// not depend on the thread, so a result is the same bits every time.
+
+#include "depthwise.h"
+
+namespace {
+
+// A tile has `Vectors` channels of some pixels: as many sums as the registers hold beside the
+// weights and one input. The wider, the fewer inputs have to be spread over a vector.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kMaxVectors = 4;
+template <int Vectors>
+constexpr int kTilePixels = Vectors == 4 ? 6 : 8;
+#else
+constexpr int kMaxVectors = 2;
+template <int Vectors>
+constexpr int kTilePixels = 6;
+#endif
+constexpr Index kWide = kMaxVectors * kLanes;  // channels of a block, hidden or of the output
+constexpr Index kParts = kWide / kBlock;       // blocks of the depthwise convolution in one
+constexpr Index kPixelsPerTask = 64;           // at least, so that weights are read for many
+
+// Calls run(std::integral_constant<int, n>()) for the vectors of `valid` channels.
+template <int Vectors = kMaxVectors, typename Run>
+void WithVectors(Index valid, const Run& run) {
+  if constexpr (Vectors > 1) {
+    if (valid <= (Vectors - 1) * kLanes) return WithVectors<Vectors - 1>(valid, run);
+  }
+  run(std::integral_constant<int, Vectors>());
+}
+
+Index Width(Index valid) { return CeilDiv(valid, kLanes) * kLanes; }
+
+// sum[r] += x[r] w, for rows of x that are `pitch` floats apart and w (depth, Vectors · kLanes).
+template <int Pixels, int Vectors>
+inline void MultiplyTile(const float* x, Index pitch, const float* w, Index depth,
+                         Vector (&sum)[Pixels][Vectors]) {
+  const float* at[Pixels];
+  for (int r = 0; r < Pixels; ++r) at[r] = x + r * pitch;
+  for (Index i = 0; i < depth; ++i) {
+    Vector weights[Vectors];
+    for (int v = 0; v < Vectors; ++v, w += kLanes) weights[v] = Load(w);
+    for (int r = 0; r < Pixels; ++r) {
+      float value = at[r][i];
+      for (int v = 0; v < Vectors; ++v) sum[r][v] += value * weights[v];
+    }
+  }
+}
+
+// Calls tile(std::integral_constant<int, n>(), p) for tiles of n pixels, from p on.
+template <int Vectors, typename Tile>
+void ForTiles(Index pixels, const Tile& tile) {
+  Index p = 0;
+  auto run = [&](auto count) {
+    constexpr int n = decltype(count)::value;
+    for (; p + n <= pixels; p += n) tile(count, p);
+  };
+  run(std::integral_constant<int, kTilePixels<Vectors>>());
+  run(std::integral_constant<int, 4>());
+  run(std::integral_constant<int, 2>());
+  run(std::integral_constant<int, 1>());
+}
+
+// Rows and columns of w, whose rows are `pitch` floats apart, as (block, row, column), a block
+// having kWide columns and the last one whole vectors.
+void PackColumns(const float* w, Index rows, Index columns, Index pitch, float* packed) {
+  for (Index c = 0; c < columns; c += kWide) {
+    Index n = std::min(kWide, columns - c), width = Width(n);
+    for (Index i = 0; i < rows; ++i, packed += width) {
+      std::memset(packed + width - kLanes, 0, kLanes * sizeof(float));
+      std::memcpy(packed, w + i * pitch + c, n * sizeof(float));
+    }
+  }
+}
+
+struct Sizes {
+  Index batch, height, width, inputs, hidden, outputs, k;
+  Sizes(const Array& x, const Array& depthwise, const Array& project)
+      : batch(x.dimensions()[0]),
+        height(x.dimensions()[1]),
+        width(x.dimensions()[2]),
+        inputs(x.dimensions()[3]),
+        hidden(depthwise.dimensions()[2]),
+        outputs(project.dimensions()[1]),
+        k(depthwise.dimensions()[0]) {}
+  Index pixels() const { return height * width; }
+  Index blocks() const { return CeilDiv(hidden, kWide); }
+  Index valid(Index block) const { return std::min(kWide, hidden - block * kWide); }
+  // Of an image of kBlock channels, with zeros around it.
+  Index row() const { return (width + k - 1) * kBlock; }
+  Index image() const { return (height + k - 1) * row(); }
+};
+
+// The three kernels in the order in which they are read, for a block of hidden channels each.
+class Kernels {
+ public:
+  Kernels(ffi::ThreadPool& pool, const Sizes& size, const float* expand, const float* depthwise,
+          const float* project, Buffer& kept)
+      : expand_(size.inputs * kWide),
+        taps_(size.k * size.k * kWide),
+        project_(kWide * Width(size.outputs)) {
+    kept.Reserve(size.blocks() * (expand_ + taps_ + project_));
+    data_ = kept.data();
+    Parallel(pool, size.blocks(), [&](Index block) {
+      Index first = block * kWide, n = size.valid(block);
+      PackColumns(expand + first, size.inputs, n, size.hidden, Expand(block));
+      PackColumns(project + first * size.outputs, n, size.outputs, size.outputs, Project(block));
+      std::memset(Taps(block), 0, taps_ * sizeof(float));
+      for (Index part = 0; part * kBlock < n; ++part) {
+        Index c = first + part * kBlock, valid = std::min(kBlock, size.hidden - c);
+        float* to = Taps(block) + part * size.k * size.k * kBlock;
+        for (Index tap = 0; tap < size.k * size.k; ++tap, to += kBlock) {
+          std::memcpy(to, depthwise + tap * size.hidden + c, valid * sizeof(float));
+        }
+      }
+    });
+  }
+  float* Expand(Index block) const { return At(block); }             // (inputs, Width)
+  float* Taps(Index block) const { return At(block) + expand_; }     // (part, k, k, kBlock)
+  float* Project(Index block) const { return Taps(block) + taps_; }  // as PackColumns makes it
+
+ private:
+  float* At(Index block) const { return data_ + block * (expand_ + taps_ + project_); }
+  Index expand_, taps_, project_;
+  float* data_;
+};
+
+// to[p] = gain · from[p] + shift for pixels of `channels`.
+void Affine(const float* from, Index from_pitch, Index pixels, Index channels, const Array& gain,
+            const Array& shift, float* to) {
+  const float* __restrict a = gain.typed_data();
+  const float* __restrict b = shift.typed_data();
+  for (Index p = 0; p < pixels; ++p, from += from_pitch, to += channels) {
+    for (Index c = 0; c < channels; ++c) to[c] = a[c] * from[c] + b[c];
+  }
+}
+
+ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array depthwise,
+                            Array project, Array in_gain, Array in_shift, Array expand_gain,
+                            Array expand_shift, Array depthwise_gain, Array depthwise_shift,
+                            Array out_gain, Array out_shift, Result y) {
+  Sizes size(x, depthwise, project);
+  static thread_local Buffer kept;
+  Kernels kernels(pool, size, expand.typed_data(), depthwise.typed_data(), project.typed_data(),
+                  kept);
+  Buffer gains[] = {Padded(expand_gain), Padded(depthwise_gain)};
+  Buffer shifts[] = {Padded(expand_shift), Padded(depthwise_shift)};
+  Index images = std::max<Index>(1, kPixelsPerTask / std::max<Index>(1, size.pixels()));
+  Index low = (size.k - 1) / 2, sum_width = Width(size.outputs);
+  Parallel(pool, CeilDiv(size.batch, images), [&](Index task) {
+    Index first = task * images, count = std::min(images, size.batch - first);
+    Index pixels = count * size.pixels(), part_size = count * size.image();
+    static thread_local Buffer inputs, padded, activated, sums;
+    static thread_local std::vector<Index> places;  // of the pixels among the zeros
+    inputs.Reserve(pixels * size.inputs);
+    padded.Reserve(kParts * part_size);
+    activated.Reserve(pixels * kWide);
+    sums.Reserve(pixels * sum_width);
+    std::memset(padded.data(), 0, kParts * part_size * sizeof(float));
+    std::memset(sums.data(), 0, pixels * sum_width * sizeof(float));
+    places.clear();
+    for (Index b = 0; b < count; ++b) {
+      for (Index i = 0; i < size.height; ++i) {
+        for (Index j = 0; j < size.width; ++j) {
+          places.push_back(b * size.image() + (i + low) * size.row() + (j + low) * kBlock);
+        }
+      }
+    }
+    Affine(x.typed_data() + first * size.pixels() * size.inputs, size.inputs, pixels, size.inputs,
+           in_gain, in_shift, inputs.data());
+    for (Index block = 0; block < size.blocks(); ++block) {
+      Index n = size.valid(block);
+      auto activation = [&](int which, Index part) -> Activation {
+        Index c = block * kWide + part * kBlock;
+        return {gains[which].data() + c, shifts[which].data() + c};
+      };
+      WithVectors(n, [&](auto vectors) {
+        constexpr int kVectors = decltype(vectors)::value;
+        ForTiles<kVectors>(pixels, [&](auto tile, Index p) {
+          constexpr int kPixels = decltype(tile)::value;
+          Vector sum[kPixels][kVectors];
+          Clear(&sum[0][0], kPixels * kVectors);
+          MultiplyTile(inputs.data() + p * size.inputs, size.inputs, kernels.Expand(block),
+                       size.inputs, sum);
+          for (int v = 0; v < kVectors; ++v) {
+            Index part = v * kLanes / kBlock, c = v * kLanes % kBlock;
+            Activation before = activation(0, part);
+            float* to = padded.data() + part * part_size + c;
+            for (int r = 0; r < kPixels; ++r) Store(to + places[p + r], before(sum[r][v], c));
+          }
+        });
+      });
+      for (Index part = 0; part * kBlock < n; ++part) {
+        const float* taps = kernels.Taps(block) + part * size.k * size.k * kBlock;
+        for (Index b = 0; b < count; ++b) {
+          CorrelateRows<1>(padded.data() + part * part_size + b * size.image(), size.row(), taps,
+                           size.k, size.k,
+                           activated.data() + b * size.pixels() * kWide + part * kBlock,
+                           {size.width * kWide, kWide}, size.height, size.width,
+                           std::min(kBlock, n - part * kBlock), activation(1, part));
+        }
+      }
+      const float* w = kernels.Project(block);
+      for (Index o = 0; o < size.outputs; o += kWide) {
+        Index valid = std::min(kWide, size.outputs - o);
+        WithVectors(valid, [&](auto vectors) {
+          constexpr int kVectors = decltype(vectors)::value;
+          ForTiles<kVectors>(pixels, [&](auto tile, Index p) {
+            constexpr int kPixels = decltype(tile)::value;
+            Vector sum[kPixels][kVectors];
+            float* to = sums.data() + p * sum_width + o;
+            for (int r = 0; r < kPixels; ++r) {
+              for (int v = 0; v < kVectors; ++v) sum[r][v] = Load(to + r * sum_width + v * kLanes);
+            }
+            MultiplyTile(activated.data() + p * kWide, kWide, w, n, sum);
+            for (int r = 0; r < kPixels; ++r) {
+              for (int v = 0; v < kVectors; ++v) Store(to + r * sum_width + v * kLanes, sum[r][v]);
+            }
+          });
+        });
+        w += n * Width(valid);
+      }
+    }
+    Affine(sums.data(), sum_width, pixels, size.outputs, out_gain, out_shift,
+           y->typed_data() + first * size.pixels() * size.outputs);
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_inverted_residual, InvertedResidual,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Ret<Array>());
