@@ -36,8 +36,8 @@ def with_gradients(function, given, g):
     return y, *pullback(g)
 
 
-def ours(*given, implementation=None):
-    return batch_norm(*given, EPSILON, implementation)[0]
+def ours(*given, implementation=None, activation=None):
+    return batch_norm(*given, EPSILON, implementation, activation)[0]
 
 
 @pytest.mark.parametrize("implementation", [XLA, NATIVE])
@@ -92,6 +92,35 @@ def test_swish_far_from_zero(implementation):
         y = batch_norm(x, jnp.array([size]), jnp.zeros(1), 0.0, implementation, swish)[0]
         np.testing.assert_allclose(y[:20], 0.0, atol=1e-15)
         np.testing.assert_allclose(y[20:], size, rtol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+def test_swish_is_exact_to_the_last_bits(implementation):
+    # Of batches of -1 and 1 batch norm makes -scale and scale, without rounding.
+    x, scale = np.array([-1.0, 1.0]).repeat(20)[:, None].repeat(800, 1), np.linspace(0.1, 80, 800)
+    x, scale = x.astype(np.float32), scale.astype(np.float32)
+    found = batch_norm(x, scale, np.zeros_like(scale), 0.0, implementation, swish)[0]
+    normal = x.astype(np.float64) * scale
+    np.testing.assert_allclose(found, normal / (1 + np.exp(-normal)), rtol=4e-7)
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+def test_long_sums_hardly_round(implementation):
+    # What rounding leaves of a gradient that is zero is noise that the optimiser enlarges.
+    rng = np.random.default_rng(0)
+    x, g = (rng.normal(size=(2, 16, 32, 32, 3)) + 1).astype(np.float32)
+    given = [x, *np.float32([[1.5, 1.0, 0.5], [0.0, 1.0, -1.0]])]
+    with jax.enable_x64(True):
+        wide = [np.float64(a) for a in given]
+        expected = np.asarray(
+            with_gradients(lambda *a: swish(reference(*a)), wide, np.float64(g))[3]
+        )
+    function = partial(ours, implementation=implementation, activation=swish)
+    found = jax.jit(lambda *a: with_gradients(function, *a))(given, g)
+    dx, dbias = (np.asarray(found[i], np.float64) for i in (1, 3))
+    total = np.abs(g).sum((0, 1, 2))
+    assert (np.abs(dbias - expected) <= 1e-7 * total).all()
+    assert (np.abs(dx.sum((0, 1, 2))) <= 1e-7 * total).all()
 
 
 @pytest.mark.parametrize("implementation", [XLA, NATIVE])

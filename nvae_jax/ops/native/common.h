@@ -107,11 +107,12 @@ inline Vector Sigmoid(Vector x) {
   typedef int32_t Integers __attribute__((vector_size(sizeof(Vector))));
   Vector high = Vector{} + 86.0f;
   x = x > high ? high : x;
-  // exp(-x) = 2^n 2^f, n whole and f in [-1/2, 1/2]
-  constexpr float kExponent = -1.44269504f;
+  // exp(-x) = 2^n 2^f, n whole and f in [-1/2, 1/2]. The logarithm of e is in two parts, or the
+  // rounding of the first would be an error that grows with x.
+  constexpr float kHigh = -1.44269502f, kLow = -1.92596303e-8f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds, to the last bits
-  Vector rounded = x * kExponent + kRound;
-  Vector f = x * kExponent - (rounded - kRound);
+  Vector rounded = x * kHigh + kRound;
+  Vector f = x * kHigh - (rounded - kRound) + x * kLow;
   // 2^f, with a relative error of at most 2e-9 (minimax)
   Vector power = f * 1.535336982e-4f + 1.339888078e-3f;
   power = power * f + 9.618437379e-3f;

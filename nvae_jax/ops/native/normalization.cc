@@ -13,8 +13,9 @@ namespace {
 struct Rows {
   Index count, channels, per_block;
   explicit Rows(const Array& x) : count(x.dimensions()[0]), channels(x.dimensions()[1]) {
-    // Of a size that a core's cache keeps between the two sums over it.
-    per_block = std::max<Index>(1, 32 * 1024 / std::max<Index>(channels, 1));
+    // Of a size that a core's cache keeps between the two sums over it, and no longer than sums in
+    // float32 can be with hardly any rounding.
+    per_block = std::clamp<Index>(32 * 1024 / std::max<Index>(channels, 1), 1, 256);
   }
   Index blocks() const { return CeilDiv(count, per_block); }
   Index at(Index block) const { return block * per_block * channels; }
@@ -157,15 +158,15 @@ ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array y_grad, Array scale, Ar
       Index last = std::min<Index>(4, n - i) * channels;
       for (Index c = 0; c < channels; c += kLanes) {
         Index valid = channels - c;
-        Vector s = Load(sum + c), t = Load(products + c);
+        Vector s = {}, t = {};  // of four rows first: fewer roundings of the long sums
         for (Index j = c; j < last; j += channels) {
           Vector h = gains.Centre(LoadPart(p + j, valid), c);
           Vector g = Inner<kSwish>(LoadPart(q + j, valid), gains.Normal(h, c));
           s += g;
           t += g * h;
         }
-        Store(sum + c, s);
-        Store(products + c, t);
+        Store(sum + c, Load(sum + c) + s);
+        Store(products + c, Load(products + c) + t);
       }
     }
   });
