@@ -68,10 +68,7 @@ struct Activations {
     Activation before = {before_gain.data() + block * kBlock, before_shift.data() + block * kBlock};
     Index first = std::max<Index>(0, -column), last = std::min(columns, image.width - column);
     for (Index i = std::max<Index>(0, -row); i < std::min(rows, image.height - row); ++i) {
-      for (Index j = first; j < last; ++j) {
-        float* pixel = packed + (i * columns + j) * kBlock;
-        for (Index c = 0; c < kBlock; c += kLanes) Store(pixel + c, before(Load(pixel + c), c));
-      }
+      before(packed + (i * columns + first) * kBlock, kBlock, last - first, kBlock);
     }
   }
   Activation After(Index block) const {

@@ -13,21 +13,28 @@ inline Buffer Padded(const Array& vector) {
   return padded;
 }
 
-// swish(gain · x + shift) of a block of channels, or x itself.
+// What is done to a row of pixels, `pitch` floats apart, with the first `valid` channels of a block:
+// nothing, or swish(gain · x + shift) in place. A pass of its own, over what the first cache has:
+// right where a few sums are ready, their gates would mostly wait for themselves.
 struct Identity {
-  Vector operator()(const Vector& x, Index) const { return x; }
+  void operator()(float*, Index, Index, Index) const {}
 };
 struct Activation {
   const float *gain, *shift;  // (kBlock,)
-  Vector operator()(const Vector& x, Index c) const {
-    return Swish(Load(gain + c) * x + Load(shift + c));
+  void operator()(float* row, Index pitch, Index pixels, Index valid) const {
+    for (Index i = 0; i < pixels; ++i, row += pitch) {
+      for (Index c = 0; c < valid; c += kLanes) {
+        Vector x = LoadPart(row + c, valid - c);
+        StorePart(row + c, Swish(Load(gain + c) * x + Load(shift + c)), valid - c);
+      }
+    }
   }
 };
 
 // `Columns` neighbouring outputs: sums over kh x kw taps of x times w (kh, kw, kBlock).
-template <int Columns, int Stride, typename After>
+template <int Columns, int Stride>
 void CorrelatePixels(const float* x, Index row, const float* w, Index kh, Index kw, float* y,
-                     Index pitch, Index valid, const After& after) {
+                     Index pitch, Index valid) {
   for (Index c = 0; c < valid; c += kLanes) {
     Vector sum[Columns];
     Clear(sum, Columns);
@@ -39,11 +46,11 @@ void CorrelatePixels(const float* x, Index row, const float* w, Index kh, Index 
         for (int j = 0; j < Columns; ++j) sum[j] += Load(at + j * Stride * kBlock) * weight;
       }
     }
-    for (int j = 0; j < Columns; ++j) StorePart(y + j * pitch + c, after(sum[j], c), valid - c);
+    for (int j = 0; j < Columns; ++j) StorePart(y + j * pitch + c, sum[j], valid - c);
   }
 }
 
-// rows x columns outputs; `row` floats in a row of x.
+// rows x columns outputs, each row with `after` applied; `row` floats in a row of x.
 template <int Stride, typename After>
 void CorrelateRows(const float* x, Index row, const float* w, Index kh, Index kw, float* y,
                    Pitch out, Index rows, Index columns, Index valid, const After& after) {
@@ -66,13 +73,14 @@ void CorrelateRows(const float* x, Index row, const float* w, Index kh, Index kw
       constexpr int n = decltype(count)::value;
       for (; j + n <= columns; j += n) {
         CorrelatePixels<n, Stride>(from + j * Stride * kBlock, row, w, kh, kw,
-                                   to + j * out.column, out.column, valid, after);
+                                   to + j * out.column, out.column, valid);
       }
     };
     run(std::integral_constant<int, 8>());
     run(std::integral_constant<int, 4>());
     run(std::integral_constant<int, 2>());
     run(std::integral_constant<int, 1>());
+    after(to, out.column, columns, valid);
   }
 }
 

@@ -187,17 +187,20 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
                        size.inputs, sum);
           for (int v = 0; v < kVectors; ++v) {
             Index part = v * kLanes / kBlock, c = v * kLanes % kBlock;
-            Activation before = activation(0, part);
             float* to = padded.data() + part * part_size + c;
-            for (int r = 0; r < kPixels; ++r) Store(to + places[p + r], before(sum[r][v], c));
+            for (int r = 0; r < kPixels; ++r) Store(to + places[p + r], sum[r][v]);
           }
         });
       });
       for (Index part = 0; part * kBlock < n; ++part) {
+        Activation before = activation(0, part);
         const float* taps = kernels.Taps(block) + part * size.k * size.k * kBlock;
         for (Index b = 0; b < count; ++b) {
-          CorrelateRows<1>(padded.data() + part * part_size + b * size.image(), size.row(), taps,
-                           size.k, size.k,
+          float* image = padded.data() + part * part_size + b * size.image();
+          for (Index i = 0; i < size.height; ++i) {
+            before(image + (i + low) * size.row() + low * kBlock, kBlock, size.width, kBlock);
+          }
+          CorrelateRows<1>(image, size.row(), taps, size.k, size.k,
                            activated.data() + b * size.pixels() * kWide + part * kBlock,
                            {size.width * kWide, kWide}, size.height, size.width,
                            std::min(kBlock, n - part * kBlock), activation(1, part));
