@@ -5,12 +5,15 @@ step. A kernel that takes an image through all steps, a block of them after the 
 its caches.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from nvae_jax.ops import native
 from nvae_jax.ops.convolution import conv
 from nvae_jax.ops.depthwise.activated import activated_depthwise_conv
+from nvae_jax.ops.depthwise.geometry import block_sums, convolving, doubling
 from nvae_jax.ops.normalization import affine
 
 # Of the C++ kernel, whose tasks are whole images, and together about so many pixels at least: the
@@ -41,17 +44,17 @@ def inverted_residual(
       as `depthwise_conv`.
     """
     by_native = implementation == "native" and x.dtype == jnp.float32
-    if by_native and stride == 1 and not upsample and _fits(x):
-        return _at_once(x, tuple(kernels), tuple(norms))
+    if by_native and stride == 1 and _fits(x, upsample):
+        return _at_once(x, tuple(kernels), tuple(norms), upsample)
     options = dict(implementation=implementation, precision=precision)
     return _one_by_one(x, kernels, norms, stride=stride, upsample=upsample, **options)
 
 
-def _fits(x):
+def _fits(x, upsample):
     batch, height, width, _ = x.shape
     pixels = height * width
     tasks = batch / max(1, _TASK_PIXELS // pixels)
-    return pixels <= _MOST_PIXELS and tasks >= _FEWEST_TASKS
+    return pixels * (4 if upsample else 1) <= _MOST_PIXELS and tasks >= _FEWEST_TASKS
 
 
 def _one_by_one(x, kernels, norms, *, stride=1, upsample=False, **options):
@@ -63,17 +66,27 @@ def _one_by_one(x, kernels, norms, *, stride=1, upsample=False, **options):
     return affine(conv(x, project, **options), *last)
 
 
-@jax.custom_vjp
-def _at_once(x, kernels, norms):
-    expand, depthwise, project = kernels
-    kernels = expand[0, 0], depthwise[:, :, 0], project[0, 0]
-    shape = (*x.shape[:3], project.shape[-1])
-    return native.call("inverted_residual", shape, x, *kernels, *sum(norms, ()))
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _at_once(x, kernels, norms, upsample):
+    expand, depthwise, project = kernels[0][0, 0], kernels[1][:, :, 0], kernels[2][0, 0]
+    # The kernel computes transposes: of stride 2 what doubles, of stride 1 a plain convolution.
+    if upsample:
+        geometry, taps = doubling(x.shape[1:3], depthwise.shape[0]), block_sums(depthwise)
+    else:
+        geometry, taps = convolving(x.shape[1:3], depthwise.shape[0], 1), depthwise[::-1, ::-1]
+    shape = (x.shape[0], *geometry.size, project.shape[-1])
+    options = dict(stride=geometry.stride, low=geometry.low)
+    arrays = x, expand, taps, project, *sum(norms, ())
+    return native.call("inverted_residual", shape, *arrays, **options)
 
 
-def _at_once_bwd(residuals, g):
-    _, pullback = jax.vjp(lambda *given: _one_by_one(*given, implementation="native"), *residuals)
-    return pullback(g)
+def _at_once_fwd(*arguments):
+    return _at_once(*arguments), arguments[:3]
 
 
-_at_once.defvjp(lambda *given: (_at_once(*given), given), _at_once_bwd)
+def _at_once_bwd(upsample, residuals, g):
+    parts = partial(_one_by_one, upsample=upsample, implementation="native")
+    return jax.vjp(parts, *residuals)[1](g)
+
+
+_at_once.defvjp(_at_once_fwd, _at_once_bwd)

@@ -75,25 +75,25 @@ def test_values(case, implementation):
 
 
 @pytest.mark.parametrize("implementation", [NATIVE])
+@pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 7])
-def test_sizes_of_kernels(k, implementation):
-    case = CASES[0]
-    found = inverted_residual(*arrays(case, k, np.float32), implementation=implementation)
-    check(found, reference(case, k))
+def test_sizes_of_kernels(k, upsample, implementation):
+    case, run = CASES[0], partial(inverted_residual, implementation=implementation)
+    found = run(*arrays(case, k, np.float32), upsample=upsample)
+    check(found, reference(case, k, upsample=upsample))
 
 
 @pytest.mark.parametrize("implementation", [XLA, NATIVE])
 @pytest.mark.parametrize("options", [{"stride": 2}, {"upsample": True}], ids=["down", "up"])
-def test_other_resolutions(options, implementation):
-    case = CASES[0]
-    found = inverted_residual(
-        *arrays(case, dtype=np.float32), implementation=implementation, **options
-    )
-    check(found, reference(case, **options))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_other_resolutions(case, options, implementation):
+    run = jax.jit(partial(inverted_residual, implementation=implementation, **options))
+    check(run(*arrays(case, dtype=np.float32)), reference(case, **options))
 
 
+@pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize("implementation", [XLA, NATIVE])
-def test_gradients(implementation):
+def test_gradients(implementation, upsample):
     case = ((8, 8, 8, 5), 30, 6)
 
     def gradients(run):
@@ -103,19 +103,27 @@ def test_gradients(implementation):
 
         return jax.grad(total, (0, 1, 2))
 
-    run = partial(inverted_residual, implementation=implementation)
+    run = partial(inverted_residual, implementation=implementation, upsample=upsample)
     found = gradients(run)(*arrays(case, dtype=np.float32))
-    check(found, reference(case, function=gradients), 1e-4)
+    check(found, reference(case, function=gradients, upsample=upsample), 1e-4)
 
 
 @pytest.mark.parametrize("implementation", [NATIVE])
 @pytest.mark.parametrize(
-    ("shape", "at_once"),
-    [((8, 8, 8, 4), True), ((7, 8, 8, 4), False), ((8, 65, 64, 4), False), ((32, 4, 4, 4), True)],
+    ("shape", "options", "at_once"),
+    [
+        ((8, 8, 8, 4), {}, True),
+        ((8, 8, 8, 4), {"upsample": True}, True),
+        ((8, 8, 8, 4), {"stride": 2}, False),
+        ((7, 8, 8, 4), {}, False),
+        ((8, 65, 64, 4), {}, False),
+        ((8, 33, 32, 4), {"upsample": True}, False),
+        ((32, 4, 4, 4), {}, True),
+    ],
 )
-def test_one_call_where_it_pays(shape, at_once, implementation):
+def test_one_call_where_it_pays(shape, options, at_once, implementation):
     given = arrays((shape, 24, 4), dtype=np.float32)
-    run = partial(inverted_residual, implementation=implementation)
+    run = partial(inverted_residual, implementation=implementation, **options)
     program = str(jax.make_jaxpr(run)(*given))
     assert ("nvae_jax_inverted_residual" in program) == at_once
 

@@ -11,22 +11,6 @@ namespace {
 
 constexpr Index kBufferFloats = 12 * 1024;  // of the input's buffer, about
 
-// A block of channels of the taps w[row - i step, column - j step] of w (k, k, C). It stays until
-// the thread's next call.
-const float* PackTaps(const float* w, Index k, const Shape& like, Index block, Index row,
-                      Index rows, Index column, Index columns, Index step) {
-  static thread_local Buffer taps;
-  taps.Reserve(rows * columns * kBlock);
-  for (Index i = 0; i < rows; ++i) {
-    for (Index j = 0; j < columns; ++j) {
-      Index tap = (row - i * step) * k + column - j * step;
-      std::memcpy(taps.data() + (i * columns + j) * kBlock,
-                  w + tap * like.channels + block * kBlock, like.valid(block) * sizeof(float));
-    }
-  }
-  return taps.data();
-}
-
 // Rows of outputs whose inputs fill a buffer, as equal as can be.
 Index StripOf(Index height, Index columns, Index k, Index stride) {
   Index rows = std::max<Index>(1, (kBufferFloats / (columns * kBlock) - k) / stride + 1);
@@ -88,15 +72,17 @@ ffi::Error CorrelateWith(ffi::ThreadPool& pool, const Array& x, const Array& w, 
   Parallel(pool, work.tasks, [&](Index task) {
     Index row = work.strip(task) * strip, b = work.image(task);
     Index rows = std::min(strip, out.height - row), buffer_rows = stride * (rows - 1) + k;
-    static thread_local Buffer buffer;
+    static thread_local Buffer buffer, taps;
     buffer.Reserve(buffer_rows * columns * kBlock);
+    taps.Reserve(k * k * kBlock);
     Pitch pitch = {out.width * out.channels, out.channels};
     for (Index block = work.first(task); block < work.last(task); ++block) {
       Image image = in.image(x.typed_data(), b, block);
       Pack(image, stride * row - low, buffer_rows, -low, columns, buffer.data());
       around.Prepare(image, block, stride * row - low, buffer_rows, -low, columns, buffer.data());
-      const float* taps = PackTaps(w.typed_data(), k, in, block, 0, k, 0, k, -1);
-      run(buffer.data(), columns * kBlock, taps, k, k,
+      PackTaps(w.typed_data(), k, in.channels, block * kBlock, in.valid(block), 0, k, 0, k, -1,
+               taps.data());
+      run(buffer.data(), columns * kBlock, taps.data(), k, k,
           y->typed_data() + out.at(b, block) + row * pitch.row, pitch, rows, out.width,
           in.valid(block), around.After(block));
     }
@@ -108,7 +94,8 @@ template <typename Around>
 ffi::Error InputGradWith(ffi::ThreadPool& pool, const Array& g, const Array& w, Result& dx,
                          Index stride, Index low, const Around& around) {
   Shape in(g), out(*dx);
-  Index k = w.dimensions()[0];
+  InputGradient gradient = {w.dimensions()[0], stride, low};
+  Index k = gradient.k;
   Reach across(0, out.width, k, stride, low);
   Index strip = StripOf(CeilDiv(out.height, stride), across.count, CeilDiv(k, stride), 1) * stride;
   Index strips = CeilDiv(out.height, strip);
@@ -116,25 +103,18 @@ ffi::Error InputGradWith(ffi::ThreadPool& pool, const Array& g, const Array& w, 
   Parallel(pool, work.tasks, [&](Index task) {
     Index row = work.strip(task) * strip, end = std::min(row + strip, out.height);
     Reach down(row, end, k, stride, low);
-    Index pitch = across.count * kBlock;
-    static thread_local Buffer buffer;
-    buffer.Reserve(down.count * pitch);
+    static thread_local Buffer buffer, taps;
+    buffer.Reserve(down.count * across.count * kBlock);
+    taps.Reserve(k * k * kBlock);
     for (Index block = work.first(task); block < work.last(task); ++block) {
       Image image = in.image(g.typed_data(), work.image(task), block);
       Pack(image, down.first, down.count, across.first, across.count, buffer.data());
       around.Prepare(image, block, down.first, down.count, across.first, across.count,
                      buffer.data());
-      float* to = dx->typed_data() + out.at(work.image(task), block);
-      for (Index p = 0; p < stride * stride; ++p) {
-        Class v(p / stride, row, end, k, stride, low), h(p % stride, 0, out.width, k, stride, low);
-        const float* taps =
-            PackTaps(w.typed_data(), k, in, block, v.last, v.taps, h.last, h.taps, stride);
-        CorrelateRows<1>(
-            buffer.data() + (v.start - down.first) * pitch + (h.start - across.first) * kBlock,
-            pitch, taps, v.taps, h.taps, to + (v.first * out.width + h.first) * out.channels,
-            {stride * out.width * out.channels, stride * out.channels}, v.count, h.count,
-            in.valid(block), around.After(block));
-      }
+      gradient.Pack(w.typed_data(), in.channels, block * kBlock, in.valid(block), taps.data());
+      gradient.Run(buffer.data(), down, across, taps.data(), row, end, out.width,
+                   dx->typed_data() + out.at(work.image(task), block), out.channels,
+                   in.valid(block), around.After(block));
     }
   });
   return ffi::Error::Success();

@@ -84,4 +84,45 @@ void CorrelateRows(const float* x, Index row, const float* w, Index kh, Index kw
   }
 }
 
+// The taps w[row - i step, column - j step] of w (k, k, channels), for channels [c, c + valid), as
+// (rows, columns, kBlock). Returns where that ends.
+inline float* PackTaps(const float* w, Index k, Index channels, Index c, Index valid, Index row,
+                       Index rows, Index column, Index columns, Index step, float* taps) {
+  for (Index i = 0; i < rows; ++i) {
+    for (Index j = 0; j < columns; ++j, taps += kBlock) {
+      Index tap = (row - i * step) * k + column - j * step;
+      std::memcpy(taps, w + tap * channels + c, valid * sizeof(float));
+    }
+  }
+  return taps;
+}
+
+// A gradient for the input of a convolution, which also is a convolution of a doubled input.
+struct InputGradient {
+  Index k, stride, low;
+
+  // All taps of w, in the order in which `Run` wants them.
+  void Pack(const float* w, Index channels, Index c, Index valid, float* taps) const {
+    for (Index p = 0; p < stride * stride; ++p) {
+      Class v(p / stride, 0, 0, k, stride, low), h(p % stride, 0, 0, k, stride, low);
+      taps = PackTaps(w, k, channels, c, valid, v.last, v.taps, h.last, h.taps, stride, taps);
+    }
+  }
+
+  // Rows [row, end) of `width` outputs, `pixel` floats from one to the next, of a block of what
+  // they reach `down` and `across`.
+  template <typename After>
+  void Run(const float* x, const Reach& down, const Reach& across, const float* taps, Index row,
+           Index end, Index width, float* y, Index pixel, Index valid, const After& after) const {
+    for (Index p = 0; p < stride * stride; ++p) {
+      Class v(p / stride, row, end, k, stride, low), h(p % stride, 0, width, k, stride, low);
+      Index pitch = across.count * kBlock;
+      CorrelateRows<1>(x + (v.start - down.first) * pitch + (h.start - across.first) * kBlock,
+                       pitch, taps, v.taps, h.taps, y + (v.first * width + h.first) * pixel,
+                       {stride * width * pixel, stride * pixel}, v.count, h.count, valid, after);
+      taps += v.taps * h.taps * kBlock;
+    }
+  }
+};
+
 #endif  // NVAE_JAX_OPS_NATIVE_DEPTHWISE_H_

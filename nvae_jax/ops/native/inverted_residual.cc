@@ -34,20 +34,24 @@ void WithVectors(Index valid, const Run& run) {
 
 Index Width(Index valid) { return CeilDiv(valid, kLanes) * kLanes; }
 
-// sum[r] += x[r] w, for rows of x that are `pitch` floats apart and w (depth, Vectors · kLanes).
+// sum[r] += x[r] w, for rows of x that are `pitch` floats apart and w (depth, Vectors · kLanes). A
+// function of its own, or what surrounds it may take registers from the sums.
 template <int Pixels, int Vectors>
-inline void MultiplyTile(const float* x, Index pitch, const float* w, Index depth,
-                         Vector (&sum)[Pixels][Vectors]) {
+__attribute__((noinline)) void MultiplyTile(const float* x, Index pitch, const float* w,
+                                            Index depth, Vector (&sum)[Pixels][Vectors]) {
   const float* at[Pixels];
   for (int r = 0; r < Pixels; ++r) at[r] = x + r * pitch;
+  Vector total[Pixels][Vectors];
+  std::memcpy(total, sum, sizeof total);
   for (Index i = 0; i < depth; ++i) {
     Vector weights[Vectors];
     for (int v = 0; v < Vectors; ++v, w += kLanes) weights[v] = Load(w);
     for (int r = 0; r < Pixels; ++r) {
       float value = at[r][i];
-      for (int v = 0; v < Vectors; ++v) sum[r][v] += value * weights[v];
+      for (int v = 0; v < Vectors; ++v) total[r][v] += value * weights[v];
     }
   }
+  std::memcpy(sum, total, sizeof total);
 }
 
 // Calls tile(std::integral_constant<int, n>(), p) for tiles of n pixels, from p on.
@@ -77,21 +81,31 @@ void PackColumns(const float* w, Index rows, Index columns, Index pitch, float* 
 }
 
 struct Sizes {
-  Index batch, height, width, inputs, hidden, outputs, k;
-  Sizes(const Array& x, const Array& depthwise, const Array& project)
+  Index batch, height, width, inputs, hidden, outputs, out_height, out_width;
+  InputGradient gradient;
+  Reach down, across;  // of the depthwise convolution
+  Sizes(const Array& x, const Array& depthwise, const Array& project, Index stride, Index low)
       : batch(x.dimensions()[0]),
         height(x.dimensions()[1]),
         width(x.dimensions()[2]),
         inputs(x.dimensions()[3]),
         hidden(depthwise.dimensions()[2]),
         outputs(project.dimensions()[1]),
-        k(depthwise.dimensions()[0]) {}
+        out_height(stride * height),
+        out_width(stride * width),
+        gradient{depthwise.dimensions()[0], stride, low},
+        down(0, out_height, gradient.k, stride, low),
+        across(0, out_width, gradient.k, stride, low) {}
   Index pixels() const { return height * width; }
+  Index out_pixels() const { return out_height * out_width; }
+  Index taps() const { return gradient.k * gradient.k * kBlock; }
   Index blocks() const { return CeilDiv(hidden, kWide); }
   Index valid(Index block) const { return std::min(kWide, hidden - block * kWide); }
   // Of an image of kBlock channels, with zeros around it.
-  Index row() const { return (width + k - 1) * kBlock; }
-  Index image() const { return (height + k - 1) * row(); }
+  Index image() const { return down.count * across.count * kBlock; }
+  Index place(Index row, Index column) const {
+    return ((row - down.first) * across.count + column - across.first) * kBlock;
+  }
 };
 
 // The three kernels in the order in which they are read, for a block of hidden channels each.
@@ -100,7 +114,7 @@ class Kernels {
   Kernels(ffi::ThreadPool& pool, const Sizes& size, const float* expand, const float* depthwise,
           const float* project, Buffer& kept)
       : expand_(size.inputs * kWide),
-        taps_(size.k * size.k * kWide),
+        taps_(kParts * size.taps()),
         project_(kWide * Width(size.outputs)) {
     kept.Reserve(size.blocks() * (expand_ + taps_ + project_));
     data_ = kept.data();
@@ -111,15 +125,12 @@ class Kernels {
       std::memset(Taps(block), 0, taps_ * sizeof(float));
       for (Index part = 0; part * kBlock < n; ++part) {
         Index c = first + part * kBlock, valid = std::min(kBlock, size.hidden - c);
-        float* to = Taps(block) + part * size.k * size.k * kBlock;
-        for (Index tap = 0; tap < size.k * size.k; ++tap, to += kBlock) {
-          std::memcpy(to, depthwise + tap * size.hidden + c, valid * sizeof(float));
-        }
+        size.gradient.Pack(depthwise, size.hidden, c, valid, Taps(block) + part * size.taps());
       }
     });
   }
   float* Expand(Index block) const { return At(block); }             // (inputs, Width)
-  float* Taps(Index block) const { return At(block) + expand_; }     // (part, k, k, kBlock)
+  float* Taps(Index block) const { return At(block) + expand_; }     // (part, taps, kBlock)
   float* Project(Index block) const { return Taps(block) + taps_; }  // as PackColumns makes it
 
  private:
@@ -141,31 +152,32 @@ void Affine(const float* from, Index from_pitch, Index pixels, Index channels, c
 ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array depthwise,
                             Array project, Array in_gain, Array in_shift, Array expand_gain,
                             Array expand_shift, Array depthwise_gain, Array depthwise_shift,
-                            Array out_gain, Array out_shift, Result y) {
-  Sizes size(x, depthwise, project);
+                            Array out_gain, Array out_shift, Result y, Index stride, Index low) {
+  Sizes size(x, depthwise, project, stride, low);
   static thread_local Buffer kept;
   Kernels kernels(pool, size, expand.typed_data(), depthwise.typed_data(), project.typed_data(),
                   kept);
   Buffer gains[] = {Padded(expand_gain), Padded(depthwise_gain)};
   Buffer shifts[] = {Padded(expand_shift), Padded(depthwise_shift)};
   Index images = std::max<Index>(1, kPixelsPerTask / std::max<Index>(1, size.pixels()));
-  Index low = (size.k - 1) / 2, sum_width = Width(size.outputs);
+  Index sum_width = Width(size.outputs);
   Parallel(pool, CeilDiv(size.batch, images), [&](Index task) {
     Index first = task * images, count = std::min(images, size.batch - first);
-    Index pixels = count * size.pixels(), part_size = count * size.image();
+    Index pixels = count * size.pixels(), out_pixels = count * size.out_pixels();
+    Index part_size = count * size.image();
     static thread_local Buffer inputs, padded, activated, sums;
     static thread_local std::vector<Index> places;  // of the pixels among the zeros
     inputs.Reserve(pixels * size.inputs);
     padded.Reserve(kParts * part_size);
-    activated.Reserve(pixels * kWide);
-    sums.Reserve(pixels * sum_width);
+    activated.Reserve(out_pixels * kWide);
+    sums.Reserve(out_pixels * sum_width);
     std::memset(padded.data(), 0, kParts * part_size * sizeof(float));
-    std::memset(sums.data(), 0, pixels * sum_width * sizeof(float));
+    std::memset(sums.data(), 0, out_pixels * sum_width * sizeof(float));
     places.clear();
     for (Index b = 0; b < count; ++b) {
       for (Index i = 0; i < size.height; ++i) {
         for (Index j = 0; j < size.width; ++j) {
-          places.push_back(b * size.image() + (i + low) * size.row() + (j + low) * kBlock);
+          places.push_back(b * size.image() + size.place(i, j));
         }
       }
     }
@@ -193,17 +205,16 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
         });
       });
       for (Index part = 0; part * kBlock < n; ++part) {
+        const float* taps = kernels.Taps(block) + part * size.taps();
         Activation before = activation(0, part);
-        const float* taps = kernels.Taps(block) + part * size.k * size.k * kBlock;
         for (Index b = 0; b < count; ++b) {
           float* image = padded.data() + part * part_size + b * size.image();
           for (Index i = 0; i < size.height; ++i) {
-            before(image + (i + low) * size.row() + low * kBlock, kBlock, size.width, kBlock);
+            before(image + size.place(i, 0), kBlock, size.width, kBlock);
           }
-          CorrelateRows<1>(image, size.row(), taps, size.k, size.k,
-                           activated.data() + b * size.pixels() * kWide + part * kBlock,
-                           {size.width * kWide, kWide}, size.height, size.width,
-                           std::min(kBlock, n - part * kBlock), activation(1, part));
+          size.gradient.Run(image, size.down, size.across, taps, 0, size.out_height, size.out_width,
+                            activated.data() + b * size.out_pixels() * kWide + part * kBlock,
+                            kWide, std::min(kBlock, n - part * kBlock), activation(1, part));
         }
       }
       const float* w = kernels.Project(block);
@@ -211,7 +222,7 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
         Index valid = std::min(kWide, size.outputs - o);
         WithVectors(valid, [&](auto vectors) {
           constexpr int kVectors = decltype(vectors)::value;
-          ForTiles<kVectors>(pixels, [&](auto tile, Index p) {
+          ForTiles<kVectors>(out_pixels, [&](auto tile, Index p) {
             constexpr int kPixels = decltype(tile)::value;
             Vector sum[kPixels][kVectors];
             float* to = sums.data() + p * sum_width + o;
@@ -227,8 +238,8 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
         w += n * Width(valid);
       }
     }
-    Affine(sums.data(), sum_width, pixels, size.outputs, out_gain, out_shift,
-           y->typed_data() + first * size.pixels() * size.outputs);
+    Affine(sums.data(), sum_width, out_pixels, size.outputs, out_gain, out_shift,
+           y->typed_data() + first * size.out_pixels() * size.outputs);
   });
   return ffi::Error::Success();
 }
@@ -250,4 +261,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_inverted_residual, InvertedResidual,
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Array>()
-                                  .Ret<Array>());
+                                  .Ret<Array>()
+                                  .Attr<Index>("stride")
+                                  .Attr<Index>("low"));
