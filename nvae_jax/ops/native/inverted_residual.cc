@@ -21,7 +21,8 @@ constexpr int kTilePixels = 6;
 #endif
 constexpr Index kWide = kMaxVectors * kLanes;  // channels of a block, hidden or of the output
 constexpr Index kParts = kWide / kBlock;       // blocks of the depthwise convolution in one
-constexpr Index kPixelsPerTask = 64;           // at least, so that weights are read for many
+constexpr Index kPixelsPerTask = 128;          // about, so that weights are read for many
+constexpr Index kTasksPerThread = 2;           // at least, where there are images enough
 
 // Calls run(std::integral_constant<int, n>()) for the vectors of `valid` channels.
 template <int Vectors = kMaxVectors, typename Run>
@@ -34,24 +35,46 @@ void WithVectors(Index valid, const Run& run) {
 
 Index Width(Index valid) { return CeilDiv(valid, kLanes) * kLanes; }
 
-// sum[r] += x[r] w, for rows of x that are `pitch` floats apart and w (depth, Vectors · kLanes). A
-// function of its own, or what surrounds it may take registers from the sums.
-template <int Pixels, int Vectors>
+// Where the rows of a tile go, and the floats from one of their parts to the next.
+template <int Pixels>
+struct Rows {
+  float* at[Pixels];
+  Index part;
+  float* place(int row, int vector) const {
+    return at[row] + vector * kLanes / kBlock * part + vector * kLanes % kBlock;
+  }
+};
+
+// to[r] = x[r] w, or as much more, for rows of x that are `pitch` floats apart and w (depth, Vectors
+// · kLanes). A function of its own, or what surrounds it may take registers from the sums; loops
+// unrolled by order, or these would pass through memory at its ends.
+template <bool Add, int Vectors, int Pixels>
 __attribute__((noinline)) void MultiplyTile(const float* x, Index pitch, const float* w,
-                                            Index depth, Vector (&sum)[Pixels][Vectors]) {
+                                            Index depth, const Rows<Pixels>& to) {
   const float* at[Pixels];
-  for (int r = 0; r < Pixels; ++r) at[r] = x + r * pitch;
-  Vector total[Pixels][Vectors];
-  std::memcpy(total, sum, sizeof total);
+  Vector sum[Pixels][Vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < Pixels; ++r) {
+    at[r] = x + r * pitch;
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) sum[r][v] = Add ? Load(to.place(r, v)) : Vector{};
+  }
   for (Index i = 0; i < depth; ++i) {
     Vector weights[Vectors];
+#pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v, w += kLanes) weights[v] = Load(w);
+#pragma GCC unroll 8
     for (int r = 0; r < Pixels; ++r) {
       float value = at[r][i];
-      for (int v = 0; v < Vectors; ++v) total[r][v] += value * weights[v];
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] += value * weights[v];
     }
   }
-  std::memcpy(sum, total, sizeof total);
+#pragma GCC unroll 8
+  for (int r = 0; r < Pixels; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) Store(to.place(r, v), sum[r][v]);
+  }
 }
 
 // Calls tile(std::integral_constant<int, n>(), p) for tiles of n pixels, from p on.
@@ -159,7 +182,9 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
                   kept);
   Buffer gains[] = {Padded(expand_gain), Padded(depthwise_gain)};
   Buffer shifts[] = {Padded(expand_shift), Padded(depthwise_shift)};
-  Index images = std::max<Index>(1, kPixelsPerTask / std::max<Index>(1, size.pixels()));
+  Index images = std::min(kPixelsPerTask / std::max<Index>(1, size.pixels()),
+                          size.batch / (kTasksPerThread * pool.num_threads()));
+  images = std::max<Index>(1, images);
   Index sum_width = Width(size.outputs);
   Parallel(pool, CeilDiv(size.batch, images), [&](Index task) {
     Index first = task * images, count = std::min(images, size.batch - first);
@@ -193,15 +218,10 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
         constexpr int kVectors = decltype(vectors)::value;
         ForTiles<kVectors>(pixels, [&](auto tile, Index p) {
           constexpr int kPixels = decltype(tile)::value;
-          Vector sum[kPixels][kVectors];
-          Clear(&sum[0][0], kPixels * kVectors);
-          MultiplyTile(inputs.data() + p * size.inputs, size.inputs, kernels.Expand(block),
-                       size.inputs, sum);
-          for (int v = 0; v < kVectors; ++v) {
-            Index part = v * kLanes / kBlock, c = v * kLanes % kBlock;
-            float* to = padded.data() + part * part_size + c;
-            for (int r = 0; r < kPixels; ++r) Store(to + places[p + r], sum[r][v]);
-          }
+          Rows<kPixels> to{{}, part_size};
+          for (int r = 0; r < kPixels; ++r) to.at[r] = padded.data() + places[p + r];
+          MultiplyTile<false, kVectors>(inputs.data() + p * size.inputs, size.inputs,
+                                        kernels.Expand(block), size.inputs, to);
         });
       });
       for (Index part = 0; part * kBlock < n; ++part) {
@@ -224,15 +244,9 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
           constexpr int kVectors = decltype(vectors)::value;
           ForTiles<kVectors>(out_pixels, [&](auto tile, Index p) {
             constexpr int kPixels = decltype(tile)::value;
-            Vector sum[kPixels][kVectors];
-            float* to = sums.data() + p * sum_width + o;
-            for (int r = 0; r < kPixels; ++r) {
-              for (int v = 0; v < kVectors; ++v) sum[r][v] = Load(to + r * sum_width + v * kLanes);
-            }
-            MultiplyTile(activated.data() + p * kWide, kWide, w, n, sum);
-            for (int r = 0; r < kPixels; ++r) {
-              for (int v = 0; v < kVectors; ++v) Store(to + r * sum_width + v * kLanes, sum[r][v]);
-            }
+            Rows<kPixels> to{{}, kBlock};
+            for (int r = 0; r < kPixels; ++r) to.at[r] = sums.data() + (p + r) * sum_width + o;
+            MultiplyTile<true, kVectors>(activated.data() + p * kWide, kWide, w, n, to);
           });
         });
         w += n * Width(valid);
