@@ -25,6 +25,22 @@ inline Index CeilDiv(Index a, Index b) { return (a + b - 1) / b; }
 // floor(a / b) for b > 0.
 inline Index FloorDiv(Index a, Index b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
+// What a kernel is called with: threads, arrays to read and to write, and what `.Attr` adds.
+template <int Arrays, int Results, typename Binding>
+auto WithArrays(Binding&& binding) {
+  if constexpr (Arrays > 0) {
+    return WithArrays<Arrays - 1, Results>(std::move(binding).template Arg<Array>());
+  } else if constexpr (Results > 1) {
+    return WithArrays<0, Results - 1>(std::move(binding).template Ret<Array>());
+  } else {  // a binding can be returned, but not moved
+    return std::move(binding).template Ret<Array>();
+  }
+}
+template <int Arrays, int Results>
+auto Signature() {
+  return WithArrays<Arrays, Results>(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>());
+}
+
 // ---------------------------------------------------------------------------------------------
 // Threads
 
@@ -149,6 +165,31 @@ class Buffer {
   };
   std::vector<Line> lines_;
 };
+
+// ---------------------------------------------------------------------------------------------
+// Sums over rows
+
+// The longest that float32 sums with hardly any rounding.
+constexpr Index kRowsToSum = 256;
+
+// Adds to `Sums` vectors, `width` floats apart, what add(sums, row, c, valid) adds to as many
+// registers for every row: of channels [c, c + kLanes), `valid` of which are there. Four rows first:
+// fewer roundings of long sums.
+template <int Sums, typename Add>
+void SumRows(Index rows, Index channels, float* totals, Index width, const Add& add) {
+  for (Index first = 0; first < rows; first += 4) {
+    Index last = std::min(first + 4, rows);
+    for (Index c = 0; c < channels; c += kLanes) {
+      Vector sums[Sums];
+      Clear(sums, Sums);
+      for (Index row = first; row < last; ++row) add(sums, row, c, channels - c);
+      for (int i = 0; i < Sums; ++i) {
+        float* total = totals + i * width + c;
+        Store(total, Load(total) + sums[i]);
+      }
+    }
+  }
+}
 
 // ---------------------------------------------------------------------------------------------
 // Lists of arrays
@@ -285,15 +326,9 @@ struct Reach {
         count(FloorDiv(end - 1 + low, stride) - first + 1) {}
 };
 
-// Makes a map of ops/depthwise/__init__.py known under `name`.
-#define NVAE_JAX_EXPORT_MAP(name, function)                 \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,             \
-                                ffi::Ffi::Bind()            \
-                                    .Ctx<ffi::ThreadPool>() \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Ret<Array>()           \
-                                    .Attr<Index>("stride")  \
-                                    .Attr<Index>("low"))
+// Makes a map of ops/depthwise/__init__.py, of as many arrays, known under `name`.
+#define NVAE_JAX_EXPORT_MAP(name, function, arrays) \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(                    \
+      name, function, (Signature<arrays, 1>()).Attr<Index>("stride").Attr<Index>("low"))
 
 #endif  // NVAE_JAX_OPS_NATIVE_COMMON_H_

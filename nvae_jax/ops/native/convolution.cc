@@ -340,6 +340,6 @@ ffi::Error KernelGrad(ffi::ThreadPool pool, Array x, Array g, Result dw, Index s
 
 }  // namespace
 
-NVAE_JAX_EXPORT_MAP(nvae_jax_conv_correlate, Correlate);
-NVAE_JAX_EXPORT_MAP(nvae_jax_conv_input_grad, InputGrad);
-NVAE_JAX_EXPORT_MAP(nvae_jax_conv_kernel_grad, KernelGrad);
+NVAE_JAX_EXPORT_MAP(nvae_jax_conv_correlate, Correlate, 2);
+NVAE_JAX_EXPORT_MAP(nvae_jax_conv_input_grad, InputGrad, 2);
+NVAE_JAX_EXPORT_MAP(nvae_jax_conv_kernel_grad, KernelGrad, 2);

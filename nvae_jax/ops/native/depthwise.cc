@@ -230,22 +230,8 @@ ffi::Error KernelGrad(ffi::ThreadPool pool, Array x, Array g, Result dw, Index s
 
 }  // namespace
 
-#define NVAE_JAX_EXPORT_ACTIVATED(name, function)           \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,             \
-                                ffi::Ffi::Bind()            \
-                                    .Ctx<ffi::ThreadPool>() \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Ret<Array>()           \
-                                    .Attr<Index>("stride")  \
-                                    .Attr<Index>("low"))
-
-NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_correlate, Correlate);
-NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_input_grad, InputGrad);
-NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_kernel_grad, KernelGrad);
-NVAE_JAX_EXPORT_ACTIVATED(nvae_jax_depthwise_activated_correlate, ActivatedCorrelate);
-NVAE_JAX_EXPORT_ACTIVATED(nvae_jax_depthwise_activated_input_grad, ActivatedInputGrad);
+NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_correlate, Correlate, 2);
+NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_input_grad, InputGrad, 2);
+NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_kernel_grad, KernelGrad, 2);
+NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_activated_correlate, ActivatedCorrelate, 6);
+NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_activated_input_grad, ActivatedInputGrad, 6);

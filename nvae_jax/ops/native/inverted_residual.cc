@@ -260,21 +260,4 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_inverted_residual, InvertedResidual,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Attr<Index>("stride")
-                                  .Attr<Index>("low"));
+NVAE_JAX_EXPORT_MAP(nvae_jax_inverted_residual, InvertedResidual, 12);

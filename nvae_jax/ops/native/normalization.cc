@@ -13,9 +13,8 @@ namespace {
 struct Rows {
   Index count, channels, per_block;
   explicit Rows(const Array& x) : count(x.dimensions()[0]), channels(x.dimensions()[1]) {
-    // Of a size that a core's cache keeps between the two sums over it, and no longer than sums in
-    // float32 can be with hardly any rounding.
-    per_block = std::clamp<Index>(32 * 1024 / std::max<Index>(channels, 1), 1, 256);
+    // Of a size that a core's cache keeps between the two sums over it.
+    per_block = std::clamp<Index>(32 * 1024 / std::max<Index>(channels, 1), 1, kRowsToSum);
   }
   Index blocks() const { return CeilDiv(count, per_block); }
   Index at(Index block) const { return block * per_block * channels; }
@@ -25,49 +24,28 @@ struct Rows {
 // Mean and biased variance of every channel, from those of blocks of rows (Chan et al. 1983).
 ffi::Error Moments(ffi::ThreadPool pool, Array x, Result mean, Result var) {
   Rows rows(x);
-  Index channels = rows.channels;
+  Index channels = rows.channels, width = CeilDiv(channels, kLanes) * kLanes;
   static thread_local Buffer kept;
-  kept.Reserve(2 * rows.blocks() * channels);
+  kept.Reserve(2 * rows.blocks() * width);
   float* parts = kept.data();
   Parallel(pool, rows.blocks(), [&](Index block) {
     const float* from = x.typed_data() + rows.at(block);
-    float* __restrict sum = parts + 2 * block * channels;
-    float* __restrict squares = sum + channels;
-    std::memset(sum, 0, 2 * channels * sizeof(float));
-    Index n = rows.size(block), i = 0;
-    for (; i + 4 <= n; i += 4) {
-      const float* __restrict p = from + i * channels;
-#pragma omp simd
-      for (Index c = 0; c < channels; ++c) {
-        sum[c] += (p[c] + p[c + channels]) + (p[c + 2 * channels] + p[c + 3 * channels]);
-      }
-    }
-    for (; i < n; ++i) {
-      const float* __restrict p = from + i * channels;
-#pragma omp simd
-      for (Index c = 0; c < channels; ++c) sum[c] += p[c];
-    }
-#pragma omp simd
-    for (Index c = 0; c < channels; ++c) sum[c] /= n;
-    for (i = 0; i + 4 <= n; i += 4) {
-      const float* __restrict p = from + i * channels;
-#pragma omp simd
-      for (Index c = 0; c < channels; ++c) {
-        float m = sum[c];
-        float d0 = p[c] - m, d1 = p[c + channels] - m;
-        float d2 = p[c + 2 * channels] - m, d3 = p[c + 3 * channels] - m;
-        squares[c] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
-      }
-    }
-    for (; i < n; ++i) {
-      const float* __restrict p = from + i * channels;
-#pragma omp simd
-      for (Index c = 0; c < channels; ++c) squares[c] += (p[c] - sum[c]) * (p[c] - sum[c]);
-    }
+    float* means = parts + 2 * block * width;
+    float* squares = means + width;
+    std::memset(means, 0, 2 * width * sizeof(float));
+    Index n = rows.size(block);
+    SumRows<1>(n, channels, means, width, [&](Vector* sum, Index row, Index c, Index valid) {
+      sum[0] += LoadPart(from + row * channels + c, valid);
+    });
+    for (Index c = 0; c < width; c += kLanes) Store(means + c, Load(means + c) / float(n));
+    SumRows<1>(n, channels, squares, width, [&](Vector* sum, Index row, Index c, Index valid) {
+      Vector d = LoadPart(from + row * channels + c, valid) - Load(means + c);
+      sum[0] += d * d;
+    });
   });
   std::vector<double> total(channels, 0.0), spread(channels, 0.0);
   for (Index block = 0; block < rows.blocks(); ++block) {
-    const float* part = parts + 2 * block * channels;
+    const float* part = parts + 2 * block * width;
     double n = rows.size(block);
 #pragma omp simd
     for (Index c = 0; c < channels; ++c) total[c] += n * part[c];
@@ -75,12 +53,12 @@ ffi::Error Moments(ffi::ThreadPool pool, Array x, Result mean, Result var) {
 #pragma omp simd
   for (Index c = 0; c < channels; ++c) total[c] /= rows.count;
   for (Index block = 0; block < rows.blocks(); ++block) {
-    const float* part = parts + 2 * block * channels;
+    const float* part = parts + 2 * block * width;
     double n = rows.size(block);
 #pragma omp simd
     for (Index c = 0; c < channels; ++c) {
       double d = part[c] - total[c];
-      spread[c] += part[channels + c] + n * d * d;
+      spread[c] += part[width + c] + n * d * d;
     }
   }
 #pragma omp simd
@@ -149,26 +127,17 @@ ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array y_grad, Array scale, Ar
   float* parts = kept.data();
   Parallel(pool, rows.blocks(), [&](Index block) {
     float* sum = parts + 2 * block * gains.width;
-    float* products = sum + gains.width;
     std::memset(sum, 0, 2 * gains.width * sizeof(float));
-    Index n = rows.size(block);
-    for (Index i = 0; i < n; i += 4) {
-      const float* p = x.typed_data() + rows.at(block) + i * channels;
-      const float* q = y_grad.typed_data() + rows.at(block) + i * channels;
-      Index last = std::min<Index>(4, n - i) * channels;
-      for (Index c = 0; c < channels; c += kLanes) {
-        Index valid = channels - c;
-        Vector s = {}, t = {};  // of four rows first: fewer roundings of the long sums
-        for (Index j = c; j < last; j += channels) {
-          Vector h = gains.Centre(LoadPart(p + j, valid), c);
-          Vector g = Inner<kSwish>(LoadPart(q + j, valid), gains.Normal(h, c));
-          s += g;
-          t += g * h;
-        }
-        Store(sum + c, Load(sum + c) + s);
-        Store(products + c, Load(products + c) + t);
-      }
-    }
+    const float* p = x.typed_data() + rows.at(block);
+    const float* q = y_grad.typed_data() + rows.at(block);
+    SumRows<2>(rows.size(block), channels, sum, gains.width,
+               [&](Vector* sums, Index row, Index c, Index valid) {
+                 Index at = row * channels + c;
+                 Vector h = gains.Centre(LoadPart(p + at, valid), c);
+                 Vector g = Inner<kSwish>(LoadPart(q + at, valid), gains.Normal(h, c));
+                 sums[0] += g;
+                 sums[1] += g * h;
+               });
   });
   // dx = gain g + slope h + offset
   float* slope = parts + 2 * rows.blocks() * gains.width;
@@ -204,33 +173,10 @@ ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array y_grad, Array scale, Ar
 
 }  // namespace
 
-#define NVAE_JAX_EXPORT_NORM_GRAD(name, function)           \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,             \
-                                ffi::Ffi::Bind()            \
-                                    .Ctx<ffi::ThreadPool>() \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Arg<Array>()           \
-                                    .Ret<Array>()           \
-                                    .Ret<Array>()           \
-                                    .Ret<Array>()           \
-                                    .Attr<float>("epsilon"))
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    nvae_jax_moments, Moments,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Ret<Array>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_moments, Moments, (Signature<1, 2>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_norm_swish, NormSwish,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Attr<float>("epsilon"));
-NVAE_JAX_EXPORT_NORM_GRAD(nvae_jax_norm_grad, NormGrad<false>);
-NVAE_JAX_EXPORT_NORM_GRAD(nvae_jax_norm_swish_grad, NormGrad<true>);
+                              (Signature<5, 1>()).Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_norm_grad, NormGrad<false>,
+                              (Signature<6, 3>()).Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_norm_swish_grad, NormGrad<true>,
+                              (Signature<6, 3>()).Attr<float>("epsilon"));

@@ -104,27 +104,5 @@ ffi::Error GateGrad(ffi::ThreadPool pool, Array means, Array reduce, Array expan
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_gate, Gate,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_gate_grad, GateGrad,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_gate, Gate, (Signature<5, 2>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_gate_grad, GateGrad, (Signature<6, 5>()));
