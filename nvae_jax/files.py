@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and locks."""
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from pathlib import Path
@@ -24,3 +25,19 @@ def replacing(path):
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path, refusal=None):
+    """Holds the lock of the file `path`, made where it is missing, against other processes. The
+    kernel drops it with the process, however that ends.
+
+    Args:
+      refusal: the exception to raise while another process has the lock; None: wait for that one.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+        except BlockingIOError:
+            raise refusal from None
+        yield

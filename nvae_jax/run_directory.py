@@ -4,7 +4,6 @@ config.json  checkpoints/  metrics.jsonl  TensorBoard event files  samples/  eva
 """
 
 import contextlib
-import fcntl
 import json
 from pathlib import Path
 
@@ -96,23 +95,13 @@ def open_for_training(workdir, config=None):
         )
     chosen = chosen_config(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
-    with _lock(workdir):
+    taken = ValueError(f"another process is training in {workdir}")
+    with files.locked(workdir / LOCK, taken):
         if is_run and config is not None:
             _check_same(workdir, load_config(workdir), config)
         save_config(workdir, chosen)
         distributed.barrier("run directory")
         yield chosen
-
-
-@contextlib.contextmanager
-def _lock(workdir):
-    # The kernel drops the lock with the process, however that ends.
-    with open(workdir / LOCK, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is training in {workdir}") from None
-        yield
 
 
 def _check_same(workdir, stored, given):

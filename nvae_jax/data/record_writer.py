@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -16,6 +15,7 @@ import grain
 from absl import logging
 from array_record.python import array_record_module
 
+from nvae_jax import files
 from nvae_jax.data.images import Images, encode
 from nvae_jax.data.records import MANIFEST, VERSION
 from nvae_jax.data.spec import CorruptError, DataError
@@ -129,7 +129,9 @@ def _building(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         raise DataError(f"{directory} is already there; name another place or remove it")
     directory.parent.mkdir(parents=True, exist_ok=True)
     building = directory.with_name(f".{directory.name}.incomplete")
-    with _locked(directory.with_name(f".{directory.name}.lock")):
+    lock = directory.with_name(f".{directory.name}.lock")
+    taken = DataError(f"another process is preparing this data set ({lock})")
+    with files.locked(lock, taken):
         shutil.rmtree(building, ignore_errors=True)  # Left by a run that was killed.
         building.mkdir()
         try:
@@ -137,16 +139,4 @@ def _building(directory: pathlib.Path) -> Iterator[pathlib.Path]:
             os.rename(building, directory)
         finally:
             shutil.rmtree(building, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path):
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"another process is preparing this data set ({path})") from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+            lock.unlink()

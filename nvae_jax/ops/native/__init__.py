@@ -138,6 +138,14 @@ def _compiled(compiler):
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError:
         path = Path(tempfile.mkdtemp()) / path.name
+    # The processes of a machine begin together: one compiles, the others wait for it.
+    with files.locked(path.with_suffix(".lock")):
+        if not path.exists():
+            _compile(compiler, path)
+    return path
+
+
+def _compile(compiler, path):
     logging.info("compiling %s, once on this machine", FOLDER)
     command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir()]
 
@@ -150,7 +158,6 @@ def _compiled(compiler):
             sources = (str(FOLDER / name) for name in SOURCES)
             list(pool.map(lambda source, to: run("-c", source, "-o", to), sources, objects))
         run("-shared", *objects, "-o", str(temporary))
-    return path
 
 
 def _folder():
