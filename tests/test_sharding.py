@@ -56,6 +56,23 @@ def all_reduces(groups):
 print(json.dumps({groups: all_reduces(groups) for groups in (1, 2, 8, 16)}))
 """
 
+SAVING = """
+import json, sys, types
+import jax, jax.numpy as jnp
+from nvae_jax import checkpoint, sharding
+
+mesh = sharding.make_mesh(sharding.MeshSettings())
+arrays = [jax.device_put(jnp.ones((n, 8)), sharding.replicated(mesh)) for n in (8, 16, 24)]
+compiled = []
+listen = lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
+jax.monitoring.register_event_duration_secs_listener(listen)
+jax.jit(lambda x: x + 1)(1.0)
+listened = len(compiled)
+with checkpoint.Checkpoints(sys.argv[1]) as checkpoints:
+    checkpoints.save(types.SimpleNamespace(step=1, stored=lambda: {"params": arrays}), {})
+print(json.dumps([listened, len(compiled) - listened]))
+"""
+
 
 def run(devices, **mesh):
     return run_program(PROGRAM, devices, json.dumps(mesh))
@@ -99,6 +116,11 @@ def test_batch_norm_within_devices_needs_no_communication():
     found = run_program(NORM_GROUPS, 8)
     assert found["1"] > 0 and found["2"] > 0
     assert found["8"] == found["16"] == 0
+
+
+def test_saving_what_devices_share_compiles_nothing(tmp_path):
+    listened, by_saving = run_program(SAVING, 8, str(tmp_path))
+    assert listened == 1 and by_saving == 0
 
 
 @pytest.mark.parametrize(
