@@ -7,7 +7,7 @@ from PIL import Image, UnidentifiedImageError
 
 from nvae_jax.data import pipeline, transforms
 from nvae_jax.likelihoods import crop
-from nvae_jax.reporting import to_uint8
+from nvae_jax.pictures import to_uint8
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 

@@ -6,14 +6,44 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from einops import rearrange
 from PIL import Image, PngImagePlugin
 
 from nvae_jax import files
-from nvae_jax.reporting import image_grid, to_uint8
 
 ENLARGED = 800  # smaller pictures are enlarged, so that a person sees the pixels
 ANIMATION_SIZE = 320  # the same of animations, which have many frames
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
+GREY = 128  # of grids, between pictures
+
+
+def to_uint8(images):
+    """Images in [0, 1] as uint8, rounded."""
+    return np.round(np.clip(np.asarray(images, np.float32), 0, 1) * 255).astype(np.uint8)
+
+
+def image_grid(images, columns=None):
+    """Lays out uint8 images (N, H, W, C) row by row, as (rows·(H+1), columns·(W+1), 3).
+
+    `columns` defaults to a grid as square as N allows; missing places stay grey, and so does the
+    line between neighbours.
+    """
+    columns = columns or int(np.ceil(np.sqrt(len(images))))
+    blanks = np.full((-len(images) % columns, *images.shape[1:]), GREY, np.uint8)
+    images = np.concatenate([images, blanks])
+    gutter = ((0, 0), (0, 1), (0, 1), (0, 0))
+    images = np.pad(images, gutter, constant_values=GREY)
+    grid = rearrange(images, "(r c) h w d -> (r h) (c w) d", c=columns)
+    return np.repeat(grid, 3, axis=-1) if grid.shape[-1] == 1 else grid
+
+
+def pair_rows(above, below):
+    """Interleaves two (N, H, W, C) sets so that in a square grid each row of the first stands
+    over its row of the second."""
+    above, below = np.asarray(above), np.asarray(below)
+    columns = int(np.ceil(np.sqrt(2 * len(above))))
+    parts = [a[i : i + columns] for i in range(0, len(above), columns) for a in (above, below)]
+    return np.concatenate(parts)
 
 
 def save_png(path, image, metadata=None, enlarge=False):

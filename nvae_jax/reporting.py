@@ -6,14 +6,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from einops import rearrange
-from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from nvae_jax import distributed, run_directory
-
-GREY = 128
+from nvae_jax import distributed, pictures, run_directory
 
 
 def say(line):
@@ -87,8 +83,9 @@ class MetricWriter:
 
     def images(self, step, name, images):
         """A grid of (N, H, W, C) images in [0, 1], as `samples/step_NNNNNNNN_NAME.png`."""
-        grid = image_grid(to_uint8(images))
-        save_png(self._workdir / "samples" / f"step_{step:08d}_{name}.png", grid)
+        grid = pictures.image_grid(pictures.to_uint8(images))
+        path = self._workdir / "samples" / f"step_{step:08d}_{name}.png"
+        pictures.save_png(path, grid, enlarge=True)
         self._board.add_image(name, grid, step, dataformats="HWC")
 
 
@@ -149,40 +146,3 @@ class Progress:
             f"{rate:.0f} images/s  {left / 60:.1f} min left",
             flush=True,
         )
-
-
-def to_uint8(images):
-    """Images in [0, 1] as uint8, rounded."""
-    return np.round(np.clip(np.asarray(images, np.float32), 0, 1) * 255).astype(np.uint8)
-
-
-def image_grid(images, columns=None):
-    """Lays out uint8 images (N, H, W, C) row by row, as (rows·(H+1), columns·(W+1), 3).
-
-    `columns` defaults to a grid as square as N allows; missing places stay grey, and so does the
-    line between neighbours.
-    """
-    columns = columns or int(np.ceil(np.sqrt(len(images))))
-    blanks = np.full((-len(images) % columns, *images.shape[1:]), GREY, np.uint8)
-    images = np.concatenate([images, blanks])
-    gutter = ((0, 0), (0, 1), (0, 1), (0, 0))
-    images = np.pad(images, gutter, constant_values=GREY)
-    grid = rearrange(images, "(r c) h w d -> (r h) (c w) d", c=columns)
-    return np.repeat(grid, 3, axis=-1) if grid.shape[-1] == 1 else grid
-
-
-def pair_rows(above, below):
-    """Interleaves two (N, H, W, C) sets so that in a square grid each row of the first stands
-    over its row of the second."""
-    above, below = np.asarray(above), np.asarray(below)
-    columns = int(np.ceil(np.sqrt(2 * len(above))))
-    parts = [a[i : i + columns] for i in range(0, len(above), columns) for a in (above, below)]
-    return np.concatenate(parts)
-
-
-def save_png(path, image):
-    """Writes a uint8 (H, W, 3) image; small ones enlarged, so that a person sees the pixels."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    factor = max(1, 512 // max(image.shape[:2]))
-    image = image.repeat(factor, 0).repeat(factor, 1)
-    Image.fromarray(image).save(path)

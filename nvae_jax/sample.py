@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from nvae_jax import pictures, reporting
+from nvae_jax import pictures
 from nvae_jax.likelihoods import crop
 from nvae_jax.noise import (
     group_temperatures,
@@ -65,7 +65,7 @@ def sample_images(
         for start in range(0, num, batch_size):
             indices = spread(np.arange(start, start + batch_size))
             images = step(variables, key, indices, temperatures, decoder_temperature)
-            uncut = reporting.to_uint8(crop(np.asarray(images), experiment.data.padding))
+            uncut = pictures.to_uint8(crop(np.asarray(images), experiment.data.padding))
             yield uncut[: num - start]
 
     return batches()

@@ -5,7 +5,7 @@ import time
 import jax
 import numpy as np
 
-from nvae_jax import build, distributed, reporting, run_directory, sharding, steps
+from nvae_jax import build, distributed, pictures, reporting, run_directory, sharding, steps
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline
 from nvae_jax.evaluate import HeldOut
@@ -167,7 +167,7 @@ class _Run:
         images = pipeline.preview(experiment.data, split, count // 2)
         reconstruct = steps.make_reconstruct_step(experiment.model, experiment.likelihood)
         copies = jax.jit(reconstruct, out_shardings=everywhere)(state.variables, images, key)
-        self._writer.images(step, "reconstructions", reporting.pair_rows(images, copies))
+        self._writer.images(step, "reconstructions", pictures.pair_rows(images, copies))
 
 
 class _Clock:

@@ -18,6 +18,33 @@ def test_png(tmp_path, channels):
         np.testing.assert_array_equal(np.asarray(picture).reshape(image.shape), image)
 
 
+def test_uint8_rounds_and_clips():
+    np.testing.assert_array_equal(
+        pictures.to_uint8(np.array([-1.0, 0.0, 0.5, 127.6 / 255, 1.0, 2.0])),
+        [0, 0, 128, 128, 255, 255],
+    )
+
+
+def test_grid_lays_out_row_by_row():
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
+    grid = pictures.image_grid(images, columns=3)
+    assert grid.shape == (6, 9, 3)
+    assert grid[0, 0, 0] == 0 and grid[0, 3, 0] == 1 and grid[3, 0, 0] == 3
+    assert grid[3, 6, 0] == pictures.GREY and grid[2, 0, 0] == pictures.GREY
+
+
+def test_pairs_stand_above_each_other():
+    above, below = np.zeros((8, 1, 1, 1)), np.ones((8, 1, 1, 1))
+    rows = pictures.pair_rows(above, below).reshape(4, 4)
+    np.testing.assert_array_equal(rows, [[0] * 4, [1] * 4, [0] * 4, [1] * 4])
+
+
+def test_small_pictures_are_enlarged(tmp_path):
+    pictures.save_png(tmp_path / "a.png", np.zeros((10, 20, 3), np.uint8), enlarge=True)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (800, 400)
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 def test_animation_goes_there_and_back(tmp_path, suffix):
     frames = np.linspace(0, 1, 5)[:, None, None, None] * np.ones((1, 8, 8, 3))
