@@ -1,7 +1,5 @@
 """The published numbers: every output, penalty, gradient and one optimiser step (float32)."""
 
-import shutil
-
 import jax
 import numpy as np
 import optax
@@ -12,6 +10,7 @@ from nvae_jax import build, objective, optim, regularizers, steps
 from nvae_jax.interop import torch_checkpoint
 from nvae_jax.models.kernels import effective_kernels
 from tests.conftest import Golden
+from tests.ops.implementations import NEEDS_COMPILER
 
 TERMS = ("kl", "log_q", "log_p", "kl_per_channel")
 
@@ -158,7 +157,7 @@ def test_gradients(model, training):
     assert checked == set(grads) | set(norms)
 
 
-@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+@NEEDS_COMPILER
 def test_native_kernels():
     model = Model(Golden("logistic_mixture_flow"), implementation="native")
     training = model.training_pass()

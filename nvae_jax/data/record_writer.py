@@ -132,11 +132,11 @@ def _building(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     lock = directory.with_name(f".{directory.name}.lock")
     taken = DataError(f"another process is preparing this data set ({lock})")
     with files.locked(lock, taken):
-        shutil.rmtree(building, ignore_errors=True)  # Left by a run that was killed.
-        building.mkdir()
         try:
+            shutil.rmtree(building, ignore_errors=True)  # Left by a run that was killed.
+            building.mkdir()
             yield building
             os.rename(building, directory)
         finally:
             shutil.rmtree(building, ignore_errors=True)
-            lock.unlink()
+            lock.unlink(missing_ok=True)

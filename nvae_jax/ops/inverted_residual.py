@@ -16,8 +16,8 @@ from nvae_jax.ops.depthwise.activated import activated_depthwise_conv
 from nvae_jax.ops.depthwise.geometry import block_sums, convolving, doubling
 from nvae_jax.ops.normalization import affine
 
-# Of the C++ kernel, whose tasks are whole images, and together about so many pixels at least: the
-# largest image that leaves room for others in a core's cache, and the tasks that are worth it.
+# Of the C++ kernel, whose tasks are whole images: the largest that leaves room for others in a
+# core's cache, and the fewest tasks of so many pixels that are worth it.
 _MOST_PIXELS, _TASK_PIXELS, _FEWEST_TASKS = 64 * 64, 64, 8
 
 

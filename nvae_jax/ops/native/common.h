@@ -82,6 +82,9 @@ constexpr Index kLanes = 4;
 #endif
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 
+// Channels with those behind that fill a vector.
+inline Index Width(Index channels) { return CeilDiv(channels, kLanes) * kLanes; }
+
 inline Vector Load(const float* p) {
   Vector v;
   std::memcpy(&v, p, sizeof v);

@@ -33,8 +33,6 @@ void WithVectors(Index valid, const Run& run) {
   run(std::integral_constant<int, Vectors>());
 }
 
-Index Width(Index valid) { return CeilDiv(valid, kLanes) * kLanes; }
-
 // Where the rows of a tile go, and the floats from one of their parts to the next.
 template <int Pixels>
 struct Rows {
@@ -182,8 +180,9 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
                   kept);
   Buffer gains[] = {Padded(expand_gain), Padded(depthwise_gain)};
   Buffer shifts[] = {Padded(expand_shift), Padded(depthwise_shift)};
+  Index threads = std::max<Index>(1, pool.num_threads());
   Index images = std::min(kPixelsPerTask / std::max<Index>(1, size.pixels()),
-                          size.batch / (kTasksPerThread * pool.num_threads()));
+                          size.batch / (kTasksPerThread * threads));
   images = std::max<Index>(1, images);
   Index sum_width = Width(size.outputs);
   Parallel(pool, CeilDiv(size.batch, images), [&](Index task) {

@@ -24,7 +24,7 @@ struct Rows {
 // Mean and biased variance of every channel, from those of blocks of rows (Chan et al. 1983).
 ffi::Error Moments(ffi::ThreadPool pool, Array x, Result mean, Result var) {
   Rows rows(x);
-  Index channels = rows.channels, width = CeilDiv(channels, kLanes) * kLanes;
+  Index channels = rows.channels, width = Width(channels);
   static thread_local Buffer kept;
   kept.Reserve(2 * rows.blocks() * width);
   float* parts = kept.data();
@@ -75,7 +75,7 @@ struct Gains {
   Buffer kept;
   float *gain, *mean, *bias;
   Gains(const Array& scale, const Array& bias_, const Array& mean_, const Array& var, float epsilon)
-      : width(CeilDiv(scale.element_count(), kLanes) * kLanes), kept(3 * width) {
+      : width(Width(scale.element_count())), kept(3 * width) {
     gain = kept.data(), mean = gain + width, bias = mean + width;
     for (size_t c = 0; c < scale.element_count(); ++c) {
       gain[c] = scale.typed_data()[c] / std::sqrt(var.typed_data()[c] + epsilon);
