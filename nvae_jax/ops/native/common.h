@@ -1,4 +1,4 @@
-// What the kernels share: threads, vectors, blocks of channels, and which taps meet which output.
+// What the kernels share: threads, memory, blocks of channels, and which taps meet which output.
 
 #ifndef NVAE_JAX_OPS_NATIVE_COMMON_H_
 #define NVAE_JAX_OPS_NATIVE_COMMON_H_
@@ -13,14 +13,12 @@
 #include <type_traits>
 #include <vector>
 
+#include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::Result<Array>;
-using Index = int64_t;
-
-inline Index CeilDiv(Index a, Index b) { return (a + b - 1) / b; }
 
 // floor(a / b) for b > 0.
 inline Index FloorDiv(Index a, Index b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
@@ -71,86 +69,7 @@ void Parallel(ffi::ThreadPool& pool, Index count, const Task& task) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Vectors
-
-#if defined(__AVX512F__)
-constexpr Index kLanes = 16;
-#elif defined(__AVX__)
-constexpr Index kLanes = 8;
-#else
-constexpr Index kLanes = 4;
-#endif
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
-
-// Channels with those behind that fill a vector.
-inline Index Width(Index channels) { return CeilDiv(channels, kLanes) * kLanes; }
-
-inline Vector Load(const float* p) {
-  Vector v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-inline void Store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
-
-// Of sums that are to stay in registers. An initialiser `= {}` would be a call that clears memory.
-inline void Clear(Vector* sums, int count) {
-  for (int i = 0; i < count; ++i) sums[i] = Vector{};
-}
-
-// The first `valid` lanes.
-inline void StorePart(float* p, const Vector& v, Index valid) {
-  if (valid >= kLanes) {
-    Store(p, v);
-  } else {
-    std::memcpy(p, &v, valid * sizeof(float));
-  }
-}
-
-// The first `valid` lanes, and zeros.
-inline Vector LoadPart(const float* p, Index valid) {
-  if (valid >= kLanes) return Load(p);
-  Vector v = {};
-  std::memcpy(&v, p, valid * sizeof(float));
-  return v;
-}
-
-// From below, where a gate is as good as 0, also times x.
-inline Vector Bounded(Vector x) {
-  Vector low = Vector{} - 86.0f;
-  return x < low ? low : x;
-}
-
-// 1 / (1 + exp(-x)) to float32's precision, for bounded x. Not left to the compiler, which makes
-// shorter vectors of loops over floats.
-inline Vector Sigmoid(Vector x) {
-  typedef int32_t Integers __attribute__((vector_size(sizeof(Vector))));
-  Vector high = Vector{} + 86.0f;
-  x = x > high ? high : x;
-  // exp(-x) = 2^n 2^f, n whole and f in [-1/2, 1/2]. The logarithm of e is in two parts, or the
-  // rounding of the first would be an error that grows with x.
-  constexpr float kHigh = -1.44269502f, kLow = -1.92596303e-8f;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds, to the last bits
-  Vector rounded = x * kHigh + kRound;
-  Vector f = x * kHigh - (rounded - kRound) + x * kLow;
-  // 2^f, with a relative error of at most 2e-9 (minimax)
-  Vector power = f * 1.535336982e-4f + 1.339888078e-3f;
-  power = power * f + 9.618437379e-3f;
-  power = power * f + 5.550332456e-2f;
-  power = power * f + 2.402264791e-1f;
-  power = power * f + 6.931472029e-1f;
-  power = power * f + 1.0f;
-  Integers bits, n;
-  std::memcpy(&n, &rounded, sizeof n);
-  std::memcpy(&bits, &power, sizeof bits);
-  bits += n << 23;  // to the exponent
-  std::memcpy(&power, &bits, sizeof power);
-  return 1.0f / (1.0f + power);
-}
-
-inline Vector Swish(Vector x) {
-  x = Bounded(x);
-  return x * Sigmoid(x);
-}
+// Memory
 
 // Floats from the start of a cache line: a vector that lies across two costs twice as much.
 class Buffer {
@@ -175,23 +94,29 @@ class Buffer {
 // The longest that float32 sums with hardly any rounding.
 constexpr Index kRowsToSum = 256;
 
-// Adds to `Sums` vectors, `width` floats apart, what add(sums, row, c, valid) adds to as many
-// registers for every row: of channels [c, c + kLanes), `valid` of which are there. Four rows first:
-// fewer roundings of long sums.
+// Calls run(std::integral_constant<int, n>(), row, c) for all channels of all rows, a vector of
+// channels from c on, n rows at once.
+template <typename Run>
+[[gnu::flatten]] void ForRows(Index rows, Index channels, const Run& run) {
+  InParts<kTogether, 1>(rows, [&](auto n, Index row) {
+    for (Index c = 0; c < channels; c += kLanes) run(n, row, c);
+  });
+}
+
+// Adds `Sums` sums of vectors, add(std::integral_constant<int, n>(), row, c, sums) what n rows give
+// for channels from c on, to vectors `width` floats apart. Rows are summed before the sums are:
+// fewer roundings of long ones.
 template <int Sums, typename Add>
 void SumRows(Index rows, Index channels, float* totals, Index width, const Add& add) {
-  for (Index first = 0; first < rows; first += 4) {
-    Index last = std::min(first + 4, rows);
-    for (Index c = 0; c < channels; c += kLanes) {
-      Vector sums[Sums];
-      Clear(sums, Sums);
-      for (Index row = first; row < last; ++row) add(sums, row, c, channels - c);
-      for (int i = 0; i < Sums; ++i) {
-        float* total = totals + i * width + c;
-        Store(total, Load(total) + sums[i]);
-      }
+  ForRows(rows, channels, [&](auto n, Index row, Index c) {
+    Vector sums[Sums];
+    Clear(sums);
+    add(n, row, c, sums);
+    for (int i = 0; i < Sums; ++i) {
+      float* total = totals + i * width + c;
+      Store(total, Load(total) + sums[i]);
     }
-  }
+  });
 }
 
 // ---------------------------------------------------------------------------------------------

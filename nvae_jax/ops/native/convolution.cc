@@ -9,11 +9,7 @@
 namespace {
 
 // Pixels of a tile: with two vectors each, as many sums as the registers hold.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr Index kPixels = 8;
-#else
-constexpr Index kPixels = 4;
-#endif
+constexpr Index kPixels = kRegisters == 32 ? 8 : 4;
 constexpr Index kPixelsPerTask = 64;  // at least, so that a task reads a kernel block for many
 
 // The taps w[row - i step, column - j step] of w (k, k, C, O), or of one whose last two axes are to
@@ -64,7 +60,7 @@ struct Taps {
 template <int Rows, int Columns, int Vectors, int Stride>
 void MultiplyTile(Packed x, Taps w, float* y, Pitch out, Index valid) {
   Vector sum[Rows][Columns][Vectors];
-  Clear(&sum[0][0][0], Rows * Columns * Vectors);
+  Clear(sum);
   const float* weight = w.data;
   for (Index c = 0; c < x.channels; c += kBlock, x.data += x.block) {
     Index n = std::min(kBlock, x.channels - c);
@@ -237,7 +233,7 @@ ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index st
 template <int Inputs, int Stride>
 void AddProducts(Packed x, const float* g, Index images, Index rows, Index columns, float* dw) {
   Vector sum[Inputs][2];
-  Clear(&sum[0][0], Inputs * 2);
+  Clear(sum);
   for (Index b = 0; b < images; ++b, x.data += x.block) {
     for (Index i = 0; i < rows; ++i) {
       const float* at = x.data + i * Stride * x.row;

@@ -148,7 +148,7 @@ void AddTaps(const float* x, Index row, const float* g, Index rows, Index column
              Index pitch) {
   for (Index c = 0; c < kBlock; c += kLanes) {
     Vector sum[Rows][Columns];
-    Clear(&sum[0][0], Rows * Columns);
+    Clear(sum);
     for (Index i = 0; i < rows; ++i) {
       const float* pixel = g + i * columns * kBlock + c;
       const float* at = x + i * Stride * row + c;

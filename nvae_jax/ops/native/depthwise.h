@@ -21,32 +21,47 @@ struct Identity {
 };
 struct Activation {
   const float *gain, *shift;  // (kBlock,)
-  void operator()(float* row, Index pitch, Index pixels, Index valid) const {
-    for (Index i = 0; i < pixels; ++i, row += pitch) {
-      for (Index c = 0; c < valid; c += kLanes) {
-        Vector x = LoadPart(row + c, valid - c);
-        StorePart(row + c, Swish(Load(gain + c) * x + Load(shift + c)), valid - c);
-      }
+  [[gnu::flatten]] void operator()(float* row, Index pitch, Index pixels, Index valid) const {
+    for (Index c = 0; c < valid; c += kLanes) {
+      Vector a = Load(gain + c), b = Load(shift + c);
+      InParts<kTogether, 1>(pixels, [&](auto n, Index i) {
+        float* at = row + i * pitch + c;
+        auto x = LoadPart<n.value>(at, pitch, valid - c);
+        StorePart(at, pitch, Swish(a * x + b), valid - c);
+      });
     }
   }
 };
 
-// `Columns` neighbouring outputs: sums over kh x kw taps of x times w (kh, kw, kBlock).
-template <int Columns, int Stride>
+// Sums that are made side by side, each of which waits for the one before: what leaves registers for
+// the weights and an input.
+constexpr int kMostSums = kRegisters == 32 ? 16 : 12;
+
+// `Columns` neighbouring outputs of `Wide` vectors: sums over kh x kw taps of x times w (kh, kw,
+// kBlock).
+template <int Columns, int Stride, int Wide>
 void CorrelatePixels(const float* x, Index row, const float* w, Index kh, Index kw, float* y,
                      Index pitch, Index valid) {
-  for (Index c = 0; c < valid; c += kLanes) {
-    Vector sum[Columns];
-    Clear(sum, Columns);
-    const float* tap = w + c;
-    for (Index dy = 0; dy < kh; ++dy) {
-      const float* at = x + dy * row + c;
-      for (Index dx = 0; dx < kw; ++dx, at += kBlock, tap += kBlock) {
-        Vector weight = Load(tap);
-        for (int j = 0; j < Columns; ++j) sum[j] += Load(at + j * Stride * kBlock) * weight;
+  Vector sum[Columns][Wide];
+  Clear(sum);
+  for (Index dy = 0; dy < kh; ++dy) {
+    const float* at = x + dy * row;
+    for (Index dx = 0; dx < kw; ++dx, at += kBlock, w += kBlock) {
+      Vector weights[Wide];
+      for (int v = 0; v < Wide; ++v) weights[v] = Load(w + v * kLanes);
+#pragma GCC unroll 8
+      for (int j = 0; j < Columns; ++j) {
+        for (int v = 0; v < Wide; ++v) {
+          sum[j][v] += Load(at + j * Stride * kBlock + v * kLanes) * weights[v];
+        }
       }
     }
-    for (int j = 0; j < Columns; ++j) StorePart(y + j * pitch + c, sum[j], valid - c);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < Columns; ++j) {
+    for (int v = 0; v < Wide; ++v) {
+      StorePart(y + j * pitch + v * kLanes, sum[j][v], valid - v * kLanes);
+    }
   }
 }
 
@@ -68,18 +83,18 @@ void CorrelateRows(const float* x, Index row, const float* w, Index kh, Index kw
     prefetch(i + 2);
     const float* from = x + i * Stride * row;
     float* to = y + i * out.row;
-    Index j = 0;
-    auto run = [&](auto count) {
-      constexpr int n = decltype(count)::value;
-      for (; j + n <= columns; j += n) {
-        CorrelatePixels<n, Stride>(from + j * Stride * kBlock, row, w, kh, kw,
-                                   to + j * out.column, out.column, valid);
-      }
+    auto of = [&](auto wide) {
+      constexpr int most = std::min(8, kMostSums / wide.value);
+      InParts<most, 4, 2, 1>(columns, [&](auto n, Index j) {
+        CorrelatePixels<n.value, Stride, wide.value>(from + j * Stride * kBlock, row, w, kh, kw,
+                                                     to + j * out.column, out.column, valid);
+      });
     };
-    run(std::integral_constant<int, 8>());
-    run(std::integral_constant<int, 4>());
-    run(std::integral_constant<int, 2>());
-    run(std::integral_constant<int, 1>());
+    if (valid > kLanes) {
+      of(std::integral_constant<int, kBlock / kLanes>());
+    } else {
+      of(std::integral_constant<int, 1>());
+    }
     after(to, out.column, columns, valid);
   }
 }

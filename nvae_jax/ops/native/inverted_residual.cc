@@ -10,15 +10,9 @@ namespace {
 
 // A tile has `Vectors` channels of some pixels: as many sums as the registers hold beside the
 // weights and one input. The wider, the fewer inputs have to be spread over a vector.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kMaxVectors = 4;
+constexpr int kMaxVectors = kRegisters == 32 ? 4 : 2;
 template <int Vectors>
-constexpr int kTilePixels = Vectors == 4 ? 6 : 8;
-#else
-constexpr int kMaxVectors = 2;
-template <int Vectors>
-constexpr int kTilePixels = 6;
-#endif
+constexpr int kTilePixels = Vectors == 4 || kRegisters == 16 ? 6 : 8;
 constexpr Index kWide = kMaxVectors * kLanes;  // channels of a block, hidden or of the output
 constexpr Index kParts = kWide / kBlock;       // blocks of the depthwise convolution in one
 constexpr Index kPixelsPerTask = 128;          // about, so that weights are read for many
@@ -73,20 +67,6 @@ __attribute__((noinline)) void MultiplyTile(const float* x, Index pitch, const f
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) Store(to.place(r, v), sum[r][v]);
   }
-}
-
-// Calls tile(std::integral_constant<int, n>(), p) for tiles of n pixels, from p on.
-template <int Vectors, typename Tile>
-void ForTiles(Index pixels, const Tile& tile) {
-  Index p = 0;
-  auto run = [&](auto count) {
-    constexpr int n = decltype(count)::value;
-    for (; p + n <= pixels; p += n) tile(count, p);
-  };
-  run(std::integral_constant<int, kTilePixels<Vectors>>());
-  run(std::integral_constant<int, 4>());
-  run(std::integral_constant<int, 2>());
-  run(std::integral_constant<int, 1>());
 }
 
 // Rows and columns of w, whose rows are `pitch` floats apart, as (block, row, column), a block
@@ -215,7 +195,7 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
       };
       WithVectors(n, [&](auto vectors) {
         constexpr int kVectors = decltype(vectors)::value;
-        ForTiles<kVectors>(pixels, [&](auto tile, Index p) {
+        InParts<kTilePixels<kVectors>, 4, 2, 1>(pixels, [&](auto tile, Index p) {
           constexpr int kPixels = decltype(tile)::value;
           Rows<kPixels> to{{}, part_size};
           for (int r = 0; r < kPixels; ++r) to.at[r] = padded.data() + places[p + r];
@@ -241,7 +221,7 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
         Index valid = std::min(kWide, size.outputs - o);
         WithVectors(valid, [&](auto vectors) {
           constexpr int kVectors = decltype(vectors)::value;
-          ForTiles<kVectors>(out_pixels, [&](auto tile, Index p) {
+          InParts<kTilePixels<kVectors>, 4, 2, 1>(out_pixels, [&](auto tile, Index p) {
             constexpr int kPixels = decltype(tile)::value;
             Rows<kPixels> to{{}, kBlock};
             for (int r = 0; r < kPixels; ++r) to.at[r] = sums.data() + (p + r) * sum_width + o;

@@ -34,13 +34,16 @@ ffi::Error Moments(ffi::ThreadPool pool, Array x, Result mean, Result var) {
     float* squares = means + width;
     std::memset(means, 0, 2 * width * sizeof(float));
     Index n = rows.size(block);
-    SumRows<1>(n, channels, means, width, [&](Vector* sum, Index row, Index c, Index valid) {
-      sum[0] += LoadPart(from + row * channels + c, valid);
+    auto load = [&](auto count, Index row, Index c) {
+      return LoadPart<count.value>(from + row * channels + c, channels, channels - c);
+    };
+    SumRows<1>(n, channels, means, width, [&](auto count, Index row, Index c, Vector* sum) {
+      sum[0] = load(count, row, c).Sum();
     });
     for (Index c = 0; c < width; c += kLanes) Store(means + c, Load(means + c) / float(n));
-    SumRows<1>(n, channels, squares, width, [&](Vector* sum, Index row, Index c, Index valid) {
-      Vector d = LoadPart(from + row * channels + c, valid) - Load(means + c);
-      sum[0] += d * d;
+    SumRows<1>(n, channels, squares, width, [&](auto count, Index row, Index c, Vector* sum) {
+      auto d = load(count, row, c) - Load(means + c);
+      sum[0] = (d * d).Sum();
     });
   });
   std::vector<double> total(channels, 0.0), spread(channels, 0.0);
@@ -83,34 +86,39 @@ struct Gains {
       bias[c] = bias_.typed_data()[c];
     }
   }
-  Vector Centre(Vector x, Index c) const { return x - Load(mean + c); }
-  Vector Normal(Vector centred, Index c) const { return Load(gain + c) * centred + Load(bias + c); }
+  template <int N>
+  Several<N> Centre(const Several<N>& x, Index c) const {
+    return x - Load(mean + c);
+  }
+  template <int N>
+  Several<N> Normal(const Several<N>& centred, Index c) const {
+    return Load(gain + c) * centred + Load(bias + c);
+  }
 };
 
 ffi::Error NormSwish(ffi::ThreadPool pool, Array x, Array scale, Array bias, Array mean, Array var,
                      Result y, float epsilon) {
   Rows rows(x);
+  Index channels = rows.channels;
   Gains gains(scale, bias, mean, var, epsilon);
   Parallel(pool, rows.blocks(), [&](Index block) {
     const float* p = x.typed_data() + rows.at(block);
     float* to = y->typed_data() + rows.at(block);
-    for (Index i = 0; i < rows.size(block); ++i, p += rows.channels, to += rows.channels) {
-      for (Index c = 0; c < rows.channels; c += kLanes) {
-        Index valid = rows.channels - c;
-        Vector h = gains.Centre(LoadPart(p + c, valid), c);
-        StorePart(to + c, Swish(gains.Normal(h, c)), valid);
-      }
-    }
+    ForRows(rows.size(block), channels, [&](auto n, Index row, Index c) {
+      Index at = row * channels + c;
+      auto h = gains.Centre(LoadPart<n.value>(p + at, channels, channels - c), c);
+      StorePart(to + at, channels, Swish(gains.Normal(h, c)), channels - c);
+    });
   });
   return ffi::Error::Success();
 }
 
 // The gradient of what is normalised: that of the output, or what swish makes of it.
-template <bool kSwish>
-inline Vector Inner(Vector g, Vector normal) {
+template <bool kSwish, int N>
+Several<N> Inner(const Several<N>& g, Several<N> normal) {
   if (!kSwish) return g;
   normal = Bounded(normal);
-  Vector gate = Sigmoid(normal);
+  Several<N> gate = Sigmoid(normal);
   return g * (gate * (1.0f + normal * (1.0f - gate)));
 }
 
@@ -131,12 +139,13 @@ ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array y_grad, Array scale, Ar
     const float* p = x.typed_data() + rows.at(block);
     const float* q = y_grad.typed_data() + rows.at(block);
     SumRows<2>(rows.size(block), channels, sum, gains.width,
-               [&](Vector* sums, Index row, Index c, Index valid) {
+               [&](auto n, Index row, Index c, Vector* sums) {
                  Index at = row * channels + c;
-                 Vector h = gains.Centre(LoadPart(p + at, valid), c);
-                 Vector g = Inner<kSwish>(LoadPart(q + at, valid), gains.Normal(h, c));
-                 sums[0] += g;
-                 sums[1] += g * h;
+                 auto h = gains.Centre(LoadPart<n.value>(p + at, channels, channels - c), c);
+                 auto dy = LoadPart<n.value>(q + at, channels, channels - c);
+                 auto g = Inner<kSwish>(dy, gains.Normal(h, c));
+                 sums[0] = g.Sum();
+                 sums[1] = (g * h).Sum();
                });
   });
   // dx = gain g + slope h + offset
@@ -155,18 +164,17 @@ ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array y_grad, Array scale, Ar
     offset[c] = -gain * sum / rows.count;
   }
   Parallel(pool, rows.blocks(), [&](Index block) {
-    for (Index i = 0; i < rows.size(block); ++i) {
-      const float* p = x.typed_data() + rows.at(block) + i * channels;
-      const float* q = y_grad.typed_data() + rows.at(block) + i * channels;
-      float* to = dx->typed_data() + rows.at(block) + i * channels;
-      for (Index c = 0; c < channels; c += kLanes) {
-        Index valid = channels - c;
-        Vector h = gains.Centre(LoadPart(p + c, valid), c);
-        Vector g = Inner<kSwish>(LoadPart(q + c, valid), gains.Normal(h, c));
-        StorePart(to + c, Load(gains.gain + c) * g + (Load(slope + c) * h + Load(offset + c)),
-                  valid);
-      }
-    }
+    const float* p = x.typed_data() + rows.at(block);
+    const float* q = y_grad.typed_data() + rows.at(block);
+    float* to = dx->typed_data() + rows.at(block);
+    ForRows(rows.size(block), channels, [&](auto n, Index row, Index c) {
+      Index at = row * channels + c;
+      auto h = gains.Centre(LoadPart<n.value>(p + at, channels, channels - c), c);
+      auto dy = LoadPart<n.value>(q + at, channels, channels - c);
+      auto g = Inner<kSwish>(dy, gains.Normal(h, c));
+      auto dx = Load(gains.gain + c) * g + (Load(slope + c) * h + Load(offset + c));
+      StorePart(to + at, channels, dx, channels - c);
+    });
   });
   return ffi::Error::Success();
 }

@@ -46,7 +46,7 @@ ffi::Error Gate(ffi::ThreadPool pool, Array means, Array reduce, Array reduce_bi
     }
     for (Index c = 0; c < size.channels; c += kLanes) {
       Index valid = size.channels - c;
-      StorePart(y + c, Sigmoid(Bounded(LoadPart(y + c, valid))), valid);
+      StorePart(y + c, 0, Sigmoid(Bounded(LoadPart<1>(y + c, 0, valid))), valid);
     }
   });
   return ffi::Error::Success();
