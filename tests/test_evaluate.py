@@ -105,6 +105,21 @@ def test_held_out_images_and_draws_are_the_same_every_time(tiny):
     np.testing.assert_allclose(first["nelbo"], first["reconstruction"] + first["kl"])
 
 
+def test_few_examples_do_not_fill_up_a_large_batch(tiny, monkeypatch):
+    experiment, state, _ = tiny
+    sizes, original = [], pipeline.eval_batches
+
+    def counted(*args, **kwargs):
+        for batch in original(*args, **kwargs):
+            sizes.append(len(batch["mask"]))
+            yield batch
+
+    monkeypatch.setattr(pipeline, "eval_batches", counted)
+    assert experiment.evaluation.batch_size > 7
+    evaluate.HeldOut(experiment, max_examples=7)(state.variables)
+    assert sizes == [7]
+
+
 def test_held_out_evaluation_stops_when_asked(tiny):
     experiment, state, _ = tiny
     held_out, asked = evaluate.HeldOut(experiment, max_examples=200), []
