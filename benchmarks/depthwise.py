@@ -13,17 +13,15 @@ arrays, for small operations on large arrays more than the time of the operation
 """
 
 import argparse
-import datetime
-import json
 import os
 import pathlib
-import platform
-import statistics
 import time
 
 import jax
 import jax.numpy as jnp
+import machine
 import numpy as np
+import record
 
 from nvae_jax import allocator
 from nvae_jax.ops import depthwise
@@ -143,10 +141,7 @@ def measure(functions, reps, budget=2.0):
             start = time.perf_counter()
             function()
             times[key].append(1e3 * (time.perf_counter() - start))
-    return {
-        key: {"median": statistics.median(t), "min": min(t), "max": max(t), "samples": len(t)}
-        for key, t in times.items()
-    }
+    return {key: machine.spread(t) for key, t in times.items()}
 
 
 def run_case(operation, size, reps):
@@ -201,17 +196,8 @@ def main():
         rows = run_case(operation, size, args.reps)
         print_rows(rows)
         results += rows
-    record = {
-        "date": datetime.date.today().isoformat(),
-        "device": jax.devices()[0].device_kind,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": versions,
-        "keep_memory": args.keep_memory,
-        "kernel": KERNEL,
-        "results": results,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    settings = dict(keep_memory=args.keep_memory, kernel=KERNEL, torch=versions["torch"])
+    record.write(args.out, results, **settings)
 
 
 if __name__ == "__main__":
