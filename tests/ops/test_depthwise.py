@@ -133,10 +133,10 @@ def test_upsample_value_and_gradients(k, size, dtype, implementation):
 
 
 @pytest.mark.parametrize(("k", "stride"), [(3, 1), (5, 1), (5, 2)])
-@pytest.mark.parametrize("channels", [16, 37, 100])
+@pytest.mark.parametrize("channels", [16, 28, 37, 100])
 @NEEDS_COMPILER
 def test_native_blocks(k, stride, channels):
-    # More channels than a block has, and not a multiple; images of several strips of rows.
+    # More channels than a block has, or a part of one and of a register; several strips of rows.
     size = (45, 40)
     x, kernel, g = data(size, k, [-(-n // stride) for n in size], channels=channels)
     operation = partial(depthwise_conv, stride=stride, implementation="native")
