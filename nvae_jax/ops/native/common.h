@@ -103,14 +103,13 @@ template <typename Run>
   });
 }
 
-// Adds `Sums` sums of vectors, add(std::integral_constant<int, n>(), row, c, sums) what n rows give
-// for channels from c on, to vectors `width` floats apart. Rows are summed before the sums are:
-// fewer roundings of long ones.
+// Adds to `Sums` vectors, `width` floats apart, the sums over n rows that
+// add(std::integral_constant<int, n>(), row, c, sums) finds for channels from c on. Rows are summed
+// before their sums are: fewer roundings of long ones.
 template <int Sums, typename Add>
 void SumRows(Index rows, Index channels, float* totals, Index width, const Add& add) {
   ForRows(rows, channels, [&](auto n, Index row, Index c) {
     Vector sums[Sums];
-    Clear(sums);
     add(n, row, c, sums);
     for (int i = 0; i < Sums; ++i) {
       float* total = totals + i * width + c;

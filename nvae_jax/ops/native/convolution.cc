@@ -92,28 +92,14 @@ void MultiplyTile(Packed x, Taps w, float* y, Pitch out, Index valid) {
 // rows x columns outputs of a block of channels.
 template <int Stride, int Vectors>
 void MultiplyRowsOf(Packed x, Taps w, float* y, Pitch out, Index rows, Index columns, Index valid) {
-  Index j = 0;
-  auto run = [&](auto width) {
-    constexpr int n = decltype(width)::value;
-    for (; j + n <= columns; j += n) {
-      Index i = 0;
-      auto tiles = [&](auto height) {
-        constexpr int m = decltype(height)::value;
-        for (; i + m <= rows; i += m) {
-          Packed from = x;
-          from.data += i * Stride * x.row + j * Stride * kBlock;
-          MultiplyTile<m, n, Vectors, Stride>(from, w, y + i * out.row + j * out.column, out,
-                                              valid);
-        }
-      };
-      tiles(std::integral_constant<int, kPixels / n>());
-      tiles(std::integral_constant<int, 1>());
-    }
-  };
-  if (kPixels > 4) run(std::integral_constant<int, kPixels>());
-  run(std::integral_constant<int, 4>());
-  run(std::integral_constant<int, 2>());
-  run(std::integral_constant<int, 1>());
+  InParts<kPixels, 4, 2, 1>(columns, [&](auto n, Index j) {
+    InParts<kPixels / n.value, 1>(rows, [&](auto m, Index i) {
+      Packed from = x;
+      from.data += i * Stride * x.row + j * Stride * kBlock;
+      MultiplyTile<m.value, n.value, Vectors, Stride>(from, w, y + i * out.row + j * out.column,
+                                                      out, valid);
+    });
+  });
 }
 
 template <int Stride>
@@ -257,18 +243,11 @@ template <int Stride>
 void AddAllProducts(Packed x, const float* g, Index images, Index rows, Index columns, Index k,
                     float* dw) {
   for (Index tap = 0; tap < k * k; ++tap, dw += kBlock * kBlock) {
-    Index c = 0;
-    auto run = [&](auto count) {
-      constexpr int n = decltype(count)::value;
-      for (; c + n <= x.channels; c += n) {
-        Packed from = x;
-        from.data += tap / k * x.row + tap % k * kBlock + c;
-        AddProducts<n, Stride>(from, g, images, rows, columns, dw + c * kBlock);
-      }
-    };
-    run(std::integral_constant<int, kPixels>());
-    run(std::integral_constant<int, 2>());
-    run(std::integral_constant<int, 1>());
+    InParts<kPixels, 2, 1>(x.channels, [&](auto n, Index c) {
+      Packed from = x;
+      from.data += tap / k * x.row + tap % k * kBlock + c;
+      AddProducts<n.value, Stride>(from, g, images, rows, columns, dw + c * kBlock);
+    });
   }
 }
 

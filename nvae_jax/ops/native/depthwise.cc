@@ -174,19 +174,12 @@ void AddTaps(const float* x, Index row, const float* g, Index rows, Index column
 template <int Stride>
 void AddAllTaps(const float* x, Index row, const float* g, Index rows, Index columns, Index k,
                 float* dw) {
-  auto tile = [&](auto height, auto width, Index dy, Index dx) {
-    AddTaps<decltype(height)::value, decltype(width)::value, Stride>(
-        x + dy * row + dx * kBlock, row, g, rows, columns, dw + (dy * k + dx) * kBlock, k * kBlock);
-  };
-  auto band = [&](auto height, Index dy) {
-    Index dx = 0;
-    for (; dx + 5 <= k; dx += 5) tile(height, std::integral_constant<int, 5>(), dy, dx);
-    for (; dx + 3 <= k; dx += 3) tile(height, std::integral_constant<int, 3>(), dy, dx);
-    for (; dx < k; ++dx) tile(height, std::integral_constant<int, 1>(), dy, dx);
-  };
-  Index dy = 0;
-  for (; dy + 2 <= k; dy += 2) band(std::integral_constant<int, 2>(), dy);
-  for (; dy < k; ++dy) band(std::integral_constant<int, 1>(), dy);
+  InParts<2, 1>(k, [&](auto height, Index dy) {
+    InParts<5, 3, 1>(k, [&](auto width, Index dx) {
+      AddTaps<height.value, width.value, Stride>(x + dy * row + dx * kBlock, row, g, rows, columns,
+                                                 dw + (dy * k + dx) * kBlock, k * kBlock);
+    });
+  });
 }
 
 ffi::Error KernelGrad(ffi::ThreadPool pool, Array x, Array g, Result dw, Index stride, Index low) {
