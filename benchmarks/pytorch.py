@@ -1,47 +1,26 @@
-"""Times the model beside PyTorch: sampling, the bound, and the bound's gradients.
+"""The functions of an NVAE in PyTorch, for `run.py --what=pytorch` to time beside ours.
 
-  python benchmarks/pytorch.py [--config=configs/mnist.py] [--batch=32] [--reps=10] [--out=PATH]
-      [--what=sample,eval,gradients]
-
-The functions of the model are written down in PyTorch below, from its description, and run one
-operation after the other on the same variables; before anything is timed both must give the same
-numbers. `gradients` is a training pass without regularisers and optimiser. For models without
-flows and with a Bernoulli likelihood. Needs PyTorch (`pip install -e '.[torch]'`).
+They are written down from the model's description, and run one operation after the other on the
+same variables; before anything is timed both must give the same numbers. `gradients` is a training
+pass without regularisers and optimiser. For models without flows and with a Bernoulli likelihood.
 """
 
-import pathlib
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import machine
 import numpy as np
-import record
-from absl import flags
+import torch
+import torch.nn.functional as F
 from flax import traverse_util
-from ml_collections import config_flags
 
-from nvae_jax import build, cli
+from nvae_jax.distributions.bernoulli import Bernoulli
 from nvae_jax.ops import compiler
 
-try:
-    import torch
-    import torch.nn.functional as F
-except ImportError:
-    sys.exit("error: this needs PyTorch: pip install -e '.[torch]'")
-
-HERE = pathlib.Path(__file__).resolve().parent
 KINDS = ("sample", "eval", "gradients")
 TEMPERATURE = 0.7
 REST = 0.005  # seconds; PyTorch's threads spin for a while after each operation
-CONFIG = config_flags.DEFINE_config_file(
-    "config", str(HERE.parent / "configs" / "mnist.py"), "configuration file"
-)
-BATCH = flags.DEFINE_integer("batch", 32, "images", 1)
-WHAT = flags.DEFINE_list("what", list(KINDS), f"of {', '.join(KINDS)}")
-REPS = flags.DEFINE_integer("reps", 10, "samples of each", 1)
-OUT = flags.DEFINE_string("out", str(HERE / "results" / "pytorch.json"), "where the JSON goes")
 
 
 class Part:
@@ -237,7 +216,7 @@ def jax_functions(experiment, variables, images, noise):
         ready = jax.jit(function, compiler_options=options).lower(*arguments).compile()
         return lambda: jax.block_until_ready(ready(*arguments))
 
-    return {kind: compiled(*calls[kind]) for kind in WHAT.value}
+    return {kind: compiled(*calls[kind]) for kind in KINDS}
 
 
 def torch_functions(experiment, variables, images, noise, channels_last):
@@ -270,39 +249,43 @@ def torch_functions(experiment, variables, images, noise, channels_last):
     return {"sample": sample, "eval": evaluate, "gradients": gradients}
 
 
-def measure(experiment, variables, batch):
-    """One row a kind and a program."""
-    rng = np.random.default_rng(0)
-    images = (rng.random((batch, *experiment.image_shape)) > 0.5).astype(np.float32)
-    shapes = experiment.model.latent_shapes()
-    noise = [rng.normal(size=(batch, *shape)).astype(np.float32) for shape in shapes]
-    images, noise = jax.tree.map(jnp.asarray, (images, noise))
+def measure(experiment, variables, images, ceilings, reps):
+    """One row a kind and a program, their samples interleaved.
+
+    Raises:
+      ValueError: the model is none of those that are written down here.
+    """
+    model = experiment.model
+    logits = jnp.zeros((1, *experiment.image_shape[:2], model.output_channels))
+    if model.num_flows or not isinstance(experiment.likelihood(logits).pixels, Bernoulli):
+        raise ValueError("pytorch: only models without flows and with a Bernoulli likelihood")
+    rng, batch = np.random.default_rng(0), len(images)
+    shapes = model.latent_shapes()
+    noise = [jnp.asarray(rng.normal(size=(batch, *s)), jnp.float32) for s in shapes]
     arguments = (experiment, variables, images, noise)
     programs = {
         "nvae_jax": jax_functions(*arguments),
-        "torch": torch_functions(*arguments, channels_last=False),
-        "torch, channels last": torch_functions(*arguments, channels_last=True),
+        f"torch {torch.__version__}": torch_functions(*arguments, channels_last=False),
+        "the same, channels last": torch_functions(*arguments, channels_last=True),
     }
-    ceilings, rows = machine.Ceilings(), []
-    for kind in WHAT.value:
+    rows = []
+    for kind in KINDS:  # gradients last: they move PyTorch's running statistics
         for name, functions in programs.items():
             expected, found = programs["nvae_jax"][kind](), functions[kind]()
             if kind == "gradients":
                 found, expected = (np.array([a[0], norm(a[1])]) for a in (found, expected))
             np.testing.assert_allclose(found, expected, rtol=1e-3, err_msg=f"{name}, {kind}")
         times = {name: [] for name in programs}
-        for _ in range(REPS.value):
+        for _ in range(reps):
             for name, functions in programs.items():
                 ceilings.sample()
                 time.sleep(REST)
-                start = time.perf_counter()
-                functions[kind]()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(machine.timed(functions[kind]))
         rows += [
             {"what": kind, "batch": batch, "program": name, "seconds": machine.spread(t)}
             for name, t in times.items()
         ]
-    return rows, ceilings
+    return rows
 
 
 def norm(arrays):
@@ -311,31 +294,11 @@ def norm(arrays):
 
 
 def print_rows(rows):
+    print(f"{'':41}{'seconds (min to max)':27}times nvae_jax")
     for row in rows:
         t = row["seconds"]
-        ours = next(r for r in rows if r["what"] == row["what"])["seconds"]["median"]
+        if row["program"] == "nvae_jax":
+            ours = t["median"]
         times = f"{t['median']:.3f} ({t['min']:.3f} to {t['max']:.3f})"
-        print(f"{row['what']:10}{row['batch']:5}  {row['program']:21}{times:27}", end="")
+        print(f"{row['what']:10}{row['batch']:5}  {row['program']:24}{times:27}", end="")
         print(f"{t['median'] / ours:6.2f}")
-
-
-def main(_):
-    unknown = set(WHAT.value) - set(KINDS)
-    if unknown:
-        raise ValueError(f"--what: unknown {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
-    config = build.resolve(CONFIG.value) if not CONFIG.value.data.image_size else CONFIG.value
-    experiment = build.build(config)
-    model = experiment.model
-    if model.num_flows or config.model.likelihood != "bernoulli":
-        raise ValueError("--config: only models without flows and with a Bernoulli likelihood")
-    state = experiment.create_state(jnp.zeros((1, *experiment.image_shape)))
-    rows, ceilings = measure(experiment, state.variables, BATCH.value)
-    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, ", end="")
-    print(f"{ceilings.flops / 1e9:.0f} GFLOP/s\n{'':38}seconds (min to max)         times nvae_jax")
-    print_rows(rows)
-    settings = dict(torch=torch.__version__, matmul_flops=ceilings.flops, config=config.to_dict())
-    record.write(OUT.value, rows, **settings, reps=REPS.value)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,13 +1,14 @@
 """Times training, sampling, evaluation and compilation beside what the machine can do.
 
   python benchmarks/run.py [--config=configs/mnist.py] [--batch=8,32] [--reps=10] [--out=PATH]
-      [--what=train,sample,eval,compile,depthwise,data]
+      [--what=train,sample,eval,compile,depthwise,data,pytorch]
 
 Any config, any device, no data set: the images are made up. Every sample is taken next to a large
 matrix product and a large copy (`machine.py`); the floor is the time that the arithmetic
 (convolutions and matrix products) would take at the rate of the best such product. Prints medians
 with minimum and maximum, and writes everything as JSON. Set JAX_COMPILATION_CACHE_DIR to keep
-compiled programs; `compile` does not use it.
+compiled programs; `compile` does not use it. `pytorch`, which has to be asked for, needs it to be
+installed and times the same functions written down in it (`pytorch.py`).
 """
 
 import pathlib
@@ -31,12 +32,13 @@ from nvae_jax.ops import compiler
 from nvae_jax.planning.flops import count_flops
 
 HERE = pathlib.Path(__file__).resolve().parent
-KINDS = ("train", "sample", "eval", "compile", "depthwise", "data")
+USUAL = ("train", "sample", "eval", "compile", "depthwise", "data")
+KINDS = (*USUAL, "pytorch")
 CONFIG = config_flags.DEFINE_config_file(
     "config", str(HERE.parent / "configs" / "mnist.py"), "configuration file"
 )
 BATCH = flags.DEFINE_list("batch", ["8", "32"], "batch sizes, for training, sampling, evaluation")
-WHAT = flags.DEFINE_list("what", list(KINDS), f"of {', '.join(KINDS)}")
+WHAT = flags.DEFINE_list("what", list(USUAL), f"of {', '.join(KINDS)}")
 REPS = flags.DEFINE_integer("reps", 10, "samples of each", 1)
 OUT = flags.DEFINE_string("out", str(HERE / "results" / "run.json"), "where the JSON goes")
 
@@ -162,6 +164,21 @@ def measure_depthwise():
     return [{"what": "depthwise", **row} for row in rows]
 
 
+def measure_pytorch(experiment, batches, ceilings):
+    """The rows of `pytorch.py`."""
+    try:
+        import pytorch
+    except ImportError as error:
+        raise ValueError(f"--what=pytorch: {error}; pip install -e '.[torch]'") from error
+    variables = experiment.create_state(make_images(experiment, 1)).variables
+    rows = []
+    for batch in batches:
+        images = make_images(experiment, batch)
+        rows += pytorch.measure(experiment, variables, images, ceilings, REPS.value)
+    pytorch.print_rows(rows)
+    return rows
+
+
 def print_steps(rows):
     print(f"{'':7}{'batch':>6}  {'seconds (min to max)':27}{'images/s':>9}", end="")
     print(f"{'GFLOP':>8}{'floor':>8}{'ratio':>7}{'peak GB':>9}")
@@ -182,11 +199,13 @@ def main(_):
     batches = [int(batch) for batch in BATCH.value]
     config = build.resolve(CONFIG.value) if not CONFIG.value.data.image_size else CONFIG.value
     experiment, ceilings = build.build(config), machine.Ceilings()
+    beside = measure_pytorch(experiment, batches, ceilings) if "pytorch" in WHAT.value else []
     rows = measure_steps(experiment, [k for k in MEASURES if k in WHAT.value], batches, ceilings)
     ceiling = {"matmul_flops": ceilings.flops, "copy_bytes_per_second": ceilings.bandwidth}
     print(f"{ceilings.flops / 1e9:.0f} GFLOP/s, {ceilings.bandwidth / 1e9:.1f} GB/s")
     if rows:
         print_steps(rows)
+    rows += beside
     if "compile" in WHAT.value:
         compilation = measure_compilation(experiment, batches[-1])
         print(*compilation, sep="\n")
