@@ -38,12 +38,15 @@ UNROLL_ALL = 10**6
 MOST_UNROLLED_GROUPS = 32
 
 
-def build_model(config, devices=()):
+def build_model(config, devices=None):
     """The `NVAE` module that a config describes.
 
     Args:
-      devices: that it runs on; without them it gets no kernel that only suits some.
+      devices: that it runs on; None takes all that there are. On a single CPU device it gets the
+        kernels for that, which lower to something plainer on other platforms. () gives no kernel
+        that only suits some devices.
     """
+    devices = jax.devices() if devices is None else devices
     model = config.model
     _check_positive(
         model,

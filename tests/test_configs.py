@@ -88,6 +88,9 @@ def test_native_kernels_are_for_one_cpu_device(monkeypatch):
     monkeypatch.setattr(native, "problem", lambda: None)
     assert build.build_model(config, [device]).implementation == "native"
     assert build.build_model(config, [device, device]).implementation is None
+    assert build.build_model(config, ()).implementation is None
+    everything = build.build_model(config, jax.devices()).implementation
+    assert build.build_model(config).implementation == everything
     assert build.build_model(config, [SimpleNamespace(platform="gpu")]).implementation is None
     monkeypatch.setattr(native, "problem", lambda: "there is no compiler")
     assert build.build_model(config, [device]).implementation is None

@@ -30,7 +30,8 @@ class Model:
         self.config.model.update(dtype=dtype, implementation=implementation)
         # Loops over the groups compile faster; test_nvae.py shows that unrolling changes nothing.
         self.config.model.unroll = 1
-        self.model = build.build_model(self.config)
+        # Of the implementations, the one asked for or XLA's.
+        self.model = build.build_model(self.config, devices=())
         self.likelihood = build.build_likelihood(self.config)
         self.images = golden.images("x")
         self.leaves = list(torch_checkpoint.leaves(self.config, golden.state))
@@ -160,6 +161,9 @@ def test_gradients(model, training):
 @NEEDS_COMPILER
 def test_native_kernels():
     model = Model(Golden("logistic_mixture_flow"), implementation="native")
+    for kind in ("eval", "train"):
+        test_outputs(model, kind)
+    test_prior_sample(model)
     training = model.training_pass()
     test_objective(model, training)
     test_gradients(model, training)

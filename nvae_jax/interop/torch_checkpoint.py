@@ -131,7 +131,7 @@ def _check_shapes(config, state):
 def shapes(config):
     """{(collection, *path): shape} of the config's model."""
     images = jnp.zeros((1, *image_shape(config)))
-    init = build_model(config).clone(unroll=1).init
+    init = build_model(config, devices=()).clone(unroll=1).init
     variables = jax.eval_shape(lambda: init(jax.random.key(0), images))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables).items()}
 

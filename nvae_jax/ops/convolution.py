@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nvae_jax.ops import native
+from nvae_jax.ops.by_platform import by_platform
 
 _ORDER = ("NHWC", "HWIO", "NHWC")
 
@@ -45,7 +46,7 @@ def conv(x, kernel, *, stride=1, implementation=None, precision=None):
     return y.reshape(*x.shape[:-1], -1)
 
 
-def _forward(x, kernel, stride, precision):
+def _forward(x, kernel, *, stride, precision):
     pad = (kernel.shape[0] - 1) // 2
     return lax.conv_general_dilated(
         x,
@@ -60,8 +61,8 @@ def _forward(x, kernel, stride, precision):
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, kernel, stride, by_native, precision):
     if by_native:
-        return _native_forward(x, kernel, stride=stride)
-    return _forward(x, kernel, stride, precision)
+        return _chosen_forward(x, kernel, stride, precision)
+    return _forward(x, kernel, stride=stride, precision=precision)
 
 
 def _conv_fwd(x, kernel, stride, by_native, precision):
@@ -69,22 +70,29 @@ def _conv_fwd(x, kernel, stride, by_native, precision):
 
 
 def _conv_bwd(stride, by_native, precision, residuals, g):
-    if by_native:
-        return _native_gradients(*residuals, g, stride=stride)
-    return _gradients(stride, precision, *residuals, g)
+    return _chosen_gradients(*residuals, g, stride, by_native, precision)
 
 
 # jit, so that layers of equal shapes are traced and lowered once.
-@partial(jax.jit, static_argnums=(0, 1))
-def _gradients(stride, precision, x, kernel, g):
-    options = {"stride": stride, "precision": precision}
-    return lax.platform_dependent(
+@partial(jax.jit, static_argnums=(2, 3))
+def _chosen_forward(x, kernel, stride, precision):
+    return by_platform(
         x,
         kernel,
-        g,
-        cpu=partial(_ordered_gradients, **options),
-        default=partial(_derived_gradients, **options),
+        cpu=partial(_native_forward, stride=stride),
+        default=partial(_forward, stride=stride, precision=precision),
     )
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _chosen_gradients(x, kernel, g, stride, by_native, precision):
+    options = {"stride": stride, "precision": precision}
+    derived = partial(_derived_gradients, **options)
+    if by_native:
+        by_kernels = partial(_native_gradients, stride=stride)
+        return by_platform(x, kernel, g, cpu=by_kernels, default=derived)
+    ordered = partial(_ordered_gradients, **options)
+    return lax.platform_dependent(x, kernel, g, cpu=ordered, default=derived)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)

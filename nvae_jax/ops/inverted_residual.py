@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nvae_jax.ops import native
+from nvae_jax.ops.by_platform import by_platform
 from nvae_jax.ops.convolution import conv
 from nvae_jax.ops.depthwise.activated import activated_depthwise_conv
 from nvae_jax.ops.depthwise.geometry import block_sums, convolving, doubling
@@ -45,7 +46,7 @@ def inverted_residual(
     """
     by_native = implementation == "native" and x.dtype == jnp.float32
     if by_native and stride == 1 and _fits(x, upsample):
-        return _at_once(x, tuple(kernels), tuple(norms), upsample)
+        return _at_once(x, tuple(kernels), tuple(norms), upsample, precision)
     options = dict(implementation=implementation, precision=precision)
     return _one_by_one(x, kernels, norms, stride=stride, upsample=upsample, **options)
 
@@ -66,8 +67,21 @@ def _one_by_one(x, kernels, norms, *, stride=1, upsample=False, **options):
     return affine(conv(x, project, **options), *last)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _at_once(x, kernels, norms, upsample):
+# jit, so that layers of equal shapes are traced and lowered once.
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(3, 4))
+def _at_once(x, kernels, norms, upsample, precision):
+    parts = partial(_one_by_one, upsample=upsample, precision=precision)
+    return by_platform(
+        x,
+        kernels,
+        norms,
+        cpu=partial(_native, upsample=upsample),
+        default=partial(parts, implementation="library"),
+    )
+
+
+def _native(x, kernels, norms, *, upsample):
     expand, depthwise, project = kernels[0][0, 0], kernels[1][:, :, 0], kernels[2][0, 0]
     # The kernel computes transposes: of stride 2 what doubles, of stride 1 a plain convolution.
     if upsample:
@@ -84,9 +98,9 @@ def _at_once_fwd(*arguments):
     return _at_once(*arguments), arguments[:3]
 
 
-def _at_once_bwd(upsample, residuals, g):
-    parts = partial(_one_by_one, upsample=upsample, implementation="native")
-    return jax.vjp(parts, *residuals)[1](g)
+def _at_once_bwd(upsample, precision, residuals, g):
+    parts = partial(_one_by_one, upsample=upsample, precision=precision)
+    return jax.vjp(partial(parts, implementation="native"), *residuals)[1](g)
 
 
 _at_once.defvjp(_at_once_fwd, _at_once_bwd)

@@ -12,6 +12,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from nvae_jax.ops import native
+from nvae_jax.ops.by_platform import by_platform
 
 # What a remat policy calls the mean and the variance of a batch.
 STATISTICS = "batch_statistics"
@@ -47,15 +48,10 @@ def batch_norm(x, scale, bias, epsilon, implementation=None, activation=None):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _batch_norm(x, scale, bias, epsilon, by_native, with_swish):
-    mean, var = (_native_moments if by_native else _moments)(x)
+    mean, var = (_chosen_moments if by_native else _moments)(x)
     mean, var = checkpoint_name((mean, var), STATISTICS)
-    if with_swish:
-        rows, options = (-1, x.shape[-1]), {"epsilon": float(epsilon)}
-        given = (x.reshape(rows), scale, bias, mean, var)
-        y = native.call("norm_swish", given[0].shape, *given, **options).reshape(x.shape)
-    else:
-        y = affine(x, *coefficients(scale, bias, mean, var, epsilon))
-    return y, mean, var
+    normalize = _chosen_norm_swish if with_swish else _norm
+    return normalize(x, scale, bias, mean, var, epsilon), mean, var
 
 
 def _moments(x):
@@ -67,6 +63,38 @@ def _moments(x):
 def _native_moments(x):
     channels = x.shape[-1:]
     return tuple(native.call("moments", [channels, channels], x.reshape(-1, *channels)))
+
+
+# jit, so that layers of equal shapes are traced and lowered once.
+@jax.jit
+def _chosen_moments(x):
+    return by_platform(x, cpu=_native_moments, default=_moments)
+
+
+def _norm(x, scale, bias, mean, var, epsilon):
+    return affine(x, *coefficients(scale, bias, mean, var, epsilon))
+
+
+def _norm_swish(*arrays, epsilon):
+    return swish(_norm(*arrays, epsilon))
+
+
+def _native_norm_swish(x, *vectors, epsilon):
+    rows = x.reshape(-1, x.shape[-1])
+    return native.call("norm_swish", rows.shape, rows, *vectors, epsilon=epsilon).reshape(x.shape)
+
+
+@partial(jax.jit, static_argnums=5)
+def _chosen_norm_swish(x, scale, bias, mean, var, epsilon):
+    return by_platform(
+        x,
+        scale,
+        bias,
+        mean,
+        var,
+        cpu=partial(_native_norm_swish, epsilon=float(epsilon)),
+        default=partial(_norm_swish, epsilon=epsilon),
+    )
 
 
 def coefficients(scale, bias, mean, var, epsilon):
@@ -88,21 +116,39 @@ def _batch_norm_fwd(x, scale, bias, *options):
 
 def _batch_norm_bwd(epsilon, by_native, with_swish, residuals, cotangents):
     if not by_native:
-        return _gradients(*residuals, cotangents[0], epsilon)
-    x, *vectors = residuals
-    rows, channels = (x.size // x.shape[-1], x.shape[-1]), x.shape[-1:]
-    dx, dscale, dbias = native.call(
-        "norm_swish_grad" if with_swish else "norm_grad",
-        [rows, channels, channels],
-        x.reshape(rows),
-        cotangents[0].reshape(rows),
-        *vectors,
-        epsilon=float(epsilon),
+        return _gradients(*residuals, cotangents[0], epsilon=epsilon)
+    return _chosen_gradients(*residuals, cotangents[0], epsilon, with_swish)
+
+
+@partial(jax.jit, static_argnums=(6, 7))
+def _chosen_gradients(x, scale, bias, mean, var, g, epsilon, with_swish):
+    kernel = "norm_swish_grad" if with_swish else "norm_grad"
+    return by_platform(
+        x,
+        scale,
+        bias,
+        mean,
+        var,
+        g,
+        cpu=partial(_native_gradients, kernel=kernel, epsilon=float(epsilon)),
+        default=partial(_swish_gradients if with_swish else _gradients, epsilon=epsilon),
     )
+
+
+def _native_gradients(x, *vectors, kernel, epsilon):
+    *vectors, g = vectors
+    rows, channels = (x.size // x.shape[-1], x.shape[-1]), x.shape[-1:]
+    results, arrays = [rows, channels, channels], (x.reshape(rows), g.reshape(rows), *vectors)
+    dx, dscale, dbias = native.call(kernel, results, *arrays, epsilon=epsilon)
     return dx.reshape(x.shape), dscale, dbias
 
 
-def _gradients(x, scale, _, mean, var, g, epsilon):
+def _swish_gradients(*arrays, epsilon):
+    *given, g = arrays
+    return _gradients(*given, *_swish_bwd(_norm(*given, epsilon), g), epsilon=epsilon)
+
+
+def _gradients(x, scale, _, mean, var, g, *, epsilon):
     axes, count, inverse = tuple(range(x.ndim - 1)), x.size // x.shape[-1], lax.rsqrt(var + epsilon)
     g = g.astype(jnp.float32)
     centred = x.astype(jnp.float32) - _spread(mean, x)

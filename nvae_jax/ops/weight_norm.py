@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from nvae_jax.ops import native
+from nvae_jax.ops.by_platform import by_platform
 
 EPSILON = 1e-5  # added to a norm
 
@@ -20,8 +21,8 @@ def weight_norm(kernels, log_scales, implementation=None):
       a list of arrays in the shapes of the kernels.
     """
     if implementation == "native" and kernels:
-        return _native(list(kernels), list(log_scales))
-    return [_normalized(v, log_scale) for v, log_scale in zip(kernels, log_scales, strict=True)]
+        return _chosen(list(kernels), list(log_scales))
+    return _normalized(kernels, log_scales)
 
 
 def kernel_norm(kernel):
@@ -29,18 +30,35 @@ def kernel_norm(kernel):
     return jnp.sqrt(jnp.sum(kernel**2, axis=(-4, -3, -2)))
 
 
-def _normalized(kernel, log_scale):
-    gain = jnp.exp(log_scale) / (kernel_norm(kernel) + EPSILON)
-    return kernel * gain[..., None, None, None, :]
+def _normalized(kernels, log_scales):
+    gains = (
+        jnp.exp(log_scale) / (kernel_norm(v) + EPSILON)
+        for v, log_scale in zip(kernels, log_scales, strict=True)
+    )
+    return [v * gain[..., None, None, None, :] for v, gain in zip(kernels, gains, strict=True)]
 
 
 @jax.custom_vjp
+def _chosen(kernels, log_scales):
+    return by_platform(kernels, log_scales, cpu=_native, default=_normalized)
+
+
+def _chosen_bwd(residuals, gradients):
+    return by_platform(*residuals, gradients, cpu=_native_gradients, default=_derived_gradients)
+
+
+_chosen.defvjp(lambda *given: (_chosen(*given), given), _chosen_bwd)
+
+
+def _derived_gradients(kernels, log_scales, gradients):
+    return jax.vjp(_normalized, kernels, log_scales)[1](gradients)
+
+
 def _native(kernels, log_scales):
     return native.call("weight_norm", [v.shape for v in kernels], *kernels, *log_scales)
 
 
-def _native_bwd(residuals, gradients):
-    kernels, log_scales = residuals
+def _native_gradients(kernels, log_scales, gradients):
     n = len(kernels)
     gradients = native.call(
         "weight_norm_grad",
@@ -51,6 +69,3 @@ def _native_bwd(residuals, gradients):
         in_place={2 * n + i: i for i in range(n)},
     )
     return gradients[:n], gradients[n:]
-
-
-_native.defvjp(lambda *given: (_native(*given), given), _native_bwd)

@@ -124,7 +124,7 @@ def test_gradients(implementation, upsample):
 def test_one_call_where_it_pays(shape, options, at_once, implementation):
     given = arrays((shape, 24, 4), dtype=np.float32)
     run = partial(inverted_residual, implementation=implementation, **options)
-    program = str(jax.make_jaxpr(run)(*given))
+    program = jax.jit(run).lower(*given).as_text()
     assert ("nvae_jax_inverted_residual" in program) == at_once
 
 

@@ -18,6 +18,7 @@ from functools import partial
 import jax
 from jax import lax
 
+from nvae_jax.ops.by_platform import by_platform
 from nvae_jax.ops.depthwise import library, native, shifted
 from nvae_jax.ops.depthwise.geometry import convolving, doubling
 
@@ -25,8 +26,8 @@ from nvae_jax.ops.depthwise.geometry import convolving, doubling
 IMPLEMENTATIONS = {
     "library": {None: library},
     "shifted": {None: shifted},
-    # On CPU, and not where an array is spread over devices: XLA would gather it for every call.
-    "native": {None: native},
+    # Not where an array is spread over devices: XLA would gather it for every call.
+    "native": {"cpu": native, None: library},
 }
 # What runs wherever a program is lowered to, on however many devices.
 PORTABLE = {"cpu": shifted, None: library}
@@ -106,7 +107,10 @@ def _run(name, a, b, geometry, implementation, precision):
         for platform, module in modules.items()
     }
     default = branches.pop(None)
-    return lax.platform_dependent(a, b, default=default, **branches) if branches else default(a, b)
+    if not branches:
+        return default(a, b)
+    choose = by_platform if implementation else lax.platform_dependent
+    return choose(a, b, default=default, **branches)
 
 
 # The rule wraps the choice of platform: differentiated, the choice would save what any of its

@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from nvae_jax.ops.by_platform import by_platform
 from nvae_jax.ops.depthwise import depthwise_conv, native, upsample_depthwise_conv
 from nvae_jax.ops.normalization import affine, swish
 
@@ -41,11 +42,10 @@ def activated_depthwise_conv(
     Raises:
       as `depthwise_conv`.
     """
-    options = dict(stride=stride, upsample=upsample)
     if implementation == "native" and x.dtype == jnp.float32:
-        return _at_once(x, kernel, before, after, stride, upsample)
-    options.update(implementation=implementation, precision=precision)
-    return _one_by_one(x, kernel, before, after, **options)
+        return _at_once(x, kernel, before, after, stride, upsample, precision)
+    options = dict(stride=stride, upsample=upsample, precision=precision)
+    return _one_by_one(x, kernel, before, after, implementation=implementation, **options)
 
 
 def _one_by_one(x, kernel, before, after, *, stride, upsample, **options):
@@ -57,8 +57,22 @@ def _one_by_one(x, kernel, before, after, *, stride, upsample, **options):
     return swish(affine(y, *after))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _at_once(x, kernel, before, after, stride, upsample):
+# jit, so that layers of equal shapes are traced and lowered once.
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@partial(jax.jit, static_argnums=(4, 5, 6))
+def _at_once(x, kernel, before, after, stride, upsample, precision):
+    parts = partial(_one_by_one, stride=stride, upsample=upsample, precision=precision)
+    return by_platform(
+        x,
+        kernel,
+        before,
+        after,
+        cpu=partial(_native, stride=stride, upsample=upsample),
+        default=partial(parts, implementation="library"),
+    )
+
+
+def _native(x, kernel, before, after, *, stride, upsample):
     if upsample:
         return native.activated_upsample(x, kernel[:, :, 0], before, after)
     return native.activated(x, kernel[:, :, 0], before, after, stride)
@@ -68,9 +82,9 @@ def _at_once_fwd(*arguments):
     return _at_once(*arguments), arguments[:4]
 
 
-def _at_once_bwd(stride, upsample, residuals, g):
-    parts = partial(_one_by_one, stride=stride, upsample=upsample, implementation="native")
-    return jax.vjp(parts, *residuals)[1](g)
+def _at_once_bwd(stride, upsample, precision, residuals, g):
+    parts = partial(_one_by_one, stride=stride, upsample=upsample, precision=precision)
+    return jax.vjp(partial(parts, implementation="native"), *residuals)[1](g)
 
 
 _at_once.defvjp(_at_once_fwd, _at_once_bwd)
