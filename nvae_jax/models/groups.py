@@ -60,7 +60,9 @@ def run_groups(
 
     variables = parent.variables
     mine = {col: variables[col][name] for col in STACKED if name in variables.get(col, {})}
-    each = {col: unstack(tree, length, implementation) for col, tree in mine.items()}
+    # Some kernels are best read where they are. Training needs gradients for all as one stack.
+    late = None if train else is_kernel
+    each = {col: unstack(tree, length, implementation, late) for col, tree in mine.items()}
     outputs, changed = [], []
     for i in range(length):
         given = {collection: parts[i] for collection, parts in each.items()}
@@ -70,6 +72,11 @@ def run_groups(
     for collection in changed[0]:
         parent.put_variable(collection, name, stacked([new[collection] for new in changed]))
     return carry, outputs
+
+
+def is_kernel(stack):
+    """Whether arrays of this rank are kernels (groups, k, k, in, out) of convolutions."""
+    return stack.ndim == 5
 
 
 def stacked(parts):

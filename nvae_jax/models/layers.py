@@ -14,6 +14,7 @@ from nvae_jax.ops.convolution import conv
 from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
 from nvae_jax.ops.normalization import affine, batch_norm, coefficients
 from nvae_jax.ops.squeeze_excitation import gate
+from nvae_jax.ops.stacks import Entry, taken
 from nvae_jax.ops.weight_norm import kernel_norm, weight_norm
 
 # The standard deviation of a convolution's output after data-dependent initialisation.
@@ -106,7 +107,10 @@ class Conv(nn.Module):
     def _kernel(self, channels):
         per_group = 1 if self.depthwise else channels
         shape = (self.kernel_size, self.kernel_size, per_group, self.features)
-        kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
+        kernel = self.get_variable("params", "kernel")
+        if not isinstance(kernel, Entry):
+            kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
+        kernel = taken(kernel)
         mask = None if self.mask is None else self.mask(shape)
         log_scale = None
         if self.weight_norm:
@@ -141,7 +145,7 @@ class PlainConv(Conv):
     def __call__(self, x):
         """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`."""
         kernel, bias = (self.get_variable("params", name) for name in ("kernel", "bias"))
-        y = self._convolve(x, kernel)
+        y = self._convolve(x, taken(kernel))
         return y if bias is None else y + per_channel(bias.astype(self.dtype))
 
 

@@ -16,6 +16,7 @@ from nvae_jax.ops.convolution import conv
 from nvae_jax.ops.depthwise.activated import activated_depthwise_conv
 from nvae_jax.ops.depthwise.geometry import block_sums, convolving, doubling
 from nvae_jax.ops.normalization import affine
+from nvae_jax.ops.stacks import entry, taken
 
 # Of the C++ kernel, whose tasks are whole images: the largest that leaves room for others in a
 # core's cache, and the fewest tasks of so many pixels that are worth it.
@@ -30,7 +31,8 @@ def inverted_residual(
 
     Args:
       x: (B, H, W, C), float32 or bfloat16.
-      kernels: (1, 1, C, E), (k, k, 1, E) with k odd, and (1, 1, E, O), dtype of x.
+      kernels: (1, 1, C, E), (k, k, 1, E) with k odd, and (1, 1, E, O), dtype of x; or each as a
+        `stacks.Entry`, of which the C++ kernel makes no copy.
       norms: four pairs (gain, shift) of vectors, float32: gain · x + shift.
       stride: of the depthwise convolution, 1 or 2.
       upsample: the depthwise convolution sees its input doubled by nearest neighbours.
@@ -46,7 +48,9 @@ def inverted_residual(
     """
     by_native = implementation == "native" and x.dtype == jnp.float32
     if by_native and stride == 1 and _fits(x, upsample):
-        return _at_once(x, tuple(kernels), tuple(norms), upsample, precision)
+        expand, depthwise, project = kernels
+        kernels = entry(expand), taken(depthwise), entry(project)
+        return _at_once(x, kernels, tuple(norms), upsample, precision)
     options = dict(implementation=implementation, precision=precision)
     return _one_by_one(x, kernels, norms, stride=stride, upsample=upsample, **options)
 
@@ -59,7 +63,7 @@ def _fits(x, upsample):
 
 
 def _one_by_one(x, kernels, norms, *, stride=1, upsample=False, **options):
-    (expand, depthwise, project), (first, before, after, last) = kernels, norms
+    (expand, depthwise, project), (first, before, after, last) = map(taken, kernels), norms
     x = conv(affine(x, *first), expand, **options)
     x = activated_depthwise_conv(
         x, depthwise, before, after, stride=stride, upsample=upsample, **options
@@ -82,15 +86,15 @@ def _at_once(x, kernels, norms, upsample, precision):
 
 
 def _native(x, kernels, norms, *, upsample):
-    expand, depthwise, project = kernels[0][0, 0], kernels[1][:, :, 0], kernels[2][0, 0]
+    expand, depthwise, project = kernels[0], kernels[1][:, :, 0], kernels[2]
     # The kernel computes transposes: of stride 2 what doubles, of stride 1 a plain convolution.
     if upsample:
         geometry, taps = doubling(x.shape[1:3], depthwise.shape[0]), block_sums(depthwise)
     else:
         geometry, taps = convolving(x.shape[1:3], depthwise.shape[0], 1), depthwise[::-1, ::-1]
-    shape = (x.shape[0], *geometry.size, project.shape[-1])
+    shape = (x.shape[0], *geometry.size, project.stack.shape[-1])
     options = dict(stride=geometry.stride, low=geometry.low)
-    arrays = x, expand, taps, project, *sum(norms, ())
+    arrays = expand.index, project.index, x, expand.stack, taps, project.stack, *sum(norms, ())
     return native.call("inverted_residual", shape, *arrays, **options)
 
 

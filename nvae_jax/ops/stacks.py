@@ -1,15 +1,66 @@
 """Taking arrays apart that are stacked on a leading axis."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from nvae_jax.ops import native
 from nvae_jax.ops.by_platform import by_platform
 
 
-def unstack(tree, length, implementation=None):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Entry:
+    """An entry of a stack that is still in there: what reads it may do without a copy of it.
+
+    Attributes:
+      stack: (n, ...), float32.
+      index: of the entry, an integer.
+    """
+
+    stack: jax.Array
+    index: jax.Array
+
+    def astype(self, dtype):
+        """The entry in another dtype: taken out, if it is not its own."""
+        return self if dtype == self.stack.dtype else taken(self).astype(dtype)
+
+
+def taken(array):
+    """An array: an `Entry` as one of its own, and others as they are."""
+    return _take(array.stack, array.index) if isinstance(array, Entry) else array
+
+
+def entry(array):
+    """An `Entry`: an array as that of a stack of one, and entries as they are."""
+    return array if isinstance(array, Entry) else Entry(array[None], jnp.zeros((), jnp.int32))
+
+
+# Not a slice: see `unstack`.
+@jax.custom_vjp
+@jax.jit
+def _take(stack, index):
+    def by_native(stack, index):
+        return native.call("entry", stack.shape[1:], index, stack)
+
+    return by_platform(stack, index, cpu=by_native, default=_slice)
+
+
+def _slice(stack, index):
+    return lax.dynamic_index_in_dim(stack, index, keepdims=False)
+
+
+def _take_bwd(residuals, g):
+    return jax.vjp(_slice, *residuals)[1](g)
+
+
+_take.defvjp(lambda *given: (_take(*given), given), _take_bwd)
+
+
+def unstack(tree, length, implementation=None, late=None):
     """The `length` entries of a tree of arrays with a leading axis, as a list of trees.
 
     Args:
@@ -17,13 +68,24 @@ def unstack(tree, length, implementation=None):
         What reads the entries is then the same program for each of them: a compiler that sees
         slices makes them part of it, and every one another. Otherwise, and for all other names,
         they are slices.
+      late: which arrays the native call leaves in their stacks, as an `Entry` each, for what reads
+        them to decide; a function of an array.
     """
     leaves, structure = jax.tree.flatten(tree)
     if implementation == "native" and all(leaf.dtype == jnp.float32 for leaf in leaves) and leaves:
-        entries = _unstack(leaves, length)
+        entries = _unstack_but(leaves, length, late or (lambda _: False))
     else:
         entries = _slices(leaves, length=length)
     return [jax.tree.unflatten(structure, entry) for entry in entries]
+
+
+def _unstack_but(leaves, length, late):
+    """Native entries of those leaves that are not late, among the others'."""
+    now = [leaf for leaf in leaves if not late(leaf)]
+    entries = _unstack(now, length) if now else [[]] * length
+    for index, parts in enumerate(map(iter, entries)):
+        place = jnp.asarray(index, jnp.int32)
+        yield [Entry(leaf, place) if late(leaf) else next(parts) for leaf in leaves]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -1,6 +1,7 @@
 import math
 from functools import partial
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,15 @@ def test_unrolling_changes_nothing(tiny):
     ours = run(experiment.model, state.variables, images, noise=noise)
     theirs = run(looped, state.variables, images, noise=noise)
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-5, atol=1e-5)
+
+    def gradient(model):
+        def loss(params):
+            variables = {**state.variables, "params": params}
+            return run(model, variables, images, noise=noise).kl.sum()
+
+        return jax.grad(loss)(state.params)
+
+    chex.assert_trees_all_close(gradient(experiment.model), gradient(looped), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("num_groups", "looped"), [(16, False), (17, True)])

@@ -111,13 +111,13 @@ def test_either_choice_has_the_same_values(model):
     programs = {}
     for function in passes(model).values():
         for equation in choices(jax.make_jaxpr(function)(variables, images).jaxpr):
-            shapes = [variable.aval.shape for variable in equation.invars]
-            program = jax.make_jaxpr(equation.params["cpu"])(*map(jnp.zeros, shapes))
-            programs[str(program)] = equation.params, shapes
-    for program, (functions, shapes) in programs.items():
+            arrays = [variable.aval for variable in equation.invars]
+            program = jax.make_jaxpr(equation.params["cpu"])(*arrays)
+            programs[str(program)] = equation.params, arrays
+    for program, (functions, arrays) in programs.items():
         rng = np.random.default_rng(0)
-        # Not negative, as variances and gates are; zeros, as behind a rectifier.
-        given = [np.maximum(rng.uniform(-0.2, 1.0, s), 0).astype(np.float32) for s in shapes]
+        # Not negative, as variances and gates are; zeros, as behind a rectifier and of indices.
+        given = [np.maximum(rng.uniform(-0.2, 1.0, a.shape), 0).astype(a.dtype) for a in arrays]
         ours, theirs = (jax.jit(functions[name])(*given) for name in ("cpu", "default"))
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a, b, 1e-4, 1e-5 * np.abs(b).max(), err_msg=program)

@@ -10,6 +10,7 @@ import pytest
 
 from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
 from nvae_jax.ops.inverted_residual import inverted_residual
+from nvae_jax.ops.stacks import Entry
 from tests.ops.implementations import NATIVE, XLA
 
 # (shape of x, hidden channels, outputs): one image a task and several, the last task with fewer of
@@ -64,6 +65,14 @@ def check(found, expected, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=tolerance * np.abs(b).max())
 
 
+def gradients(run):
+    def total(*given):
+        y = run(*given)
+        return (y * np.random.default_rng(1).normal(size=y.shape).astype(y.dtype)).sum()
+
+    return jax.grad(total, (0, 1, 2))
+
+
 @pytest.mark.parametrize("implementation", [XLA, NATIVE])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values(case, implementation):
@@ -96,16 +105,28 @@ def test_other_resolutions(case, options, implementation):
 def test_gradients(implementation, upsample):
     case = ((8, 8, 8, 5), 30, 6)
 
-    def gradients(run):
-        def total(*given):
-            y = run(*given)
-            return (y * np.random.default_rng(1).normal(size=y.shape).astype(y.dtype)).sum()
-
-        return jax.grad(total, (0, 1, 2))
-
     run = partial(inverted_residual, implementation=implementation, upsample=upsample)
     found = gradients(run)(*arrays(case, dtype=np.float32))
     check(found, reference(case, function=gradients, upsample=upsample), 1e-4)
+
+
+@pytest.mark.parametrize("implementation", [NATIVE])
+@pytest.mark.parametrize("options", [{}, {"stride": 2}])
+def test_kernels_that_are_still_in_their_stacks(options, implementation):
+    x, kernels, norms = arrays(CASES[0], dtype=np.float32)
+    run = partial(inverted_residual, implementation=implementation, **options)
+    # Each is another entry of its stack, the others being no numbers.
+    stacks = [
+        jnp.full((3, *kernel.shape), jnp.nan).at[i].set(kernel) for i, kernel in enumerate(kernels)
+    ]
+
+    def by_stacks(x, stacks, norms):
+        return run(x, [Entry(stack, jnp.asarray(i)) for i, stack in enumerate(stacks)], norms)
+
+    check(jax.jit(by_stacks)(x, stacks, norms), run(x, kernels, norms))
+    found = jax.jit(gradients(by_stacks))(x, stacks, norms)
+    found = found[0], [stack[i] for i, stack in enumerate(found[1])], found[2]
+    check(found, gradients(run)(x, kernels, norms))
 
 
 @pytest.mark.parametrize("implementation", [NATIVE])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvae_jax.ops.stacks import unstack
+from nvae_jax.ops.stacks import Entry, entry, taken, unstack
 from tests.ops.implementations import NATIVE, XLA
 
 RNG = np.random.default_rng(0)
@@ -46,3 +46,35 @@ def test_other_dtypes_and_trees_without_arrays(implementation):
     entries = unstack(tree, 2, implementation)
     np.testing.assert_array_equal(entries[1]["number"], [3, 4, 5])
     assert unstack({}, 2, implementation) == [{}, {}]
+
+
+@pytest.mark.parametrize("implementation", [NATIVE])
+def test_late_entries_stay_in_their_stacks_until_they_are_taken(implementation):
+    entries = unstack(TREE, 3, implementation, late=lambda stack: stack.ndim == 3)
+    for index, tree in enumerate(entries):
+        kept = [tree["a"], tree["b"][1]]
+        assert all(isinstance(part, Entry) and part.index == index for part in kept)
+        assert kept[0].stack is TREE["a"]
+        assert isinstance(tree["b"][0], jax.Array)
+        is_entry = lambda node: isinstance(node, Entry)  # noqa: E731
+        chex.assert_trees_all_equal(jax.tree.map(taken, tree, is_leaf=is_entry), by_hand(3)[index])
+
+
+def test_an_entry_has_the_gradient_of_its_stack():
+    stack = TREE["a"]
+
+    @jax.jit
+    def total(stack, index):
+        return jnp.sum(taken(Entry(stack, index)) ** 2)
+
+    expected = jnp.zeros_like(stack).at[1].set(2 * stack[1])
+    np.testing.assert_allclose(jax.grad(total)(stack, 1), expected, rtol=1e-6)
+
+
+def test_arrays_and_entries_are_taken_for_each_other():
+    array = TREE["a"][0]
+    assert taken(array) is array
+    np.testing.assert_array_equal(taken(entry(array)), array)
+    assert entry(entry(array)).stack.shape == (1, *array.shape)
+    assert entry(array).astype(jnp.float32).stack.shape == (1, *array.shape)
+    np.testing.assert_array_equal(entry(array).astype(jnp.bfloat16), array.astype(jnp.bfloat16))

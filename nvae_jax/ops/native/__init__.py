@@ -51,6 +51,7 @@ KERNELS = (
     "depthwise_kernel_grad",
     "depthwise_activated_correlate",
     "depthwise_activated_input_grad",
+    "entry",
     "inverted_residual",
     "moments",
     "norm_grad",

@@ -119,6 +119,16 @@ void SumRows(Index rows, Index channels, float* totals, Index width, const Add& 
 }
 
 // ---------------------------------------------------------------------------------------------
+// Stacks
+
+using Scalar = ffi::Buffer<ffi::S32>;
+
+// An index into the first axis of a stack, moved to the nearest that there is.
+inline Index Within(const Scalar& index, const Array& stack) {
+  return std::clamp<Index>(*index.typed_data(), 0, stack.dimensions()[0] - 1);
+}
+
+// ---------------------------------------------------------------------------------------------
 // Lists of arrays
 
 // Entries [begin, begin + count) of an array.

@@ -91,7 +91,7 @@ struct Sizes {
         width(x.dimensions()[2]),
         inputs(x.dimensions()[3]),
         hidden(depthwise.dimensions()[2]),
-        outputs(project.dimensions()[1]),
+        outputs(project.dimensions().back()),
         out_height(stride * height),
         out_width(stride * width),
         gradient{depthwise.dimensions()[0], stride, low},
@@ -150,14 +150,18 @@ void Affine(const float* from, Index from_pitch, Index pixels, Index channels, c
   }
 }
 
-ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array depthwise,
-                            Array project, Array in_gain, Array in_shift, Array expand_gain,
+// `expand` and `project` are stacks (n, 1, 1, in, out), of which one entry each is meant.
+ffi::Error InvertedResidual(ffi::ThreadPool pool, Scalar expand_index, Scalar project_index,
+                            Array x, Array expand, Array depthwise, Array project, Array in_gain, Array in_shift, Array expand_gain,
                             Array expand_shift, Array depthwise_gain, Array depthwise_shift,
                             Array out_gain, Array out_shift, Result y, Index stride, Index low) {
   Sizes size(x, depthwise, project, stride, low);
   static thread_local Buffer kept;
-  Kernels kernels(pool, size, expand.typed_data(), depthwise.typed_data(), project.typed_data(),
-                  kept);
+  const float* expand_data =
+      expand.typed_data() + Within(expand_index, expand) * size.inputs * size.hidden;
+  const float* project_data =
+      project.typed_data() + Within(project_index, project) * size.hidden * size.outputs;
+  Kernels kernels(pool, size, expand_data, depthwise.typed_data(), project_data, kept);
   Buffer gains[] = {Padded(expand_gain), Padded(depthwise_gain)};
   Buffer shifts[] = {Padded(expand_shift), Padded(depthwise_shift)};
   Index threads = std::max<Index>(1, pool.num_threads());
@@ -239,4 +243,8 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
 
 }  // namespace
 
-NVAE_JAX_EXPORT_MAP(nvae_jax_inverted_residual, InvertedResidual, 12);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    nvae_jax_inverted_residual, InvertedResidual,
+    (WithArrays<12, 1>(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Scalar>().Arg<Scalar>())
+         .Attr<Index>("stride")
+         .Attr<Index>("low")));

@@ -40,8 +40,24 @@ ffi::Error Stack(ffi::ThreadPool pool, ffi::RemainingArgs entries, ffi::Remainin
   return ffi::Error::Success();
 }
 
+ffi::Error Entry(ffi::ThreadPool pool, Scalar index, Array stack, Result entry) {
+  Index size = entry->element_count();
+  const float* stacked = stack.typed_data() + Within(index, stack) * size;
+  auto tasks = Tasks({size});
+  Parallel(pool, tasks.size(), [&](Index task) {
+    for (const Piece& piece : tasks[task]) {
+      std::memcpy(entry->typed_data() + piece.begin, stacked + piece.begin,
+                  piece.count * sizeof(float));
+    }
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    nvae_jax_entry, Entry,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Scalar>().Arg<Array>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     nvae_jax_unstack, Unstack,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
