@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -66,6 +67,23 @@ void Parallel(ffi::ThreadPool& pool, Index count, const Task& task) {
   work();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->finished.wait(lock, [&] { return shared->done == count; });
+}
+
+// Runs first(0) … first(count - 1) and, when all of them have ended, then(0) … then(more - 1). For
+// less than two calls of `Parallel`: threads take long to wake up, and need not meet in between.
+template <typename First, typename Then>
+void Parallel(ffi::ThreadPool& pool, Index count, const First& first, Index more,
+              const Then& then) {
+  std::atomic<Index> ended{0};
+  Parallel(pool, count + more, [&](Index i) {  // they begin in order
+    if (i < count) {
+      first(i);
+      ++ended;
+    } else {
+      while (ended < count) std::this_thread::yield();
+      then(i - count);
+    }
+  });
 }
 
 // ---------------------------------------------------------------------------------------------

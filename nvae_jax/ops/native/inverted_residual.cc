@@ -112,23 +112,23 @@ struct Sizes {
 // The three kernels in the order in which they are read, for a block of hidden channels each.
 class Kernels {
  public:
-  Kernels(ffi::ThreadPool& pool, const Sizes& size, const float* expand, const float* depthwise,
-          const float* project, Buffer& kept)
-      : expand_(size.inputs * kWide),
+  Kernels(const Sizes& size, Buffer& kept)
+      : size_(size),
+        expand_(size.inputs * kWide),
         taps_(kParts * size.taps()),
         project_(kWide * Width(size.outputs)) {
     kept.Reserve(size.blocks() * (expand_ + taps_ + project_));
     data_ = kept.data();
-    Parallel(pool, size.blocks(), [&](Index block) {
-      Index first = block * kWide, n = size.valid(block);
-      PackColumns(expand + first, size.inputs, n, size.hidden, Expand(block));
-      PackColumns(project + first * size.outputs, n, size.outputs, size.outputs, Project(block));
-      std::memset(Taps(block), 0, taps_ * sizeof(float));
-      for (Index part = 0; part * kBlock < n; ++part) {
-        Index c = first + part * kBlock, valid = std::min(kBlock, size.hidden - c);
-        size.gradient.Pack(depthwise, size.hidden, c, valid, Taps(block) + part * size.taps());
-      }
-    });
+  }
+  void Pack(Index block, const float* expand, const float* depthwise, const float* project) {
+    Index first = block * kWide, n = size_.valid(block);
+    PackColumns(expand + first, size_.inputs, n, size_.hidden, Expand(block));
+    PackColumns(project + first * size_.outputs, n, size_.outputs, size_.outputs, Project(block));
+    std::memset(Taps(block), 0, taps_ * sizeof(float));
+    for (Index part = 0; part * kBlock < n; ++part) {
+      Index c = first + part * kBlock, valid = std::min(kBlock, size_.hidden - c);
+      size_.gradient.Pack(depthwise, size_.hidden, c, valid, Taps(block) + part * size_.taps());
+    }
   }
   float* Expand(Index block) const { return At(block); }             // (inputs, Width)
   float* Taps(Index block) const { return At(block) + expand_; }     // (part, taps, kBlock)
@@ -136,6 +136,7 @@ class Kernels {
 
  private:
   float* At(Index block) const { return data_ + block * (expand_ + taps_ + project_); }
+  const Sizes& size_;
   Index expand_, taps_, project_;
   float* data_;
 };
@@ -161,7 +162,10 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Scalar expand_index, Scalar pr
       expand.typed_data() + Within(expand_index, expand) * size.inputs * size.hidden;
   const float* project_data =
       project.typed_data() + Within(project_index, project) * size.hidden * size.outputs;
-  Kernels kernels(pool, size, expand_data, depthwise.typed_data(), project_data, kept);
+  Kernels kernels(size, kept);
+  auto pack = [&](Index block) {
+    kernels.Pack(block, expand_data, depthwise.typed_data(), project_data);
+  };
   Buffer gains[] = {Padded(expand_gain), Padded(depthwise_gain)};
   Buffer shifts[] = {Padded(expand_shift), Padded(depthwise_shift)};
   Index threads = std::max<Index>(1, pool.num_threads());
@@ -169,7 +173,7 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Scalar expand_index, Scalar pr
                           size.batch / (kTasksPerThread * threads));
   images = std::max<Index>(1, images);
   Index sum_width = Width(size.outputs);
-  Parallel(pool, CeilDiv(size.batch, images), [&](Index task) {
+  auto run = [&](Index task) {
     Index first = task * images, count = std::min(images, size.batch - first);
     Index pixels = count * size.pixels(), out_pixels = count * size.out_pixels();
     Index part_size = count * size.image();
@@ -237,7 +241,8 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Scalar expand_index, Scalar pr
     }
     Affine(sums.data(), sum_width, out_pixels, size.outputs, out_gain, out_shift,
            y->typed_data() + first * size.out_pixels() * size.outputs);
-  });
+  };
+  Parallel(pool, size.blocks(), pack, CeilDiv(size.batch, images), run);
   return ffi::Error::Success();
 }
 
