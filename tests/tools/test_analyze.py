@@ -67,3 +67,16 @@ def test_files(run, tmp_path):
     assert (tmp_path / "latents.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="at least two images"):
         analyze.analyze_run(run, tmp_path, max_examples=1)
+
+
+def test_few_images_do_not_fill_a_batch_up(run, tmp_path, monkeypatch):
+    images, original = [], analyze.latent_moments
+
+    def spied(run, batches, **options):
+        batches = list(batches)
+        images.extend(len(batch["image"]) for batch in batches)
+        return original(run, batches, **options)
+
+    monkeypatch.setattr(analyze, "latent_moments", spied)
+    assert analyze.analyze_run(run, tmp_path, max_examples=5)["num_examples"] == 5
+    assert images == [5] and run.batch_size > 5
