@@ -73,19 +73,19 @@ def unstack(tree, length, implementation=None, late=None):
     """
     leaves, structure = jax.tree.flatten(tree)
     if implementation == "native" and all(leaf.dtype == jnp.float32 for leaf in leaves) and leaves:
-        entries = _unstack_but(leaves, length, late or (lambda _: False))
+        entries = _unstack_some(leaves, length, late or (lambda _: False))
     else:
         entries = _slices(leaves, length=length)
-    return [jax.tree.unflatten(structure, entry) for entry in entries]
+    return [jax.tree.unflatten(structure, parts) for parts in entries]
 
 
-def _unstack_but(leaves, length, late):
-    """Native entries of those leaves that are not late, among the others'."""
+def _unstack_some(leaves, length, late):
+    """`_unstack`, with an `Entry` in the place of what is late."""
     now = [leaf for leaf in leaves if not late(leaf)]
-    entries = _unstack(now, length) if now else [[]] * length
-    for index, parts in enumerate(map(iter, entries)):
-        place = jnp.asarray(index, jnp.int32)
-        yield [Entry(leaf, place) if late(leaf) else next(parts) for leaf in leaves]
+    unstacked = _unstack(now, length) if now else [[]] * length
+    for number, parts in enumerate(map(iter, unstacked)):
+        index = jnp.asarray(number, jnp.int32)
+        yield [Entry(leaf, index) if late(leaf) else next(parts) for leaf in leaves]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -79,7 +79,7 @@ def call(name, results, *arrays, in_place=None, **attributes):
         `norm_grad` maps x, the gradient of y, scale, bias, mean and variance to the gradients for
         x, scale and bias. Those for lists of arrays are described in their sources.
       results: its shape, or a list of shapes.
-      arrays: float32.
+      arrays: float32; indices and counts int32.
       in_place: {number of an array: number of the result that may be written over it}.
       attributes: floats, integers or lists of integers; of convolutions the stride, 1 or 2, and
         `low`, the zeros in front.

@@ -153,9 +153,10 @@ void Affine(const float* from, Index from_pitch, Index pixels, Index channels, c
 
 // `expand` and `project` are stacks (n, 1, 1, in, out), of which one entry each is meant.
 ffi::Error InvertedResidual(ffi::ThreadPool pool, Scalar expand_index, Scalar project_index,
-                            Array x, Array expand, Array depthwise, Array project, Array in_gain, Array in_shift, Array expand_gain,
-                            Array expand_shift, Array depthwise_gain, Array depthwise_shift,
-                            Array out_gain, Array out_shift, Result y, Index stride, Index low) {
+                            Array x, Array expand, Array depthwise, Array project,
+                            Array in_gain, Array in_shift, Array expand_gain, Array expand_shift,
+                            Array depthwise_gain, Array depthwise_shift, Array out_gain,
+                            Array out_shift, Result y, Index stride, Index low) {
   Sizes size(x, depthwise, project, stride, low);
   static thread_local Buffer kept;
   const float* expand_data =
