@@ -175,16 +175,12 @@ def analyze_run(run, out, *, split="test", max_examples=None, seed=0):
     """
     spec = run.experiment.data
     split = pipeline.resolve_split(spec, split)
-    total = pipeline.num_examples(spec, split)
-    total = min(total, max_examples or total)
+    batch_size = pipeline.eval_batch_size(run.batch_size, max_examples)
     batches = pipeline.eval_batches(
-        spec,
-        split=split,
-        batch_size=min(run.batch_size, total),  # what fills up a batch costs as much as an image
-        seed=seed,
-        max_examples=max_examples,
+        spec, split=split, batch_size=batch_size, seed=seed, max_examples=max_examples
     )
-    with tqdm(total=total, unit="image", disable=None) as bar:
+    total = pipeline.num_examples(spec, split)
+    with tqdm(total=min(total, max_examples or total), unit="image", disable=None) as bar:
         count, moments = latent_moments(
             run, batches, seed=seed, progress=lambda done: bar.update(done - bar.n)
         )

@@ -164,8 +164,7 @@ class HeldOut:
 def _batches(experiment, split, batch_size, seed, max_examples):
     """This host's parts of all batches of a split."""
     batch_size = batch_size or experiment.evaluation.batch_size
-    if max_examples:  # what fills up a batch costs as much as an example
-        batch_size = min(batch_size, max_examples)
+    batch_size = pipeline.eval_batch_size(batch_size, max_examples)
     return pipeline.eval_batches(
         experiment.data,
         split=split,

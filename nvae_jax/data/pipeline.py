@@ -197,6 +197,12 @@ def eval_batches(
     return _counted(_prefetched(dataset, spec), spec)
 
 
+def eval_batch_size(batch_size: int, max_examples: int | None) -> int:
+    """`batch_size`, or less where so few examples are asked for: what fills a batch up costs as
+    much as an example."""
+    return batch_size if max_examples is None else min(batch_size, max(1, max_examples))
+
+
 def num_examples(spec: DataSpec, split: str) -> int:
     """How many images a split has, counted in the data."""
     return len(sources.open_images(spec, split))

@@ -61,7 +61,7 @@ def run_groups(
     variables = parent.variables
     mine = {col: variables[col][name] for col in STACKED if name in variables.get(col, {})}
     # Some kernels are best read where they are. Training needs gradients for all as one stack.
-    late = None if train else is_kernel
+    late = None if train else _is_kernel
     each = {col: unstack(tree, length, implementation, late) for col, tree in mine.items()}
     outputs, changed = [], []
     for i in range(length):
@@ -74,7 +74,7 @@ def run_groups(
     return carry, outputs
 
 
-def is_kernel(stack):
+def _is_kernel(stack):
     """Whether arrays of this rank are kernels (groups, k, k, in, out) of convolutions."""
     return stack.ndim == 5
 

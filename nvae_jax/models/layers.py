@@ -108,9 +108,10 @@ class Conv(nn.Module):
         per_group = 1 if self.depthwise else channels
         shape = (self.kernel_size, self.kernel_size, per_group, self.features)
         kernel = self.get_variable("params", "kernel")
-        if not isinstance(kernel, Entry):
+        if isinstance(kernel, Entry):
+            kernel = taken(kernel)
+        else:
             kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
-        kernel = taken(kernel)
         mask = None if self.mask is None else self.mask(shape)
         log_scale = None
         if self.weight_norm:

@@ -43,10 +43,11 @@ def entry(array):
 @jax.custom_vjp
 @jax.jit
 def _take(stack, index):
-    def by_native(stack, index):
-        return native.call("entry", stack.shape[1:], index, stack)
+    return by_platform(stack, index, cpu=_native_take, default=_slice)
 
-    return by_platform(stack, index, cpu=by_native, default=_slice)
+
+def _native_take(stack, index):
+    return native.call("entry", stack.shape[1:], index, stack)
 
 
 def _slice(stack, index):

@@ -87,8 +87,10 @@ def passes(model):
         return model.apply(variables, num=len(images), rngs=rngs, method="sample_logits")
 
     def normalize(variables, _):
-        kernels = lambda params: jax.tree.leaves(effective_kernels(params, "native"))  # noqa: E731
-        return jax.vjp(kernels, variables["params"])[1](kernels(variables["params"]))
+        kernels, pullback = jax.vjp(
+            partial(effective_kernels, implementation="native"), variables["params"]
+        )
+        return pullback(kernels)
 
     return {"train": train, "sample": sample, "normalize": normalize}
 

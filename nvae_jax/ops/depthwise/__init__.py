@@ -109,6 +109,7 @@ def _run(name, a, b, geometry, implementation, precision):
     default = branches.pop(None)
     if not branches:
         return default(a, b)
+    # Operations are counted (planning/flops.py) in what lax's choice shows, which is traced whole.
     choose = by_platform if implementation else lax.platform_dependent
     return choose(a, b, default=default, **branches)
 

@@ -4,52 +4,52 @@
 
 namespace {
 
-// Of n stacks and `length` entries of each, in the order of entries and then of stacks.
-template <typename Stack, typename Entry, typename Copy>
-void ForEach(ffi::ThreadPool& pool, Index n, Index length, const Stack& stack, const Entry& entry,
-             const Copy& copy) {
-  std::vector<Index> sizes;
-  for (Index i = 0; i < n * length; ++i) sizes.push_back(stack(i % n).element_count() / length);
-  auto tasks = Tasks(sizes);
+struct Copy {
+  const float* from;
+  float* to;
+  Index count;
+};
+
+void Run(ffi::ThreadPool& pool, const std::vector<Copy>& copies) {
+  std::vector<Index> counts;
+  for (const Copy& copy : copies) counts.push_back(copy.count);
+  auto tasks = Tasks(counts);
   Parallel(pool, tasks.size(), [&](Index task) {
     for (const Piece& piece : tasks[task]) {
-      Index i = piece.array;
-      float* stacked = stack(i % n).typed_data() + i / n * sizes[i] + piece.begin;
-      copy(stacked, entry(i).typed_data() + piece.begin, piece.count * sizeof(float));
+      const Copy& copy = copies[piece.array];
+      std::memcpy(copy.to + piece.begin, copy.from + piece.begin, piece.count * sizeof(float));
     }
   });
 }
 
+// Entries are in the order of their indices and then of the stacks.
 ffi::Error Unstack(ffi::ThreadPool pool, ffi::RemainingArgs stacks, ffi::RemainingRets entries) {
+  std::vector<Copy> copies;
   Index n = stacks.size();
-  if (n == 0) return ffi::Error::Success();
-  ForEach(
-      pool, n, entries.size() / n, [&](Index i) { return *stacks.get<Array>(i); },
-      [&](Index i) { return **entries.get<Array>(i); },
-      [](const float* stacked, float* entry, size_t size) { std::memcpy(entry, stacked, size); });
+  for (size_t i = 0; i < entries.size(); ++i) {
+    Array stack = *stacks.get<Array>(i % n), entry = **entries.get<Array>(i);
+    Index size = entry.element_count();
+    copies.push_back({stack.typed_data() + i / n * size, entry.typed_data(), size});
+  }
+  Run(pool, copies);
   return ffi::Error::Success();
 }
 
 ffi::Error Stack(ffi::ThreadPool pool, ffi::RemainingArgs entries, ffi::RemainingRets stacks) {
+  std::vector<Copy> copies;
   Index n = stacks.size();
-  if (n == 0) return ffi::Error::Success();
-  ForEach(
-      pool, n, entries.size() / n, [&](Index i) { return **stacks.get<Array>(i); },
-      [&](Index i) { return *entries.get<Array>(i); },
-      [](float* stacked, const float* entry, size_t size) { std::memcpy(stacked, entry, size); });
+  for (size_t i = 0; i < entries.size(); ++i) {
+    Array entry = *entries.get<Array>(i), stack = **stacks.get<Array>(i % n);
+    Index size = entry.element_count();
+    copies.push_back({entry.typed_data(), stack.typed_data() + i / n * size, size});
+  }
+  Run(pool, copies);
   return ffi::Error::Success();
 }
 
 ffi::Error Entry(ffi::ThreadPool pool, Scalar index, Array stack, Result entry) {
   Index size = entry->element_count();
-  const float* stacked = stack.typed_data() + Within(index, stack) * size;
-  auto tasks = Tasks({size});
-  Parallel(pool, tasks.size(), [&](Index task) {
-    for (const Piece& piece : tasks[task]) {
-      std::memcpy(entry->typed_data() + piece.begin, stacked + piece.begin,
-                  piece.count * sizeof(float));
-    }
-  });
+  Run(pool, {{stack.typed_data() + Within(index, stack) * size, entry->typed_data(), size}});
   return ffi::Error::Success();
 }
 
