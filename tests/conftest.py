@@ -22,11 +22,12 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """One folder of compiled programs, which the commands that tests start share."""
+    """One folder of compiled programs, which the commands that tests start share. It is a new one,
+    unless JAX_COMPILATION_CACHE_DIR names one to keep from one run of tests to the next."""
     # One folder for the processes that pytest-xdist spreads the suite over, too.
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    folder = str(root / "compilation")
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(root / "compilation")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
