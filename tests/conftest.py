@@ -10,6 +10,7 @@ import pytest
 
 from configs import digits
 from nvae_jax import build
+from tests import forked
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_NAMES = ("bernoulli_2scale", "logistic_mixture_flow", "deep_5bit_flow2")
@@ -33,6 +34,13 @@ def compilation_cache(tmp_path_factory):
         patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
         jax.config.update("jax_compilation_cache_dir", folder)
         yield folder
+
+
+@pytest.fixture(scope="session")
+def commands(compilation_cache):
+    """Runs launch scripts in children of a process that has imported the package."""
+    with forked.Commands() as commands:
+        yield commands
 
 
 class Golden:

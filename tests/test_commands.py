@@ -39,14 +39,19 @@ def start(script, *arguments, cwd=ROOT):
     )
 
 
-def run(script, *arguments):
-    process = start(script, *arguments)
-    out, error = process.communicate(timeout=300)
-    return process.returncode, out, error
+@pytest.fixture(scope="module")
+def run(commands):
+    """A function: (script, *flags) to (exit status, stdout, stderr)."""
+
+    def call(script, *flags):
+        done = commands.run(script, *flags)
+        return done.returncode, done.stdout, done.stderr
+
+    return call
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(run, tmp_path_factory):
     """A run of three steps."""
     workdir = tmp_path_factory.mktemp("commands") / "run"
     code, out, error = run("train", *TINY, f"--workdir={workdir}", "--config.train.num_steps=3")
@@ -55,7 +60,7 @@ def workdir(tmp_path_factory):
     return workdir
 
 
-def test_evaluate_prints_and_writes(workdir):
+def test_evaluate_prints_and_writes(run, workdir):
     code, out, error = run(
         "evaluate", f"--workdir={workdir}", "--num_iw_samples=2", "--max_examples=70"
     )
@@ -68,13 +73,13 @@ def test_evaluate_prints_and_writes(workdir):
     np.testing.assert_allclose(result["bits_per_dim"], result["neg_log_p"] / 256 / np.log(2))
 
 
-def test_missing_test_split_is_said(workdir):
+def test_missing_test_split_is_said(run, workdir):
     code, _, error = run("evaluate", f"--workdir={workdir}", "--split=validation")
     assert code != 0 and error.count("\n") == 1 and "validation" in error
 
 
 @pytest.mark.parametrize("recalibrate", ["--recalibrate_bn", "--norecalibrate_bn"])
-def test_sample_writes_all_images_and_a_grid(workdir, tmp_path, recalibrate):
+def test_sample_writes_all_images_and_a_grid(run, workdir, tmp_path, recalibrate):
     code, _, error = run(
         "sample",
         f"--workdir={workdir}",
@@ -106,7 +111,7 @@ def test_sample_writes_all_images_and_a_grid(workdir, tmp_path, recalibrate):
         ("sample", ["--workdir=W", "--out=O"], "is not a run directory"),
     ],
 )
-def test_wrong_words_end_in_one_line(tmp_path, script, arguments, message):
+def test_wrong_words_end_in_one_line(run, tmp_path, script, arguments, message):
     arguments = [a.replace("=W", f"={tmp_path / 'w'}") for a in arguments]
     code, _, error = run(script, *arguments)
     assert code != 0
@@ -116,12 +121,12 @@ def test_wrong_words_end_in_one_line(tmp_path, script, arguments, message):
 
 
 @pytest.mark.parametrize("script", ["train", "evaluate", "sample"])
-def test_help(script):
+def test_help(run, script):
     code, out, _ = run(script, "--help")
     assert code == 0 and f"python launch/{script}.py" in out and "--workdir" in out
 
 
-def test_another_config_and_a_run_without_checkpoint_are_refused(workdir, tmp_path):
+def test_another_config_and_a_run_without_checkpoint_are_refused(run, workdir, tmp_path):
     code, _, error = run("train", *TINY, f"--workdir={workdir}", "--config.train.num_steps=4")
     assert code == 2 and "train.num_steps is 3 there and 4 here" in error
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
@@ -129,7 +134,7 @@ def test_another_config_and_a_run_without_checkpoint_are_refused(workdir, tmp_pa
     assert code == 2 and "has no checkpoint yet" in error
 
 
-def test_sigterm_saves_and_a_second_process_is_refused(tmp_path):
+def test_sigterm_saves_and_a_second_process_is_refused(run, tmp_path):
     """A real process: started, watched, joined by a second one, stopped and resumed."""
     arguments = [*TINY, f"--workdir={tmp_path / 'run'}", "--config.train.num_steps=100000"]
     process = start("train", *arguments)

@@ -37,8 +37,9 @@ def test_prepares_a_folder_and_says_how_to_use_it(pictures, tmp_path):
     ],
     ids=["by hand", "name", "flag"],
 )
-def test_faults_are_one_line_and_an_exit_status(arguments, message, tmp_path):
-    done = run(*arguments, *([] if "nme" in message else [f"--data_dir={tmp_path}"]))
+def test_faults_are_one_line_and_an_exit_status(commands, arguments, message, tmp_path):
+    folder = [] if "nme" in message else [f"--data_dir={tmp_path}"]
+    done = commands.run("prepare_data", *arguments, *folder)
     assert done.returncode != 0 and done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert any(part in done.stderr for part in message.split("|"))

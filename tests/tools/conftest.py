@@ -1,8 +1,5 @@
 """A run directory of a tiny random model of digits, for everything that uses a trained one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +68,3 @@ def run(workdir):
 def images():
     """Five binary images (5, 16, 16, 1)."""
     return (np.random.default_rng(0).random((5, 16, 16, 1)) > 0.5).astype(np.float32)
-
-
-@pytest.fixture(scope="session")
-def command():
-    """A function: (script, *flags) to the finished process of a launch script."""
-
-    def call(script, *flags, **environment):
-        return subprocess.run(
-            [sys.executable, str(ROOT / "launch" / script), *map(str, flags)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        )
-
-    return call

@@ -90,10 +90,10 @@ def test_recalibration_changes_the_samples(run, workdir, tmp_path):
     assert not same(sample(recalibration="published"), plain)
 
 
-def test_two_devices_draw_the_same_images(run, workdir, tmp_path, command):
+def test_two_devices_draw_the_same_images(run, workdir, tmp_path, commands):
     flags = (f"--workdir={workdir}", "--num=6", "--batch_size=6", "--temperature=0.6", "--passes=2")
     options = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2"
-    found = command("sample.py", *flags, f"--out={tmp_path}", XLA_FLAGS=options)
+    found = commands.run("sample", *flags, f"--out={tmp_path}", XLA_FLAGS=options)
     assert found.returncode == 0, found.stderr
     statistics = run.recalibrated(0.6, passes=2).variables["batch_stats"]
     variables = {**run.state.variables, "batch_stats": statistics}
@@ -102,9 +102,9 @@ def test_two_devices_draw_the_same_images(run, workdir, tmp_path, command):
         assert same(file["images"], here[0])
 
 
-def test_wrong_values_end_in_one_line(command, workdir, tmp_path):
+def test_wrong_values_end_in_one_line(commands, workdir, tmp_path):
     out = tmp_path / "out"
-    found = command("sample.py", f"--workdir={workdir}", f"--out={out}", "--temperature=1,1,1")
+    found = commands.run("sample", f"--workdir={workdir}", f"--out={out}", "--temperature=1,1,1")
     assert found.returncode == 2
     assert found.stderr.splitlines()[-1].startswith("error: temperature: 3 values for 2 scale")
     assert "Traceback" not in found.stderr
