@@ -210,7 +210,8 @@ def load_run(workdir, which="latest", *, join=False):
     config = run_directory.load_config(workdir)
     if join:
         distributed.initialize(build.build_distributed(config))
-    experiment = build.build(config)
+    with distributed.together():
+        experiment = build.build(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         restored = checkpoints.restore(experiment.abstract_state(), which)
     if restored is None:

@@ -9,6 +9,8 @@ fails by itself and then waits for the others to end: hence `leave`.
 import contextlib
 import dataclasses
 import functools
+import itertools
+import json
 import os
 import re
 import signal
@@ -21,11 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SHORTEST_TIMEOUT = 5  # less would take a busy host for a lost one
 LOST_CONNECTION = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 ONE_PROCESS_HINT = "set JAX_NUM_PROCESSES=1 to use this host alone"
+LONGEST_WAIT = 24 * 3600  # seconds; a process that is lost meanwhile ends all of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +110,58 @@ def is_primary():
 
 
 def barrier(name):
-    """Waits until every process has come here; nothing with one process."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    """Waits until every process has come here; nothing with one process.
+
+    Needs no device, and so waits for a process that compiles or reads for long, as collectives
+    may not.
+    """
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * LONGEST_WAIT)
+
+
+_exchanges = itertools.count()
+
+
+def exchange(value):
+    """The `value`s of all processes, in the order of their indices; all must call it equally often.
+
+    Args:
+      value: anything that JSON can hold.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    barrier(f"exchange {next(_exchanges)}")
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    longest = multihost_utils.process_allgather(np.int32(text.size)).max()
+    row = np.full(-(-longest // 1024) * 1024, ord(" "), np.uint8)  # few sizes, few programs
+    row[: text.size] = text
+    return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(row)]
+
+
+@contextlib.contextmanager
+def together():
+    """A context, entered by all processes, that one process leaves with an error only with all.
+
+    For checks: where any process raises ValueError or OSError, all raise ValueError. So every
+    process ends as the command of one process would, and none is left waiting for another. Inside,
+    only a further `together` may wait for other processes.
+
+    Raises:
+      ValueError: the first process's error; it is named, unless all have the same.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    error = None
+    try:
+        yield
+    except (ValueError, OSError) as caught:
+        error = caught
+    messages = exchange(None if error is None else str(error))
+    failed = [index for index, message in enumerate(messages) if message is not None]
+    if failed:
+        first = messages[failed[0]]
+        alike = messages.count(first) == len(messages)
+        raise ValueError(first if alike else f"process {failed[0]}: {first}") from error
 
 
 def with_environment(settings, environment):

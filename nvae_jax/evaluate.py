@@ -197,11 +197,12 @@ def evaluate_run(
     Raises:
       Interrupted: after SIGINT or SIGTERM to any host; nothing is written.
     """
-    used = pipeline.resolve_split(experiment.data, split)
+    with distributed.together():
+        used = pipeline.resolve_split(experiment.data, split)
+        batches = _batches(experiment, used, batch_size, seed, max_examples)
+        total = pipeline.num_examples(experiment.data, used)
     if used != split:
         reporting.say(f"{experiment.data.name} has no split {split!r}: evaluating {used!r}")
-    batches = _batches(experiment, used, batch_size, seed, max_examples)
-    total = pipeline.num_examples(experiment.data, used)
     agreement, stop = distributed.Agreement(), 0
     with (
         Interrupt("stopping") as interrupt,

@@ -5,12 +5,16 @@ config.json  checkpoints/  metrics.jsonl  TensorBoard event files  samples/  eva
 
 import contextlib
 import json
+import secrets
+import socket
+import time
 from pathlib import Path
 
 from configs import base
 from nvae_jax import distributed, files
 
 CONFIG, LOCK = "config.json", ".lock"
+SHARING_SECONDS = 10  # that a network file system has to show all hosts what one of them wrote
 # Keys that may change between two starts of a run: they do not change what it computes.
 FREE_KEYS = (
     "data.dir",
@@ -80,10 +84,19 @@ def open_for_training(workdir, config=None):
       ValueError: the folder holds something else, another config, or a running process.
     """
     workdir = Path(workdir)
-    if not distributed.is_primary():
-        distributed.barrier("run directory")
-        yield load_config(workdir)
-        return
+    with contextlib.ExitStack() as stack:
+        with distributed.together():
+            if distributed.is_primary():
+                config = stack.enter_context(_locked(workdir, config))
+        _check_shared(workdir)
+        with distributed.together():
+            config = config if distributed.is_primary() else load_config(workdir)
+        yield config
+
+
+@contextlib.contextmanager
+def _locked(workdir, config):
+    """`open_for_training`, for the process that writes."""
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is a file, where a run directory is wanted")
     is_run = (workdir / CONFIG).is_file()
@@ -100,8 +113,26 @@ def open_for_training(workdir, config=None):
         if is_run and config is not None:
             _check_same(workdir, load_config(workdir), config)
         save_config(workdir, chosen)
-        distributed.barrier("run directory")
         yield chosen
+
+
+def _check_shared(workdir):
+    """Refuses a folder that is not the same one for all processes."""
+    mark = workdir / f".shared_{secrets.token_hex(8)}"  # a new name: no host has it in a cache
+    with contextlib.ExitStack() as at_the_end:
+        with distributed.together():
+            if distributed.is_primary():
+                at_the_end.callback(mark.unlink, missing_ok=True)
+                mark.touch()
+        mark, begin = workdir / distributed.exchange(mark.name)[0], time.monotonic()
+        with distributed.together():
+            while not mark.exists():
+                if time.monotonic() > begin + SHARING_SECONDS:
+                    raise ValueError(
+                        f"{workdir} on {socket.gethostname()} is not the folder that process 0 "
+                        "sees there: all hosts of a cluster need a file system that they share"
+                    )
+                time.sleep(0.2)
 
 
 def _check_same(workdir, stored, given):

@@ -22,7 +22,7 @@ def train(config, workdir):
       workdir: the run directory.
 
     Raises:
-      ValueError: a bad config or folder.
+      ValueError: a bad config or folder, in all processes if in any.
       FloatingPointError: the loss or the gradient stayed non-finite.
       Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
@@ -30,10 +30,12 @@ def train(config, workdir):
     distributed.initialize(build.build_distributed(chosen))
     if config is not None:
         # A bad config or missing data must not leave a run directory behind.
-        config = build.resolve(config)
-        _open_data(build.build(config))
+        with distributed.together():
+            config = build.resolve(config)
+            _open_data(build.build(config))
     with Interrupt() as interrupt, run_directory.open_for_training(workdir, config) as config:
-        experiment = build.build(config)
+        with distributed.together():
+            experiment = build.build(config)
         loop = experiment.loop
         with Checkpoints(
             workdir, keep=loop.keep_checkpoints, keep_best=loop.keep_best_checkpoints
@@ -47,7 +49,8 @@ class _Run:
     def __init__(self, experiment, workdir, checkpoints, interrupt):
         self._experiment, self._loop = experiment, experiment.loop
         self._workdir, self._checkpoints, self._interrupt = workdir, checkpoints, interrupt
-        self._data = _open_data(experiment)
+        with distributed.together():
+            self._data = _open_data(experiment)
         self._agreement = distributed.Agreement()
         if experiment.evaluation.every_steps:
             self._held_out = HeldOut(experiment, experiment.evaluation.max_examples or None)

@@ -1,6 +1,7 @@
 """Real processes on this machine: joining, agreeing, and ending together."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -38,6 +39,49 @@ found = [distributed.any_process(index == 1), distributed.any_process(False)]
 agreement = distributed.Agreement()
 found += [agreement(5 * index), agreement(0), agreement(0)]
 assert found == [True, False, 0, 5, 0], found
+"""
+
+TOGETHER = """
+import pathlib
+from nvae_jax import run_directory
+from tests.conftest import tiny_config
+text = "é" * 600 * index  # too long for one row of bytes
+assert distributed.exchange([index, text]) == [[0, ""], [1, "é" * 600]]
+
+def fails_with(message, check):
+    try:
+        with distributed.together():
+            check()
+    except ValueError as error:
+        return str(error) == message or str(error)
+
+def only_in_one():
+    if index == 1:
+        raise OSError("no such disk")
+
+def in_all():
+    raise ValueError("no such key")
+
+def inner():
+    with distributed.together():
+        only_in_one()
+
+assert fails_with("process 1: no such disk", only_in_one) is True
+assert fails_with("no such key", in_all) is True
+assert fails_with("process 1: no such disk", inner) is True
+assert fails_with("", lambda: None) is None
+
+def open_run(workdir):
+    with run_directory.open_for_training(workdir, tiny_config()) as config:
+        return config.train.num_steps
+
+folder = pathlib.Path(sys.argv[1])
+print("opened", open_run(folder / "shared"))
+run_directory.SHARING_SECONDS = 0
+try:
+    open_run(folder / f"of_{index}")
+except ValueError as error:
+    print(error)
 """
 
 TRAIN = """
@@ -79,10 +123,10 @@ def environment(**variables):
 class Processes:
     """The processes of a cluster that run one program each."""
 
-    def __init__(self, program, variables):
+    def __init__(self, program, variables, *arguments):
         self.all = [
             subprocess.Popen(
-                [sys.executable, "-c", START + program],
+                [sys.executable, "-c", START + program, *map(str, arguments)],
                 env=environment(**each),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -149,6 +193,19 @@ def test_processes_join_and_agree(variables):
     with Processes(AGREE, variables()) as processes:
         results = processes.finish()
     assert [status for status, *_ in results] == [0, 0], results
+
+
+def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
+    """So is a run directory that is not the same one for all of them."""
+    with Processes(TOGETHER, explicit(), tmp_path) as processes:
+        results = processes.finish()
+    assert [status for status, *_ in results] == [0, 0], results
+    for _, output, _ in results:
+        opened, refused = output.splitlines()[-2:]
+        assert opened == "opened 6"
+        assert re.fullmatch(r"process 1: \S+/of_1 on \S+ is not the folder .* share", refused)
+    assert [path.name for path in (tmp_path / "of_1").glob("*")] == []
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == [".lock", "config.json"]
 
 
 WRONG_INPUT = 2  # the status of a command that no restart helps
