@@ -113,6 +113,7 @@ def build_likelihood(config):
         config.model.likelihood,
         num_bits=config.data.num_bits,
         padding=config.data.padding,
+        channels=config.data.channels,
     )
 
 
@@ -144,7 +145,7 @@ def resolve(config):
     spec = pipeline.describe(build_data(config))
     config.data.update(image_size=spec.image_size, channels=spec.channels)
     if config.model.likelihood == "auto":
-        config.model.likelihood = likelihoods.default(spec.channels, spec.binarize)
+        config.model.likelihood = likelihoods.default(spec.binarize)
     return config.lock()
 
 

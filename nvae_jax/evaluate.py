@@ -40,7 +40,7 @@ class Evaluator:
         bound = steps.make_bound_step(model, likelihood)
         self._bound = jax.jit(bound, out_shardings=everywhere, compiler_options=options)
         self._gather = jax.jit(lambda mask: mask, out_shardings=everywhere)
-        self._num_dims = _num_dims(model, likelihood)
+        self._images = _image_distribution(model, likelihood)
 
     def __call__(
         self, variables, batches, *, num_iw_samples=1, seed=0, progress=None, stopped=None
@@ -58,8 +58,10 @@ class Evaluator:
 
         Returns:
           a dict in nats per image: `nelbo`, `reconstruction`, `kl`, `kl_group` (a list),
-          `neg_log_p` = -log mean_k p(x, z_k) / q(z_k | x), the last and the NELBO also in bits per
-          dimension. None if it was stopped.
+          `neg_log_p` = -log mean_k p(x, z_k) / q(z_k | x); the last as `bits_per_dim` too and the
+          NELBO as `nelbo_bits_per_dim`, in bits per image value, or for a likelihood that is a
+          density on [-1, 1] as `density_bits_per_dim` and `nelbo_density_bits_per_dim`. None if it
+          was stopped.
 
         Raises:
           ValueError: K is less than 1, or there is no example.
@@ -83,7 +85,7 @@ class Evaluator:
                 progress(count)
         if not count:
             raise ValueError("there is no example to evaluate")
-        return _summary(sums, count, num_iw_samples, self._num_dims)
+        return _summary(sums, count, num_iw_samples, self._images)
 
     def _draws(self, variables, images, key, num_samples):
         """Yields the terms (B, ...) of one posterior draw after the other."""
@@ -108,13 +110,12 @@ def _average(draws, num_samples, stopped):
     return {**mean, "neg_log_p": -log_mean_weight}
 
 
-def _num_dims(model, likelihood):
+def _image_distribution(model, likelihood):
     size = model.hierarchy.image_size
-    logits = jax.ShapeDtypeStruct((1, size, size, model.output_channels), jnp.float32)
-    return likelihood(logits).num_dims
+    return likelihood(jax.ShapeDtypeStruct((1, size, size, model.output_channels), jnp.float32))
 
 
-def _summary(sums, count, num_iw_samples, num_dims):
+def _summary(sums, count, num_iw_samples, images):
     mean = {name: value / count for name, value in sums.items()}
     kl = float(mean["kl"].sum())
     nelbo = float(mean["reconstruction"]) + kl
@@ -127,9 +128,9 @@ def _summary(sums, count, num_iw_samples, num_dims):
         "kl": kl,
         "kl_group": mean["kl"].tolist(),
         "neg_log_p": neg_log_p,
-        "nelbo_bits_per_dim": float(bits_per_dim(nelbo, num_dims)),
-        "bits_per_dim": float(bits_per_dim(neg_log_p, num_dims)),
-        "num_dims": num_dims,
+        f"nelbo_{images.rate_key}": float(bits_per_dim(nelbo, images.num_dims)),
+        images.rate_key: float(bits_per_dim(neg_log_p, images.num_dims)),
+        "num_dims": images.num_dims,
     }
 
 
@@ -151,14 +152,16 @@ class HeldOut:
         self.split = "validation" if has_validation else "test"
 
     def __call__(self, variables, stopped=None):
-        """{"nelbo", "reconstruction", "kl", "bits_per_dim"} of the model's `variables`, the first
-        three in nats; None where `stopped()` was true at a batch, on all hosts at the same."""
+        """{"nelbo", "reconstruction", "kl"} of the model's `variables` in nats, and the NELBO per
+        image value in bits; None where `stopped()` was true at a batch, on all hosts at the same.
+        """
         batches = _batches(self._experiment, self.split, None, 0, self._max_examples)
         result = self._evaluator(variables, batches, stopped=stopped)
         if result is None:
             return None
-        row = {name: result[name] for name in ("nelbo", "reconstruction", "kl")}
-        return {**row, "bits_per_dim": result["nelbo_bits_per_dim"]}
+        rates = ("nelbo_bits_per_dim", "nelbo_density_bits_per_dim")
+        names = ("nelbo", "reconstruction", "kl", *rates)
+        return {name: result[name] for name in names if name in result}
 
 
 def _batches(experiment, split, batch_size, seed, max_examples):
@@ -243,9 +246,17 @@ def _report(result):
     return "\n".join(
         (
             f"{result['split']}: {result['num_examples']} images, step {result['step']}",
-            f"  NELBO {result['nelbo']:.4f} nats ({result['nelbo_bits_per_dim']:.4f} bits/dim) = "
+            f"  NELBO {result['nelbo']:.4f} nats ({_rate(result, 'nelbo_')}) = "
             f"reconstruction {result['reconstruction']:.4f} + KL {result['kl']:.4f}",
             f"  importance-weighted -log p, K = {result['num_iw_samples']}: "
-            f"{result['neg_log_p']:.4f} nats ({result['bits_per_dim']:.4f} bits/dim)",
+            f"{result['neg_log_p']:.4f} nats ({_rate(result)})",
         )
     )
+
+
+def _rate(result, prefix=""):
+    """A result in bits per image value, for a person."""
+    if (key := f"{prefix}bits_per_dim") in result:
+        return f"{result[key]:.4f} bits/dim"
+    value = result[f"{prefix}density_bits_per_dim"]
+    return f"{value:.4f} bits/dim of a density on [-1, 1]: not comparable with bits/dim of pixels"

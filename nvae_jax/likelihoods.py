@@ -11,22 +11,32 @@ import numpy as np
 
 from nvae_jax.distributions.bernoulli import Bernoulli
 from nvae_jax.distributions.gaussian import GaussianPixels
-from nvae_jax.distributions.logistic_mixture import LogisticMixture
+from nvae_jax.distributions.logistic_mixture import GreyLogisticMixture, LogisticMixture
 
 
 @dataclass(frozen=True)
 class _Row:
-    distribution: Callable[..., Any]  # (logits, num_bits) -> distribution
+    distribution: Callable[..., Any]  # (logits, num_bits, image channels) -> distribution
     num_params: Callable[[int, int], int]  # (image channels, mixtures) -> parameters per pixel
-    channels: Callable[[int], int]  # parameters per pixel -> image channels
+    channels: Callable[[int], int]  # parameters per pixel -> image channels, where none are named
     allowed: tuple[int, ...] | None = None  # image channels it can model; None: any
+    is_density: bool = False  # rather than a probability of pixel values
+
+
+def _logistic_mixture(logits, num_bits, channels):
+    return (LogisticMixture if channels == 3 else GreyLogisticMixture)(logits, num_bits)
 
 
 REGISTRY = {
-    "bernoulli": _Row(lambda logits, bits: Bernoulli(logits), lambda c, m: c, lambda p: p),
-    "logistic_mixture": _Row(LogisticMixture, lambda c, m: 10 * m, lambda p: 3, (3,)),
+    "bernoulli": _Row(lambda logits, bits, c: Bernoulli(logits), lambda c, m: c, lambda p: p),
+    "logistic_mixture": _Row(
+        _logistic_mixture, lambda c, m: 10 * m if c == 3 else 3 * m, lambda p: 3, (1, 3)
+    ),
     "gaussian": _Row(
-        lambda logits, bits: GaussianPixels(logits), lambda c, m: 2 * c, lambda p: p // 2
+        lambda logits, bits, c: GaussianPixels(logits),
+        lambda c, m: 2 * c,
+        lambda p: p // 2,
+        is_density=True,
     ),
 }
 
@@ -47,17 +57,16 @@ def num_params(name, channels, num_mixtures=10):
     if row.allowed and channels not in row.allowed:
         fitting = [n for n, r in REGISTRY.items() if not r.allowed or channels in r.allowed]
         raise ValueError(
-            f"likelihood {name!r} models images of {row.allowed[0]} channels, not {channels}; "
+            f"likelihood {name!r} models images of {' or '.join(map(str, row.allowed))} channels, "
+            f"not {channels}; "
             f"for {channels} channel(s) use one of: {', '.join(sorted(fitting))}"
         )
     return row.num_params(channels, num_mixtures)
 
 
-def default(channels, binary):
-    """The usual likelihood of images of so many channels: what "auto" in a config stands for."""
-    if binary:
-        return "bernoulli"
-    return "logistic_mixture" if channels == 3 else "gaussian"
+def default(binary):
+    """The usual likelihood of images, binary or not: what "auto" in a config stands for."""
+    return "bernoulli" if binary else "logistic_mixture"
 
 
 @dataclass(frozen=True)
@@ -67,12 +76,19 @@ class ImageDistribution:
     pixels: Any
     padding: int
     image_shape: tuple[int, int, int]
+    is_density: bool = False  # on [-1, 1], rather than a probability of pixel values
 
     @property
     def num_dims(self):
         """How many image values the log-likelihood sums over, for bits per dimension."""
         h, w, c = self.image_shape
         return (h - 2 * self.padding) * (w - 2 * self.padding) * c
+
+    @property
+    def rate_key(self):
+        """What results call a log-likelihood per image value in bits: a density's is not that of
+        pixel values, and compares with other densities on [-1, 1] alone."""
+        return "density_bits_per_dim" if self.is_density else "bits_per_dim"
 
     def log_prob_pixels(self, x):
         """Log-likelihood in nats of each value (or RGB pixel) of `x` (B, H, W, C) in [0, 1]."""
@@ -92,7 +108,7 @@ class ImageDistribution:
         return self.pixels.mean()
 
 
-def make(name, logits, *, num_bits=8, padding=None):
+def make(name, logits, *, num_bits=8, padding=None, channels=None):
     """The distribution of images given the decoder's output.
 
     Args:
@@ -101,13 +117,16 @@ def make(name, logits, *, num_bits=8, padding=None):
       num_bits: bits per colour value, for discretised likelihoods.
       padding: rows and columns on every side that hold no image and do not count in `log_prob`.
         None means 2 for a Bernoulli over 32×32, which is how the 28×28 sets are fed, otherwise 0.
+      channels: of the images. None takes what follows from the parameters, and 3 for a
+        "logistic_mixture": a mixture of grey values must be asked for with 1.
     """
     row = _row(name)
     _, h, w, params = logits.shape
     if padding is None:
         padding = 2 if name == "bernoulli" and (h, w) == (32, 32) else 0
-    pixels = row.distribution(logits, num_bits)
-    return ImageDistribution(pixels, padding, (h, w, row.channels(params)))
+    channels = channels or row.channels(params)
+    pixels = row.distribution(logits, num_bits, channels)
+    return ImageDistribution(pixels, padding, (h, w, channels), row.is_density)
 
 
 def crop(images, padding):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import jax
@@ -101,3 +102,12 @@ def tiny():
     images = (np.random.default_rng(0).random((4, 16, 16, 1)) > 0.5).astype(np.float32)
     state = experiment.create_state(images)
     return experiment, state, images
+
+
+@pytest.fixture(scope="session")
+def undocumented():
+    """A function: names of metrics to those that docs/metrics.md does not have."""
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    known = {name for row in rows for name in re.findall("`(.+?)`", row)}
+    return lambda names: {re.sub(r"_\d\d$", "_NN", name) for name in names} - known

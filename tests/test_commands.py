@@ -60,7 +60,7 @@ def workdir(run, tmp_path_factory):
     return workdir
 
 
-def test_evaluate_prints_and_writes(run, workdir):
+def test_evaluate_prints_and_writes(run, workdir, undocumented):
     code, out, error = run(
         "evaluate", f"--workdir={workdir}", "--num_iw_samples=2", "--max_examples=70"
     )
@@ -68,6 +68,7 @@ def test_evaluate_prints_and_writes(run, workdir):
     (path,) = (workdir / "eval").iterdir()
     result = json.loads(path.read_text())
     assert result["num_examples"] == 70 and result["step"] == 3 and result["split"] == "test"
+    assert not undocumented(result)
     assert f"NELBO {result['nelbo']:.4f} nats" in out
     assert result["neg_log_p"] <= result["nelbo"]
     np.testing.assert_allclose(result["bits_per_dim"], result["neg_log_p"] / 256 / np.log(2))

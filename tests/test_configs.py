@@ -64,7 +64,6 @@ def test_ffhq_has_the_papers_number_of_latent_variables():
     [
         ("data.image_size", 30, "not divisible by 8"),
         ("model.num_groups", 0, "model.num_groups must be at least 1"),
-        ("model.likelihood", "logistic_mixture", "of 3 channels, not 1"),
         ("model.likelihood", "poisson", "unknown likelihood"),
         ("model.encoder_cell", "resnet", "unknown cell"),
         ("model.dtype", "float16", "model.dtype is 'float16'; it must be one of"),

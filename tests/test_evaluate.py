@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from nvae_jax import evaluate, steps
+from nvae_jax import evaluate, likelihoods, steps
 from nvae_jax.data import pipeline
 from nvae_jax.interrupt import Interrupted
 
@@ -96,12 +96,25 @@ def test_nothing_to_evaluate_is_an_error(setup):
         evaluate.evaluate(model, experiment.likelihood, state.variables, [])
 
 
+def test_a_density_is_not_called_bits_per_dimension(undocumented):
+    """Of uniform noise of 256 values a Gaussian seems to need 1 bit, and not 8."""
+    images = likelihoods.make("gaussian", np.zeros((1, 4, 4, 2), np.float32))
+    sums = {"reconstruction": 16 * np.log(2), "kl": np.zeros(2), "neg_log_p": 8 * np.log(2)}
+    result = {"split": "test", "step": 0, **evaluate._summary(sums, 1, 5, images)}
+    rates = {name: value for name, value in result.items() if "bits" in name}
+    assert rates == {"nelbo_density_bits_per_dim": 1.0, "density_bits_per_dim": 0.5}
+    assert not undocumented(result)
+    said = evaluate._report(result).splitlines()
+    assert all("a density on [-1, 1]: not comparable" in line for line in said[1:])
+
+
 def test_held_out_images_and_draws_are_the_same_every_time(tiny):
     experiment, state, _ = tiny
     held_out = evaluate.HeldOut(experiment, max_examples=20)
     first, again = held_out(state.variables), held_out(state.variables)
     assert held_out.split == "test"  # the digits have no other
     assert first == again and all(map(np.isfinite, first.values()))
+    assert set(first) == {"nelbo", "reconstruction", "kl", "nelbo_bits_per_dim"}
     np.testing.assert_allclose(first["nelbo"], first["reconstruction"] + first["kl"])
 
 

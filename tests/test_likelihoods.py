@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from nvae_jax import likelihoods
@@ -87,6 +88,83 @@ def test_mixture_temperature_sharpens():
     np.testing.assert_allclose(cold / warm, 0.5, rtol=0.05)
 
 
+def grey(logits, **options):
+    return likelihoods.make("logistic_mixture", logits, channels=1, **options)
+
+
+def grey_levels(num_bits):
+    """All values of a grey pixel, as images (2**num_bits, 1, 1, 1)."""
+    return (np.arange(2**num_bits) / (2**num_bits - 1)).astype(np.float32)[:, None, None, None]
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("num_bits", [1, 2, 5, 8])
+def test_grey_mixture_sums_to_one_over_all_values(num_bits, scale):
+    levels = grey_levels(num_bits)
+    logits = jnp.broadcast_to(random_logits(30, 1, 1, scale), (len(levels), 1, 1, 30))
+    log_prob = grey(logits, num_bits=num_bits).log_prob(levels)
+    np.testing.assert_allclose(np.exp(np.asarray(log_prob, np.float64)).sum(), 1.0, rtol=1e-3)
+
+
+def test_grey_mixture_by_hand():
+    """Two logistics, 5 bits, one value inside and the two at the ends."""
+    logits = np.array([0.0, np.log(3.0), -0.2, 0.4, -1.0, -2.0], np.float32)
+    x = np.array([0.0, 20 / 31, 1.0], np.float32)[:, None, None, None]
+    edges = np.array(
+        [[-np.inf, -1 + 1 / 31], [9 / 31 - 1 / 31, 9 / 31 + 1 / 31], [30 / 31, np.inf]]
+    )
+    cdf = sigmoid((edges[..., None] - [-0.2, 0.4]) / np.exp([-1.0, -2.0]))
+    expected = np.log((cdf[:, 1] - cdf[:, 0]) @ [0.25, 0.75])
+    tiled = jnp.broadcast_to(logits, (3, 1, 1, 6))
+    np.testing.assert_allclose(grey(tiled, num_bits=5).log_prob(x), expected, rtol=1e-4)
+
+
+def test_grey_sample_frequencies_match_the_probabilities():
+    logits = jnp.broadcast_to(random_logits(30, 1, 1, scale=2.0), (20_000, 1, 1, 30))
+    samples = np.asarray(grey(logits, num_bits=2).sample(jax.random.key(0)))
+    assert samples.shape == (20_000, 1, 1, 1) and 0 <= samples.min() and samples.max() <= 1
+    found = np.bincount(np.round(samples * 3).astype(int).ravel(), minlength=4) / len(samples)
+    expected = np.exp(grey(logits[:4], num_bits=2).log_prob(grey_levels(2)))
+    np.testing.assert_allclose(found, expected, atol=0.015)
+
+
+def test_grey_mean_and_shapes():
+    logits = random_logits(30)
+    distribution = grey(logits)
+    weights = np.exp(logits[..., :10]) / np.exp(logits[..., :10]).sum(-1, keepdims=True)
+    mean = np.clip((weights * logits[..., 10:20]).sum(-1, keepdims=True), -1, 1)
+    np.testing.assert_allclose(distribution.mean(), (mean + 1) / 2, rtol=1e-5)
+    assert distribution.num_dims == 16 and distribution.log_prob(mean).shape == (2,)
+    assert likelihoods.make("logistic_mixture", logits).num_dims == 48  # RGB, where none is named
+    assert likelihoods.num_params("logistic_mixture", 1) == 30
+    assert likelihoods.default(binary=False) == "logistic_mixture"
+
+
+def test_grey_gradients_are_finite_far_from_every_mean():
+    gradient = jax.grad(lambda logits: grey(logits).log_prob(grey_levels(8)).sum())
+    for scale in (1.0, 30.0):
+        assert np.isfinite(gradient(random_logits(30, 256, 1, scale))).all()
+
+
+@pytest.mark.parametrize("num_bits", [5, 8])
+def test_the_best_grey_mixture_needs_the_entropy_of_noise(num_bits):
+    """Uniform noise of b bits takes b bits a value, and nothing can take less."""
+    levels, optimizer = grey_levels(num_bits), optax.adam(0.05)
+
+    def bits(logits):
+        tiled = jnp.broadcast_to(logits, (len(levels), 1, 1, 30))
+        nats = -grey(tiled, num_bits=num_bits).log_prob(levels).mean()
+        return likelihoods.bits_per_dim(nats, 1)
+
+    def step(carry, _):
+        updates, state = optimizer.update(jax.grad(bits)(carry[0]), carry[1])
+        return (optax.apply_updates(carry[0], updates), state), None
+
+    start = random_logits(30, 1, 1)
+    logits, _ = jax.lax.scan(step, (start, optimizer.init(start)), length=300)[0]
+    assert num_bits - 1e-3 <= bits(logits) < num_bits + 0.05 < bits(start)
+
+
 def test_bernoulli_counts_the_central_28_pixels_of_32():
     logits = random_logits(1, size=32)
     x = (np.random.default_rng(1).random((2, 32, 32, 1)) > 0.5).astype(np.float32)
@@ -135,5 +213,5 @@ def test_kl_is_the_integral():
 def test_unfit_likelihoods_are_named():
     with pytest.raises(ValueError, match="unknown likelihood 'poisson'; known: bernoulli, "):
         likelihoods.make("poisson", random_logits(1))
-    with pytest.raises(ValueError, match="of 3 channels, not 1; .* bernoulli, gaussian"):
-        likelihoods.num_params("logistic_mixture", 1)
+    with pytest.raises(ValueError, match="of 1 or 3 channels, not 2; .* bernoulli, gaussian"):
+        likelihoods.num_params("logistic_mixture", 2)

@@ -50,8 +50,9 @@ def whole(tmp_path_factory):
     return workdir
 
 
-def test_rows_have_the_names_users_rely_on(whole):
+def test_rows_have_the_names_users_rely_on(whole, undocumented):
     found = rows(whole)
+    assert not undocumented(name for row in found for name in row)
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
     names = (
         "nelbo loss kl reconstruction kl_group_00 kl_group_03 active_units spectral bn "
@@ -110,7 +111,9 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path, whole, monkeypatch, step,
     assert list(map(values, rows(tmp_path / "run"))) == list(map(values, rows(whole)))
 
 
-def test_a_signal_in_an_evaluation_saves_the_step_at_once(tmp_path, monkeypatch, capsys):
+def test_a_signal_in_an_evaluation_saves_the_step_at_once(
+    tmp_path, monkeypatch, capsys, undocumented
+):
     config = config_for(eval={"every_steps": 2, "batch_size": 8, "max_examples": 64})
     batches, read = pipeline.eval_batches, []
 
@@ -130,6 +133,8 @@ def test_a_signal_in_an_evaluation_saves_the_step_at_once(tmp_path, monkeypatch,
     train.train(None, tmp_path / "run")
     scores = [row for row in rows(tmp_path / "run") if "test/nelbo" in row]
     assert [row["step"] for row in scores] == [4, 6, STEPS]
+    assert not undocumented(scores[0])
+    assert scores[0]["test/nelbo_bits_per_dim"] == scores[0]["test/nelbo"] / 256 / np.log(2)
     assert "step 4: test NELBO" in capsys.readouterr().out
 
 

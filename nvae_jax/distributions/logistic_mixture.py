@@ -1,4 +1,5 @@
-"""The mixture of discretised logistics over RGB pixels (Salimans et al., PixelCNN++, 2017)."""
+"""Mixtures of discretised logistics over pixels (Salimans et al., PixelCNN++, 2017): of RGB, with
+each colour conditioned on those before it, and of grey."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,9 @@ from flax import struct
 MIN_LOG_SCALE = -7.0
 # Below this much probability in a bin, float32 differences of sigmoids are noise.
 MIN_BIN_MASS = 1e-5
+# Colours of [-1, 1] from here on count as the highest, which of 256 values the last two are: kept,
+# because the published numbers are defined so. Grey has every value by itself.
+PUBLISHED_HIGHEST = 0.99
 
 
 @struct.dataclass
@@ -39,7 +43,9 @@ class LogisticMixture:
         mixture_logits, means, log_scales, coefficients = self._components()
         x = (2.0 * x - 1.0)[..., None]  # (B, H, W, 3, 1): broadcasts over components
         means = _condition_means(means, coefficients, x[..., 0, :], x[..., 1, :])
-        per_colour = _discretized_log_prob(x, means, log_scales, self.num_bits)
+        per_colour = _discretized_log_prob(
+            x, means, log_scales, self.num_bits, highest=PUBLISHED_HIGHEST
+        )
         per_component = per_colour.sum(-2) + jax.nn.log_softmax(mixture_logits)
         return jax.nn.logsumexp(per_component, axis=-1)
 
@@ -48,8 +54,7 @@ class LogisticMixture:
         multiplies the scales."""
         mixture_logits, means, log_scales, coefficients = self._components()
         component_key, noise_key = jax.random.split(key)
-        component = jax.random.categorical(component_key, mixture_logits / temperature)
-        one_hot = jax.nn.one_hot(component, self.num_mixtures)[..., None, :]
+        one_hot = _draw_component(component_key, mixture_logits / temperature)[..., None, :]
         means, log_scales, coefficients = (
             (one_hot * a).sum(-1) for a in (means, log_scales, coefficients)
         )
@@ -63,6 +68,48 @@ class LogisticMixture:
         return _colour_recursion((weights * means).sum(-1), (weights * coefficients).sum(-1))
 
 
+@struct.dataclass
+class GreyLogisticMixture:
+    """Grey pixels of `num_bits` bits from `logits` (B, H, W, 3M): M mixture logits, M means and
+    M log-scales."""
+
+    logits: jax.Array
+    num_bits: int = struct.field(pytree_node=False, default=8)
+
+    def _components(self):
+        """Mixture logits, means and log-scales, (B, H, W, M) each."""
+        mixture_logits, means, log_scales = jnp.split(self.logits, 3, axis=-1)
+        return mixture_logits, means, jnp.maximum(log_scales, MIN_LOG_SCALE)
+
+    def log_prob_pixels(self, x):
+        """Log mass of each value of `x` (B, H, W, 1) in [0, 1], in nats, as (B, H, W)."""
+        mixture_logits, means, log_scales = self._components()
+        # Broadcasts over components.
+        per_component = _discretized_log_prob(2.0 * x - 1.0, means, log_scales, self.num_bits)
+        return jax.nn.logsumexp(per_component + jax.nn.log_softmax(mixture_logits), axis=-1)
+
+    def sample(self, key, temperature=1.0):
+        """Draws images (B, H, W, 1) in [0, 1]; `temperature` divides the mixture logits and
+        multiplies the scales."""
+        mixture_logits, means, log_scales = self._components()
+        component_key, noise_key = jax.random.split(key)
+        one_hot = _draw_component(component_key, mixture_logits / temperature)
+        mean, log_scale = ((one_hot * a).sum(-1, keepdims=True) for a in (means, log_scales))
+        noise = jax.random.logistic(noise_key, mean.shape)
+        return _to_unit(mean + temperature * jnp.exp(log_scale) * noise)
+
+    def mean(self):
+        """The image of averaged means, (B, H, W, 1) in [0, 1]."""
+        mixture_logits, means, _ = self._components()
+        return _to_unit((jax.nn.softmax(mixture_logits) * means).sum(-1, keepdims=True))
+
+
+def _draw_component(key, mixture_logits):
+    """One component of each pixel's mixture, as one-hot vectors (..., M)."""
+    component = jax.random.categorical(key, mixture_logits)
+    return jax.nn.one_hot(component, mixture_logits.shape[-1])
+
+
 def _condition_means(means, coefficients, red, green):
     """Adds to each colour's mean (..., 3, M) its linear dependence on the colours before it."""
     green_mean = means[..., 1, :] + coefficients[..., 0, :] * red
@@ -70,9 +117,11 @@ def _condition_means(means, coefficients, red, green):
     return jnp.stack([means[..., 0, :], green_mean, blue_mean], axis=-2)
 
 
-def _discretized_log_prob(x, means, log_scales, num_bits):
-    """Log mass of the bin around `x`; the outermost bins reach to infinity."""
+def _discretized_log_prob(x, means, log_scales, num_bits, highest=None):
+    """Log mass of the bin around `x` in [-1, 1]; the outermost bins reach to infinity, the upper
+    one from values above `highest` on."""
     half_bin = 1.0 / (2**num_bits - 1)
+    highest = 1.0 - half_bin if highest is None else highest
     centered = x - means
     inverse_scale = jnp.exp(-log_scales)
     upper = inverse_scale * (centered + half_bin)
@@ -85,8 +134,8 @@ def _discretized_log_prob(x, means, log_scales, num_bits):
         jnp.log(jnp.maximum(mass, 1e-10)),
         log_density - jnp.log((2**num_bits - 1) / 2),
     )
-    lowest, highest = upper - jax.nn.softplus(upper), -jax.nn.softplus(lower)
-    return jnp.where(x < -0.999, lowest, jnp.where(x > 0.99, highest, inner))
+    below, above = upper - jax.nn.softplus(upper), -jax.nn.softplus(lower)
+    return jnp.where(x < -0.999, below, jnp.where(x > highest, above, inner))
 
 
 def _colour_recursion(values, coefficients):
@@ -94,4 +143,9 @@ def _colour_recursion(values, coefficients):
     red = jnp.clip(values[..., 0], -1.0, 1.0)
     green = jnp.clip(values[..., 1] + coefficients[..., 0] * red, -1.0, 1.0)
     blue = values[..., 2] + coefficients[..., 1] * red + coefficients[..., 2] * green
-    return (jnp.stack([red, green, jnp.clip(blue, -1.0, 1.0)], axis=-1) + 1.0) / 2.0
+    return _to_unit(jnp.stack([red, green, blue], axis=-1))
+
+
+def _to_unit(x):
+    """[-1, 1] to [0, 1]; what lies outside is clipped."""
+    return (jnp.clip(x, -1.0, 1.0) + 1.0) / 2.0
