@@ -1,4 +1,4 @@
-"""What the latents do: KL by group and scale, active units (Burda et al. 2016), rates."""
+"""What the latents do: KL by group and scale, active units, variables in use, rates."""
 
 import json
 from functools import partial
@@ -16,9 +16,11 @@ from nvae_jax.data import pipeline
 from nvae_jax.likelihoods import bits_per_dim
 from nvae_jax.models.latents import POSTERIOR
 from nvae_jax.noise import image_keys, latent_noise, spread
+from nvae_jax.objective import ACTIVE_NATS, active_units
 
-ACTIVE_NATS = 0.01  # a unit with less KL than this is not in use
-ACTIVE_VARIANCE = 0.01  # nor is one whose posterior mean hardly changes from image to image
+USED_NATS = 0.01  # a latent variable with less KL than this is not in use
+USED_VARIANCE = 0.01  # nor is one whose posterior mean hardly changes from image to image
+COUNTS = ("kl", "bits_per_dim", "active_units", "units", "used_variables", "variables")
 
 
 def make_moment_step(model):
@@ -94,7 +96,8 @@ def summarize(run, count, moments):
     for number, (scale, (kl, variance)) in enumerate(
         zip(hierarchy.scale_of_group(), moments, strict=True)
     ):
-        active = (kl > ACTIVE_NATS) & (variance > ACTIVE_VARIANCE)
+        used = (kl > USED_NATS) & (variance > USED_VARIANCE)
+        channels = kl.sum((0, 1))
         groups.append(
             {
                 "group": number,
@@ -102,16 +105,20 @@ def summarize(run, count, moments):
                 "size": hierarchy.size(scale),
                 "kl": float(kl.sum()),
                 "bits_per_dim": float(bits_per_dim(kl.sum(), num_dims)),
-                "kl_channel": kl.sum((0, 1)).tolist(),
-                "active_units": int(active.sum()),
-                "units": int(active.size),
-                "active_channels": int(active.any((0, 1)).sum()),
+                "kl_channel": channels.tolist(),
+                "active_units": int(active_units(channels)),
+                "units": channels.size,
+                "used_variables": int(used.sum()),
+                "variables": used.size,
             }
         )
     scales = [_add_up(groups, scale) for scale in reversed(range(hierarchy.num_scales))]
-    keys = ("kl", "bits_per_dim", "active_units", "units")
-    totals = {key: sum(group[key] for group in groups) for key in keys}
-    thresholds = {"active_nats": ACTIVE_NATS, "active_variance": ACTIVE_VARIANCE}
+    totals = {key: sum(group[key] for group in groups) for key in COUNTS}
+    thresholds = {
+        "active_nats": ACTIVE_NATS,
+        "used_nats": USED_NATS,
+        "used_variance": USED_VARIANCE,
+    }
     return {"num_examples": count, **totals, **thresholds, "scales": scales, "groups": groups}
 
 
@@ -123,12 +130,11 @@ def _num_dims(run):
 
 def _add_up(groups, scale):
     mine = [group for group in groups if group["scale"] == scale]
-    keys = ("kl", "bits_per_dim", "active_units", "units")
     return {
         "scale": scale,
         "size": mine[0]["size"],
         "num_groups": len(mine),
-        **{key: sum(group[key] for group in mine) for key in keys},
+        **{key: sum(group[key] for group in mine) for key in COUNTS},
     }
 
 
@@ -160,8 +166,9 @@ def _rasterize(figure):
 def analyze_run(run, out, *, split="test", max_examples=None, seed=0):
     """Writes `latents.json`, `latents.png` and `latents.npz` to the folder `out`.
 
-    A unit is one latent variable, one channel at one pixel. It is active if its KL is above 0.01
-    nats and the variance, over images, of its posterior mean above 0.01.
+    A unit is a latent channel, active where its KL exceeds 0.1 nats an image (see
+    `objective.active_units`). A variable is one channel at one pixel, in use where its KL is above
+    0.01 nats and the variance, over images, of its posterior mean above 0.01 (Burda et al. 2016).
 
     Args:
       run: an `api.Run`.
@@ -196,7 +203,8 @@ def analyze_run(run, out, *, split="test", max_examples=None, seed=0):
         print(
             f"{scale['size']}x{scale['size']}: {scale['num_groups']} group(s), KL {scale['kl']:.2f}"
             f" nats ({scale['bits_per_dim']:.4f} bits/dim), "
-            f"{scale['active_units']} of {scale['units']} units active"
+            f"{scale['active_units']} of {scale['units']} units active, "
+            f"{scale['used_variables']} of {scale['variables']} variables in use"
         )
     print(f"written to {out}: latents.json, latents.png, latents.npz")
     return summary

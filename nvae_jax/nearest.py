@@ -51,7 +51,7 @@ def samples_of(run, num, *, file=None, temperature=1.0, recalibrate_bn=True, see
     """
     if file is not None:
         images = inputs.check(inputs.load(file), run.experiment.data)[:num]
-        return images.astype(np.float32) / 255, run.metadata(samples=Path(file).name)
+        return images.astype(np.float32) / 255, run.metadata(samples_file=Path(file).name)
     run = run.recalibrated(temperature) if recalibrate_bn else run
     images = run.sample(num, temperature=temperature, seed=seed)
     temperature = np.atleast_1d(temperature).tolist()

@@ -9,6 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+ACTIVE_NATS = 0.1
+
+
+def active_units(kl_per_channel):
+    """How many units are in use. A unit is a latent channel; it is active where its KL, summed over
+    pixels and averaged over images, exceeds `ACTIVE_NATS`, 0.1 nats.
+
+    Args:
+      kl_per_channel: (..., z) that KL, in nats.
+    """
+    return (kl_per_channel > ACTIVE_NATS).sum()
+
 
 @dataclass(frozen=True)
 class ObjectiveSettings:

@@ -187,7 +187,7 @@ def sample_run(
     group_temperatures(experiment.model.hierarchy, temperature)
     passes = settings.recalibration_passes if passes is None else passes
     if recalibrate_bn:
-        variables["batch_stats"] = recalibrated_statistics(
+        statistics = recalibrated_statistics(
             workdir,
             experiment,
             state,
@@ -195,6 +195,7 @@ def sample_run(
             passes=passes,
             method=recalibration,
         )
+        variables = {**variables, "batch_stats": statistics}
     decoder = decoder or ("mean" if experiment.data.binarize else "sample")
     batches = sample_images(
         experiment,

@@ -32,8 +32,9 @@ class State:
 
     @property
     def variables(self):
-        """What evaluation and sampling give `model.apply`: the moving average where kept."""
-        return self.average or self.trained
+        """What evaluation and sampling give `model.apply`: the moving average where kept. A dict of
+        its own, so that putting other statistics into it does not change the state."""
+        return dict(self.average or self.trained)
 
     def stored(self):
         """{field: value} as a checkpoint holds it: without what is switched off."""

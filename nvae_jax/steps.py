@@ -8,8 +8,6 @@ from nvae_jax import objective as obj
 from nvae_jax import optim, regularizers
 from nvae_jax.models.kernels import effective_kernels, with_kernels
 
-ACTIVE_NATS = 0.1  # a latent channel with more KL than this is in use
-
 
 def make_train_step(
     model, likelihood, objective, optimizer, learning_rate, *, accumulation_steps=1, ema_decay=0.0
@@ -157,7 +155,7 @@ def training_loss(
         "reconstruction": reconstruction.mean(),
         "kl": out.kl.sum(1).mean(),
         "kl_group": out.kl.mean(0),
-        "active_units": (out.kl_per_channel > ACTIVE_NATS).sum(),
+        "active_units": obj.active_units(out.kl_per_channel),
         "spectral": spectral_norm,
         "bn": bn,
         "balance": gamma,

@@ -45,7 +45,7 @@ def test_a_step_in_parts_with_a_moving_average():
     assert (
         int(state.step) == 2 and np.isfinite(metrics["loss"]) and metrics["kl_group"].shape == (4,)
     )
-    assert state.variables is state.average and "average" in state.stored()
+    assert state.variables == state.average and "average" in state.stored()
     mine, theirs = jax.tree.leaves(state.variables), jax.tree.leaves(expected)
     for one, other in zip(mine, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from nvae_jax import analyze
+from nvae_jax import analyze, objective
 from nvae_jax.build import build_model
 from nvae_jax.noise import image_keys, latent_noise
 
@@ -29,20 +29,30 @@ def test_moments_and_summary(run, images):
     bits = summary["kl"] / np.log(2) / 256
     np.testing.assert_allclose(summary["bits_per_dim"], bits, rtol=1e-6)
     assert [scale["size"] for scale in summary["scales"]] == [4, 8]
-    assert summary["units"] == 2 * (4 * 4 + 8 * 8) * 2
+    assert summary["variables"] == 2 * (4 * 4 + 8 * 8) * 2
+    assert summary["units"] == 4 * 2
     by_scale = sum(scale["kl"] for scale in summary["scales"])
     np.testing.assert_allclose(by_scale, summary["kl"])
 
 
-def test_a_unit_without_variance_or_kl_is_not_active(run):
+def test_a_variable_without_variance_or_kl_is_not_in_use(run):
     quiet, busy = np.zeros((4, 4, 2)), np.ones((4, 4, 2))
     half = busy.copy()
     half[..., 1] = 0
     large = np.ones((8, 8, 2))
     moments = [(busy, quiet), (half, busy), (large * 0.009, large), (large, large)]
     groups = analyze.summarize(run, 10, moments)["groups"]
-    assert [group["active_units"] for group in groups] == [0, 16, 0, 128]
-    assert [group["active_channels"] for group in groups] == [0, 1, 0, 2]
+    assert [group["used_variables"] for group in groups] == [0, 16, 0, 128]
+
+
+def test_an_active_unit_is_that_of_training(run):
+    """A channel at the threshold between its two sides: the same count from the same KL."""
+    shapes = run.latent_shapes
+    kl = [np.full(s, 0.1 / s[0] ** 2) * np.array([0.9, 1.1]) for s in shapes]
+    summary = analyze.summarize(run, 10, [(k, np.zeros_like(k)) for k in kl])
+    assert [group["active_units"] for group in summary["groups"]] == [1, 1, 1, 1]
+    per_channel = np.stack([k.sum((0, 1)) for k in kl])
+    assert summary["active_units"] == objective.active_units(per_channel) == 4
 
 
 def test_with_flows_the_kl_is_that_of_the_draw(tiny_run_config, random_variables, images):

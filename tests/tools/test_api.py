@@ -1,12 +1,15 @@
 """The Python API: what goes in, comes out, and is refused."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from nvae_jax import api
 from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
-from nvae_jax.noise import image_keys, latent_noise
+from nvae_jax.noise import image_keys, latent_noise, replicate
+from nvae_jax.sample import sample_run
 
 
 def close(one, other, tolerance=1e-4):
@@ -91,6 +94,21 @@ def test_recalibration_changes_samples_and_is_told(run):
     samples = [r.sample(3, temperature=0.8) for r in (run, recalibrated)]
     assert not close(*samples, 1e-2)
     assert recalibrated.programs is run.programs
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_inference_never_changes_the_run(run, images, tmp_path, averaged):
+    """Recalibrated and sampled, it evaluates as before, with and without `train.ema_decay`."""
+    average = jax.tree.map(np.copy, run.state.trained) if averaged else {}
+    run = dataclasses.replace(run, state=run.state.replace(average=average))
+    evaluated = [run.log_prob(images)]
+    run.recalibrated(0.8).sample(2, temperature=0.8)
+    options = {"out": tmp_path, "num": 2, "temperature": 0.8}
+    sample_run(run.workdir, run.experiment, run.state, **options)
+    state_as_it_is = dataclasses.replace(run, variables=replicate(run.state.variables))
+    evaluated += [run.log_prob(images), state_as_it_is.log_prob(images)]
+    np.testing.assert_array_equal(evaluated[0], evaluated[1])
+    np.testing.assert_array_equal(evaluated[0], evaluated[2])
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,10 @@ def test_samples_of_a_file_and_of_the_run(run, tmp_path):
     np.savez(tmp_path / "samples.npz", images=images)
     samples, metadata = nearest.samples_of(run, 2, file=tmp_path / "samples.npz")
     np.testing.assert_allclose(samples * 255, images[:2], rtol=1e-6)
-    assert metadata["samples"] == "samples.npz"
+    assert metadata["samples_file"] == "samples.npz"
+    nearest.nearest_run(run, samples, tmp_path, num=1, rows=1, metadata=metadata)
+    with np.load(tmp_path / "nearest.npz") as file:
+        assert file["samples"].shape == (2, 16, 16, 1) and file["samples_file"] == "samples.npz"
     drawn, metadata = nearest.samples_of(run, 2, temperature=0.8, recalibrate_bn=False, seed=1)
     np.testing.assert_allclose(drawn, run.sample(2, temperature=0.8, seed=1), atol=1e-5)
     assert metadata["temperature"] == [0.8]
