@@ -1,6 +1,5 @@
 """What the latents do: KL by group and scale, active units, variables in use, rates."""
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from nvae_jax import pictures, run_directory
+from nvae_jax import files, pictures
 from nvae_jax.data import pipeline
 from nvae_jax.likelihoods import bits_per_dim
 from nvae_jax.models.latents import POSTERIOR
@@ -194,7 +193,7 @@ def analyze_run(run, out, *, split="test", max_examples=None, seed=0):
     metadata = run.metadata(split=split, seed=seed)
     summary = {**metadata, **summarize(run, count, moments)}
     out = Path(out)
-    run_directory.write_text(out / "latents.json", json.dumps(summary, indent=2) + "\n")
+    files.write_json(out / "latents.json", summary)
     pictures.save_png(out / "latents.png", draw_summary(summary), metadata)
     arrays = {f"kl_{i:02d}": kl for i, (kl, _) in enumerate(moments)}
     arrays.update({f"variance_{i:02d}": variance for i, (_, variance) in enumerate(moments)})

@@ -1,14 +1,12 @@
 """A full pass over a split: NELBO, and the importance-weighted bound (Burda et al. 2016)."""
 
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from nvae_jax import distributed, reporting, run_directory, sharding, steps
+from nvae_jax import distributed, files, progress, reporting, sharding, steps
 from nvae_jax.data import pipeline, sources
 from nvae_jax.interrupt import Interrupt, Interrupted
 from nvae_jax.likelihoods import bits_per_dim
@@ -52,7 +50,8 @@ class Evaluator:
           batches: this host's parts of them: {"image": (B, H, W, C) in [0, 1], "mask": (B,)}.
           num_iw_samples: K, posterior draws per image. The NELBO averages over the same draws.
           seed: of the draws.
-          progress: called with the number of examples done so far.
+          progress: called at every draw with the number of examples done so far, those of the batch
+            under way by the share of their draws.
           stopped: asked ahead of every draw; "yes" ends the evaluation without a result. The same
             answer on every host.
 
@@ -70,17 +69,20 @@ class Evaluator:
             raise ValueError(f"num_iw_samples must be at least 1, not {num_iw_samples}")
         key, sums, count = jax.random.key(seed), {}, 0
         for index, batch in enumerate(batches):
+            mask = np.asarray(self._gather(sharding.to_devices(self._mesh, batch["mask"])))
+            part = int(mask.sum())
             draws = self._draws(
                 variables, batch["image"], jax.random.fold_in(key, index), num_iw_samples
             )
+            if progress:
+                draws = _reported(draws, progress, count, part / num_iw_samples)
             terms = _average(draws, num_iw_samples, stopped or (lambda: False))
             if terms is None:
                 return None
-            mask = np.asarray(self._gather(sharding.to_devices(self._mesh, batch["mask"])))
             for name, value in terms.items():
                 # Sums over a split are taken in float64: float32 would lose digits.
                 sums[name] = sums.get(name, 0.0) + np.asarray(value, np.float64)[mask].sum(0)
-            count += int(mask.sum())
+            count += part
             if progress:
                 progress(count)
         if not count:
@@ -93,6 +95,13 @@ class Evaluator:
         features = self._encode(variables, images)
         for k in range(num_samples):
             yield self._bound(variables, features, images, jax.random.fold_in(key, k))
+
+
+def _reported(draws, progress, done, examples):
+    """`draws`, each of which adds so many `examples` to those `done`."""
+    for k, terms in enumerate(draws):
+        progress(int(done + k * examples))
+        yield terms
 
 
 def _average(draws, num_samples, stopped):
@@ -209,7 +218,7 @@ def evaluate_run(
     agreement, stop = distributed.Agreement(), 0
     with (
         Interrupt("stopping") as interrupt,
-        tqdm(total=min(total, max_examples or total), unit="image", disable=None) as bar,
+        progress.bar("evaluating", unit="image", total=min(total, max_examples or total)) as bar,
     ):
 
         def stopped():
@@ -236,7 +245,7 @@ def evaluate_run(
     name += f"_first{max_examples}" if max_examples else ""
     path = Path(workdir) / "eval" / f"{name}.json"
     if distributed.is_primary():
-        run_directory.write_text(path, json.dumps(result, indent=2) + "\n")
+        files.write_json(path, result)
     reporting.say(_report(result))
     reporting.say(f"written to {path}")
     return result

@@ -5,7 +5,6 @@ convolutions.
 """
 
 import importlib.util
-import json
 from pathlib import Path
 
 import jax
@@ -108,7 +107,7 @@ def export_run(run, out, *, batch_size=16, temperature=1.0, platforms=PLATFORMS)
         "encoder.jax": _write(out / "encoder.jax", encoder, (images, seed, number), platforms),
     }
     metadata = run.metadata(batch_size=batch_size, platforms=list(platforms), bytes=sizes)
-    run_directory.write_text(out / "export.json", json.dumps(metadata, indent=2) + "\n")
+    files.write_json(out / "export.json", metadata)
     run_directory.write_text(out / "README.txt", _usage(run, shape, temperature))
     print(f"written to {out}: " + ", ".join(f"{n} ({s / 1e6:.1f} MB)" for n, s in sizes.items()))
 

@@ -1,7 +1,9 @@
-"""Files that appear whole or not at all, and locks."""
+"""Files that appear whole or not at all, JSON, and locks."""
 
 import contextlib
 import fcntl
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -25,6 +27,30 @@ def replacing(path):
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def to_json(value, **options):
+    """`value` as JSON, which has no NaN and no infinity: they become null.
+
+    Args:
+      value: of dicts, lists, tuples, strings and numbers.
+      **options: of `json.dumps`.
+    """
+    return json.dumps(_without_nonfinite(value), allow_nan=False, **options)
+
+
+def write_json(path, value, **options):
+    """Writes `value` to a file, indented, at once or not at all; see `to_json`."""
+    with replacing(path) as temporary:
+        temporary.write_text(to_json(value, indent=2, **options) + "\n")
+
+
+def _without_nonfinite(value):
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nonfinite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 images, which cannot have been memorised: samples should be no nearer than those."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from nvae_jax import inputs, pictures, run_directory
+from nvae_jax import files, inputs, pictures
 from nvae_jax.data import pipeline, sources, transforms
 from nvae_jax.likelihoods import crop
 
@@ -167,7 +166,7 @@ def nearest_run(
         picture = partial(_picture, spec, queries, len(samples), min(rows, len(test)))
         pictures.save_grid(out / file, *picture(found, metadata))
     pictures.save_arrays(out / "nearest.npz", **arrays, **metadata)
-    run_directory.write_text(out / "nearest.json", json.dumps(summary, indent=2) + "\n")
+    files.write_json(out / "nearest.json", summary)
     _report(summary, out)
     return summary
 

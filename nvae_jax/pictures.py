@@ -1,7 +1,6 @@
 """Pictures, animations and arrays on disk, each with what made it."""
 
 import contextlib
-import json
 import zipfile
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def save_png(path, image, metadata=None, enlarge=False):
     """Writes one uint8 (H, W, C) image; `metadata` {name: value} becomes its text chunks."""
     info = PngImagePlugin.PngInfo()
     for name, value in (metadata or {}).items():
-        info.add_text(name, value if isinstance(value, str) else json.dumps(value))
+        info.add_text(name, value if isinstance(value, str) else files.to_json(value))
     picture = _picture(image, ENLARGED if enlarge else 0)
     with files.replacing(path) as temporary:
         picture.save(temporary, "PNG", pnginfo=info, optimize=True)
@@ -80,7 +79,7 @@ def save_animation(path, frames, metadata=None, seconds=3.0):
     frames = frames if frames.dtype == np.uint8 else to_uint8(frames)
     pictures = [_picture(frame, ANIMATION_SIZE) for frame in [*frames, *frames[-2:0:-1]]]
     options = {"duration": max(round(1000 * seconds / len(frames)), 20), "loop": 0}
-    comment = json.dumps(metadata or {})
+    comment = files.to_json(metadata or {})
     if path.suffix == ".gif":
         options["comment"] = comment.encode()
     else:

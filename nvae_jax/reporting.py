@@ -9,7 +9,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from nvae_jax import distributed, pictures, run_directory
+from nvae_jax import distributed, files, pictures, run_directory
 
 
 def say(line):
@@ -76,7 +76,7 @@ class MetricWriter:
 
     def scalars(self, step, values):
         """One row: {name: number}."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(files.to_json({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)

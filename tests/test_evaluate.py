@@ -88,6 +88,13 @@ def test_more_draws_give_a_tighter_bound(setup):
     assert many["neg_log_p"] < many["nelbo"]
 
 
+def test_progress_counts_the_draws_of_a_batch(setup):
+    *_, run = setup
+    told = []
+    run(4, num_iw_samples=4, progress=told.append)
+    assert told == [0, 1, 2, 3, 4, 4, 4, 5, 6, 7]
+
+
 def test_nothing_to_evaluate_is_an_error(setup):
     experiment, model, state, _, run = setup
     with pytest.raises(ValueError, match="num_iw_samples must be at least 1"):

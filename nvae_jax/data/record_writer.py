@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import pathlib
 import shutil
@@ -51,10 +50,10 @@ def write(
         manifest |= {"skipped": 0, "splits": {}}
         for split, images in splits.items():
             encoder = _Encoder(images, (height, height, channels), skip_corrupt)
-            files = _write_split(building, split, encoder.encoded(split))
-            manifest["splits"][split] = files
-            manifest["skipped"] += len(images) - sum(file["count"] for file in files)
-        (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            parts = _write_split(building, split, encoder.encoded(split))
+            manifest["splits"][split] = parts
+            manifest["skipped"] += len(images) - sum(part["count"] for part in parts)
+        files.write_json(building / MANIFEST, manifest)
     return manifest
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from optax import tree_utils
 
-from nvae_jax import build, regularizers, run_directory
+from nvae_jax import build, files, regularizers, run_directory
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataError
@@ -53,8 +53,7 @@ def convert_file(torch_path, workdir, *, num_devices=1, data_dir=""):
     with run_directory.open_for_training(workdir, config), Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, data_state(config, published.step))
         kept = {"args": published.args, "epoch": published.epoch}
-        text = json.dumps(kept, indent=2, default=str) + "\n"
-        run_directory.write_text(Path(workdir) / PUBLISHED, text)
+        files.write_json(Path(workdir) / PUBLISHED, kept, default=str)
     return published.step
 
 

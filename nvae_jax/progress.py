@@ -1,0 +1,43 @@
+"""How far long work has come: a bar on a terminal, elsewhere a line now and then."""
+
+import sys
+
+import jax
+from tqdm import tqdm
+
+SECONDS = 30.0  # from one line to the next
+
+
+def bar(what, iterable=None, *, unit, total=None):
+    """A `tqdm` on a terminal; elsewhere one that prints a line on stderr every `SECONDS` at most,
+    and none about work that ends sooner. Silent in every process but the first.
+
+    Args:
+      what: is being done, in a word.
+      iterable: to be wrapped; None: call `update`.
+      unit: of what is counted.
+      total: how many; None takes the iterable's length, if it has one.
+    """
+    primary = not jax.distributed.is_initialized() or jax.process_index() == 0
+    kind = tqdm if sys.stderr.isatty() else _Lines
+    return kind(iterable, desc=what, unit=unit, total=total, disable=not primary)
+
+
+class _Lines(tqdm):
+    def __init__(self, *args, **options):
+        # Zero iterations between two looks at the clock: single ones may take minutes.
+        super().__init__(
+            *args,
+            **options,
+            bar_format="{desc}: {unit} {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} left",
+            mininterval=SECONDS,
+            delay=SECONDS,
+            miniters=0,
+            leave=False,
+        )
+
+    def display(self, msg=None, pos=None):
+        """Prints the line; nothing where tqdm would clear its bar."""
+        del pos
+        if msg is None:
+            print(self, file=sys.stderr, flush=True)

@@ -1,0 +1,52 @@
+import sys
+
+import pytest
+import tqdm.std
+
+from nvae_jax import progress
+
+
+class Clock:
+    def __init__(self):
+        self.seconds = 1000.0
+
+    def __call__(self):
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(tqdm.std, "time", clock)
+    return clock
+
+
+def work(clock, steps, seconds):
+    with progress.bar("evaluating", unit="image", total=steps) as bar:
+        for _ in range(steps):
+            clock.seconds += seconds
+            bar.update(1)
+
+
+def test_elsewhere_than_on_a_terminal_long_work_prints_lines(clock, capsys):
+    work(clock, 10, 20.0)
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 5
+    assert printed[0] == "evaluating: image 2 of 10, 00:40 so far, 02:40 left"
+
+
+def test_short_work_prints_nothing(clock, capsys):
+    work(clock, 10, 2.0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_iterable_is_counted(clock, capsys):
+    for _ in progress.bar("recalibrating", range(3), unit="pass"):
+        clock.seconds += 31.0
+    assert capsys.readouterr().err.startswith("recalibrating: pass 1 of 3,")
+
+
+def test_a_terminal_gets_a_bar(clock, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    work(clock, 10, 2.0)
+    assert "100%|" in capsys.readouterr().err
