@@ -28,7 +28,7 @@ from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
 from nvae_jax.noise import group_temperatures, image_keys, latent_noise, replicate, spread
 from nvae_jax.recalibrate import recalibrated_statistics
 from nvae_jax.sample import describe_model
-from nvae_jax.state import State
+from nvae_jax.state import Snapshot
 
 
 def load(workdir, batch_size=None, which="latest"):
@@ -82,7 +82,7 @@ class Run:
     Attributes:
       workdir: the run directory.
       experiment: what its config describes.
-      state: the training state of its checkpoint.
+      state: what inference uses of its checkpoint; nothing changes it.
       batch_size: images that are computed at a time; results do not depend on it.
       programs: the compiled passes.
       variables: the model's, as they are used: with running or recalibrated batch statistics.
@@ -91,7 +91,7 @@ class Run:
 
     workdir: Path
     experiment: Experiment = field(repr=False)
-    state: State = field(repr=False)
+    state: Snapshot = field(repr=False)
     batch_size: int
     programs: Programs = field(repr=False)
     variables: Any = field(repr=False)
@@ -111,7 +111,7 @@ class Run:
         """What files made with this run say about it, and `more`."""
         return {
             "model": describe_model(self.experiment),
-            "step": int(self.state.step),
+            "step": self.state.step,
             "recalibration": self.recalibration,
             **more,
         }

@@ -20,6 +20,7 @@ from nvae_jax.data.spec import DataSpec
 from nvae_jax.distributed import DistributedSettings
 from nvae_jax.models import cells, remat
 from nvae_jax.models.hierarchy import Hierarchy
+from nvae_jax.models.initialize import initialize
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.objective import ObjectiveSettings
 from nvae_jax.ops import compiler, depthwise, native
@@ -230,6 +231,14 @@ class Experiment:
         shapes = jax.eval_shape(self._build_state, self.seed, self._one_image)
         return sharding.with_shardings(shapes, sharding.state_shardings(self.mesh, shapes))
 
+    def abstract_variables(self):
+        """The shapes of the model's variables, copied to every device."""
+        shapes = jax.eval_shape(
+            partial(initialize, self.model), jax.random.key(self.seed), self._one_image
+        )
+        everywhere = sharding.replicated(self.mesh)
+        return sharding.with_shardings(shapes, jax.tree.map(lambda _: everywhere, shapes))
+
     def abstract_images(self):
         """The shape of a global training batch, and where on the mesh it is."""
         shape = (self.loop.batch_size, *self.image_shape)
@@ -276,6 +285,16 @@ def build(config, devices=None):
         evaluation=build_evaluation(config),
         mesh=mesh,
     )
+
+
+def build_for_inference(config):
+    """`build` on the devices that there are, whatever the model was trained on: the mesh is
+    training's, and C++ kernels that were asked for are used where they run."""
+    config = config.copy_and_resolve_references()
+    config.mesh.update(dataclasses.asdict(sharding.MeshSettings()))
+    if config.model.implementation == "native":
+        config.model.implementation = "auto"
+    return build(config)
 
 
 def build_distributed(config):

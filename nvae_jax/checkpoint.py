@@ -10,6 +10,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from nvae_jax import build, distributed, run_directory
+from nvae_jax.state import Snapshot
 
 METRIC = "nelbo"  # of held-out images: the lower, the better the checkpoint
 
@@ -90,10 +91,40 @@ class Checkpoints:
         Raises:
           ValueError: there are checkpoints, and none that is asked for, or none that can be read.
         """
+
+        def read(step):
+            stored, data_state = self._read(step, abstract_state.stored())
+            return abstract_state.replace(**stored), data_state
+
+        return self._first_readable(which, read)
+
+    def restore_snapshot(self, abstract_variables, which="latest", *, averaged=False):
+        """What inference needs of a checkpoint, and no more is read: no optimiser's moments.
+
+        Args:
+          abstract_variables: the model's, with their places.
+          which: as in `restore`.
+          averaged: whether training keeps a moving average, which then is what is read.
+
+        Returns:
+          (`Snapshot`, data_state), or None where there is no checkpoint.
+
+        Raises:
+          ValueError: as in `restore`.
+        """
+
+        def read(step):
+            wanted = {"average": abstract_variables} if averaged else abstract_variables
+            found, data_state = self._read(step, wanted)
+            return Snapshot(step, found["average"] if averaged else found), data_state
+
+        return self._first_readable(which, read)
+
+    def _first_readable(self, which, read):
         failures = []
         for step in self._candidates(which):
             try:
-                return self._restore(step, abstract_state)
+                return read(step)
             except Exception as error:  # a torn file can fail in any way
                 failures.append(f"step {step}: {str(error).strip().splitlines()[0][:200]}")
                 logging.warning("checkpoint of %s cannot be read, trying older", failures[-1])
@@ -133,18 +164,23 @@ class Checkpoints:
             raise ValueError(f"{self._directory} has no checkpoint of step {which}; it has {there}")
         return [which]
 
-    def _restore(self, step, abstract_state):
-        stored = abstract_state.stored()
-        where = ocp.checkpoint_utils.construct_restore_args(stored)
-        args = ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(stored, restore_args=where), data=ocp.args.JsonRestore()
+    def _read(self, step, wanted):
+        """({field: arrays} in the shapes and places of `wanted`, data_state) of a checkpoint, which
+        may hold more fields."""
+        restore = ocp.args.PyTreeRestore(
+            wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True,
         )
-        restored = self._manager.restore(step, args=args)
-        state = abstract_state.replace(**restored["state"])
-        shapes = jax.tree.map(lambda a: a.shape, state)
-        if shapes != jax.tree.map(lambda a: a.shape, abstract_state):
+        args = ocp.args.Composite(state=restore, data=ocp.args.JsonRestore())
+        found = self._manager.restore(step, args=args)
+        if _shapes(found["state"]) != _shapes(wanted):
             raise ValueError("its arrays have other shapes than the config's model")
-        return state, restored["data"]
+        return found["state"], found["data"]
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda array: array.shape, tree)
 
 
 def _handlers():
@@ -197,12 +233,16 @@ def parse_which(text):
 
 
 def load_run(workdir, which="latest", *, join=False):
-    """The experiment and a state of the run in `workdir`.
+    """The experiment, on the devices that there are, and what inference needs of a checkpoint of
+    the run in `workdir`.
 
     Args:
       workdir: the run directory.
       which: checkpoint; see `Checkpoints.restore`.
       join: whether the processes of a cluster, if this is one, work on it together.
+
+    Returns:
+      (experiment, `Snapshot`).
 
     Raises:
       ValueError: there is no run, or no such checkpoint that can be read.
@@ -211,9 +251,19 @@ def load_run(workdir, which="latest", *, join=False):
     if join:
         distributed.initialize(build.build_distributed(config))
     with distributed.together():
-        experiment = build.build(config)
+        experiment = build.build_for_inference(config)
+    return experiment, load_snapshot(workdir, experiment, which)[0]
+
+
+def load_snapshot(workdir, experiment, which="latest"):
+    """(`Snapshot`, data_state) of a checkpoint of the run in `workdir`; see `load_run`.
+
+    Args:
+      experiment: from `build.build_for_inference`.
+    """
+    variables, averaged = experiment.abstract_variables(), experiment.loop.ema_decay > 0
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.restore(experiment.abstract_state(), which)
+        restored = checkpoints.restore_snapshot(variables, which, averaged=averaged)
     if restored is None:
         raise ValueError(f"{workdir} has no checkpoint yet: train it first")
-    return experiment, restored[0]
+    return restored

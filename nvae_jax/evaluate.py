@@ -196,7 +196,7 @@ def evaluate_run(
     Args:
       workdir: the run directory.
       experiment: from `build.build`.
-      state: the restored training state.
+      state: a `state.Snapshot`, from `checkpoint.load_run`.
       split: of the data; where there is no "test", "validation" takes its place, and is said.
       num_iw_samples: K.
       max_examples: only the first so many; None takes all.
@@ -240,7 +240,7 @@ def evaluate_run(
         )
     if result is None:
         raise Interrupted("stopped before the end: nothing was written", stop)
-    result = {"step": int(state.step), "split": used, "seed": seed, **result}
+    result = {"step": state.step, "split": used, "seed": seed, **result}
     name = f"{used}_step_{result['step']:08d}_k{num_iw_samples}"
     name += f"_first{max_examples}" if max_examples else ""
     path = Path(workdir) / "eval" / f"{name}.json"

@@ -1,7 +1,6 @@
 """Batch-norm statistics for sampling, from prior samples instead of training batches (paper,
 section 4)."""
 
-import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -140,15 +139,15 @@ def _add_spread(mean, squares, count):
 def recalibrated_statistics(
     workdir, experiment, state, *, temperature, passes=None, method="pooled"
 ):
-    """`recalibrate` for a run, computed once for each temperature, number of passes and step.
+    """`recalibrate` for a run, computed once for each temperature, number of passes and model.
 
-    The result is kept in `workdir/recalibration/`; where that cannot be written to, it is computed
-    every time.
+    The result is kept in `workdir/recalibration/`; where that cannot be written to, or what is
+    there cannot be used, it is computed again.
 
     Args:
       workdir: the run directory.
       experiment: from `build.build`.
-      state: the restored training state.
+      state: a `state.Snapshot`, from `checkpoint.load_run`.
       temperature: a number, or one a scale.
       passes: None takes the config's.
       method: one of `METHODS`.
@@ -160,11 +159,11 @@ def recalibrated_statistics(
     passes = settings.recalibration_passes if passes is None else passes
     size = settings.recalibration_batch_size
     name = (
-        f"step_{int(state.step):08d}_temperature_{describe_temperature(temperature)}"
-        f"_{passes}x{size}_{method}.npz"
+        f"step_{state.step:08d}_{state.fingerprint}"
+        f"_temperature_{describe_temperature(temperature)}_{passes}x{size}_{method}.npz"
     )
     path = Path(workdir) / "recalibration" / name
-    kept = _load(path, state.batch_stats)
+    kept = _load(path, state.variables["batch_stats"])
     if kept is not None:
         return kept
     print(f"recalibrating batch norm: {passes} passes of {size} images", flush=True)
@@ -184,15 +183,21 @@ def recalibrated_statistics(
 
 def _load(path, like):
     """The statistics in a file, or None where it does not hold those of this model."""
-    like = traverse_util.flatten_dict(like, sep="/")
+    if not path.is_file():
+        return None
     try:
-        with np.load(path) as file:
-            arrays = {name: jnp.asarray(file[name]) for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        with open(path, "rb") as file, np.load(file) as loaded:
+            arrays = dict(loaded)
+    except Exception:  # a damaged file can fail in any way
         return None
-    if {n: a.shape for n, a in arrays.items()} != {n: a.shape for n, a in like.items()}:
+    wanted = traverse_util.flatten_dict(like, sep="/")
+    if {n: (a.shape, a.dtype) for n, a in arrays.items()} != {
+        n: (a.shape, np.float32) for n, a in wanted.items()
+    }:
         return None
-    return traverse_util.unflatten_dict(arrays, sep="/")
+    if not all(np.isfinite(a).all() for a in arrays.values()):
+        return None
+    return traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep="/")
 
 
 def _save(path, statistics):

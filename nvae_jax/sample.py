@@ -163,7 +163,7 @@ def sample_run(
     Args:
       workdir: the run directory.
       experiment: from `build.build`.
-      state: the restored training state.
+      state: a `state.Snapshot`, from `checkpoint.load_run`.
       out: a folder.
       num: how many images.
       temperature: of the prior: one number, or one a scale, coarsest first.
@@ -210,7 +210,7 @@ def sample_run(
     padding, (height, width, channels) = experiment.data.padding, experiment.image_shape
     metadata = {
         "model": describe_model(experiment),
-        "step": int(state.step),
+        "step": state.step,
         "temperature": temperature[0] if len(temperature) == 1 else temperature,
         "seed": seed,
         "decoder": decoder,

@@ -1,10 +1,13 @@
-"""Everything that training changes, as one pytree."""
+"""Everything that training changes, as one pytree; and what of it inference uses."""
 
 import dataclasses
+import hashlib
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from nvae_jax import regularizers
@@ -40,6 +43,35 @@ class State:
         """{field: value} as a checkpoint holds it: without what is switched off."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields if self.average else {k: v for k, v in fields.items() if k != "average"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What inference uses of a checkpoint. Nothing that is done with it changes it.
+
+    Attributes:
+      step: updates done.
+      collections: the model's variables, not to be changed; `variables` gives dictionaries to work
+        with.
+    """
+
+    step: int
+    collections: Any = dataclasses.field(repr=False)
+
+    @property
+    def variables(self):
+        """What evaluation and sampling give `model.apply`, in dictionaries of their own."""
+        return jax.tree.map(lambda array: array, self.collections)
+
+    @cached_property
+    def fingerprint(self):
+        """A short text that another checkpoint has only where its variables are the same."""
+        digest = hashlib.sha256()
+        for path, array in jax.tree_util.tree_leaves_with_path(self.collections):
+            array = np.asarray(array)
+            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
+            digest.update(np.ascontiguousarray(array).data.cast("B"))
+        return digest.hexdigest()[:16]
 
 
 def build(model, optimizer, seed, images, averaged=False):

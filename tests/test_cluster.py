@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nvae_jax import checkpoint, sharding
+from nvae_jax import build, checkpoint, run_directory, sharding
 from nvae_jax.data import pipeline
 from tests.conftest import FAST_COMPILATION
 from tests.test_commands import ROOT, TINY
@@ -166,9 +166,9 @@ def trainer_of(workdir, index):
 
 def next_loss(workdir):
     """(step, loss) of the update after the last checkpoint, computed in this process."""
-    experiment, state = checkpoint.load_run(workdir)
+    experiment = build.build(run_directory.load_config(workdir))
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
-        _, data_state = saved.restore(experiment.abstract_state())
+        state, data_state = saved.restore(experiment.abstract_state())
     iterator = pipeline.train_iterator(
         experiment.data, batch_size=experiment.loop.batch_size, seed=experiment.seed
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from optax import tree_utils
 
 from nvae_jax import build, files, regularizers, run_directory
-from nvae_jax.checkpoint import Checkpoints
+from nvae_jax.checkpoint import Checkpoints, load_snapshot
 from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataError
 from nvae_jax.interop import torch_checkpoint, torch_file
@@ -134,18 +134,14 @@ def export_run(workdir, torch_path):
       ValueError: there is no checkpoint, the published code has no such model, or the file exists.
     """
     config = run_directory.load_config(workdir)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.restore(build.build(config).abstract_state())
-    if restored is None:
-        raise ValueError(f"{workdir} has no checkpoint yet: train it first")
-    state, position = restored
+    snapshot, position = load_snapshot(workdir, build.build_for_inference(config))
     steps_per_epoch = max(position["num_examples"] // config.train.batch_size, 1)
     kept = _published(workdir)
     published = torch_file.PublishedFile(
-        state=torch_checkpoint.export_state(config, state.variables),
+        state=torch_checkpoint.export_state(config, snapshot.variables),
         args={**export_args(config, steps_per_epoch), **kept.get("args", {})},
-        epoch=kept.get("epoch", int(state.step) // steps_per_epoch),
-        step=int(state.step),
+        epoch=kept.get("epoch", snapshot.step // steps_per_epoch),
+        step=snapshot.step,
     )
     torch_file.write(torch_path, published, export_operations(config))
     return published.step

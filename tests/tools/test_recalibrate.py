@@ -1,5 +1,8 @@
 """Batch-norm statistics from prior samples."""
 
+import dataclasses
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +74,7 @@ def test_published_statistics_move_by_a_twentieth(run):
 
 def test_the_encoder_keeps_its_statistics(run):
     found = recalibrate(run.experiment.model, run.state.variables, KEY, passes=2, batch_size=4)
-    before = flatten_dict(run.state.batch_stats)
+    before = flatten_dict(run.state.variables["batch_stats"])
     changed = {
         path[0] for path, value in flatten_dict(found).items() if np.any(value != before[path])
     }
@@ -108,10 +111,56 @@ def test_cached_by_temperature_passes_and_method(run, workdir, monkeypatch):
         (0.6, 1, "pooled"),
         (0.6, 2, "published"),
     ]
-    for file in (workdir / "recalibration").iterdir():
-        file.write_bytes(b"torn")
-    statistics(temperature=0.6, passes=2)
+    # Another model at the same step, such as of a run that was trained again.
+    other = jax.tree.map(lambda a: a + 1, run.state.collections)
+    retrained = dataclasses.replace(run.state, collections=other)
+    recalibrated_statistics(workdir, run.experiment, retrained, temperature=0.6, passes=2)
     assert len(calls) == 4
+
+
+def without_a_file(path):
+    path.unlink()
+    path.mkdir()
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def change(path, function):
+    """Rewrites the arrays of a file."""
+    arrays = {name: function(array) for name, array in np.load(path).items()}
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b"torn"),
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"NUMPY", b"NOMPY")),
+        lambda path: change(path, lambda array: array * np.nan),
+        lambda path: change(path, lambda array: array[:-1]),
+        lambda path: change(path, lambda array: array.astype(str)),
+        lambda path: path.write_bytes(npy(np.zeros(3))),
+        without_a_file,
+    ],
+)
+def test_damaged_statistics_are_computed_again(run, tmp_path, monkeypatch, damage):
+    good = run.state.variables["batch_stats"]
+    calls = []
+    monkeypatch.setattr(module, "recalibrate", lambda *a, **k: calls.append(k) or good)
+
+    def statistics():
+        return recalibrated_statistics(tmp_path, run.experiment, run.state, temperature=0.6)
+
+    statistics(), statistics()
+    assert len(calls) == 1
+    damage(*(tmp_path / "recalibration").iterdir())
+    jax.tree.map(np.testing.assert_array_equal, statistics(), good)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("wrong", [{"passes": 0}, {"batch_size": 1}, {"method": "guess"}])
