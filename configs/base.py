@@ -5,10 +5,13 @@ The defaults are the paper's where it has one for all its data sets (appendix A)
 
 from ml_collections import ConfigDict
 
+VERSION = 1  # goes up when a key is added, removed or renamed: see nvae_jax/run_directory.py
+
 
 def get_config():
     """The base configuration: locked, so that a misspelt key is an error."""
     config = ConfigDict()
+    config.version = VERSION  # of the keys; not for changing
     config.seed = 0  # of parameters, data order, augmentation and latent noise
 
     config.data = data = ConfigDict()

@@ -9,15 +9,14 @@ import sys
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
-from nvae_jax import cli
+from nvae_jax import cli, config_file, schema
 from nvae_jax.planning import compiled, plan, topology
 
-CONFIG = config_flags.DEFINE_config_file(
+CONFIG = flags.DEFINE_string(
     "config", None, "configuration file; --config.KEY=VALUE changes a key (see configs/base.py)"
 )
-flags.declare_key_flag("config")
+CHANGES = cli.define_changes()
 DEVICES = flags.DEFINE_integer("devices", None, "devices to plan for")
 HBM = flags.DEFINE_float("hbm", None, "memory of each, in GB (10^9 bytes); default: 16")
 RATE = flags.DEFINE_float("rate", None, "speed of each in TFLOP/s, for the least time of a step")
@@ -30,14 +29,15 @@ def main(_):
         raise flags.Error("--config=configs/X.py says what to plan")
     if (DEVICES.value is None) == (TOPOLOGY.value is None):
         raise flags.Error("give either --devices=N or --topology=GENERATION:SHAPE")
+    config = schema.changed(config_file.load(CONFIG.value), CHANGES())
     jax.config.update("jax_platforms", "cpu")  # takes no accelerator that may be there
     if TOPOLOGY.value:
         if HBM.value or RATE.value:
             raise flags.Error("--hbm and --rate go with --devices: a topology has its own memory")
-        lines, fits = compiled.report(CONFIG.value, topology.parse(TOPOLOGY.value))
+        lines, fits = compiled.report(config, topology.parse(TOPOLOGY.value))
     else:
         budget = plan.Budget(DEVICES.value, 16.0 if HBM.value is None else HBM.value, RATE.value)
-        lines, fits = plan.report(CONFIG.value, budget)
+        lines, fits = plan.report(config, budget)
     print("\n".join(lines))
     sys.exit(0 if fits else 1)
 

@@ -1,23 +1,25 @@
 """Trains a model, or resumes the run that the folder holds.
 
 python launch/train.py --config=configs/X.py --workdir=DIR [--config.KEY=VALUE ...]
+python launch/train.py --workdir=DIR resumes; --config.KEY=VALUE then changes, for this start, keys
+that do not change what is computed.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
-from nvae_jax import cli, train
+from nvae_jax import cli, config_file, train
 
-CONFIG = config_flags.DEFINE_config_file(
+CONFIG = flags.DEFINE_string(
     "config", None, "configuration file; --config.KEY=VALUE changes a key (see configs/base.py)"
 )
-flags.declare_key_flag("config")
+CHANGES = cli.define_changes()
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 
 
 def main(_):
     """Flags in, one call out."""
-    train.train(CONFIG.value, WORKDIR.value)
+    config = None if CONFIG.value is None else config_file.load(CONFIG.value)
+    train.train(config, WORKDIR.value, CHANGES())
 
 
 if __name__ == "__main__":

@@ -31,18 +31,20 @@ from nvae_jax.sample import describe_model
 from nvae_jax.state import Snapshot
 
 
-def load(workdir, batch_size=None, which="latest"):
+def load(workdir, batch_size=None, which="latest", changes=None):
     """A checkpoint of the run in `workdir`, as a `Run`.
 
     Args:
       workdir: a run directory.
       batch_size: images that are computed at a time; None takes the config's for evaluation.
       which: "latest", "best" (by the held-out NELBO in training), or a step.
+      changes: {"section.key": value} of keys that may differ from the run's config, such as
+        {"data.dir": "/data"}; see `run_directory.FREE`.
 
     Raises:
       ValueError: there is no run, or no such checkpoint that can be read.
     """
-    experiment, state = checkpoint.load_run(workdir, which)
+    experiment, state = checkpoint.load_run(workdir, which, changes=changes)
     size = experiment.evaluation.batch_size if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}")

@@ -1,12 +1,13 @@
 """The one join: turns a ConfigDict into the model, its likelihood, its data and its optimiser.
 
-Nobody else reads a ConfigDict. Every function raises ValueError with one line that names the key.
+Nobody else reads a ConfigDict. Every function raises ValueError with one line that names the key:
+each checks the whole config by `schema` first.
 """
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from nvae_jax import likelihoods, sharding, state, steps
+from nvae_jax import likelihoods, schema, sharding, state, steps
 from nvae_jax.data import pipeline
 from nvae_jax.data.spec import DataSpec
 from nvae_jax.distributed import DistributedSettings
@@ -39,6 +40,18 @@ UNROLL_ALL = 10**6
 MOST_UNROLLED_GROUPS = 32
 
 
+def _of_checked(function):
+    """`function(config, ...)` of configs that `schema.check` lets pass."""
+
+    @wraps(function)
+    def checking(config, *args, **kwargs):
+        schema.check(config)
+        return function(config, *args, **kwargs)
+
+    return checking
+
+
+@_of_checked
 def build_model(config, devices=None):
     """The `NVAE` module that a config describes.
 
@@ -49,16 +62,9 @@ def build_model(config, devices=None):
     """
     devices = jax.devices() if devices is None else devices
     model = config.model
-    _check_positive(
-        model,
-        "encoder_width decoder_width preprocess_cells postprocess_cells encoder_cells_per_group "
-        "decoder_cells_per_group num_mixtures norm_groups",
-    )
-    for key in ("num_flows", "unroll", "process_blocks"):
-        if model[key] < 0:
-            raise ValueError(f"model.{key} must not be negative, not {model[key]}")
     for key in ("encoder_cell", "decoder_cell"):
-        cells.body(model[key])
+        _one_of(cells.BODIES, f"model.{key}", model[key])
+    _one_of(likelihoods.REGISTRY, "model.likelihood", model.likelihood)
     same = (
         "encoder_width decoder_width preprocess_cells postprocess_cells encoder_cells_per_group "
         "decoder_cells_per_group encoder_cell decoder_cell squeeze_excitation residual_posterior "
@@ -99,8 +105,14 @@ def _implementation(name, devices):
     return name
 
 
+@_of_checked
 def build_hierarchy(config):
     """The arithmetic of the config's latent hierarchy."""
+    if not (config.data.image_size and config.data.channels):
+        raise ValueError(
+            "data.image_size and data.channels of 0 are those of the data: take "
+            "build.resolve(config)"
+        )
     keys = "num_scales num_groups latent_channels process_blocks adaptive_groups min_groups"
     return Hierarchy(
         image_size=config.data.image_size, **{key: config.model[key] for key in keys.split()}
@@ -123,12 +135,6 @@ def image_shape(config):
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
-def _check_positive(section, keys):
-    for key in keys.split():
-        if section[key] < 1:
-            raise ValueError(f"model.{key} must be at least 1, not {section[key]}")
-
-
 def _choose(table, key, value):
     return table[_one_of(table, key, value)]
 
@@ -139,6 +145,7 @@ def _one_of(names, key, value):
     return value
 
 
+@_of_checked
 def resolve(config):
     """A copy of the config with what follows from the data filled in: image size and channels that
     are 0, and the likelihood "auto"."""
@@ -150,16 +157,19 @@ def resolve(config):
     return config.lock()
 
 
+@_of_checked
 def build_data(config):
     """The `DataSpec` of the config's data set."""
     return DataSpec(**config.data.to_dict())
 
 
+@_of_checked
 def build_objective(config):
     """`ObjectiveSettings` over the config's steps."""
     return ObjectiveSettings(num_steps=config.train.num_steps, **config.objective.to_dict())
 
 
+@_of_checked
 def build_optimizer(config):
     """(`optim.Optimizer`, learning rate schedule) over the config's steps."""
     settings = OptimizerSettings(num_steps=config.train.num_steps, **config.optimizer.to_dict())
@@ -264,6 +274,7 @@ class Experiment:
         )
 
 
+@_of_checked
 def build(config, devices=None):
     """Everything at once: one place where a bad config shows before anything is written.
 
@@ -287,6 +298,7 @@ def build(config, devices=None):
     )
 
 
+@_of_checked
 def build_for_inference(config):
     """`build` on the devices that there are, whatever the model was trained on: the mesh is
     training's, and C++ kernels that were asked for are used where they run."""
@@ -297,11 +309,13 @@ def build_for_inference(config):
     return build(config)
 
 
+@_of_checked
 def build_distributed(config):
     """`DistributedSettings` from the section `distributed`."""
     return DistributedSettings(**config.distributed.to_dict())
 
 
+@_of_checked
 def build_loop(config):
     """`LoopSettings` from the sections `train`, `log` and `checkpoint`."""
     return LoopSettings(
@@ -319,6 +333,7 @@ def build_loop(config):
     )
 
 
+@_of_checked
 def build_evaluation(config):
     """`EvaluationSettings` from the section `eval`."""
     return EvaluationSettings(**config.eval.to_dict())

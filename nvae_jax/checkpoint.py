@@ -232,7 +232,7 @@ def parse_which(text):
     return int(text)
 
 
-def load_run(workdir, which="latest", *, join=False):
+def load_run(workdir, which="latest", *, join=False, changes=None):
     """The experiment, on the devices that there are, and what inference needs of a checkpoint of
     the run in `workdir`.
 
@@ -240,6 +240,7 @@ def load_run(workdir, which="latest", *, join=False):
       workdir: the run directory.
       which: checkpoint; see `Checkpoints.restore`.
       join: whether the processes of a cluster, if this is one, work on it together.
+      changes: {"section.key": value} in its config; see `run_directory.load_config`.
 
     Returns:
       (experiment, `Snapshot`).
@@ -247,7 +248,7 @@ def load_run(workdir, which="latest", *, join=False):
     Raises:
       ValueError: there is no run, or no such checkpoint that can be read.
     """
-    config = run_directory.load_config(workdir)
+    config = run_directory.load_config(workdir, changes)
     if join:
         distributed.initialize(build.build_distributed(config))
     with distributed.together():

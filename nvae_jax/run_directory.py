@@ -10,53 +10,102 @@ import socket
 import time
 from pathlib import Path
 
+from flax import traverse_util
+
 from configs import base
-from nvae_jax import distributed, files
+from nvae_jax import distributed, files, schema
 
 CONFIG, LOCK = "config.json", ".lock"
 SHARING_SECONDS = 10  # that a network file system has to show all hosts what one of them wrote
-# Keys that may change between two starts of a run: they do not change what it computes.
-FREE_KEYS = (
+# What may differ from the run's config, for one command or start: whole sections, and keys. It says
+# where things are and how they are computed, not what: the numbers agree but for rounding.
+FREE = (
     "data.dir",
     "data.workers",
     "data.skip_corrupt",
-    "eval.",
-    "mesh.",
-    "distributed.",
-    "log.",
-    "checkpoint.",
+    "model.unroll",
+    "model.remat",
+    "model.implementation",
+    "train.max_nonfinite_steps",
+    "eval",
+    "mesh",
+    "distributed",
+    "log",
+    "checkpoint",
 )
+# Version: the keys that it added, with the values that stand for what was computed before it.
+ADDED = {1: {}}
 
 
-def load_config(workdir):
+def is_free(key):
+    """Whether "section.key" may differ from the run's config."""
+    return key in FREE or key.partition(".")[0] in FREE
+
+
+def load_config(workdir, changes=None):
     """The config of the run in `workdir`, locked.
 
+    Args:
+      workdir: the run directory.
+      changes: {"section.key": value} of `FREE` keys that are to be others here.
+
     Raises:
-      ValueError: the folder is no run directory, or its config.json cannot be used.
+      ValueError: the folder is no run directory, its config.json cannot be used, or a change is
+        none that can be made.
     """
     path = Path(workdir) / CONFIG
     if not path.is_file():
         raise ValueError(f"{workdir} is not a run directory: it has no {CONFIG}")
     try:
-        stored = json.loads(path.read_text())
-        config = base.get_config()
-        config.update(stored)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    return config
+        config = schema.checked(_migrated(json.loads(path.read_text())))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be used: {str(error).splitlines()[0]}") from None
+    fixed = [key for key in changes or {} if key in schema.DEFAULTS and not is_free(key)]
+    if fixed:
+        raise ValueError(
+            f"{workdir} holds a run, in which {schema.few(fixed)} cannot change: drop it, or name "
+            f"another --workdir; what can change: {', '.join(FREE)}"
+        )
+    return schema.changed(config, changes)
 
 
-def chosen_config(workdir, config):
+def _migrated(stored):
+    """What config.json holds, with the keys that came after its version."""
+    if not isinstance(stored, dict):
+        raise ValueError("it holds no JSON object")
+    flat = schema.flatten(stored)
+    version = flat.get("version", 0)
+    if not isinstance(version, int) or version > base.VERSION:
+        raise ValueError(
+            f"version must be an integer up to {base.VERSION}, not {version!r}: newer ones are of "
+            "newer programs"
+        )
+    for later in range(version + 1, base.VERSION + 1):
+        flat = {**ADDED[later], **flat}
+    if lacking := schema.missing(flat):
+        raise ValueError(
+            f"it lacks {schema.few(lacking)}: write there what the run was trained with (today's "
+            "defaults are in configs/base.py)"
+        )
+    return traverse_util.unflatten_dict({**flat, "version": base.VERSION}, sep=".")
+
+
+def chosen_config(workdir, config=None, changes=None):
     """The given config, or where it is None that of the run in `workdir`.
 
+    Args:
+      workdir: the run directory.
+      config: a ConfigDict or None.
+      changes: {"section.key": value} to change in it; see `load_config`.
+
     Raises:
-      ValueError: neither is there.
+      ValueError: neither is there, or a change cannot be made.
     """
     if config is not None:
-        return config
+        return schema.changed(config, changes)
     if not (Path(workdir) / CONFIG).is_file():
         raise ValueError(f"{workdir} holds no run to resume: say which with --config=configs/X.py")
-    return load_config(workdir)
+    return load_config(workdir, changes)
 
 
 def save_config(workdir, config):
@@ -72,9 +121,11 @@ def write_text(path, text):
 
 @contextlib.contextmanager
 def open_for_training(workdir, config=None):
-    """Locks `workdir` for one training run and gives the run's config.
+    """Locks `workdir` for one training run and gives the config of this start.
 
-    Of several processes that train as one, the first locks and writes; the others follow it.
+    config.json is written when a run begins, and never again: keys of `FREE` that differ later hold
+    for one start. Of several processes that train as one, the first locks and writes; the others
+    follow it.
 
     Args:
       workdir: a new or empty folder, or one that holds a run.
@@ -87,16 +138,16 @@ def open_for_training(workdir, config=None):
     with contextlib.ExitStack() as stack:
         with distributed.together():
             if distributed.is_primary():
-                config = stack.enter_context(_locked(workdir, config))
+                stack.enter_context(_locked(workdir, config))
         _check_shared(workdir)
         with distributed.together():
-            config = config if distributed.is_primary() else load_config(workdir)
+            config = _same_config(workdir, config)
         yield config
 
 
 @contextlib.contextmanager
 def _locked(workdir, config):
-    """`open_for_training`, for the process that writes."""
+    """Makes and locks the folder, in the process that writes."""
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is a file, where a run directory is wanted")
     is_run = (workdir / CONFIG).is_file()
@@ -110,10 +161,9 @@ def _locked(workdir, config):
     workdir.mkdir(parents=True, exist_ok=True)
     taken = ValueError(f"another process is training in {workdir}")
     with files.locked(workdir / LOCK, taken):
-        if is_run and config is not None:
-            _check_same(workdir, load_config(workdir), config)
-        save_config(workdir, chosen)
-        yield chosen
+        if not (workdir / CONFIG).is_file():
+            save_config(workdir, chosen)
+        yield
 
 
 def _check_shared(workdir):
@@ -135,25 +185,21 @@ def _check_shared(workdir):
                 time.sleep(0.2)
 
 
-def _check_same(workdir, stored, given):
-    stored, given = flatten(stored.to_dict()), flatten(given.to_dict())
+def _same_config(workdir, config):
+    """`config`, or the run's own where it is None. They may differ in free keys only."""
+    own = load_config(workdir)
+    if config is None:
+        return own
+    stored, given = schema.flatten(own), schema.flatten(config)
     different = [
-        f"{key} is {stored.get(key)!r} there and {given.get(key)!r} here"
-        for key in sorted({**stored, **given})
-        if stored.get(key) != given.get(key) and not key.startswith(FREE_KEYS)
+        f"{key} is {stored[key]!r} there and {value!r} here"
+        for key, value in given.items()
+        if stored[key] != value and not is_free(key)
     ]
     if different:
         raise ValueError(
             f"{workdir} holds a run with another config: {'; '.join(different[:5])}"
             + (f" (and {len(different) - 5} more)" if len(different) > 5 else "")
+            + ": name another --workdir, or drop what differs"
         )
-
-
-def flatten(tree, prefix=""):
-    """A nested dict as {"section.key": value}."""
-    flat = {}
-    for key, value in tree.items():
-        flat.update(
-            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
+    return config

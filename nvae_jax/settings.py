@@ -1,14 +1,6 @@
-"""Settings of the training loop and of evaluation, checked."""
+"""Settings of the training loop and of evaluation. `schema` has the range of each."""
 
-from dataclasses import dataclass, fields
-
-
-def _check_at_least(settings, section, lowest, exceptions=()):
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        least = 0 if field.name in exceptions else lowest
-        if value < least:
-            raise ValueError(f"{section}.{field.name} must be at least {least}, not {value}")
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -34,17 +26,6 @@ class LoopSettings:
     keep_checkpoints: int
     keep_best_checkpoints: int
 
-    def __post_init__(self):
-        may_be_zero = (
-            "images_every_steps",
-            "checkpoint_every_steps",
-            "keep_best_checkpoints",
-            "ema_decay",
-        )
-        _check_at_least(self, "train", 1, may_be_zero)
-        if self.ema_decay >= 1:
-            raise ValueError(f"train.ema_decay must be less than 1, not {self.ema_decay}")
-
 
 @dataclass(frozen=True)
 class EvaluationSettings:
@@ -61,6 +42,3 @@ class EvaluationSettings:
     max_examples: int
     recalibration_passes: int
     recalibration_batch_size: int
-
-    def __post_init__(self):
-        _check_at_least(self, "eval", 1, ("every_steps", "max_examples"))

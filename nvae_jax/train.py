@@ -14,25 +14,26 @@ from nvae_jax.interrupt import Interrupt, Interrupted
 TERMS = ("reconstruction", "kl", "spectral", "bn", "loss", "gradient_norm")
 
 
-def train(config, workdir):
+def train(config, workdir, changes=None):
     """Trains, or resumes the run in `workdir`.
 
     Args:
       config: a ConfigDict; None resumes the run that `workdir` holds.
       workdir: the run directory.
+      changes: {"section.key": value} to change in the config; for a run's own, only what does not
+        change what it computes, and for this start only.
 
     Raises:
       ValueError: a bad config or folder, in all processes if in any.
       FloatingPointError: the loss or the gradient stayed non-finite.
       Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
-    chosen = run_directory.chosen_config(workdir, config)
-    distributed.initialize(build.build_distributed(chosen))
-    if config is not None:
-        # A bad config or missing data must not leave a run directory behind.
-        with distributed.together():
-            config = build.resolve(config)
-            _open_data(build.build(config))
+    config = run_directory.chosen_config(workdir, config, changes)
+    distributed.initialize(build.build_distributed(config))
+    # A bad config or missing data must not leave a run directory behind.
+    with distributed.together():
+        config = build.resolve(config)
+        _open_data(build.build(config))
     with Interrupt() as interrupt, run_directory.open_for_training(workdir, config) as config:
         with distributed.together():
             experiment = build.build(config)

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
-from nvae_jax import build
+from configs import digits
+from nvae_jax import build, schema
 from nvae_jax.ops import native
 
 CONFIGS = sorted(
@@ -63,16 +65,25 @@ def test_ffhq_has_the_papers_number_of_latent_variables():
     ("key", "value", "message"),
     [
         ("data.image_size", 30, "not divisible by 8"),
-        ("model.num_groups", 0, "model.num_groups must be at least 1"),
-        ("model.likelihood", "poisson", "unknown likelihood"),
-        ("model.encoder_cell", "resnet", "unknown cell"),
+        ("model.num_groups", 0, "model.num_groups must be an integer from 1 to 1,000, not 0"),
+        (
+            "model.likelihood",
+            "poisson",
+            "model.likelihood is 'poisson'; it must be one of: ",
+        ),
+        (
+            "model.encoder_cell",
+            "resnet",
+            "model.encoder_cell is 'resnet'; it must be one of: ",
+        ),
         ("model.dtype", "float16", "model.dtype is 'float16'; it must be one of"),
         ("model.implementation", "fast", "it must be one of: auto, library, shifted, native"),
-        ("model.encoder_width", 0, "model.encoder_width must be at least 1"),
+        ("model.encoder_width", 0, "model.encoder_width must be an integer from 1"),
         ("model.norm_groups", 3, "model.norm_groups=3 does not divide the 32 images"),
-        ("train.batch_size", 0, "train.batch_size must be at least 1"),
-        ("data.num_bits", 9, "num_bits"),
-        ("optimizer.learning_rate", -1.0, "optimizer.learning_rate must be positive"),
+        ("train.batch_size", 0, "train.batch_size must be an integer from 1"),
+        ("data.num_bits", 9, "data.num_bits must be an integer from 1 to 8, not 9"),
+        ("data.channels", 2, "data.channels must be 1 or 3"),
+        ("optimizer.learning_rate", -1.0, "optimizer.learning_rate must be a number from 1e-30"),
     ],
 )
 def test_bad_values_are_named(key, value, message):
@@ -80,6 +91,66 @@ def test_bad_values_are_named(key, value, message):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
         build.build(config)
+
+
+NUMBERS = {
+    key: type(value) for key, value in schema.DEFAULTS.items() if type(value) in (int, float)
+}
+
+
+def test_every_number_has_a_range():
+    assert set(schema.RANGES) == set(NUMBERS)
+    for key, (low, high) in schema.RANGES.items():
+        assert low <= schema.DEFAULTS[key] <= high
+
+
+# 10^9 is no wrong number of steps; which keys refuse it says `RANGES`.
+WRONG_NUMBERS = ["two", True, math.nan, math.inf, -math.inf, 10**30, -(10**30), 1e30, -1e30, -7]
+WRONG = {
+    str: [1, 1.5, True, b"x"],
+    bool: ["two", "True", 0, 1, 1.0, math.nan],
+    int: [*WRONG_NUMBERS, 1.5, 1.0],
+    float: WRONG_NUMBERS,
+}
+
+
+@pytest.mark.parametrize("key", sorted(schema.DEFAULTS))
+def test_wrong_values_of_every_key_are_named_in_one_line(key):
+    for value in [None, [], (1,), *WRONG[type(schema.DEFAULTS[key])]]:
+        with pytest.raises(ValueError, match=f"^{key} must be [^\\n]*, not [^\\n]*$") as error:
+            schema.changed(digits.get_config(), {key: value})
+        assert len(str(error.value)) < 200
+
+
+def test_build_and_build_model_check_what_python_gives():
+    config = digits.get_config().unlock()
+    config.optimizer = ConfigDict({**config.optimizer, "epsilon": math.nan})
+    for function in (build.build, build.build_model, build.resolve, build.build_distributed):
+        with pytest.raises(ValueError, match="optimizer.epsilon must be a number from"):
+            function(config)
+        with pytest.raises(ValueError, match="a config must be a ConfigDict, not None"):
+            function(None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.workers": 10**9}, "data.workers must be an integer from 0 to 256, not 1000000000"),
+        ({"model.num_groups": 10**6}, "model.num_groups must be an integer from 1 to 1,000"),
+        ({"data.image_size": 10**9}, "data.image_size must be an integer from 0 to 8,192"),
+        ({"train.batch_size": 10**12}, "train.batch_size must be an integer from 1 to 1,000,000"),
+        ({"train.batch_size": 10**6, "data.image_size": 1024}, "train.batch_size=1000000 images"),
+        ({"eval.batch_size": 10**6, "data.image_size": 1024}, "eval.batch_size=1000000 images"),
+        ({"model.encoder_width": 10**9}, "model.encoder_width must be an integer from 1 to 10,000"),
+        (
+            {"model.encoder_width": 10**4, "model.process_blocks": 4},
+            "model.encoder_width=10000, .* has more than .*e.12 parameters: at most 1e.11",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_refused_from_its_arithmetic(changes, message):
+    with pytest.raises(ValueError, match=message):
+        schema.changed(digits.get_config(), changes)
 
 
 def test_native_kernels_are_for_one_cpu_device(monkeypatch):

@@ -2,8 +2,10 @@ import json
 import multiprocessing
 
 import pytest
+from flax import traverse_util
 
-from nvae_jax import run_directory
+from configs import base
+from nvae_jax import run_directory, schema
 from tests.conftest import tiny_config
 
 
@@ -26,12 +28,37 @@ def test_another_config_is_refused_and_named(tmp_path):
     assert run_directory.load_config(tmp_path).optimizer.learning_rate == 0.01
 
 
-def test_reporting_may_change(tmp_path):
+def test_free_keys_change_for_one_start_and_the_file_stays(tmp_path):
     with run_directory.open_for_training(tmp_path, tiny_config()):
-        pass
-    with run_directory.open_for_training(tmp_path, tiny_config(log={"every_steps": 3})):
-        pass
-    assert run_directory.load_config(tmp_path).log.every_steps == 3
+        written = (tmp_path / "config.json").read_bytes()
+    free = {"log": {"every_steps": 3}, "train": {"max_nonfinite_steps": 9}, "model": {"unroll": 2}}
+    with run_directory.open_for_training(tmp_path, tiny_config(**free)) as config:
+        assert config.log.every_steps == 3 and config.train.max_nonfinite_steps == 9
+    assert (tmp_path / "config.json").read_bytes() == written
+
+
+def test_changes_of_a_runs_config(tmp_path):
+    run_directory.save_config(tmp_path, tiny_config())
+    changes = {"data.dir": "/elsewhere", "eval.batch_size": 7, "model.remat": "cell"}
+    changed = run_directory.chosen_config(tmp_path, None, changes)
+    assert (changed.data.dir, changed.eval.batch_size) == ("/elsewhere", 7)
+    assert run_directory.load_config(tmp_path).data.dir == ""
+    for changes, message in [
+        (
+            {"train.num_steps": 7},
+            "train.num_steps cannot change: drop it, or name another",
+        ),
+        ({"data.directory": "x"}, "keys that nothing reads: data.directory"),
+        ({"eval.batch_size": "two"}, "eval.batch_size must be an integer from 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run_directory.load_config(tmp_path, changes)
+
+
+def test_every_free_key_is_one():
+    keys = set(schema.DEFAULTS) | set(tiny_config())
+    assert set(run_directory.FREE) <= keys
+    assert not any(map(run_directory.is_free, ("seed", "version", "data.name", "model.dtype")))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -55,19 +82,52 @@ def test_no_run_is_named(tmp_path):
             pass
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"model": {"no_such_key": 1}}', '{"model": 3}', "[1]"])
-def test_a_broken_config_is_named(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expecting value"),
+        ("{", "Expecting property name"),
+        ("[1]", "it holds no JSON object"),
+        ("[" * 100_000, "recursion"),
+        ("{}", "it lacks checkpoint.every_steps, .* more: "),
+        ('{"model": 3}', "it lacks "),
+        ('{"version": 99}', "version must be an integer up to"),
+        ('{"version": "two"}', "version must be an integer up to"),
+        ({"model.no_such_key": 1}, "keys that nothing reads: model.no_such_key"),
+        ({"train.num_steps": float("nan")}, "train.num_steps must be an integer from 1"),
+    ],
+)
+def test_a_broken_config_is_named(tmp_path, text, message):
+    if isinstance(text, dict):
+        flat = {**schema.flatten(tiny_config()), **text}
+        text = json.dumps(traverse_util.unflatten_dict(flat, sep="."))
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="config.json cannot be read"):
+    with pytest.raises(ValueError, match=f"config.json cannot be used: .*{message}"):
         run_directory.load_config(tmp_path)
 
 
-def test_keys_of_later_versions_take_their_default(tmp_path):
+def test_a_missing_key_is_named_and_not_filled_in(tmp_path):
     stored = tiny_config().to_dict()
-    del stored["train"]["max_nonfinite_steps"]
+    del stored["train"]["num_steps"], stored["optimizer"]["epsilon"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="it lacks optimizer.epsilon, train.num_steps: "):
+        run_directory.load_config(tmp_path)
+
+
+def test_older_versions_are_migrated(tmp_path, monkeypatch):
+    """What a version before an added key left is read as what it computed."""
+    before = tiny_config().to_dict()
+    del before["version"], before["train"]["ema_decay"]
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    monkeypatch.setitem(run_directory.ADDED, 1, {"train.ema_decay": 0.0})
     config = run_directory.load_config(tmp_path)
-    assert config.train.max_nonfinite_steps == tiny_config().train.max_nonfinite_steps
+    assert config.to_dict() == tiny_config().to_dict() and config.version == base.VERSION
+    with run_directory.open_for_training(tmp_path, tiny_config()):
+        assert json.loads((tmp_path / "config.json").read_text()) == before
+
+
+def test_every_version_says_what_it_added():
+    assert list(run_directory.ADDED) == list(range(1, base.VERSION + 1))
 
 
 def _hold(path, entered, leave):

@@ -46,7 +46,10 @@ class DataSpec:
 
     def __post_init__(self):
         _require(isinstance(self.name, str) and self.name, "name must be the name of a data set")
-        _require(self.channels in (0, 1, 3), f"channels must be 1 or 3, not {self.channels}")
+        _require(
+            self.channels in (0, 1, 3),
+            f"channels must be 1 or 3, not {self.channels}",
+        )
         _require(1 <= self.num_bits <= 8, f"num_bits must be 1 to 8, not {self.num_bits}")
         _require(self.padding >= 0, f"padding must not be negative, but is {self.padding}")
         _require(self.workers >= 0, f"workers must not be negative, but is {self.workers}")
@@ -68,4 +71,4 @@ class DataSpec:
 
 def _require(condition, message: str):
     if not condition:
-        raise DataError(f"data: {message}")
+        raise DataError(f"data.{message}")

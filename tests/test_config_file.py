@@ -1,0 +1,79 @@
+"""Config files that are none: one line that names the file."""
+
+import pytest
+
+from configs import digits
+from nvae_jax import config_file
+
+BASE = "from configs import base\nconfig = base.get_config()\ndef get_config():\n    "
+
+
+def test_a_config_file_is_loaded_whole_and_locked(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(f"{BASE}config.train.num_steps = 7\n    return config")
+    config = config_file.load(path)
+    assert config.train.num_steps == 7 and config.is_locked
+    path.write_text(
+        "from ml_collections import *\nfrom configs import digits\n"
+        "def get_config(): return FrozenConfigDict(digits.get_config())"
+    )
+    config = config_file.load(path)
+    assert config.to_dict() == digits.get_config().to_dict()
+    config.train.num_steps = 9  # no longer frozen
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it has no function get_config"),
+        ("get_config = 3", "it has no function get_config"),
+        ("def get_config(:", "ends in SyntaxError: invalid syntax"),
+        ("\0", "null bytes"),
+        ("import no_such_module", "ends in ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def get_config(): pass", "gives a NoneType, not a ConfigDict"),
+        ("def get_config(): return {}", "gives a dict, not a ConfigDict"),
+        ("def get_config(x): pass", "ends in TypeError: get_config.. missing 1 required"),
+        ("def get_config(): raise ValueError('bad\\nluck')", ": bad$"),
+        ("def get_config(): raise KeyError", "ends in KeyError: no message"),
+        ("def get_config(): raise BaseException('worse')", "ends in BaseException: worse"),
+        ("def get_config(): raise SystemExit(0)", "ends in SystemExit: 0"),
+        ("import sys; sys.exit('done')", "ends in SystemExit: done"),
+        ("def get_config(): return get_config()", "ends in RecursionError: maximum recursion"),
+        (
+            "from ml_collections import ConfigDict as C\ndef get_config(): return C()",
+            "the config lacks checkpoint.every_steps, .* more: start from get_config",
+        ),
+        (f"{BASE}return config.model", "keys that nothing reads: .*see configs/base.py"),
+        (f"{BASE}return config.unlock() and 0", "gives a"),
+        (
+            f"{BASE}with config.unlocked(): config.train.lr = config.x = 1\n    return config",
+            "keys that nothing reads: train.lr, x",
+        ),
+        (
+            f"{BASE}with config.unlocked(): del config['mesh']\n    return config",
+            "the config lacks mesh.data, mesh.fsdp: start",
+        ),
+        (
+            f"{BASE}with config.unlocked(): config[3] = 4\n    return config",
+            "ends in TypeError: ",
+        ),
+        (
+            f"{BASE}config.train.num_steps = None\n    return config",
+            "train.num_steps must be",
+        ),
+        (f"{BASE}config.train.num_steps = 'two'\n    return config", "ends in TypeError: "),
+        (f"{BASE}config.no_such = 2\n    return config", "ends in AttributeError: "),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line_with_its_name(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"mine.py.*{message}") as error:
+        config_file.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_file(tmp_path):
+    for path in ("", tmp_path, tmp_path / "none.py", "/dev/null"):
+        with pytest.raises(ValueError, match=f"--config={path}: this (is no file|does not exist)"):
+            config_file.load(path)
