@@ -25,18 +25,18 @@ import machine
 import numpy as np
 import record
 from absl import flags
-from ml_collections import config_flags
 
-from nvae_jax import build, cli, sharding, steps
+from nvae_jax import build, cli, config_file, schema, sharding, steps
 from nvae_jax.ops import compiler
 from nvae_jax.planning.flops import count_flops
 
 HERE = pathlib.Path(__file__).resolve().parent
 USUAL = ("train", "sample", "eval", "compile", "depthwise", "data")
 KINDS = (*USUAL, "pytorch")
-CONFIG = config_flags.DEFINE_config_file(
+CONFIG = flags.DEFINE_string(
     "config", str(HERE.parent / "configs" / "mnist.py"), "configuration file"
 )
+CHANGES = cli.define_changes()
 BATCH = flags.DEFINE_list("batch", ["8", "32"], "batch sizes, for training, sampling, evaluation")
 WHAT = flags.DEFINE_list("what", list(USUAL), f"of {', '.join(KINDS)}")
 REPS = flags.DEFINE_integer("reps", 10, "samples of each", 1)
@@ -197,7 +197,7 @@ def main(_):
     if unknown:
         raise ValueError(f"--what: unknown {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
     batches = [int(batch) for batch in BATCH.value]
-    config = build.resolve(CONFIG.value) if not CONFIG.value.data.image_size else CONFIG.value
+    config = build.resolve(schema.changed(config_file.load(CONFIG.value), CHANGES()))
     experiment, ceilings = build.build(config), machine.Ceilings()
     beside = measure_pytorch(experiment, batches, ceilings) if "pytorch" in WHAT.value else []
     rows = measure_steps(experiment, [k for k in MEASURES if k in WHAT.value], batches, ceilings)

@@ -44,7 +44,8 @@ def get_config():
     model.squeeze_excitation = True
     model.residual_posterior = True  # posterior relative to the prior
     model.num_flows = 0  # pairs of autoregressive flow steps per group, posterior only
-    # bernoulli, logistic_mixture, gaussian (a density); auto: bernoulli if binarised, else a mixture
+    # bernoulli, logistic_mixture, gaussian (a density); auto: bernoulli where binarised, else a
+    # mixture
     model.likelihood = "bernoulli"
     model.num_mixtures = 10  # of logistic_mixture
     # Groups per loop iteration. 0: all of them on CPU if the model has at most 32, else one.

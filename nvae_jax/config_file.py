@@ -18,8 +18,7 @@ def load(path):
       ValueError: there is no such file, running it fails, or what it gives is no config.
     """
     if not Path(path).is_file():
-        what = "is no file" if path and Path(path).exists() else "does not exist"
-        raise ValueError(f"--config={path}: this {what}; name one such as configs/digits.py")
+        raise ValueError(f"--config: there is no file {str(path)!r}")
     try:
         return schema.checked(_run(path))
     except KeyboardInterrupt:

@@ -100,7 +100,7 @@ def test_sample_writes_all_images_and_a_grid(run, workdir, tmp_path, recalibrate
     ("script", "arguments", "message"),
     [
         ("train", ["--workdir=W", "--nonsense=1"], "nonsense"),
-        ("train", ["--workdir=W", "--config=configs/nothing.py"], "no file configs/nothing.py"),
+        ("train", ["--workdir=W", "--config=configs/nothing.py"], "no file 'configs/nothing.py'"),
         ("train", ["--workdir=W", *TINY, "--config.trian.num_steps=1"], "train.num_steps"),
         ("train", ["--workdir=W", *TINY, "--config.train.num_steps=x"], "invalid literal"),
         ("train", ["--workdir=W", *TINY, "--config.data.image_size=15"], "divisible"),

@@ -74,6 +74,6 @@ def test_what_is_wrong_with_a_file_is_one_line_with_its_name(tmp_path, text, mes
 
 
 def test_what_is_no_file(tmp_path):
-    for path in ("", tmp_path, tmp_path / "none.py", "/dev/null"):
-        with pytest.raises(ValueError, match=f"--config={path}: this (is no file|does not exist)"):
+    for path in ("", str(tmp_path), str(tmp_path / "none.py"), "/dev/null"):
+        with pytest.raises(ValueError, match="^--config: there is no file '.*'$"):
             config_file.load(path)
