@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from nvae_jax import allocator, distributed, schema
+from nvae_jax import allocator, distributed, files, schema
 from nvae_jax.interrupt import Interrupted
 
 TRACEBACK_VARIABLE = "NVAE_JAX_TRACEBACK"
@@ -103,6 +103,7 @@ def _first_line(error):
 
 def _use_compilation_cache():
     """Keeps compiled programs between runs; JAX_COMPILATION_CACHE_DIR says where ("": nowhere)."""
-    default = Path.home() / ".cache" / "nvae_jax" / "compilation"
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
+    home = files.cache_folder()
+    default = str(home / "compilation") if home else ""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", default)
     jax.config.update("jax_compilation_cache_dir", folder or None)

@@ -1,5 +1,6 @@
 """A full pass over a split: NELBO, and the importance-weighted bound (Burda et al. 2016)."""
 
+import sys
 from pathlib import Path
 
 import jax
@@ -191,7 +192,8 @@ def _batches(experiment, split, batch_size, seed, max_examples):
 def evaluate_run(
     workdir, experiment, state, *, split, num_iw_samples, max_examples, batch_size, seed
 ):
-    """Evaluates a loaded run, prints the result and writes it to `workdir/eval/`.
+    """Evaluates a loaded run, prints the result and writes it to `workdir/eval/`; that it cannot be
+    written is said on stderr.
 
     Args:
       workdir: the run directory.
@@ -204,7 +206,7 @@ def evaluate_run(
       seed: of posterior draws and binarisation.
 
     Returns:
-      the result, as written.
+      the result, as printed and written.
 
     Raises:
       Interrupted: after SIGINT or SIGTERM to any host; nothing is written.
@@ -244,11 +246,20 @@ def evaluate_run(
     name = f"{used}_step_{result['step']:08d}_k{num_iw_samples}"
     name += f"_first{max_examples}" if max_examples else ""
     path = Path(workdir) / "eval" / f"{name}.json"
-    if distributed.is_primary():
-        files.write_json(path, result)
     reporting.say(_report(result))
-    reporting.say(f"written to {path}")
+    if distributed.is_primary():
+        _write(path, result)
     return result
+
+
+def _write(path, result):
+    """Keeps what has been printed, where it can be: the run may be another user's."""
+    try:
+        files.write_json(path, result)
+    except OSError as error:
+        print(f"warning: the result is not kept: {error}", file=sys.stderr)
+    else:
+        reporting.say(f"written to {path}")
 
 
 def _report(result):

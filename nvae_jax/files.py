@@ -67,3 +67,11 @@ def locked(path, refusal=None):
         except BlockingIOError:
             raise refusal from None
         yield
+
+
+def cache_folder():
+    """Where what is computed once is kept, or None where the user has no home folder."""
+    try:
+        return Path.home() / ".cache" / "nvae_jax"
+    except RuntimeError:  # HOME is not set, and the system does not know the user
+        return None

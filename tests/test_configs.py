@@ -162,8 +162,14 @@ def test_native_kernels_are_for_one_cpu_device(monkeypatch):
     everything = build.build_model(config, jax.devices()).implementation
     assert build.build_model(config).implementation == everything
     assert build.build_model(config, [SimpleNamespace(platform="gpu")]).implementation is None
+    said = []
     monkeypatch.setattr(native, "problem", lambda: "there is no compiler")
-    assert build.build_model(config, [device]).implementation is None
+    monkeypatch.setattr(build.logging, "warning", lambda *line: said.append(line))
+    assert build.build_model(config, [device, device]).implementation is None
+    assert not said  # they would not have run there
+    for _ in range(2):
+        assert build.build_model(config, [device]).implementation is None
+    assert len(said) == 1 and said[0][-1] == "there is no compiler"
     config.model.implementation = "native"
     with pytest.raises(ValueError, match="'native', but there is no compiler"):
         build.build_model(config, [device])

@@ -174,3 +174,13 @@ def test_a_signal_ends_an_evaluation_and_writes_nothing(
     assert caught.value.signal_number == number and len(read) == 2
     assert f"received {signal.Signals(number).name}: stopping" in capsys.readouterr().out
     assert not list(tmp_path.rglob("*"))
+
+
+def test_a_result_that_cannot_be_kept_is_printed(tiny, tmp_path, capsys):
+    experiment, state, _ = tiny
+    (tmp_path / "eval").write_text("no folder")
+    options = dict(split="test", num_iw_samples=1, max_examples=7, batch_size=7, seed=0)
+    result = evaluate.evaluate_run(tmp_path, experiment, state, **options)
+    printed = capsys.readouterr()
+    assert f"NELBO {result['nelbo']:.4f} nats" in printed.out and "written" not in printed.out
+    assert printed.err.splitlines()[-1].startswith("warning: the result is not kept: ")

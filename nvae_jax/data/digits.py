@@ -37,9 +37,13 @@ def read_images(split: str) -> np.ndarray:
     from sklearn import datasets  # Slow to import, and only this data set needs it.
 
     levels = datasets.load_digits().images  # (1797, 8, 8), values 0 to 16
-    order = np.random.RandomState(0).permutation(len(levels))
-    chosen = order[: SIZES["train"]] if split == "train" else order[SIZES["train"] :]
-    return np.stack([_enlarge(levels[i]) for i in chosen])[..., None]
+    return np.stack([_enlarge(image) for image in chosen(levels, split)])[..., None]
+
+
+def chosen(array: np.ndarray, split: str) -> np.ndarray:
+    """A split's part of an array (1797, ...) that scikit-learn gives."""
+    order = np.random.RandomState(0).permutation(len(array))
+    return array[order[: SIZES["train"]] if split == "train" else order[SIZES["train"] :]]
 
 
 def _enlarge(levels: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -261,7 +262,7 @@ def _find(spec: DataSpec) -> tuple[Format, Mapping[str, Any]]:
 
 
 def _places(spec: DataSpec, source: Source) -> Iterator[pathlib.Path]:
-    root = pathlib.Path(spec.dir or DEFAULT_ROOT).expanduser()
+    root = pathlib.Path(os.path.expanduser(spec.dir or DEFAULT_ROOT))  # as it is if homeless
     yield root / spec.name
     if spec.dir:
         yield root

@@ -27,15 +27,21 @@ CPU_RUNS_ONCE = {
 @cache
 def options(platform, runs_once=False):
     """The options of a platform ("cpu", "gpu", "tpu"), for programs whose compilation takes longer
-    than their run if `runs_once`; None where it needs none, or this version of XLA does not know
-    them. What XLA_FLAGS sets stays as it is set there."""
+    than their run if `runs_once`: those that this version of XLA knows; None where that leaves
+    none. What XLA_FLAGS sets stays as it is set there."""
     if platform != "cpu":
         return None
     flags = os.environ.get("XLA_FLAGS", "")
     chosen = CPU_RUNS_ONCE if runs_once else CPU
     chosen = {name: value for name, value in chosen.items() if f"--{name}=" not in flags}
+    if not _known(chosen):
+        chosen = {name: value for name, value in chosen.items() if _known({name: value})}
+    return chosen or None
+
+
+def _known(chosen):
     try:
         jax.jit(lambda x: x, compiler_options=chosen).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:
-        return None
-    return chosen
+        return False
+    return True

@@ -24,6 +24,11 @@ def test_the_users_flags_come_first(monkeypatch, runs_once):
 
 
 def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    known = {"xla_backend_optimization_level": 1, "xla_cpu_prefer_vector_width": 256}
+    monkeypatch.setattr(compiler, "CPU", {"xla_no_such_option": 1, **known})
+    assert compiler.options("cpu") == known
+    compiler.options.cache_clear()
     monkeypatch.setattr(compiler, "CPU", {"xla_no_such_option": 1})
     assert compiler.options("cpu") is None
 

@@ -1,0 +1,144 @@
+"""Where the library of C++ kernels is kept, and what is loaded from there."""
+
+import os
+import pwd
+import tempfile
+
+import jax
+import pytest
+
+from nvae_jax import files
+from nvae_jax.ops.native import shared_library
+from tests.ops.implementations import NEEDS_COMPILER
+
+pytestmark = NEEDS_COMPILER
+SOURCE = 'extern "C" int answer() { return %d; }'
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """A library of one small function, two folders that may keep it, and one for what does not
+    last."""
+    monkeypatch.setattr(shared_library, "FOLDER", tmp_path)
+    monkeypatch.setattr(shared_library, "SOURCES", ("one.cc",))
+    monkeypatch.setattr(shared_library, "HEADERS", ())
+    (tmp_path / "one.cc").write_text(SOURCE % 42)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    folders = [tmp_path / "cache" / "native", tmp_path / "home" / "native"]
+    monkeypatch.setattr(shared_library, "_folders", lambda: folders)
+    return tmp_path
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Where the compiler has written to."""
+    calls, original = [], shared_library._compile
+
+    def counted(compiler, folder):
+        calls.append(folder)
+        return original(compiler, folder)
+
+    monkeypatch.setattr(shared_library, "_compile", counted)
+    return calls
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """The warnings."""
+    lines = []
+    monkeypatch.setattr(
+        shared_library.logging, "warning", lambda text, *values: lines.append(text % values)
+    )
+    return lines
+
+
+def answer():
+    return shared_library.load(["c++"]).answer()
+
+
+def kept(folder):
+    return list(folder.glob("native/*.so"))
+
+
+def test_it_is_compiled_once_and_kept_where_nobody_else_can_write(place, compiled, said):
+    assert answer() == answer() == 42
+    assert len(compiled) == 1 and not said
+    assert (place / "cache" / "native").stat().st_mode & 0o777 == 0o700
+    assert len(kept(place / "cache")) == 1 and not (place / "home").exists()
+
+
+def test_one_planted_where_others_can_write_is_not_loaded(place, said):
+    folder, name = place / "cache" / "native", shared_library._identity(["c++"])
+    (place / "one.cc").write_text(SOURCE % 13)
+    planted = shared_library._compile(["c++"], place)
+    (place / "one.cc").write_text(SOURCE % 42)
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    planted.rename(folder / f"{name}_{shared_library._digest(planted)}.so")
+    assert answer() == 42
+    assert len(kept(place / "home")) == 1
+    assert len(said) == 1 and f"others can write to {folder}" in said[0]
+
+
+def not_whole(path):
+    content = path.read_bytes()
+    path.unlink()  # this process has loaded it
+    path.write_bytes(content[: len(content) // 2])
+    return "is damaged"
+
+
+def anybodys(path):
+    path.chmod(0o666)
+    return "others can write"
+
+
+def another_users(path):
+    if os.geteuid():
+        pytest.skip("needs root")
+    os.chown(path, 12345, 12345)
+    return "belongs to another user"
+
+
+@pytest.mark.parametrize("spoil", [not_whole, anybodys, another_users])
+def test_a_file_that_cannot_be_trusted_is_replaced(place, compiled, said, spoil):
+    answer()
+    (path,) = kept(place / "cache")
+    fault = spoil(path)
+    assert answer() == answer() == 42
+    assert len(compiled) == 2 and len(said) == 1 and fault in said[0]
+
+
+def test_without_a_folder_to_keep_it_nothing_is_left_behind(place, compiled, said):
+    for name in ("cache", "home"):
+        (place / name).write_text("no folder")
+    assert answer() == 42
+    assert compiled[0].startswith(str(place / "temporary"))
+    assert not list((place / "temporary").iterdir())
+    assert len(said) == 1 and "for this process alone" in said[0]
+
+
+def test_a_kept_one_is_used_where_nothing_can_be_written(place, compiled, said, monkeypatch):
+    answer()
+
+    def read_only(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(files, "locked", read_only)
+    assert answer() == 42 and len(compiled) == 1 and not said
+
+
+def test_folders_without_a_home(monkeypatch, tmp_path, compilation_cache):
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    beside, home = shared_library._folders()
+    assert str(beside) == f"{compilation_cache}/native"
+    assert home == tmp_path / ".cache" / "nvae_jax" / "native"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert shared_library._folders() == [beside]
+    try:
+        jax.config.update("jax_compilation_cache_dir", "gs://bucket/cache")
+        assert shared_library._folders() == []
+    finally:
+        jax.config.update("jax_compilation_cache_dir", compilation_cache)

@@ -1,0 +1,27 @@
+"""What the commands share."""
+
+import pwd
+
+import jax
+import pytest
+
+from nvae_jax import cli, files
+
+
+@pytest.fixture
+def homeless(monkeypatch, compilation_cache):
+    """A user without a home folder: HOME is not set, and the system does not know the user."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    yield
+    jax.config.update("jax_compilation_cache_dir", compilation_cache)
+
+
+def test_without_a_home_folder_programs_are_kept_where_the_variable_says(homeless, monkeypatch):
+    assert files.cache_folder() is None
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/cache")
+    cli._use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == "/cache"
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    cli._use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir is None
