@@ -20,6 +20,7 @@ def get_config():
     data.image_size = 32  # height and width, padding included; 0: from the data
     data.channels = 1  # 0: from the data
     data.padding = 0  # zeros on every side, part of image_size; not counted by the likelihood
+    data.max_value = 0  # white in pictures of 16 bits; 0: what they state, else 65535
     data.num_bits = 8  # bits per colour value
     data.binarize = False  # draw each pixel from Bernoulli(value / 255) every time it is read
     data.horizontal_flip = False  # at random, in training
@@ -44,8 +45,7 @@ def get_config():
     model.squeeze_excitation = True
     model.residual_posterior = True  # posterior relative to the prior
     model.num_flows = 0  # pairs of autoregressive flow steps per group, posterior only
-    # bernoulli, logistic_mixture, gaussian (a density); auto: bernoulli where binarised, else a
-    # mixture
+    # bernoulli, logistic_mixture, gaussian (a density); auto: bernoulli if binarised, else mixture
     model.likelihood = "bernoulli"
     model.num_mixtures = 10  # of logistic_mixture
     # Groups per loop iteration. 0: all of them on CPU if the model has at most 32, else one.

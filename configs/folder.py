@@ -1,4 +1,4 @@
-"""One's own images: any folder of PNG, JPEG or WebP files, grey or colour, sub-folders too.
+"""One's own images: any folder of PNG, JPEG, WebP, BMP or TIFF files, sub-folders too.
 
     python launch/prepare_data.py --name=folder --manual_dir=PICTURES --data_dir=DATA
     python launch/train.py --config=configs/folder.py --workdir=DIR --config.data.dir=DATA

@@ -9,7 +9,7 @@ from nvae_jax import api, cli, encode, inputs
 from nvae_jax.interrupt import ended_by_sigterm
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-IMAGES = flags.DEFINE_string("images", None, ".npz (key images), .npy or a picture; or the split's")
+IMAGES = flags.DEFINE_string("images", None, ".npz, .npy, picture or folder; default: the split's")
 SPLIT = flags.DEFINE_string("split", "test", "of the data set")
 NUM = flags.DEFINE_integer("num", None, "how many images; default: all", 1)
 BATCH = flags.DEFINE_integer("batch_size", None, "images at a time; default: config.eval's", 1)

@@ -10,7 +10,7 @@ from nvae_jax.interrupt import ended_by_sigterm
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 BETWEEN = flags.DEFINE_enum("between", "images", ["images", "samples"], "what the ends are")
-IMAGES = flags.DEFINE_string("images", None, ".npz (key images) or .npy; default: the split's")
+IMAGES = flags.DEFINE_string("images", None, ".npz, .npy, picture or folder; default: the split's")
 SPLIT = flags.DEFINE_string("split", "test", "of the data set")
 PAIRS = flags.DEFINE_integer("pairs", 4, "how many ways", 1)
 STEPS = flags.DEFINE_integer("steps", 9, "images of a way", 2)

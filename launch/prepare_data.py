@@ -24,6 +24,9 @@ _CHANNELS = flags.DEFINE_integer(
     "channels", 0, "1 makes your own pictures grey, 3 coloured; 0 leaves them as they are."
 )
 _SKIP_CORRUPT = flags.DEFINE_bool("skip_corrupt", False, "Leave out images that cannot be read.")
+_MAX_VALUE = flags.DEFINE_integer(
+    "max_value", 0, "White in pictures of 16 bits; 0 takes what they state, else 65535.", 0
+)
 
 
 def main(argv):
@@ -36,6 +39,7 @@ def main(argv):
             image_size=_IMAGE_SIZE.value,
             channels=_CHANNELS.value,
             skip_corrupt=_SKIP_CORRUPT.value,
+            max_value=_MAX_VALUE.value,
         )
     )
 

@@ -10,7 +10,7 @@ from nvae_jax import api, cli, inputs, noise, reconstruct
 from nvae_jax.interrupt import ended_by_sigterm
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-IMAGES = flags.DEFINE_string("images", None, ".npz (key images), .npy or a picture; or the split's")
+IMAGES = flags.DEFINE_string("images", None, ".npz, .npy, picture or folder; default: the split's")
 SPLIT = flags.DEFINE_string("split", "test", "of the data set")
 NUM = flags.DEFINE_integer("num", 8, "how many images", 1)
 GROUPS = flags.DEFINE_list("groups", None, "numbers k of groups; default: whole scales")

@@ -1,12 +1,37 @@
-"""Files that appear whole or not at all, JSON, and locks."""
+"""Files that appear whole or not at all, files from elsewhere, JSON, and locks."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
 import os
+import stat
 import tempfile
 from pathlib import Path
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_regular(path):
+    """Raises OSError unless `path` is a file with content of its own. Opening a FIFO would wait for
+    somebody who writes to it, and reading a device may not end."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"is {kind}, where a file is wanted", str(path))
+
+
+def open_regular(path):
+    """Opens a file from elsewhere for reading bytes. Raises OSError as `check_regular` does."""
+    check_regular(path)
+    return open(path, "rb")
 
 
 @contextlib.contextmanager

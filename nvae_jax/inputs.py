@@ -3,16 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from nvae_jax.data import pipeline, transforms
+from nvae_jax.data import faults, folder, numpy_files, pipeline, sources, transforms
+from nvae_jax.data.images import SUFFIXES
+from nvae_jax.data.spec import CorruptError
 from nvae_jax.likelihoods import crop
 from nvae_jax.pictures import to_uint8
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+ARRAYS = (".npz", ".npy")
 
 
-def to_model(images, spec, seed=0):
+def to_model(images, spec, seed=0, first=0):
     """Images as a person has them, as the model takes them.
 
     What training did to the images of its data set is done to these: binarised at random, reduced
@@ -22,6 +23,7 @@ def to_model(images, spec, seed=0):
       images: (N, h, w, C), float in [0, 1] or uint8, without padding.
       spec: the run's `DataSpec`.
       seed: of the binarisation, where there is one.
+      first: number of the first image, for its random numbers.
 
     Returns:
       (N, H, W, C) float32 in [0, 1].
@@ -30,7 +32,7 @@ def to_model(images, spec, seed=0):
       ValueError: another shape, or values outside [0, 1].
     """
     prepared = []
-    for i, image in enumerate(check(images, spec)):
+    for i, image in enumerate(check(images, spec), first):
         rng = transforms.example_rng(seed, transforms.EVAL_STREAM, 0, i)
         prepared.append(transforms.to_model(image, spec, rng, train=False))
     return np.stack(prepared)
@@ -44,7 +46,7 @@ def check(images, spec):
 def _shaped(images, spec):
     size = spec.image_size - 2 * spec.padding
     wanted = (size, size, spec.channels)
-    if images.ndim != 4 or images.shape[1:] != wanted or not len(images):
+    if len(images.shape) != 4 or images.shape[1:] != wanted or not len(images):
         expected = ", ".join(map(str, wanted))
         raise ValueError(f"images must be of shape (N, {expected}), not {images.shape}")
     return images
@@ -64,56 +66,69 @@ def _in_range(images):
     return to_uint8(images)
 
 
-def load(path):
-    """Images from a file.
+def load(path, spec=None):
+    """Images from a file or a folder of pictures.
 
     Args:
       path: `.npz` with the key `images`, or `.npy`: (N, H, W, C) uint8 or float in [0, 1]; or a
-        picture, which is one image.
+        picture, which is one image, or a folder of them, read as those of a data set are.
+      spec: the run's `DataSpec`: pictures are made grey or coloured, cropped and resized as those
+        of its data set. None takes a picture as it is.
 
     Returns:
-      (N, H, W, C) as stored.
+      images (N, H, W, C): arrays as stored; pictures are uint8, and are read when asked for.
 
     Raises:
       ValueError: no such file, or it holds something else.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"there is no file {path}")
-    if path.suffix in PICTURES:
-        return _load_picture(path)
-    arrays = load_arrays(path)
-    if "images" not in arrays:
-        raise ValueError(f"{path} has no array `images`, only {', '.join(sorted(arrays))}")
-    return arrays["images"]
+    if path.is_dir():
+        found = folder.pictures(path)
+    elif path.suffix.lower() in ARRAYS:
+        return _load_array(path)
+    else:
+        found = [path] if path.suffix.lower() in SUFFIXES else []
+    if not found:
+        known = ", ".join((*ARRAYS, *SUFFIXES))
+        raise ValueError(f"{path} has no images that are read here ({known}, or a folder of these)")
+    if spec is None:
+        return folder.FolderImages(found, 0, 0)
+    images = folder.FolderImages(found, 0, spec.channels, spec.max_value)
+    return sources.fitted(images, spec)
 
 
 def load_arrays(path):
     """All arrays of an `.npz` file by name; that of an `.npy` file as `images`.
 
     Raises:
-      ValueError: no such file, or it cannot be read.
+      ValueError: no such file, it cannot be read, or it claims to unpack to far more than it is.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"images": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except Exception as error:  # a damaged archive can fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} cannot be read as .npz or .npy: {reason}") from None
+    return numpy_files.load(path)
 
 
-def _load_picture(path):
+def _load_array(path):
+    known = []
+
+    def choose(names):
+        known.extend(names)
+        return [name for name in names if name == "images"]
+
+    arrays = numpy_files.load(path, choose)
+    if "images" not in arrays:
+        raise ValueError(f"{path} has no array `images`, only {', '.join(sorted(known))}")
+    return arrays["images"]
+
+
+def _some_of(images, first, end):
+    """Images number `first` to `end` - 1, as an array."""
+    if isinstance(images, np.ndarray):
+        return images[first:end]
     try:
-        with Image.open(path) as picture:
-            array = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from None
-    return (array if array.ndim == 3 else array[..., None])[None]
+        return np.stack([images[i] for i in range(len(images))[first:end]])
+    except CorruptError as error:
+        raise faults.all_faults(images, error, "remove such files") from error
 
 
 def select(experiment, *, images=None, split="test", num=8, first=0, seed=0):
@@ -124,7 +139,7 @@ def select(experiment, *, images=None, split="test", num=8, first=0, seed=0):
 
     Args:
       experiment: from `build.build`.
-      images: a file for `load`; None takes the data set's.
+      images: a file or folder for `load`; None takes the data set's.
       split: of the data set.
       num: how many, at most; None takes all.
       first: number of the first.
@@ -138,7 +153,11 @@ def select(experiment, *, images=None, split="test", num=8, first=0, seed=0):
     """
     end = None if num is None else first + num
     if images is not None:
-        chosen = to_model(load(images), experiment.data, seed)[first:end]
+        loaded = load(images, experiment.data)
+        count = len(_shaped(loaded, experiment.data))
+        if first >= count:
+            raise ValueError(f"there is no image number {first}, only {count}")
+        chosen = to_model(_some_of(loaded, first, end), experiment.data, seed, first)
     else:
         split = pipeline.resolve_split(experiment.data, split)
         size = pipeline.num_examples(experiment.data, split)

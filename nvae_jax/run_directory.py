@@ -34,7 +34,7 @@ FREE = (
     "checkpoint",
 )
 # Version: the keys that it added, with the values that stand for what was computed before it.
-ADDED = {1: {}}
+ADDED = {1: {"data.max_value": 0}}
 
 
 def is_free(key):

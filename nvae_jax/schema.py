@@ -23,6 +23,7 @@ RANGES = {  # lowest and highest of every number; what several keys decide toget
     "data.image_size": (0, 8192),
     "data.channels": (0, 3),
     "data.padding": (0, 4096),
+    "data.max_value": (0, 2**32 - 1),
     "data.num_bits": (1, 8),
     "data.workers": (0, 256),
     "model.num_scales": (1, 12),

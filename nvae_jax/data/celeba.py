@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping
 
+from nvae_jax import files
 from nvae_jax.data.folder import FolderImages
 from nvae_jax.data.spec import DataError
 
@@ -24,10 +25,12 @@ class CelebA:
             return {}
         path = directory / _PARTITION
         try:
-            lines = path.read_text().splitlines()
+            with files.open_regular(path) as file:
+                lines = file.read().decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
             raise DataError(
-                f"{path}: cannot be read; it says which split a picture is in"
+                f"{path}: cannot be read ({reason}); it says which split a picture is in"
             ) from error
         found = {}
         for number, line in enumerate(lines, 1):
@@ -35,10 +38,12 @@ class CelebA:
             found.setdefault(split, []).append(directory / _PICTURES / name)
         return found
 
-    def open(self, found: list[pathlib.Path], split: str, channels: int) -> FolderImages:
+    def open(
+        self, found: list[pathlib.Path], split: str, channels: int, max_value: int = 0
+    ) -> FolderImages:
         """Opens a split."""
         del split
-        return FolderImages(found, _SIZE, channels)
+        return FolderImages(found, _SIZE, channels, max_value)
 
 
 def _parse(line: str, where: str) -> tuple[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 import pathlib
 import pickle
@@ -10,11 +9,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from nvae_jax import files
 from nvae_jax.data.spec import DataError
 
 _FOLDERS = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 _PIXELS = 3 * 32 * 32
+_LARGEST = 2**28  # bytes of a file
 
 # All that a pickled array of NumPy needs. Anything else in a pickle could run any code.
 _ALLOWED = {
@@ -42,9 +43,11 @@ class Cifar:
                         found.setdefault(split, paths)
         return found
 
-    def open(self, found: list[pathlib.Path], split: str, channels: int) -> np.ndarray:
+    def open(
+        self, found: list[pathlib.Path], split: str, channels: int, max_value: int = 0
+    ) -> np.ndarray:
         """All images of a split, uint8 (N, 32, 32, 3)."""
-        del split, channels
+        del split, channels, max_value
         planes = np.concatenate([_read(path) for path in found])
         return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
@@ -52,9 +55,12 @@ class Cifar:
 def _read(path: pathlib.Path) -> np.ndarray:
     """The pixels of one file, uint8 (N, 3072), colour by colour."""
     try:
-        content = path.read_bytes()
+        with files.open_regular(path) as file:
+            content = file.read(_LARGEST + 1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(content) > _LARGEST:
+        raise DataError(f"{path}: more than {_LARGEST} bytes; a batch of CIFAR-10 has 31 million")
     if path.suffix == ".bin":
         return _read_binary(path, content)
     return _read_pickle(path, content)
@@ -81,6 +87,8 @@ def _read_pickle(path: pathlib.Path, content: bytes) -> np.ndarray:
         raise DataError(f"{path}: truncated or damaged pickle ({error})") from error
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
         raise DataError(f"{path}: has no table of pixels under 'data'")
+    if pixels.nbytes > len(content):
+        raise DataError(f"{path}: claims {pixels.nbytes} bytes of pixels, more than it has")
     if pixels.shape[1] != _PIXELS or not len(pixels):
         raise DataError(f"{path}: rows of {pixels.shape[1]} values, where images have {_PIXELS}")
     return pixels
@@ -91,5 +99,11 @@ class _ArraysOnly(pickle.Unpickler):
         if module.split(".")[0] == "numpy" and name in _ALLOWED:
             return _ALLOWED[name]
         if (module, name) == ("_codecs", "encode"):  # Bytes, as Python 2 wrote them.
-            return codecs.encode
+            return _encode_latin1
         raise DataError(f"pickle asks for {module}.{name}, which is no array: refused")
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise DataError(f"pickle asks for the encoding {encoding!r}: refused")
+    return text.encode("latin1")

@@ -22,9 +22,9 @@ class Digits:
         del directory
         return {split: split for split in SIZES}
 
-    def open(self, found: str, split: str, channels: int) -> np.ndarray:
+    def open(self, found: str, split: str, channels: int, max_value: int = 0) -> np.ndarray:
         """All images of a split, uint8 (N, 16, 16, 1)."""
-        del found, channels
+        del found, channels, max_value
         return read_images(split)
 
 

@@ -1,13 +1,16 @@
-"""A folder of pictures: PNG, JPEG or WebP, grey or colour, of any size, also in sub-folders."""
+"""A folder of pictures: grey or colour, of any size, also in sub-folders."""
 
 from __future__ import annotations
 
+import collections
+import functools
 import hashlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
 from nvae_jax.data import images as images_lib
 from nvae_jax.data import views
@@ -21,6 +24,7 @@ _SPLIT_FOLDERS = {
 }
 _LARGEST = 256  # The largest size with published settings.
 _SAMPLE = 500
+_MOST_NAMED = 5  # kinds of other files
 
 Splits = Mapping[str, Sequence[pathlib.Path]]
 
@@ -45,16 +49,16 @@ class Folder:
             return {}
         named = _named_splits(directory)
         if "train" in named and len(named) > 1:
-            splits = {split: _pictures(folder) for split, folder in named.items()}
+            splits = {split: pictures(folder) for split, folder in named.items()}
         else:
-            splits = self._split(directory, _pictures(directory))
+            splits = self._split(directory, pictures(directory))
         return dict.fromkeys(splits, splits) if any(splits.values()) else {}
 
-    def open(self, found: Splits, split: str, channels: int) -> FolderImages:
+    def open(self, found: Splits, split: str, channels: int, max_value: int = 0) -> FolderImages:
         """Opens a split; `channels` 0 means colour unless all (of a sample) are grey."""
         # Of all splits, so that none differs from the others.
         size, found_channels = _survey([path for paths in found.values() for path in paths])
-        return FolderImages(found[split], size, channels or found_channels)
+        return FolderImages(found[split], size, channels or found_channels, max_value)
 
     def _split(self, directory: pathlib.Path, paths: Sequence[pathlib.Path]) -> Splits:
         if self._exact:
@@ -71,15 +75,15 @@ class Folder:
 class FolderImages:
     """Pictures of any size, read from their files. `shape` gives the size that suits them."""
 
-    def __init__(self, paths: Sequence[pathlib.Path], size: int, channels: int):
-        self._paths = paths
+    def __init__(self, paths: Sequence[pathlib.Path], size: int, channels: int, max_value: int = 0):
+        self._paths, self._max_value = paths, max_value
         self.shape = (len(paths), size, size, channels)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return images_lib.read_file(self._paths[index], self.shape[-1])
+        return images_lib.read_file(self._paths[index], self.shape[-1], self._max_value)
 
 
 def _named_splits(directory: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -91,15 +95,37 @@ def _named_splits(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     }
 
 
-def _pictures(directory: pathlib.Path) -> list[pathlib.Path]:
-    """All pictures below a folder in an order of their own, not the file system's."""
-    found = []
+def pictures(directory: pathlib.Path) -> list[pathlib.Path]:
+    """All pictures below a folder in an order of their own, not the file system's. Says once what
+    else is there, but for hidden files."""
+    found, passed_over = [], collections.Counter()
     for root, folders, names in os.walk(directory, onerror=_raise_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        # Which os.walk does not enter: they may lead back to where it came from.
+        passed_over["linked folder"] += sum(os.path.islink(os.path.join(root, f)) for f in folders)
         for name in names:
-            if name.lower().endswith(images_lib.SUFFIXES) and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(images_lib.SUFFIXES):
                 found.append(pathlib.Path(root, name))
+            else:
+                passed_over[pathlib.Path(name).suffix.lower() or "without an ending"] += 1
+    if found:
+        _say_passed_over(directory, frozenset(passed_over.items()))
     return sorted(found, key=lambda path: path.relative_to(directory).as_posix())
+
+
+@functools.cache  # Said once, however often a folder is opened.
+def _say_passed_over(directory: pathlib.Path, counts: frozenset[tuple[str, int]]):
+    most = collections.Counter({kind: count for kind, count in counts if count}).most_common()
+    named = [f"{count} {kind}" for kind, count in most[:_MOST_NAMED]]
+    if rest := sum(count for _, count in most[_MOST_NAMED:]):
+        named.append(f"{rest} other")
+    if named:
+        logging.warning(
+            "%s: passed over %s; pictures are %s",
+            *(directory, ", ".join(named), ", ".join(images_lib.SUFFIXES)),
+        )
 
 
 def _raise_unreadable(error: OSError):
@@ -117,15 +143,16 @@ def _survey(paths: Sequence[pathlib.Path]) -> tuple[int, int]:
     The size is the largest power of two that is no larger than the shorter side of half of the
     pictures, and at most 256.
     """
-    sides, channels = [], 1
+    sides, channels, fault = [], 1, None
     for index in np.unique(np.linspace(0, len(paths) - 1, _SAMPLE).astype(int)):
         try:
             height, width, found = images_lib.read_header(paths[index])
-        except CorruptError:
-            continue  # Reported, or skipped, when its turn comes.
+        except CorruptError as error:
+            fault = fault or error  # Reported, or skipped, when its turn comes.
+            continue
         sides.append(min(height, width))
         channels = max(channels, found)
     if not sides:
-        raise DataError(f"{paths[0].parent}: none of its pictures can be read")
+        raise DataError(f"none of the pictures can be read, the first: {fault}")
     side = int(np.clip(np.median(sides), 1, _LARGEST))
     return 2 ** (side.bit_length() - 1), channels

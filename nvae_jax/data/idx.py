@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import pathlib
 import struct
 import zlib
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import numpy as np
 
+from nvae_jax import files
+from nvae_jax.data.limits import check_unpacked
 from nvae_jax.data.spec import DataError
 
 _UINT8 = 0x08
 _TYPES = {0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float", 0x0E: "double"}
+
+_HEADER_BYTES = 16  # of three dimensions
 
 _STEMS = {"train": "train", "test": "t10k"}
 
@@ -33,9 +39,11 @@ class Idx:
         found = {split: _find(directory, stem) for split, stem in _STEMS.items()}
         return {split: path for split, path in found.items() if path}
 
-    def open(self, found: pathlib.Path, split: str, channels: int) -> np.ndarray:
+    def open(
+        self, found: pathlib.Path, split: str, channels: int, max_value: int = 0
+    ) -> np.ndarray:
         """All images of a split, uint8 (N, H, W, 1)."""
-        del split, channels
+        del split, channels, max_value
         return read_images(found)
 
 
@@ -51,24 +59,35 @@ def read_images(path: str | pathlib.Path) -> np.ndarray:
     dimensions, an empty set, truncated, damaged, or longer than it says.
     """
     path = pathlib.Path(path)
-    content = _read(path)
-    shape = _read_header(path, content)
-    body = memoryview(content)[4 + 4 * len(shape) :]
-    _check_length(path, len(body), shape)
-    return np.frombuffer(body, np.uint8).reshape(*shape, 1)
-
-
-def _read(path: pathlib.Path) -> bytes:
     try:
-        content = path.read_bytes()
-        # By content, not by name: browsers unpack .gz files and leave their names alone.
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        with files.open_regular(path) as file:
+            return _read(path, file)
     except EOFError as error:
         raise DataError(f"{path}: truncated gzip file; fetch it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error}); fetch it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _read(path: pathlib.Path, file: BinaryIO) -> np.ndarray:
+    packed = os.fstat(file.fileno()).st_size
+    # By content, not by name: browsers unpack .gz files and leave their names alone.
+    is_packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    file = gzip.GzipFile(fileobj=file) if is_packed else file
+    shape = _read_header(path, file.read(_HEADER_BYTES))
+    expected = math.prod(shape)
+    if expected == 0:
+        raise DataError(f"{path}: is empty, its header says {'x'.join(map(str, shape))}")
+    check_unpacked(expected, packed, path)
+    body = file.read(expected)
+    if len(body) < expected:
+        raise DataError(f"{path}: truncated, {len(body)} of {expected} bytes of pixels")
+    # Of what follows no more than a byte is unpacked; reading to the end checks gzip's checksum.
+    if file.read(1):
+        raise DataError(f"{path}: has bytes after the last image; not as it says")
+    return np.frombuffer(body, np.uint8).reshape(*shape, 1)
 
 
 def _read_header(path: pathlib.Path, content: bytes) -> tuple[int, ...]:
@@ -81,16 +100,6 @@ def _read_header(path: pathlib.Path, content: bytes) -> tuple[int, ...]:
         raise DataError(f"{path}: holds {_TYPES[dtype]}, where images must be uint8")
     if ndim != 3:
         raise DataError(f"{path}: has {ndim} dimension(s), where images have 3 (count, H, W)")
-    if len(content) < 16:
+    if len(content) < _HEADER_BYTES:
         raise DataError(f"{path}: truncated, {len(content)} bytes are no IDX header of images")
-    return struct.unpack(">3I", content[4:16])
-
-
-def _check_length(path: pathlib.Path, length: int, shape: tuple[int, ...]):
-    expected = math.prod(shape)
-    if expected == 0:
-        raise DataError(f"{path}: is empty, its header says {'x'.join(map(str, shape))}")
-    if length < expected:
-        raise DataError(f"{path}: truncated, {length} of {expected} bytes of pixels")
-    if length > expected:
-        raise DataError(f"{path}: {length - expected} bytes after the last image; not as it says")
+    return struct.unpack(">3I", content[4:])

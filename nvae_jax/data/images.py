@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import io
 import pathlib
+import warnings
 from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from nvae_jax import files
+from nvae_jax.data.depth import to_8_bit
+from nvae_jax.data.limits import MAX_PIXELS
 from nvae_jax.data.spec import CorruptError, DataError
 
-# A picture of 8192x8192. Small files can claim far more and take the memory of the machine.
-MAX_PIXELS = 2**26
-
-# The only decoders that are let near a file, and the names that each may go by.
+# The only decoders that are let near a file.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_READ = "a PNG, JPEG, WebP, BMP or TIFF image"
+# The names that each may go by.
 _SUFFIXES = {
     "PNG": (".png",),
     "JPEG": (".jpg", ".jpeg"),
     "MPO": (".jpg", ".jpeg"),  # A JPEG with a second picture behind it; cameras write these.
     "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
 }
 SUFFIXES = tuple(sorted({suffix for names in _SUFFIXES.values() for suffix in names}))
 # (left, top, right, bottom), the last two outside of it.
 Box = tuple[int, int, int, int]
 
-_GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B"}
+_LARGEST_FILE = 2**30  # bytes
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+# Pillow warns of odd tags and of sizes above its own limit; here they are read or refused.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Images(Protocol):
@@ -54,46 +64,53 @@ def probe(images: Images) -> tuple[int, int, int]:
     raise fault
 
 
-def read_file(path: pathlib.Path, channels: int = 0) -> np.ndarray:
+def read_file(path: pathlib.Path, channels: int = 0, max_value: int = 0) -> np.ndarray:
     """Decodes an image file to uint8 (H, W, C), refusing one that is not what its name says."""
     try:
-        content = path.read_bytes()
+        with files.open_regular(path) as file:
+            content = file.read(_LARGEST_FILE + 1)
     except OSError as error:
         raise CorruptError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return decode(content, str(path), channels, path.suffix.lower())
+    if len(content) > _LARGEST_FILE:
+        raise CorruptError(f"{path}: more than {_LARGEST_FILE} bytes are refused")
+    return decode(content, str(path), channels, path.suffix.lower(), max_value)
 
 
 def read_header(path: pathlib.Path) -> tuple[int, int, int]:
     """(H, W, C) of an image file, from its header alone. Raises CorruptError as decoding does."""
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            return image.height, image.width, 1 if image.mode in _GREY_MODES else 3
+        with files.open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
+            return image.height, image.width, 1 if _is_grey(image) else 3
     except Exception as error:  # As below.
-        raise CorruptError(f"{path}: not a PNG, JPEG or WebP image") from error
+        raise _fault(error, str(path)) from error
 
 
-def decode(content: bytes, where: str, channels: int = 0, suffix: str = "") -> np.ndarray:
-    """Decodes a PNG, JPEG or WebP to uint8 (H, W, C).
+def decode(
+    content: bytes, where: str, channels: int = 0, suffix: str = "", max_value: int = 0
+) -> np.ndarray:
+    """Decodes a PNG, JPEG, WebP, BMP or TIFF to uint8 (H, W, C): turned as cameras note it, and
+    white where it is transparent.
 
     Args:
       content: the encoded image.
       where: the file, or file and record, for errors.
       channels: 1 or 3 converts to grey or colour; 0 takes the image as it is.
       suffix: the type that the file claims; "" makes no claim.
+      max_value: of more than 8 bits, the value that is white; 0: see `depth.to_8_bit`.
 
     Raises:
       CorruptError: the image is damaged, too large, of another type than claimed, or of none.
+      DataError: its values do not fit `max_value`.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             _check_claims(image, where, suffix)
-            return _to_array(image, channels)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_array(to_8_bit(image, content, where, max_value), channels)
     except DataError:
         raise
-    except UnidentifiedImageError as error:
-        raise CorruptError(f"{where}: not a PNG, JPEG or WebP image") from error
     except Exception as error:  # Decoders raise nearly anything on damaged bytes.
-        raise CorruptError(f"{where}: damaged image ({error})") from error
+        raise _fault(error, where) from error
 
 
 def convert(image: np.ndarray, channels: int) -> np.ndarray:
@@ -112,7 +129,7 @@ def encode(image: np.ndarray) -> bytes:
 
 
 def is_encoded(content: bytes) -> bool:
-    """Whether bytes begin as a PNG, JPEG or WebP does."""
+    """Whether bytes begin as a PNG, JPEG or WebP does. Pixels may begin as other formats do."""
     is_webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
     return content.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or is_webp
 
@@ -140,17 +157,25 @@ def _check_claims(image: Image.Image, where: str, suffix: str):
         raise CorruptError(f"{where}: is a {image.format} file, not what its name says")
 
 
+def _fault(error: Exception, where: str) -> CorruptError:
+    if isinstance(error, UnidentifiedImageError):
+        return CorruptError(f"{where}: not {_READ}")
+    if isinstance(error, _BOMBS):
+        return CorruptError(f"{where}: claims more than {MAX_PIXELS} pixels, which are refused")
+    if isinstance(error, OSError) and error.strerror:
+        return CorruptError(f"{where}: cannot be read ({error.strerror})")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return CorruptError(f"{where}: damaged image ({reason})")
+
+
 def _to_array(image: Image.Image, channels: int) -> np.ndarray:
-    mode = {1: "L", 3: "RGB"}.get(channels) or ("L" if image.mode in _GREY_MODES else "RGB")
-    image = _without_alpha(_to_8_bit(ImageOps.exif_transpose(image)))
-    array = np.asarray(image.convert(mode))
+    mode = {1: "L", 3: "RGB"}.get(channels) or ("L" if _is_grey(image) else "RGB")
+    array = np.asarray(_without_alpha(image).convert(mode))
     return array.reshape(*array.shape[:2], -1)
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+def _is_grey(image: Image.Image) -> bool:
+    return image.mode in ("1", "L", "LA", "La") or image.mode.startswith(("I", "F"))
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:

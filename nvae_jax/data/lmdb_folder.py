@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from nvae_jax import files
 from nvae_jax.data import images as images_lib
 from nvae_jax.data.spec import CorruptError, DataError
 
@@ -40,17 +41,19 @@ class Lmdb:
                 found[split] = paths[0]
         return found
 
-    def open(self, found: pathlib.Path, split: str, channels: int) -> LmdbImages:
+    def open(
+        self, found: pathlib.Path, split: str, channels: int, max_value: int = 0
+    ) -> LmdbImages:
         """Opens a split; `channels` 0 takes those of the first image."""
         del split
-        return LmdbImages(found, channels)
+        return LmdbImages(found, channels, max_value)
 
 
 class LmdbImages:
     """The images of one database."""
 
-    def __init__(self, path: pathlib.Path, channels: int):
-        self._path = path
+    def __init__(self, path: pathlib.Path, channels: int, max_value: int = 0):
+        self._path, self._max_value = path, max_value
         self._keys = _keys(path)
         if not len(self._keys):
             raise DataError(f"{path}: has no records")
@@ -65,7 +68,7 @@ class LmdbImages:
         record, where = self._record(index), f"{self._path} record {self._name(index)}"
         if self._is_raw:
             return _raw_image(record, where)
-        return images_lib.decode(record, where, self.shape[-1])
+        return images_lib.decode(record, where, self.shape[-1], max_value=self._max_value)
 
     def _record(self, index: int) -> bytes:
         with _environment(str(self._path)).begin() as transaction:
@@ -123,6 +126,7 @@ def _check_size(path: pathlib.Path):
     """Reading a page behind the end of the file would end the process, with no error to catch."""
     file = path / "data.mdb" if path.is_dir() else path
     try:
+        files.check_regular(file)
         size = file.stat().st_size
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error

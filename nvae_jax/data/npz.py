@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pathlib
-import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 
+from nvae_jax.data import numpy_files
 from nvae_jax.data.spec import DataError
 
 # File name stems by split; downsampled ImageNet comes in ten parts.
@@ -37,9 +37,11 @@ class Npz:
         found = {split: paths for split, paths in found.items() if paths}
         return found or _find_joint(directory)
 
-    def open(self, found: list[pathlib.Path], split: str, channels: int) -> np.ndarray:
+    def open(
+        self, found: list[pathlib.Path], split: str, channels: int, max_value: int = 0
+    ) -> np.ndarray:
         """All images of a split, uint8 (N, H, W, C)."""
-        del channels
+        del channels, max_value
         return np.concatenate([_read(path, split) for path in found])
 
 
@@ -47,26 +49,16 @@ def _find_joint(directory: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     paths = list(directory.glob("*.npz"))
     if len(paths) != 1:
         return {}
-    try:
-        with zipfile.ZipFile(paths[0]) as file:
-            names = file.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{paths[0]}: not a .npz file, or truncated ({error})") from error
-    return {split: paths for split, key in _KEYS_BY_SPLIT.items() if f"{key}.npy" in names}
+    names = numpy_files.names(paths[0])
+    return {split: paths for split, key in _KEYS_BY_SPLIT.items() if key in names}
 
 
 def _read(path: pathlib.Path, split: str) -> np.ndarray:
     keys = (_KEYS_BY_SPLIT[split], *_KEYS)
-    try:
-        # Opened here: NumPy leaves open what it opens itself when it is no sound file.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            key = next((key for key in keys if key in file), None)
-            array = file[key] if key else None
-    except Exception as error:  # zipfile, zlib and NumPy each have errors of their own.
-        raise DataError(f"{path}: truncated or damaged .npz file ({error})") from error
-    if array is None:
+    loaded = numpy_files.load(path, lambda names: [key for key in keys if key in names][:1])
+    if not loaded:
         raise DataError(f"{path}: has none of the arrays {', '.join(keys)}")
-    return _as_images(path, key, array)
+    return _as_images(path, *loaded.popitem())
 
 
 def _as_images(path: pathlib.Path, key: str, array: np.ndarray) -> np.ndarray:

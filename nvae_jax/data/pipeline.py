@@ -17,12 +17,14 @@ import numpy as np
 from absl import flags, logging
 
 from nvae_jax.data import sources, transforms
+from nvae_jax.data.faults import all_faults, say_left_out
 from nvae_jax.data.spec import CorruptError, DataError, DataSpec
 
 Batch = dict[str, np.ndarray]
 
 # With this many in a row unreadable, the fault is not that of single images.
 _MOST_SKIPPED = 20
+_REMEDY = "leave such images out with --config.data.skip_corrupt=true"
 
 
 class _TrainExample:
@@ -86,8 +88,9 @@ class TrainIterator(Iterator[Batch]):
       skipped: unreadable images left out so far (only with `skip_corrupt`), this host's alone.
     """
 
-    def __init__(self, dataset: grain.MapDataset, spec: DataSpec, num_examples: int):
-        self._dataset, self._spec, self._num_examples = dataset, spec, num_examples
+    def __init__(self, dataset: grain.MapDataset, spec: DataSpec, images: sources.Images):
+        self._dataset, self._spec, self._images = dataset, spec, images
+        self._num_examples = len(images)
         self._batches, self._step = None, 0
         self.wait_seconds, self.skipped = 0.0, 0
 
@@ -96,7 +99,10 @@ class TrainIterator(Iterator[Batch]):
         if self._batches is None:
             # Random access: an iterator that starts at step t never reads what came before.
             self._batches = _prefetched(self._dataset[self._step :], self._spec)
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except CorruptError as error:
+            raise all_faults(self._images, error, _REMEDY) from error
         self._step += 1
         self.skipped += int(batch.pop("skipped").sum())
         self.wait_seconds += time.perf_counter() - start
@@ -159,7 +165,7 @@ def train_iterator(
         .slice(slice(shard_index, None, shard_count))
         .repeat()
     )
-    return TrainIterator(dataset, spec, length)
+    return TrainIterator(dataset, spec, images)
 
 
 def eval_batches(
@@ -194,7 +200,7 @@ def eval_batches(
         .batch(local_size)
         .slice(slice(shard_index, None, shard_count))
     )
-    return _counted(_prefetched(dataset, spec), spec)
+    return _counted(_prefetched(dataset, spec), spec, images)
 
 
 def eval_batch_size(batch_size: int, max_examples: int | None) -> int:
@@ -260,16 +266,20 @@ def _read(images: sources.Images, index: int, spec: DataSpec) -> np.ndarray:
 def _skip_or_raise(error: CorruptError, spec: DataSpec) -> CorruptError:
     if not spec.skip_corrupt:
         raise error
-    logging.warning("left out: %s", error)
+    say_left_out(str(error))
     return error
 
 
-def _counted(batches: grain.DatasetIterator, spec: DataSpec) -> Iterator[Batch]:
+def _counted(
+    batches: grain.DatasetIterator, spec: DataSpec, images: sources.Images
+) -> Iterator[Batch]:
     skipped = 0
     try:
         for batch in batches:
             skipped += int((~batch["mask"] & (batch["id"] >= 0)).sum())
             yield batch
+    except CorruptError as error:
+        raise all_faults(images, error, _REMEDY) from error
     finally:
         batches.close()
     if skipped:

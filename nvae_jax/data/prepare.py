@@ -17,6 +17,7 @@ def prepare(
     image_size: int = 0,
     channels: int = 0,
     skip_corrupt: bool = False,
+    max_value: int = 0,
 ) -> str:
     """Prepares the data set `name` as the folder `data_dir`/`name`.
 
@@ -28,6 +29,7 @@ def prepare(
       image_size: height and width to bring pictures to; 0 is the data set's own.
       channels: 1 makes one's own pictures grey, 3 colours them; 0 leaves them as they are.
       skip_corrupt: leave out unreadable images instead of stopping.
+      max_value: of pictures of more than 8 bits, the value that is white; 0: as they state.
 
     Returns:
       What was done and how to use it, in one line for the user.
@@ -44,6 +46,7 @@ def prepare(
         image_size=image_size or source.size,
         channels=channels or source.channels,
         skip_corrupt=skip_corrupt,
+        max_value=max_value,
     )
     if (directory / records.MANIFEST).is_file():
         return _already(spec, directory)

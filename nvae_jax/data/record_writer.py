@@ -11,15 +11,16 @@ import sys
 from collections.abc import Iterator, Mapping
 
 import grain
-from absl import logging
 from array_record.python import array_record_module
 
 from nvae_jax import files
+from nvae_jax.data.faults import all_faults, say_left_out
 from nvae_jax.data.images import Images, encode
 from nvae_jax.data.records import MANIFEST, VERSION
 from nvae_jax.data.spec import CorruptError, DataError
 
 _SHARD_BYTES = 2**28
+_REMEDY = "leave such images out with --skip_corrupt"
 
 
 def write(
@@ -68,10 +69,13 @@ class _Encoder:
         threads = os.cpu_count() or 1
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
         numbers = grain.MapDataset.range(len(self._images))
-        for done, record in enumerate(numbers.map(self._encode).to_iter_dataset(options)):
-            if sys.stderr.isatty() and done % 100 == 0:
-                print(f"\r{split}: {done} of {len(self._images)}", end="\r", file=sys.stderr)
-            yield record
+        try:
+            for done, record in enumerate(numbers.map(self._encode).to_iter_dataset(options)):
+                if sys.stderr.isatty() and done % 100 == 0:
+                    print(f"\r{split}: {done} of {len(self._images)}", end="\r", file=sys.stderr)
+                yield record
+        except CorruptError as error:
+            raise all_faults(self._images, error, _REMEDY) from error
 
     def _encode(self, index: int) -> bytes | None:
         try:
@@ -79,7 +83,7 @@ class _Encoder:
         except CorruptError as error:
             if not self._skip:
                 raise
-            logging.warning("left out: %s", error)
+            say_left_out(str(error))
             return None  # Grain leaves it out.
         if image.shape != self._shape:
             raise DataError(f"image {index} is {image.shape}, where others are {self._shape}")

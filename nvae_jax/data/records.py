@@ -11,17 +11,21 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 
 import grain
 import numpy as np
 
+from nvae_jax import files
 from nvae_jax.data import images as images_lib
+from nvae_jax.data.limits import MAX_PIXELS
 from nvae_jax.data.spec import CorruptError, DataError
 
 MANIFEST = "manifest.json"
 VERSION = 1
+_AGAIN = "prepare the data set again"
 
 
 class Records:
@@ -35,9 +39,11 @@ class Records:
             return {}
         return dict.fromkeys(read_manifest(directory)["splits"], directory)
 
-    def open(self, found: pathlib.Path, split: str, channels: int) -> RecordImages:
+    def open(
+        self, found: pathlib.Path, split: str, channels: int, max_value: int = 0
+    ) -> RecordImages:
         """Opens a split. Its channels are those it was prepared with."""
-        del channels
+        del channels, max_value
         return RecordImages(found, split)
 
 
@@ -46,14 +52,11 @@ class RecordImages:
 
     def __init__(self, directory: pathlib.Path, split: str):
         manifest = read_manifest(directory)
-        files = manifest["splits"][split]
-        _check_files(directory, files)
-        self._paths = [str(directory / file["name"]) for file in files]
-        self._ends = list(itertools.accumulate(file["count"] for file in files))
-        count = self._ends[-1] if files else 0
-        self.shape = (count, *2 * (manifest["image_size"],), manifest["channels"])
-        for path in self._paths:  # One by one, so that an error can name the file.
-            _check_readable(path)
+        written = manifest["splits"][split]
+        _check_files(directory, written)  # One by one, so that an error can name the file.
+        self._paths = [str(directory / file["name"]) for file in written]
+        self._ends = list(itertools.accumulate(file["count"] for file in written))
+        self.shape = (self._ends[-1], *2 * (manifest["image_size"],), manifest["channels"])
         self._records = grain.sources.ArrayRecordDataSource(self._paths)
 
     def __len__(self) -> int:
@@ -79,33 +82,62 @@ def read_manifest(directory: pathlib.Path) -> dict:
     """The manifest of a prepared data set. Raises DataError when it is not a sound one."""
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        with files.open_regular(path) as file:
+            manifest = json.loads(file.read())
         version = manifest["version"]
-        splits = manifest["splits"].values()
-        sound = all(file["name"] and file["count"] > 0 for files in splits for file in files)
-        sound = sound and manifest["image_size"] > 0 and manifest["channels"] in (1, 3)
+        if version == VERSION:
+            _check_manifest(manifest)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: damaged manifest; prepare the data set again") from error
-    if version != VERSION or not sound:
-        raise DataError(f"{path}: not a manifest of version {VERSION}; prepare the set again")
+    except KeyError as error:
+        raise DataError(f"{path}: damaged manifest, without {error}; {_AGAIN}") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: damaged manifest ({_brief(error)}); {_AGAIN}") from error
+    if version != VERSION:
+        raise DataError(f"{path}: not a manifest of version {VERSION}; {_AGAIN}")
     return manifest
 
 
-def _check_files(directory: pathlib.Path, files: list[dict]):
-    for file in files:
+def _check_manifest(manifest: dict):
+    """Raises KeyError, or another error that says which value cannot be."""
+    _require(isinstance(manifest["name"], str), "name")
+    _require(_is_count(manifest["image_size"], math.isqrt(MAX_PIXELS)), "image_size")
+    _require(_is_count(manifest["channels"]) and manifest["channels"] in (1, 3), "channels")
+    _require(_is_count(manifest["skipped"], least=0), "skipped")
+    _require(len(manifest["splits"]) > 0, "splits")
+    for split, written in manifest["splits"].items():
+        _require(isinstance(written, list) and written, f"files of {split}")
+        for file in written:
+            # A plain name: a manifest is no reason to read what is elsewhere.
+            _require(pathlib.PurePath(file["name"]).name == file["name"] != "", "name of a file")
+            _require(_is_count(file["count"]), f"count of {file['name']}")
+            _require(_is_count(file["bytes"]), f"bytes of {file['name']}")
+
+
+def _is_count(value, most: int = 2**62, least: int = 1) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _require(condition: bool, what: str):
+    if not condition:
+        raise ValueError(f"its {what} cannot be")
+
+
+def _check_files(directory: pathlib.Path, written: list[dict]):
+    for file in written:
         path = directory / file["name"]
         if not path.is_file():
-            raise DataError(f"{path} is missing; prepare the data set again")
+            raise DataError(f"{path} is missing; {_AGAIN}")
         if (size := path.stat().st_size) != file["bytes"]:
             kind = "truncated" if size < file["bytes"] else "changed"
             raise DataError(f"{path}: {kind}, {size} bytes where {file['bytes']} were written")
+        if (count := _count(path)) != file["count"]:
+            raise DataError(f"{path}: {count} images where the manifest says {file['count']}")
 
 
-def _check_readable(path: str):
+def _count(path: pathlib.Path) -> int:
     try:
-        len(grain.sources.ArrayRecordDataSource(path))
+        return len(grain.sources.ArrayRecordDataSource(str(path)))
     except Exception as error:  # As when reading.
         raise DataError(f"{path}: damaged record file ({_brief(error)})") from error
 

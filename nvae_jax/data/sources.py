@@ -36,14 +36,15 @@ class Format(Protocol):
     """A way in which images lie in a folder.
 
     `looks_like` describes its files. `find` returns what `open` needs for each split that is in
-    the folder, without reading it; nothing for a folder of another format.
+    the folder, without reading it; nothing for a folder of another format. `open` takes the
+    `DataSpec`'s channels and max_value, where these mean something to the format.
     """
 
     looks_like: str
 
     def find(self, directory: pathlib.Path) -> Mapping[str, Any]: ...
 
-    def open(self, found: Any, split: str, channels: int) -> Images: ...
+    def open(self, found: Any, split: str, channels: int, max_value: int = 0) -> Images: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,15 +213,20 @@ def open_images(spec: DataSpec, split: str) -> Images:
     form, found = _find(spec)
     if split not in found:
         raise DataError(_no_split(spec, split, tuple(found)))
-    images = form.open(
-        found[split], split, spec.channels if source.channels == 0 else source.channels
-    )
+    channels = spec.channels if source.channels == 0 else source.channels
+    images = form.open(found[split], split, channels, spec.max_value)
     if len(images) == 0:
         raise DataError(f"data set {spec.name!r}: its split {split!r} is empty")
     _compare_size(spec.name, split, len(images))
     if isinstance(form, Records):
         return images  # Brought to size when it was prepared.
     return _adapt(images, spec, source)
+
+
+def fitted(images: Images, spec: DataSpec) -> Images:
+    """Pictures of any size, cropped and resized as those of the data set are, without padding."""
+    boxes = SOURCES[spec.name].boxes if spec.name in SOURCES else {}
+    return views.Fitted(images, spec.image_size - 2 * spec.padding, boxes)
 
 
 def splits(spec: DataSpec) -> tuple[str, ...]:

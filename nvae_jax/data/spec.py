@@ -23,6 +23,8 @@ class DataSpec:
       image_size: height and width that the model sees, padding included. 0: from the data.
       channels: 1 (grey) or 3 (colour). 0: from the data.
       padding: zeros on each side, included in `image_size`.
+      max_value: of pictures of more than 8 bits, the value that is white. 0: what the files state,
+        or else the largest of their bits, which is refused where it would make them nearly black.
       num_bits: bits per colour; fewer than 8 drops the low bits.
       binarize: draw each pixel from Bernoulli(value / 255), anew every time it is read.
       horizontal_flip: mirror half of the training images, at random.
@@ -43,6 +45,7 @@ class DataSpec:
     skip_corrupt: bool = False
     workers: int = 0
     threads: int = 2
+    max_value: int = 0
 
     def __post_init__(self):
         _require(isinstance(self.name, str) and self.name, "name must be the name of a data set")
@@ -51,6 +54,10 @@ class DataSpec:
             f"channels must be 1 or 3, not {self.channels}",
         )
         _require(1 <= self.num_bits <= 8, f"num_bits must be 1 to 8, not {self.num_bits}")
+        _require(
+            0 <= self.max_value < 2**32,
+            f"max_value must be 0, or the value of white, not {self.max_value}",
+        )
         _require(self.padding >= 0, f"padding must not be negative, but is {self.padding}")
         _require(self.workers >= 0, f"workers must not be negative, but is {self.workers}")
         _require(self.threads >= 1, f"threads must be at least 1, not {self.threads}")

@@ -30,8 +30,11 @@ class Tfds:
         prepared = any((directory / self.name).glob("*/dataset_info.json"))
         return dict.fromkeys(self._splits, directory) if prepared else {}
 
-    def open(self, found: pathlib.Path, split: str, channels: int) -> images_lib.Images:
+    def open(
+        self, found: pathlib.Path, split: str, channels: int, max_value: int = 0
+    ) -> images_lib.Images:
         """Opens a split; `channels` 1 makes colour images grey."""
+        del max_value
         if not self._one_in_ten:
             return TfdsImages(self.builder(found), split, channels)
         images = TfdsImages(self.builder(found), "train", channels)

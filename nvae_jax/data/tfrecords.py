@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
+from nvae_jax import files
 from nvae_jax.data.images import probe
+from nvae_jax.data.limits import MAX_PIXELS
 from nvae_jax.data.spec import CorruptError, DataError
 
 _HEADER = 12  # Length of the record (8 bytes) and its checksum (4); another follows the record.
 _FOOTER = 4
+_LONGEST = 3 * MAX_PIXELS + 1024  # a record
 
 
 class TfRecords:
@@ -39,9 +42,11 @@ class TfRecords:
         }
         return {split: paths for split, paths in found.items() if paths}
 
-    def open(self, found: Sequence[pathlib.Path], split: str, channels: int) -> TfRecordImages:
+    def open(
+        self, found: Sequence[pathlib.Path], split: str, channels: int, max_value: int = 0
+    ) -> TfRecordImages:
         """Opens a split, reading the length of every record in it."""
-        del split, channels
+        del split, channels, max_value
         return TfRecordImages(found)
 
 
@@ -63,7 +68,7 @@ class TfRecordImages:
     def __getitem__(self, index: int) -> np.ndarray:
         path, (offset, length) = self._paths[self._files[index]], self._spans[index]
         try:
-            with path.open("rb") as file:
+            with files.open_regular(path) as file:
                 file.seek(offset)
                 record = file.read(length)
         except OSError as error:
@@ -76,7 +81,7 @@ def _scan(path: pathlib.Path) -> np.ndarray:
     """Where the records of a file are: int64 (N, 2), offset and length."""
     spans, position = [], 0
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             size = path.stat().st_size
             while position < size:
                 header = file.read(_HEADER)
@@ -84,6 +89,8 @@ def _scan(path: pathlib.Path) -> np.ndarray:
                 end = position + _HEADER + length + _FOOTER
                 if end > size:
                     raise DataError(f"{path}: truncated in record {len(spans)}")
+                if length > _LONGEST:
+                    raise DataError(f"{path}: record {len(spans)} of {length} bytes is no image")
                 spans.append((position + _HEADER, length))
                 position = file.seek(end)
     except OSError as error:

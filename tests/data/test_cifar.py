@@ -1,5 +1,6 @@
 """CIFAR-10's own files."""
 
+import codecs
 import pickle
 
 import numpy as np
@@ -100,3 +101,28 @@ def test_cifar_pickles_of_something_else(batch, message, tmp_path, colour_images
     (tmp_path / "test_batch").write_bytes(pickle.dumps(batch))
     with pytest.raises(DataError, match=f"test_batch: .*{message}"):
         read(Cifar(), tmp_path, "test")
+
+
+class Calls:
+    """Pickled as a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Calls(np.ndarray, (10**5, 3072), np.dtype("u1")), "claims 307200000 bytes of pixels"),
+        (Calls(codecs.encode, "text", "rot13"), "encoding 'rot13': refused"),
+    ],
+    ids=["more than there is", "another encoding"],
+)
+def test_cifar_pickles_that_claim_what_they_do_not_have(data, message, tmp_path, read):
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        (tmp_path / name).write_bytes(pickle.dumps({"data": data}))
+    with pytest.raises(DataError, match=f"data_batch_1: .*{message}"):
+        read(Cifar(), tmp_path, "train")

@@ -3,13 +3,13 @@ import os
 import numpy as np
 import pytest
 
-from nvae_jax.data import pipeline, sources
+from nvae_jax.data import folder, pipeline, sources
 from nvae_jax.data.folder import Folder
 from nvae_jax.data.spec import DataError, DataSpec
 
 
-def names(folder, **options):
-    found = Folder(**options).find(folder)
+def names(directory, **options):
+    found = Folder(**options).find(directory)
     return {
         split: {path.name for path in paths} for split, paths in found[next(iter(found))].items()
     }
@@ -56,6 +56,41 @@ def test_hidden_and_other_files_are_no_pictures(pictures):
     (pictures / ".cache").mkdir()
     (pictures / ".cache" / "thumbnail.png").write_bytes(b"")
     assert names(pictures) == before
+
+
+def test_what_is_passed_over_is_counted_and_said_once(pictures, tmp_path, monkeypatch):
+    for name in ("a.gif", "b.GIF", "c.heic", "d.txt", "e"):
+        (pictures / name).write_bytes(b"")
+    (pictures / "link").symlink_to(tmp_path)
+    (pictures / ".hidden.gif").write_bytes(b"")
+    said = []
+    monkeypatch.setattr(folder.logging, "warning", lambda text, *values: said.append(text % values))
+    for _ in range(2):
+        Folder().find(pictures)
+    assert len(said) == 1 and said[0].startswith(f"{pictures}: passed over 2 .gif, ")
+    for kind in ("1 .heic", "1 .txt", "1 without an ending", "1 linked folder"):
+        assert kind in said[0]
+    assert "pictures are .bmp, .jpeg" in said[0]
+
+
+def test_bmp_and_tiff_are_read(tmp_path, encode, colour_images):
+    for i, image in enumerate(colour_images(30)):
+        kind, suffix = (("BMP", ".bmp"), ("TIFF", ".tif"), ("TIFF", ".TIFF"))[i % 3]
+        (tmp_path / f"{i:02d}{suffix}").write_bytes(encode(image, kind))
+    found = Folder().find(tmp_path)["train"]["train"]
+    images = Folder().open({"train": found, "validation": []}, "train", 0)
+    assert {path.suffix for path in found} == {".bmp", ".tif", ".TIFF"}
+    for i, path in enumerate(found):
+        np.testing.assert_array_equal(images[i], colour_images(30)[int(path.stem)])
+
+
+def test_the_key_for_white_reaches_the_pictures(tmp_path, encode):
+    for i in range(30):
+        values = np.full((16, 16, 1), 100 * i, np.uint16)
+        (tmp_path / f"{i:02d}.png").write_bytes(encode(values))
+    spec = DataSpec("folder", dir=str(tmp_path), image_size=16, max_value=4095)
+    batch = next(pipeline.eval_batches(spec, split="train", batch_size=20, seed=0))
+    assert batch["image"][batch["mask"]].max() > 0.5
 
 
 def test_size_and_channels_follow_from_the_data(pictures):

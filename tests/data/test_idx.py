@@ -72,14 +72,40 @@ def test_no_damaged_byte_raises_anything_else(tmp_path, idx_bytes):
         (struct.pack(">HBB3I", 0, 0x0D, 3, 1, 1, 1) + bytes(4), "float, where images must be"),
         (struct.pack(">HBBI", 0, 8, 1, 12) + bytes(12), r"1 dimension\(s\)"),
         (struct.pack(">HBB3I", 0, 8, 3, 0, 28, 28), "is empty"),
-        (struct.pack(">HBB3I", 0, 8, 3, 1, 2, 2) + bytes(5), "1 bytes after the last image"),
-        (struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**16, 2**16) + bytes(5), "truncated"),
+        (struct.pack(">HBB3I", 0, 8, 3, 1, 2, 2) + bytes(5), "has bytes after the last image"),
+        (struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**16, 2**16) + bytes(5), "claims to unpack"),
+        (struct.pack(">HBB3I", 0, 8, 3, 9, 28, 28) + bytes(5), "truncated, 5 of 7056"),
     ],
-    ids=["png", "float", "labels", "empty", "trailing", "huge"],
+    ids=["png", "float", "labels", "empty", "trailing", "huge", "short"],
 )
 def test_wrong_files_are_refused(tmp_path, content, message):
     with pytest.raises(DataError, match=f"wrong: .*{message}"):
         idx.read_images(write(tmp_path / "wrong", content))
+
+
+@pytest.mark.parametrize("count", [2, 2**21])
+def test_gzip_bombs_are_refused(tmp_path, count, monkeypatch):
+    """What is behind the last image is not unpacked, nor more than such a file may hold."""
+    unpacked, read = [], gzip.GzipFile.read
+
+    def counted(self, size=-1):
+        content = read(self, size)
+        unpacked.append(len(content))
+        return content
+
+    monkeypatch.setattr(gzip.GzipFile, "read", counted)
+    content = gzip.compress(struct.pack(">HBB3I", 0, 8, 3, count, 28, 28) + bytes(2**24))
+    with pytest.raises(
+        DataError, match="bomb.gz: (has bytes after|claims to unpack to 1644167168)"
+    ):
+        idx.read_images(write(tmp_path / "bomb.gz", content))
+    assert sum(unpacked) < 2000
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(DataError, match="fifo: cannot be read .is a FIFO"):
+        idx.read_images(tmp_path / "fifo")
 
 
 def test_directory_in_place_of_a_file_is_refused(tmp_path):

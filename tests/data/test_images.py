@@ -1,4 +1,7 @@
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -8,7 +11,7 @@ from PIL import Image
 from nvae_jax.data import images
 from nvae_jax.data.spec import CorruptError
 
-KINDS = ["PNG", "JPEG", "WEBP"]
+KINDS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF"]
 
 
 def smooth(height=20, width=20):
@@ -48,17 +51,20 @@ def test_transparent_pixels_become_white(encode):
     assert decoded[0, 0].tolist() == [10, 20, 30] and (decoded[1] == 255).all()
 
 
-def test_sixteen_bits_are_scaled_to_eight(encode):
-    values = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16, 1)
-    decoded = images.decode(encode(values), "file")
-    np.testing.assert_array_equal(decoded, np.arange(256).reshape(16, 16, 1))
-
-
 def test_camera_rotation_is_followed(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # Turned by a quarter.
     Image.fromarray(smooth(20, 30)).save(tmp_path / "turned.jpg", exif=exif)
     assert images.read_file(tmp_path / "turned.jpg").shape == (30, 20, 3)
+
+
+def test_every_format_is_turned_and_has_white_behind_it(encode, tmp_path):
+    exif, image = Image.Exif(), np.full((3, 5, 4), 77, np.uint8)
+    exif[0x0112], image[..., 3] = 6, 0
+    for kind, suffix in (("PNG", ".PNG"), ("WEBP", ".webp"), ("TIFF", ".Tif")):
+        (tmp_path / f"a{suffix}").write_bytes(encode(image, kind, exif=exif))
+        read = images.read_file(tmp_path / f"a{suffix}")
+        assert read.shape == (5, 3, 3) and (read == 255).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,16 +102,46 @@ def png_that_claims(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b"")
 
 
-# Pillow itself warns from about 89 million pixels on: before the image is refused here.
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+# Pillow itself warns from about 89 million pixels on, and refuses twice as many.
 @pytest.mark.parametrize("side", [8193, 10_000, 60_000])
-def test_image_bombs_are_refused(side):
-    with pytest.raises(CorruptError, match="bomb: .*(refused|exceeds limit)"):
-        images.decode(png_that_claims(side, side), "bomb")
+def test_image_bombs_are_refused(side, tmp_path):
+    (tmp_path / "bomb.png").write_bytes(png_that_claims(side, side))
+    for read in (images.read_file, images.read_header):
+        if read is images.read_file or side > 8193:
+            with pytest.raises(CorruptError, match="bomb.png: claims .*refused"):
+                read(tmp_path / "bomb.png")
+
+
+def test_a_bomb_is_refused_without_a_word_of_pillow(tmp_path):
+    """As in a program, where warnings are no errors."""
+    (tmp_path / "bomb.png").write_bytes(png_that_claims(10_000, 10_000))
+    code = "import sys, pathlib; from nvae_jax.data import images\n"
+    code += (
+        "images.read_header(pathlib.Path(sys.argv[1]))\nimages.read_file(pathlib.Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "bomb.png")]
+    error = subprocess.run(command, capture_output=True, text=True).stderr
+    assert error.splitlines()[-1].endswith("are refused") and "Warning" not in error
+
+
+def test_text_that_unpacks_to_much_is_refused():
+    content = png_that_claims(4, 4)
+    body = b"Comment\0\0" + zlib.compress(bytes(2**24))
+    text = struct.pack(">I", len(body)) + b"zTXt" + body
+    text += struct.pack(">I", zlib.crc32(b"zTXt" + body))
+    with pytest.raises(CorruptError, match="bomb: damaged image"):
+        images.decode(content[:33] + text + content[33:], "bomb")
+
+
+@pytest.mark.parametrize("read", [images.read_file, images.read_header])
+def test_a_fifo_is_not_waited_for(read, tmp_path):
+    os.mkfifo(tmp_path / "fifo.png")
+    with pytest.raises(CorruptError, match="fifo.png: cannot be read .is a FIFO, where a file"):
+        read(tmp_path / "fifo.png")
 
 
 @pytest.mark.parametrize(
-    "kind, suffix", [("PNG", ".jpg"), ("JPEG", ".png"), ("WEBP", ".jpeg"), ("PNG", ".webp")]
+    "kind, suffix", [("PNG", ".jpg"), ("JPEG", ".png"), ("WEBP", ".jpeg"), ("BMP", ".png")]
 )
 def test_files_that_lie_about_their_type_are_refused(kind, suffix, encode, tmp_path):
     path = tmp_path / f"liar{suffix}"
@@ -114,11 +150,11 @@ def test_files_that_lie_about_their_type_are_refused(kind, suffix, encode, tmp_p
         images.read_file(path)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", ["GIF", "EPS", "PPM"])
 def test_other_formats_are_refused_whatever_their_name(kind, encode, tmp_path):
     path = tmp_path / "other.png"
     path.write_bytes(encode(smooth(), kind))
-    with pytest.raises(CorruptError, match="other.png: not a PNG, JPEG or WebP"):
+    with pytest.raises(CorruptError, match="other.png: not a PNG, JPEG, WebP, BMP or TIFF"):
         images.read_file(path)
 
 

@@ -40,7 +40,7 @@ def test_npz_truncated(tmp_path, colour_images, read):
     content = (tmp_path / "train.npz").read_bytes()
     for length in range(0, len(content), 13):
         (tmp_path / "train.npz").write_bytes(content[:length])
-        with pytest.raises(DataError, match="train.npz: truncated or damaged"):
+        with pytest.raises(DataError, match="train.npz cannot be read as .npz"):
             read(Npz(), tmp_path, "train")
 
 
@@ -52,11 +52,11 @@ def test_npz_truncated(tmp_path, colour_images, read):
         ({"images": np.zeros((2, 8, 8, 4), np.uint8)}, "shape"),
         ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, "shape"),
         ({"images": np.zeros((8,), np.uint8)}, "shape"),
-        ({"images": np.array([{}, {}])}, "damaged"),
+        ({"images": np.array([{}, {}])}, "Object arrays cannot be loaded"),
     ],
     ids=["no images", "floats", "four channels", "empty", "flat", "objects"],
 )
 def test_npz_of_something_else(arrays, message, tmp_path, read):
     np.savez(tmp_path / "train.npz", **arrays)
-    with pytest.raises(DataError, match=f"train.npz: .*{message}"):
+    with pytest.raises(DataError, match=f"train.npz.*{message}"):
         read(Npz(), tmp_path, "train")

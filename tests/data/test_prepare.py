@@ -36,9 +36,10 @@ def test_size_and_colour_of_own_pictures_follow_from_them_or_are_chosen(pictures
 def test_doing_it_again_is_quick_and_does_no_harm(pictures, tmp_path):
     settings = {"manual_dir": str(pictures), "image_size": 16}
     prepare("folder", str(tmp_path), **settings)
-    manifest = (tmp_path / "folder" / "manifest.json").stat()
+    written = (tmp_path / "folder" / "manifest.json").stat()
     assert prepare("folder", str(tmp_path), **settings).startswith("Nothing to do")
-    assert (tmp_path / "folder" / "manifest.json").stat() == manifest
+    now = (tmp_path / "folder" / "manifest.json").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
     with pytest.raises(DataError, match="already prepared, at size 16"):
         prepare("folder", str(tmp_path), manual_dir=str(pictures), image_size=32)
 
@@ -46,11 +47,12 @@ def test_doing_it_again_is_quick_and_does_no_harm(pictures, tmp_path):
 def test_corrupt_pictures_stop_it_or_are_counted(pictures, tmp_path):
     next(pictures.rglob("003.png")).write_bytes(b"\x89PNG\r\n\x1a\n")
     out = tmp_path / "out"
-    with pytest.raises(DataError, match="003.png: "):
+    next(pictures.rglob("006.png")).write_bytes(b"")
+    with pytest.raises(DataError, match="^[12] image.*003.png: .*--skip_corrupt$"):
         prepare("folder", str(out), manual_dir=str(pictures), image_size=16)
     assert list(out.iterdir()) == []
     said = prepare("folder", str(out), manual_dir=str(pictures), image_size=16, skip_corrupt=True)
-    assert "1 unreadable ones left out" in said
+    assert "2 unreadable ones left out" in said
 
 
 def test_padded_sets_are_prepared_without_their_padding(idx_dir, tmp_path, grey_images):

@@ -5,7 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from nvae_jax.data import records
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -26,6 +29,22 @@ def test_prepares_a_folder_and_says_how_to_use_it(pictures, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"--config=configs/folder.py --config.data.dir={tmp_path}/folder" in done.stdout
     assert (tmp_path / "folder" / "manifest.json").is_file()
+
+
+def test_what_is_white_and_what_is_left_out_are_flags(commands, tmp_path, encode):
+    (tmp_path / "scans").mkdir()
+    for i in range(30):
+        values = np.full((8, 8, 1), 100 * i, np.uint16)
+        (tmp_path / "scans" / f"{i:02d}.png").write_bytes(encode(values))
+    (tmp_path / "scans" / "torn.png").write_bytes(b"")
+    call = ["prepare_data", "--name=folder", f"--manual_dir={tmp_path}/scans"]
+    call += [f"--data_dir={tmp_path}/out", "--channels=1", "--skip_corrupt"]
+    refused = commands.run(*call)
+    assert refused.returncode == 2 and "--max_value of prepare_data" in refused.stderr
+    done = commands.run(*call, "--max_value=4095")
+    assert done.returncode == 0 and "8x8x1, 1 unreadable ones left out" in done.stdout, done.stderr
+    images = records.RecordImages(tmp_path / "out" / "folder", "train")
+    assert max(images[i].max() for i in range(len(images))) > 127
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,38 @@ def test_a_damaged_manifest_is_named(prepared, text):
         records.Records().find(prepared)
 
 
+KEYS = ["name", "image_size", "channels", "skipped", "splits", "version"]
+
+
+@pytest.mark.parametrize("key", [*KEYS, "file.name", "file.count", "file.bytes"])
+def test_every_wrong_value_in_a_manifest_is_named(prepared, key):
+    path = prepared / "manifest.json"
+    original = path.read_text()
+    for value in (None, -1, 2**70, 1e300, "../a", {}, [{}], {"train": {}}, "absent"):
+        manifest = json.loads(original)
+        part = manifest["splits"]["train"][1] if key.startswith("file.") else manifest
+        part[key.removeprefix("file.")] = value
+        if value == "absent":
+            del part[key.removeprefix("file.")]
+        if key == "name" and value == "../a":
+            continue
+        path.write_text(json.dumps(manifest))
+        with pytest.raises(DataError, match="prepare the data set again") as caught:
+            read_everything(prepared)
+        assert str(prepared) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_counts_that_the_files_do_not_have(prepared):
+    path = prepared / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["splits"]["train"][1]["count"] = 10**12
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(
+        DataError, match=r"train-00001.* images where the manifest says 10000000000"
+    ):
+        records.RecordImages(prepared, "train")
+
+
 def test_every_truncation_of_the_manifest_is_found(prepared):
     path = prepared / "manifest.json"
     text = path.read_text()

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from nvae_jax.data import pipeline
+from nvae_jax.data import faults, pipeline
 from nvae_jax.data.spec import DataError, DataSpec
 
 COUNT, BROKEN = 12, {2, 3, 11}
@@ -31,6 +31,40 @@ def test_without_it_training_and_evaluation_stop(spec):
         next(iterator)
     with pytest.raises(DataError, match=r"02\.png: damaged"):
         list(pipeline.eval_batches(strict, split="validation", batch_size=4, seed=0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_all_of_them_are_named_at_once_with_the_way_out(spec, workers):
+    strict = dataclasses.replace(spec, skip_corrupt=False, workers=workers)
+    with pytest.raises(DataError) as caught:
+        iterator = pipeline.train_iterator(strict, batch_size=COUNT, seed=0)
+        next(iterator)
+    message = str(caught.value)
+    assert message.startswith("3 image(s) cannot be read: ") and "\n" not in message
+    assert all(f"train/{i:02d}.png: damaged" in message for i in BROKEN)
+    assert message.endswith("--config.data.skip_corrupt=true")
+
+
+def test_no_more_than_ten_are_named(spec, tmp_path):
+    for path in (tmp_path / "validation").iterdir():
+        path.write_bytes(b"nothing")
+    for i in range(20, 28):
+        shutil.copy(tmp_path / "train" / "02.png", tmp_path / "train" / f"{i}.png")
+    strict = dataclasses.replace(spec, skip_corrupt=False)
+    with pytest.raises(DataError, match="11 image.s. cannot be read: .*; and 1 more; ") as caught:
+        next(pipeline.train_iterator(strict, batch_size=20, seed=0))
+    assert str(caught.value).count("damaged") == 10
+
+
+def test_each_is_reported_once_and_not_at_each_epoch(spec, monkeypatch):
+    said = []
+    monkeypatch.setattr(faults.logging, "warning", lambda text, *values: said.append(values[0]))
+    faults.say_left_out.cache_clear()
+    iterator = pipeline.train_iterator(spec, batch_size=COUNT, seed=0)
+    for _ in range(3):
+        next(iterator)
+    iterator.close()
+    assert len(said) == len(set(said)) == len(BROKEN)
 
 
 def test_training_counts_them_and_puts_the_next_in_their_place(spec):

@@ -1,12 +1,14 @@
 """Images from outside: what is taken, and what is refused."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from nvae_jax import inputs
+from nvae_jax.data import images as images_lib
 from nvae_jax.data.spec import DataSpec
 
 GREY = DataSpec("digits", image_size=20, padding=2, binarize=True)
@@ -62,10 +64,52 @@ def test_files(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "a.npz", images=images, step=3)
     np.save(tmp_path / "a.npy", images)
-    Image.fromarray(images[0]).save(tmp_path / "a.png")
+    Image.fromarray(images[0]).save(tmp_path / "a.PNG", "PNG")
     np.testing.assert_array_equal(inputs.load(tmp_path / "a.npz"), images)
     np.testing.assert_array_equal(inputs.load(tmp_path / "a.npy"), images)
-    np.testing.assert_array_equal(inputs.load(tmp_path / "a.png"), images[:1])
+    np.testing.assert_array_equal(inputs.load(tmp_path / "a.PNG")[0], images[0])
+
+
+def test_pictures_are_brought_to_the_size_and_colour_of_the_run(tmp_path):
+    wide = np.random.default_rng(0).integers(0, 256, (24, 40, 4), np.uint8)
+    wide[..., 3] = 255
+    wide[:, :10, 3] = 0  # Hidden, and cut off.
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Turned by a quarter.
+    (tmp_path / "more").mkdir()
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    Image.fromarray(wide).save(tmp_path / "more" / "b.tif", exif=exif)
+    Image.fromarray(wide[..., 0]).save(tmp_path / "more" / "c.BMP", "BMP")
+    loaded = inputs.load(tmp_path, COLOUR)
+    assert loaded.shape == (3, 8, 8, 3)
+    whole = images_lib.read_file(tmp_path / "a.png", 3)
+    expected = images_lib.fit(whole, 8)
+    np.testing.assert_array_equal(loaded[0], expected)
+    np.testing.assert_array_equal(loaded[1], images_lib.fit(np.rot90(whole, -1), 8))
+    assert (loaded[2] == loaded[2][..., :1]).all()
+    (one,) = inputs.load(tmp_path / "a.png", GREY)
+    assert one.shape == (16, 16, 1)
+    aligned = np.random.default_rng(0).integers(0, 256, (218, 178, 3), np.uint8)
+    Image.fromarray(aligned).save(tmp_path / "celebrity.png")
+    faces = DataSpec("celeba64", image_size=64, channels=3)
+    (face,) = inputs.load(tmp_path / "celebrity.png", faces)
+    np.testing.assert_array_equal(face, images_lib.fit(aligned, 64, (15, 40, 163, 188)))
+
+
+def test_selection_of_pictures(run, tmp_path):
+    for i in range(5):
+        picture = np.random.default_rng(i).integers(0, 256, (30, 40), np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    chosen = inputs.select(run.experiment, images=tmp_path, num=None)
+    assert chosen.shape == (5, 16, 16, 1)
+    (tmp_path / "0.png").write_bytes(b"")  # One that is not asked for is not read.
+    some = inputs.select(run.experiment, images=tmp_path, num=2, first=2)
+    np.testing.assert_array_equal(some, chosen[2:4])
+    with pytest.raises(ValueError, match="no image number 5, only 5"):
+        inputs.select(run.experiment, images=tmp_path, first=5)
+    (tmp_path / "3.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2 image\(s\) cannot be read: .*0.png.*3.png.*remove"):
+        inputs.select(run.experiment, images=tmp_path)
 
 
 def test_faulty_files(tmp_path):
@@ -73,17 +117,29 @@ def test_faulty_files(tmp_path):
     np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)
     for name in ("torn.npz", "torn.npy", "torn.png"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
+    for name in ("script.eps", "disguised.png"):
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / name, "EPS")
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "animation.gif")
+    os.mkfifo(tmp_path / "fifo.png")
+    os.mkfifo(tmp_path / "fifo.npz")
+    (tmp_path / "empty").mkdir()
     complaints = {
         "absent.npz": "there is no file",
         "other.npz": "no array `images`, only pictures",
         "pickled.npy": "cannot be read",
         "torn.npz": "cannot be read",
         "torn.npy": "cannot be read",
-        "torn.png": "cannot be read as a picture",
+        "torn.png": "not a PNG, JPEG, WebP, BMP or TIFF",
+        "script.eps": "no images that are read here",
+        "animation.gif": "no images that are read here",
+        "disguised.png": "not a PNG, JPEG, WebP, BMP or TIFF",
+        "fifo.png": "is a FIFO, where a file is wanted",
+        "fifo.npz": "is a FIFO, where a file is wanted",
+        "empty": "no images that are read here",
     }
     for name, complaint in complaints.items():
         with pytest.raises(ValueError, match=complaint):
-            inputs.load(tmp_path / name)
+            inputs.load(tmp_path / name, COLOUR)[0]
 
 
 def test_selection_from_the_data_set(run, images):

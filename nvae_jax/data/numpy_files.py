@@ -1,0 +1,96 @@
+"""NumPy's files, .npz and .npy. Their headers are read first, and say how much they unpack to."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from nvae_jax import files
+from nvae_jax.data.limits import check_unpacked
+from nvae_jax.data.spec import DataError
+
+_END = ".npy"
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+Choice = Callable[[list[str]], Iterable[str]]
+
+
+def load(path: str | pathlib.Path, choose: Choice = list) -> dict[str, np.ndarray]:
+    """Arrays of an `.npz` file by name, or that of an `.npy` file as `images`.
+
+    Args:
+      path: of the file.
+      choose: which of the names in an `.npz` to load.
+
+    Raises:
+      DataError: no such file, damaged, not one of these, larger than a file of its size may be, or
+        of objects, which could run any code.
+    """
+    path = pathlib.Path(path)
+    try:
+        with files.open_regular(path) as file:
+            if zipfile.is_zipfile(file):
+                return _load_npz(path, file, choose)
+            file.seek(0)
+            check_unpacked(_claimed(file), _size(file), path)
+            file.seek(0)
+            return {"images": np.load(file, allow_pickle=False)}
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {path}") from error
+    except Exception as error:  # zipfile, zlib and NumPy each have errors of their own.
+        raise DataError(f"{path} cannot be read as .npz or .npy: {_reason(error)}") from error
+
+
+def names(path: pathlib.Path) -> list[str]:
+    """The names of the arrays in an `.npz` file. Raises DataError as `load` does."""
+    found = []
+    load(path, lambda known: found.extend(known) or ())
+    return found
+
+
+def _load_npz(path, file, choose):
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename.removesuffix(_END): info for info in archive.infolist()}
+        chosen = list(choose(list(members)))
+        # What NumPy reads of a member, and then what that says it is.
+        check_unpacked(sum(members[name].file_size for name in chosen), _size(file), path)
+        check_unpacked(
+            sum(_claimed_by(archive, members[name]) for name in chosen), _size(file), path
+        )
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in chosen}
+
+
+def _claimed_by(archive, member):
+    with archive.open(member) as file:
+        return _claimed(file)
+
+
+def _claimed(file):
+    """Bytes of the array that the header of an .npy file claims; leaves the file behind it."""
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"version {version} of the .npy format is not read")
+    shape, _, dtype = _HEADERS[version](file)
+    return math.prod(shape) * dtype.itemsize
+
+
+def _size(file):
+    return os.fstat(file.fileno()).st_size
+
+
+def _reason(error):
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,35 @@
+"""FIFOs where files are wanted: nobody waits for one, whatever the format."""
+
+import os
+
+import pytest
+
+from nvae_jax.data.celeba import CelebA
+from nvae_jax.data.cifar import Cifar
+from nvae_jax.data.lmdb_folder import Lmdb
+from nvae_jax.data.npz import Npz
+from nvae_jax.data.spec import DataError
+from nvae_jax.data.tfrecords import TfRecords
+
+
+@pytest.mark.parametrize(
+    ("form", "fifo", "files"),
+    [
+        (CelebA(), "list_eval_partition.txt", ["img_align_celeba/000001.jpg"]),
+        (Cifar(), "data_batch_1.bin", ["data_batch_2.bin"]),
+        (Lmdb(), "train.lmdb", []),
+        (Lmdb(), "train.lmdb/data.mdb", []),
+        (Npz(), "all.npz", []),
+        (TfRecords(5), "train/x-r05-s-0.tfrecords", []),
+    ],
+)
+def test_a_fifo_is_not_waited_for(form, fifo, files, tmp_path, read):
+    if isinstance(form, Lmdb):
+        pytest.importorskip("lmdb")
+    for name in (fifo, *files):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in files:
+        (tmp_path / name).write_bytes(b"")
+    os.mkfifo(tmp_path / fifo)
+    with pytest.raises(DataError, match=f"{fifo}.*is a FIFO, where a file is wanted"):
+        read(form, tmp_path, "train")
