@@ -5,6 +5,7 @@ set -euo pipefail
 usage() {
   cat <<'END'
 launch/gke.sh --name=NAME --image=IMAGE --accelerator=TYPE --topology=AxB[xC] [--chips-per-host=4]
+              --volume-claim=CLAIM | --bucket=BUCKET [--mount=/data]
               [--restarts=50] [--spot] [--dry-run]
               --config=configs/X.py --workdir=DIR [--config.KEY=VALUE ...]
 
@@ -12,23 +13,24 @@ Starts a JobSet in the cluster that kubectl talks to (see launch/gke_jobset.yaml
 for instance on 16 chips of TPU v5e:
 
   launch/gke.sh --name=ffhq --image=europe-docker.pkg.dev/me/nvae/nvae_jax:1 \
-    --accelerator=tpu-v5-lite-podslice --topology=4x4 \
+    --accelerator=tpu-v5-lite-podslice --topology=4x4 --volume-claim=runs \
     --config=configs/ffhq256.py --workdir=/data/ffhq256
 
 The same command goes on after `kubectl delete jobset NAME`.
 
-  --restarts=N  how often the pods are started again
-  --dry-run     print the JobSet instead: pipe it to `kubectl apply -f -`
+  --volume-claim=CLAIM  a PersistentVolumeClaim that all pods may write (ReadWriteMany)
+  --bucket=BUCKET       a Cloud Storage bucket, by the Cloud Storage FUSE driver of the cluster
+  --mount=PATH          where the pods see it; DIR must be in there
+  --restarts=N          how often the pods are started again
+  --dry-run             check the flags and print the JobSet instead: pipe it to `kubectl apply -f -`
 END
 }
 
-die() {
-  echo "error: $*" >&2
-  exit 2
-}
+# shellcheck source=launch/launcher.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 
 name='' image='' accelerator='' topology='' chips=4 restarts=50 spot='' dry_run=''
-config='' workdir='' flags=()
+claim='' bucket='' mount=/data
 # shellcheck disable=SC2034 # all are read through ${!option}
 for argument in "$@"; do
   value=${argument#*=}
@@ -39,29 +41,39 @@ for argument in "$@"; do
     --accelerator=*) accelerator=$value ;;
     --topology=*) topology=$value ;;
     --chips-per-host=*) chips=$value ;;
+    --volume-claim=*) check_word --volume-claim "$value" && claim=$value ;;
+    --bucket=*) check_word --bucket "$value" && bucket=$value ;;
+    --mount=*) mount=${value%/} ;;
     --restarts=*) restarts=$value ;;
     --spot) spot=1 ;;
     --dry-run) dry_run=1 ;;
-    --config=*) config=1 flags+=("$argument") ;;
-    --workdir=*) workdir=1 flags+=("$argument") ;;
-    --config.*=*) flags+=("$argument") ;;
-    *) die "unknown option $argument; see --help" ;;
+    *) add_flag "$argument" ;;
   esac
 done
-for option in name image accelerator topology config workdir; do
+for option in name image accelerator topology; do
   [[ -n ${!option} ]] || die "--$option is missing; see --help"
+  check_word "--$option" "${!option}"
 done
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
   die "--name must be of a-z, 0-9 and -, and start with a letter, not '$name'"
-[[ $image =~ ^[A-Za-z0-9_./:@-]+$ ]] || die "--image '$image' is not the name of an image"
-[[ $accelerator =~ ^[a-z0-9-]+$ ]] || die "--accelerator '$accelerator' is not such as tpu-v6e-slice"
-[[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || die "--topology must be such as 4x4, not '$topology'"
-[[ $chips =~ ^[1-9][0-9]*$ ]] || die "--chips-per-host must be a positive number, not '$chips'"
-[[ $restarts =~ ^[0-9]+$ ]] || die "--restarts must be a number, not '$restarts'"
+[[ $topology =~ ^[0-9]{1,3}(x[0-9]{1,3}){1,2}$ ]] ||
+  die "--topology must be such as 4x4, not '$topology'"
+check_number --chips-per-host "$chips" 1 8
+check_number --restarts "$restarts" 0 1000
 
-all_chips=$((${topology//x/ * }))
+all_chips=1
+for side in ${topology//x/ }; do all_chips=$((all_chips * 10#$side)); done
 ((all_chips > 0 && all_chips % chips == 0)) ||
   die "--topology=$topology has $all_chips chips, which hosts of $chips cannot have"
+
+check_flags
+[[ -n $claim || -n $bucket ]] ||
+  die "--volume-claim or --bucket is missing: --workdir=$workdir would be another folder in every" \
+    "pod, and gone with it"
+[[ -z $claim || -z $bucket ]] || die "--volume-claim and --bucket: give one of them"
+[[ $mount =~ ^(/[A-Za-z0-9_.-]+)+$ ]] || die "--mount must be such as /data, not '$mount'"
+[[ $workdir == "$mount"/?* && $workdir/ != */../* ]] ||
+  die "--workdir=$workdir must be a folder in $mount, which all pods share (--mount)"
 
 # JSON strings, which YAML takes too.
 arguments=''
@@ -75,7 +87,10 @@ fill_in() {
   local field="\${$1}" # quoted below: it is no pattern
   jobset=${jobset//"$field"/"$2"}
 }
-[[ -n $spot ]] || jobset=$(grep -v '# with --spot$' <<<"$jobset")
+without() { jobset=$(grep -v "# with --$1\$" <<<"$jobset"); }
+[[ -n $spot ]] || without spot
+[[ -n $claim ]] || without volume-claim
+[[ -n $bucket ]] || without bucket
 jobset=$(grep -v '^#' <<<"$jobset")
 fill_in NAME "$name"
 fill_in RESTARTS "$restarts"
@@ -83,6 +98,9 @@ fill_in HOSTS $((all_chips / chips))
 fill_in ACCELERATOR "$accelerator"
 fill_in TOPOLOGY "$topology"
 fill_in IMAGE "$image"
+fill_in CLAIM "$claim"
+fill_in BUCKET "$bucket"
+fill_in MOUNT "$mount"
 fill_in CHIPS_PER_HOST "$chips"
 fill_in ARGS "$arguments"
 

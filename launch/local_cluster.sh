@@ -19,19 +19,8 @@ that of the first process that failed.
 END
 }
 
-die() {
-  echo "error: $*" >&2
-  exit 2
-}
-
-# A word as one would type it.
-quote() {
-  local escaped="'\\''"
-  case $1 in
-    "" | *[!A-Za-z0-9_./:=,@%+-]*) printf "'%s' " "${1//\'/$escaped}" ;;
-    *) printf '%s ' "$1" ;;
-  esac
-}
+# shellcheck source=launch/launcher.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 
 count='' devices=1 grace=30 dry_run=''
 while (($#)); do
@@ -49,11 +38,11 @@ while (($#)); do
   esac
   shift
 done
-positive='^[1-9][0-9]*$'
-[[ $count =~ $positive ]] || die "N must be a number of processes, not '$count'; see --help"
-[[ $devices =~ $positive ]] || die "--devices-per-process must be a positive number, not '$devices'"
-[[ $grace =~ ^[0-9]+$ ]] || die "--grace must be a number of seconds, not '$grace'"
+check_number N "$count" 1 256
+check_number --devices-per-process "$devices" 1 256
+check_number --grace "$grace" 0 86400
 (($#)) || die "no COMMAND after --; see --help"
+for word in "$@"; do [[ $word != --*=* ]] || check_paths "$word"; done
 
 # Below the ports that systems give to outgoing connections.
 free_port() {
@@ -65,10 +54,23 @@ free_port() {
   echo "$port"
 }
 
+# A line of process 0 at least every half minute: that it still runs, where it says nothing.
 mark_lines() {
-  local line
+  local line part='' code wait=()
+  (($1 || BASH_VERSINFO[0] < 4)) || wait=(-t "${LOCAL_CLUSTER_REPORT_SECONDS:-30}")
   trap '' INT TERM # what a process says after a signal matters
-  while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done
+  while :; do
+    code=0
+    IFS= read -r ${wait[@]+"${wait[@]}"} line || code=$?
+    part+=$line # nothing is lost of a line that is not at its end yet
+    if ((code > 128)); then
+      printf '[%s] ... running for %s s\n' "$1" "$SECONDS"
+    elif ((code == 0)) || [[ -n $part ]]; then
+      printf '[%s] %s\n' "$1" "$part"
+      part=''
+    fi
+    ((code == 0 || code > 128)) || break
+  done
 }
 
 port=$(free_port)
@@ -88,6 +90,8 @@ if [[ -n $dry_run ]]; then
   exit 0
 fi
 
+say "starting $count processes; each compiles the same programs: on few cores that takes longer" \
+  "than one of them alone"
 pids=()
 # Job control gives each process a group of its own and leaves it able to receive SIGINT.
 set -m

@@ -1,14 +1,29 @@
 #!/usr/bin/env bash
-# From a fresh machine with Python >= 3.11 to a trained model of handwritten digits and its samples:
-# makes .venv, installs, trains configs/digits.py on CPU, evaluates and samples. No download of data.
-#
-#   bash launch/quickstart.sh
+# From a fresh machine with Python >= 3.11 to a trained model of handwritten digits and its samples.
 set -euo pipefail
+
+usage() {
+  cat <<'END'
+bash launch/quickstart.sh [DIR]
+
+Makes .venv, installs, trains configs/digits.py on CPU, evaluates and samples, all in DIR (default
+runs/digits). No data is downloaded.
+END
+}
+
 cd "$(dirname "$0")/.."
+source launch/launcher.sh
 source launch/environment.sh
+run=${1-runs/digits}
+case $run in
+  --help | -h) usage && exit 0 ;;
+  -*) die "unknown option $run; see --help" ;;
+  "") die "DIR must not be empty; see --help" ;;
+esac
+(($# < 2)) || die "unexpected argument $2: DIR is the only one; see --help"
+check_paths "$run"
 install_environment ""
 
-run="${1:-runs/digits}"
 .venv/bin/python launch/train.py --config=configs/digits.py --workdir="$run"
 .venv/bin/python launch/evaluate.py --workdir="$run" --num_iw_samples=10
 .venv/bin/python launch/sample.py --workdir="$run" --num=100 --temperature=0.8 --out="$run/samples"

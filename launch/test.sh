@@ -1,17 +1,38 @@
 #!/usr/bin/env bash
 # Makes .venv, installs the test extra and runs the whole test suite.
-#
-#   bash launch/test.sh [--with-torch] [pytest arguments]
-#
-# Several processes share the suite; "-n 0" runs it in one, as --pdb wants it.
-# --with-torch installs PyTorch too, for the tests that read the published checkpoint format.
 set -euo pipefail
+
+usage() {
+  cat <<'END'
+bash launch/test.sh [--with-torch] [pytest arguments]
+
+Makes .venv, installs the test extra and runs the whole test suite, in several processes; "-n 0"
+runs it in one, as --pdb wants it.
+
+  --with-torch  install PyTorch too, for the tests that read the published checkpoint format
+END
+}
+
 cd "$(dirname "$0")/.."
+source launch/launcher.sh
 source launch/environment.sh
+torch='' arguments=()
+for argument in "$@"; do
+  case $argument in
+    --help | -h) usage && exit 0 ;;
+    --with-torch) torch=1 ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
 install_environment "[test]"
-if [ "${1:-}" = "--with-torch" ]; then
-  shift
+known=$(.venv/bin/python -m pytest --help)
+for argument in ${arguments[@]+"${arguments[@]}"}; do
+  [[ $argument != --* ]] || grep -qwe "${argument%%=*}" <<<"$known" ||
+    die "unknown option $argument; see --help, and pytest --help"
+done
+if [[ -n $torch ]]; then
   .venv/bin/python -c "import torch" 2>/dev/null ||
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
 fi
-exec .venv/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"
+exec .venv/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
+  ${arguments[@]+"${arguments[@]}"}

@@ -5,45 +5,40 @@ set -euo pipefail
 usage() {
   cat <<'END'
 launch/tpu_pod.sh --name=NAME --zone=ZONE --accelerator=TYPE [--version=VERSION] [--project=PROJECT]
-                  [--spot] [--restarts=100] [--delete] [--dry-run]
+                  [--spot] [--setup=COMMAND] [--restarts=100] [--delete] [--dry-run]
                   --config=configs/X.py --workdir=DIR [--config.KEY=VALUE ...]
 
 Creates the slice NAME or uses the one there is, copies the code to all of its hosts, installs it,
-trains, and shows the log of host 0 until training ends. DIR must be one that all hosts share. For
-16 chips of TPU v5e:
+trains, and shows the log of host 0 until training ends. For 16 chips of TPU v5e, with a Filestore
+instance at 10.0.0.2 to hold the runs:
 
   launch/tpu_pod.sh --name=ffhq --zone=us-west4-a --accelerator=v5litepod-16 --spot \
-    --config=configs/ffhq256.py --workdir=gs://my-bucket/ffhq256
+    --setup='mountpoint -q /mnt/runs || { sudo apt-get install -y nfs-common &&
+      sudo mkdir -p /mnt/runs && sudo mount 10.0.0.2:/runs /mnt/runs; }' \
+    --config=configs/ffhq256.py --workdir=/mnt/runs/ffhq256
+
+DIR must be on a file system that all hosts share and that outlives the slice: NFS as above, or a
+bucket mounted with gcsfuse (with --rename-dir-limit=100000 unless its names are hierarchical).
 
 When the slice is preempted, or a host is lost, the slice is made again where needed and the run
 resumes. Training goes on without this script, which may be stopped and started again at any time.
+It ends when a host refuses its input, after three restarts in a row without a step, and at once
+when gcloud says what waiting does not mend: no project, permission or quota, or a wrong zone.
 
   --version=VERSION  of the hosts' system; found from TYPE for v2 to v6e
   --spot             cheaper, may be taken away at any time
+  --setup=COMMAND    runs on every host before each start, such as to mount a disk
   --restarts=N       how often to resume before giving up
   --delete           delete the slice at the end; otherwise it stays, and costs
-  --dry-run          print the commands instead
+  --dry-run          check the flags and print the commands instead
 END
 }
 
-die() {
-  echo "error: $*" >&2
-  exit 2
-}
+# shellcheck source=launch/launcher.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 
-say() { echo "$(date +%H:%M:%S) $*" >&2; }
-
-# A word as one would type it.
-quote() {
-  local escaped="'\\''"
-  case $1 in
-    "" | *[!A-Za-z0-9_./:=,@%+-]*) printf "'%s' " "${1//\'/$escaped}" ;;
-    *) printf '%s ' "$1" ;;
-  esac
-}
-
-name='' zone='' accelerator='' version='' spot='' restarts=100 delete='' dry_run=''
-config='' workdir='' flags=() project=()
+name='' zone='' accelerator='' version='' spot='' setup=true restarts=100 delete='' dry_run=''
+project=()
 # shellcheck disable=SC2034 # all are read through ${!option}
 for argument in "$@"; do
   value=${argument#*=}
@@ -53,21 +48,20 @@ for argument in "$@"; do
     --zone=*) zone=$value ;;
     --accelerator=*) accelerator=$value ;;
     --version=*) version=$value ;;
-    --project=*) project=("--project=$value") ;;
+    --project=*) check_word --project "$value" && project=("--project=$value") ;;
     --spot) spot=1 ;;
+    --setup=*) setup=$value ;;
     --restarts=*) restarts=$value ;;
     --delete) delete=1 ;;
     --dry-run) dry_run=1 ;;
-    --config=*) config=1 flags+=("$argument") ;;
-    --workdir=*) workdir=1 flags+=("$argument") ;;
-    --config.*=*) flags+=("$argument") ;;
-    *) die "unknown option $argument; see --help" ;;
+    *) add_flag "$argument" ;;
   esac
 done
-for option in name zone accelerator config workdir; do
+for option in name zone accelerator; do
   [[ -n ${!option} ]] || die "--$option is missing; see --help"
+  check_word "--$option" "${!option}"
 done
-[[ $restarts =~ ^[0-9]+$ ]] || die "--restarts must be a number, not '$restarts'"
+check_number --restarts "$restarts" 0 1000
 if [[ -z $version ]]; then
   case $accelerator in
     v2-* | v3-* | v4-*) version=tpu-ubuntu2204-base ;;
@@ -77,7 +71,7 @@ if [[ -z $version ]]; then
     *) die "--version is missing: no default is known for --accelerator=$accelerator" ;;
   esac
 fi
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+check_flags
 place=("--zone=$zone" ${project[@]+"${project[@]}"})
 seconds=${TPU_POD_POLL_SECONDS:-20} # between two looks at a state
 
@@ -90,17 +84,32 @@ run() {
   fi
 }
 
-# What `gcloud ... describe` says of a state; MISSING where there is nothing of that name.
-state() {
-  if gcloud compute tpus "$1" describe "$name" "${place[@]}" --format="value($2)" 2>"$scratch/error"
-  then
-    return
-  elif grep -qiE 'NOT_FOUND|not found' "$scratch/error"; then
-    echo MISSING
-  else
-    cat "$scratch/error" >&2
-    echo UNKNOWN
+# What waiting does not mend, in gcloud's words; and what it does though it reads similarly.
+permanent='PERMISSION_DENIED|Permission.* denied|not have permission|UNAUTHENTICATED'
+permanent+='|INVALID_ARGUMENT|bad request|property \[[a-z/]*\] is not|have an active account'
+permanent+='|gcloud auth login|invalid_grant|has not been used in project|SERVICE_DISABLED|billing'
+permanent+='|Project [^/ ]* not found|Location [^/]*not found|accelerator .* was not found'
+permanent+='|[Qq]uota.* exceed|exceed.* quota|Invalid choice|unrecognized arguments|argument --'
+passing='per (second|minute|hour|day)|no more capacity|UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL'
+
+# Ends with the message $1 of gcloud's if it is permanent; otherwise shows it.
+end_if_permanent() {
+  if grep -qE "$permanent" <<<"$1" && ! grep -qE "$passing" <<<"$1"; then
+    die "$(grep -m 1 -E "ERROR|$permanent" <<<"$1")"
   fi
+  echo "$1" >&2
+}
+
+# What `gcloud ... describe` says, in `answer`; MISSING where there is nothing of that name.
+ask() { # ask KIND FIELD
+  answer=$(gcloud compute tpus "$1" describe "$name" "${place[@]}" --format="value($2)" \
+    2>"$scratch/error") && return
+  answer=MISSING
+  # Such as "ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resource '...' was not found".
+  grep -qE "NOT_FOUND|[Rr]esource.* not found" "$scratch/error" &&
+    ! grep -qE "$permanent" "$scratch/error" && return
+  answer=UNKNOWN
+  end_if_permanent "$(<"$scratch/error")"
 }
 
 create() {
@@ -108,9 +117,16 @@ create() {
     --accelerator-type="$accelerator" --runtime-version="$version" ${spot:+--spot}
 }
 
+try_to_create() {
+  create 2>"$scratch/error" && return
+  end_if_permanent "$(<"$scratch/error")"
+  ((++failures < 10)) || die "gcloud cannot create $name"
+}
+
 # The request owns the slice; a slice made by hand has none.
 remove() {
-  if [[ -n $dry_run || $(state queued-resources state.state) != MISSING ]]; then
+  [[ -n $dry_run ]] || ask queued-resources state.state
+  if [[ -n $dry_run || $answer != MISSING ]]; then
     run gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force --quiet
   else
     run gcloud compute tpus tpu-vm delete "$name" "${place[@]}" --quiet
@@ -120,17 +136,24 @@ remove() {
 wait_for_slice() {
   local slice request failures=0 last=''
   while :; do
-    slice=$(state tpu-vm state)
-    request=''
+    ask tpu-vm state
+    slice=$answer request=''
     case $slice in
       READY) return ;;
       "" | UNKNOWN) ((++failures < 10)) || die "gcloud cannot tell the state of $name" ;;
       CREATING | STARTING | RESTARTING | REIMAGING | REPAIRING | DELETING | UNHIDING) ;;
       MISSING)
-        request=$(state queued-resources state.state)
+        ask queued-resources state.state
+        request=$answer
         case $request in
-          MISSING) create || ((++failures < 3)) || die "gcloud cannot create $name" ;;
-          FAILED | SUSPENDED) remove || true ;;
+          MISSING) try_to_create ;;
+          FAILED)
+            ask queued-resources state.failedData.error.message
+            end_if_permanent "the request for $name failed: $answer"
+            ((++failures < 10)) || die "the request for $name failed again and again: $answer"
+            remove || true
+            ;;
+          SUSPENDED) remove || true ;;
         esac
         ;;
       *) remove || true ;; # PREEMPTED, TERMINATED, STOPPED and what else cannot train
@@ -180,17 +203,22 @@ status='if [ -f train/status ]; then echo "status $(cat train/status)"
 elif [ -d train ] && ! flock --nonblock train/lock true; then echo "status running"
 else echo "status lost"; fi'
 
+# shellcheck disable=SC2016
+complaints='grep -E "^error: |Error: " train/log | tail -n 1'
+where_it_stands="$(declare -f progress_of); cd nvae_jax && progress_of $(printf %q "$workdir")"
+
 copy_and_start() {
   local archive=$scratch/nvae_jax.tar.gz
   # Each only after the other: errors do not end a function whose status is asked for.
   run tar -czf "$archive" -C "$root" configs launch nvae_jax pyproject.toml setup.py &&
     run gcloud compute tpus tpu-vm scp "$archive" "$name:nvae_jax.tar.gz" "${place[@]}" \
       --worker=all &&
+    on all "$setup" &&
     on all "$install" &&
     on all "$start"
 }
 
-# One word for what the hosts say: trained, running, lost, or failed.
+# One word for what the hosts say: trained, running, failed, lost with the slice, or aborted.
 outcome() {
   local answers
   answers=$(on all "$status" 2>/dev/null | sed -n 's/^status //p') || true
@@ -200,9 +228,12 @@ outcome() {
     echo running
   elif ! grep -qvx 0 <<<"$answers"; then
     echo trained
-  elif grep -qxE 'lost|1(2[89]|[3-9][0-9])|2[0-9][0-9]' <<<"$answers"; then
-    # From 128 on: stopped by a signal, or aborted because another host was lost.
-    echo lost
+  elif grep -qx 2 <<<"$answers"; then
+    echo failed # one refused its input, whatever became of the others
+  elif grep -qxE 'lost|143' <<<"$answers"; then
+    echo lost # without a status, or asked to end
+  elif grep -qxE '1(2[89]|[3-9][0-9])|2[0-9][0-9]' <<<"$answers"; then
+    echo aborted # by a signal, or by jax because another host was lost
   else
     echo failed
   fi
@@ -225,7 +256,7 @@ command -v gcloud >/dev/null || die "gcloud is not installed; --dry-run prints t
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-attempt=0 failures=0
+attempt=0 failures=0 stood=''
 while :; do
   wait_for_slice
   if [[ $(outcome) == running ]]; then
@@ -246,7 +277,17 @@ while :; do
   done
   case $result in
     trained) break ;;
-    failed) die "training failed; its log is train/log on the hosts of $name" ;;
+    failed)
+      on all "$complaints" >&2 || true
+      die "training failed; its log is train/log on the hosts of $name"
+      ;;
+    aborted)
+      stands=$(on 0 "$where_it_stands") || true
+      count_fruitless "$stood" "$stands"
+      ((fruitless < MOST_FRUITLESS)) ||
+        die "ended for the $((fruitless + 1))th time without a step: see train/log on the hosts"
+      stood=$stands
+      ;;
   esac
   ((++attempt <= restarts)) || die "gave up after $restarts restarts"
   say "a host or the slice was lost: resuming"

@@ -7,19 +7,25 @@ that do not change what is computed.
 
 from absl import flags
 
-from nvae_jax import cli, config_file, train
+from nvae_jax import build, cli, config_file, run_directory, train
 
 CONFIG = flags.DEFINE_string(
     "config", None, "configuration file; --config.KEY=VALUE changes a key (see configs/base.py)"
 )
 CHANGES = cli.define_changes()
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
+CHECK = flags.DEFINE_bool(
+    "check", False, "only check flags and config, as far as that needs no data and no devices"
+)
 
 
 def main(_):
     """Flags in, one call out."""
     config = None if CONFIG.value is None else config_file.load(CONFIG.value)
-    train.train(config, WORKDIR.value, CHANGES())
+    if CHECK.value:
+        build.check(run_directory.chosen_config(WORKDIR.value, config, CHANGES()))
+    else:
+        train.train(config, WORKDIR.value, CHANGES())
 
 
 if __name__ == "__main__":

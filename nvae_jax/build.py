@@ -17,7 +17,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from nvae_jax import likelihoods, schema, sharding, state, steps
-from nvae_jax.data import pipeline
+from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataSpec
 from nvae_jax.distributed import DistributedSettings
 from nvae_jax.models import cells, remat
@@ -309,6 +309,18 @@ def build(config, devices=None):
         evaluation=build_evaluation(config),
         mesh=mesh,
     )
+
+
+def check(config):
+    """Refuses what `build` would, as far as that can be told without its data and devices: on the
+    machine that starts a run elsewhere."""
+    sharding.MeshSettings(**config.mesh.to_dict())
+    sources.get_source(config.data.name)
+    for part in (build_data, build_objective, build_optimizer, build_loop, build_evaluation):
+        part(config)
+    build_distributed(config)
+    if config.data.image_size and config.data.channels:  # otherwise, the data's
+        build_model(resolve(config), devices=())
 
 
 @_of_checked

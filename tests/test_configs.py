@@ -40,6 +40,7 @@ def test_every_config_builds_and_is_locked(name):
     config = load(name)
     with pytest.raises((AttributeError, KeyError)):
         config.model.no_such_key = 1
+    build.check(importlib.import_module(f"configs.{name}").get_config())  # reads no data
     state = build.build(config).abstract_state()
     count = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
     assert count > 0
@@ -175,3 +176,23 @@ def test_native_kernels_are_for_one_cpu_device(monkeypatch):
         build.build_model(config, [device])
     with pytest.raises(ValueError, match="runs on one CPU device, not on 2"):
         build.build_model(config, [device, device])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("mesh.data", 0, "mesh.data and mesh.fsdp must be positive"),
+        ("data.name", "mnits", "unknown data set 'mnits'"),
+        ("model.num_scales", 9, "is not divisible by"),
+        ("optimizer.learning_rate", -1.0, "optimizer.learning_rate must be"),
+        ("objective.kl_min", 2.0, "objective.kl_min must be"),
+        ("train.num_steps", 0, "train.num_steps must be"),
+        ("distributed.timeout", 1, "distributed.timeout must be"),
+    ],
+)
+def test_a_config_is_checked_without_its_data_and_devices(key, value, message):
+    config = digits.get_config()
+    section, name = key.split(".")
+    config[section][name] = value
+    with pytest.raises(ValueError, match=message):
+        build.check(config)

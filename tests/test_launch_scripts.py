@@ -16,21 +16,25 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch")])
-RUN = ["--config=configs/digits.py", "--workdir=gs://b/run", "--config.data.name=it's"]
-LAUNCHED = "launch/train.py --config=configs/digits.py --workdir=gs://b/run"
+RUN = ["--config=configs/digits.py", "--workdir=/data/run", "--config.data.name=it's"]
+LAUNCHED = "launch/train.py --config=configs/digits.py --workdir=/data/run"
 POD = ["launch/tpu_pod.sh", "--name=a", "--zone=z", "--accelerator=v5litepod-16"]
 GKE = ["launch/gke.sh", "--name=a", "--image=me/nvae:1", "--accelerator=tpu-v5-lite-podslice"]
-GKE += ["--topology=4x4"]
+GKE += ["--topology=4x4", "--volume-claim=runs"]
 SLURM = ["launch/slurm.sbatch"]
 CLUSTER = ["launch/local_cluster.sh"]
+QUICKSTART = ["launch/quickstart.sh"]
 
 
 def bash(*arguments, **variables):
-    """Runs a script: (exit status, stdout, stderr)."""
+    """Runs a script: (exit status, stdout, stderr).
+
+    What checks the flags of training lets everything pass, unless PYTHON names another program.
+    """
     done = subprocess.run(
         ["bash", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, **variables},
+        env={**os.environ, "PYTHON": "true", **variables},
         capture_output=True,
         text=True,
         timeout=60,
@@ -38,10 +42,15 @@ def bash(*arguments, **variables):
     return done.returncode, done.stdout, done.stderr
 
 
+def in_new_folder(path):
+    """`path`, in a folder that is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def stand_in(folder, name, code):
     """A program `name` in `folder`."""
-    path = Path(folder) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = in_new_folder(Path(folder) / name)
     path.write_text(f"#!/usr/bin/env bash\n{code}\n")
     path.chmod(0o755)
 
@@ -72,19 +81,32 @@ def test_help_and_wrong_options(script):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*POD, *RUN[1:]], "--config is missing"),
-        ([*POD, RUN[0]], "--workdir is missing"),
+        ([*POD, *RUN[1:]], "--config=configs/X.py is missing"),
+        ([*POD, RUN[0]], "--workdir=DIR is missing"),
+        ([*POD, RUN[0], "--workdir="], "--workdir=DIR is missing or empty"),
         ([*POD[:3], "--accelerator=v9-8", *RUN], "--version is missing: .*v9-8"),
-        ([*POD, *RUN, "--restarts=x"], "--restarts must be a number"),
-        ([*GKE[:-1], "--topology=4", *RUN], "--topology must be such as 4x4, not '4'"),
-        ([*GKE[:-1], "--topology=3x3", *RUN], "3x3 has 9 chips, which hosts of 4 cannot have"),
+        ([*POD, *RUN, "--restarts=x"], "--restarts must be a number from 0 to 1000, not 'x'"),
+        ([*POD, *RUN, "--restarts=1000000000"], "--restarts must be a number from 0 to 1000"),
+        ([*POD, *RUN, "--project=a b"], "--project must be a name, not 'a b'"),
+        ([*GKE, "--topology=4", *RUN], "--topology must be such as 4x4, not '4'"),
+        ([*GKE, "--topology=3x3", *RUN], "3x3 has 9 chips, which hosts of 4 cannot have"),
+        ([*GKE, "--chips-per-host=1000000", *RUN], "--chips-per-host must be a number from 1"),
+        ([*GKE[:-1], *RUN], "--volume-claim or --bucket is missing: --workdir=/data/run would be"),
+        ([*GKE, "--bucket=b", *RUN], "give one of them"),
+        ([*GKE, "--mount=/mnt", *RUN], "--workdir=/data/run must be a folder in /mnt"),
+        ([*GKE, RUN[0], "--workdir=/data"], "--workdir=/data must be a folder in /data"),
+        ([*GKE, RUN[0], "--workdir=/data/../run"], "must be a folder in /data"),
         ([*GKE, "--name=A_b", *RUN], "--name must be of a-z"),
         ([*SLURM, *RUN[1:]], "--config=configs/X.py is missing"),
         ([*SLURM, *RUN], "no SLURM job"),
-        ([*CLUSTER, "two", "--", "true"], "N must be a number of processes, not 'two'"),
+        ([*CLUSTER, "two", "--", "true"], "N must be a number from 1 to 256, not 'two'"),
+        ([*CLUSTER, "1000000", "--", "true"], "N must be a number from 1 to 256"),
         ([*CLUSTER, "2", "true"], "unexpected argument true: COMMAND comes after --"),
         ([*CLUSTER, "2"], "no COMMAND after --"),
-        ([*CLUSTER, "2", "--devices-per-process=0", "--", "true"], "must be a positive number"),
+        ([*CLUSTER, "2", "--devices-per-process=0", "--", "true"], "must be a number from 1"),
+        ([*QUICKSTART, "--no-such-option"], "unknown option --no-such-option; see --help"),
+        ([*QUICKSTART, "runs/a", "runs/b"], "unexpected argument runs/b"),
+        ([*QUICKSTART, ""], "DIR must not be empty"),
     ],
 )
 def test_wrong_values_end_in_one_line(arguments, message, monkeypatch):
@@ -92,6 +114,66 @@ def test_wrong_values_end_in_one_line(arguments, message, monkeypatch):
     status, output, error = bash(*arguments)
     assert (status, output) == (2, "")
     assert error.count("\n") == 1 and re.search(message, error)
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run", "file:///run"])
+@pytest.mark.parametrize("flag", ["--workdir=", "--config.data.dir="])
+@pytest.mark.parametrize(
+    "script", [POD, GKE, SLURM, [*CLUSTER, "2", "--", "train"], QUICKSTART], ids=lambda s: s[0]
+)
+def test_urls_are_refused_before_anything_is_rented(script, flag, url, tmp_path):
+    for program in ("gcloud", "kubectl", "srun", "train"):
+        stand_in(tmp_path, program, f"touch {tmp_path}/called")
+    arguments = [*script, *RUN, f"{flag}{url}"] if script is not QUICKSTART else [*script, url]
+    job = {"SLURM_JOB_ID": "7", **with_path(tmp_path)}
+    status, output, error = bash(*arguments, **job)
+    assert (status, output) == (2, "")
+    assert error.count("\n") == 1 and f"{url}: this is no path; mount" in error
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("script", [POD, GKE, [*SLURM, "--dry-run"]], ids=lambda s: s[0])
+def test_what_training_refuses_is_refused_before_anything_is_rented(script, tmp_path):
+    for program in ("gcloud", "kubectl"):
+        stand_in(tmp_path, program, f"touch {tmp_path}/called")
+    code = """
+[[ $1 == - ]] && exit  # asked whether it has the packages
+[[ "$1 $2" == "launch/train.py --check" && $* == *--config=configs/digits.py* ]] || exit 7
+echo "error: no such key" >&2
+exit 2"""
+    stand_in(tmp_path, "checking", code)
+    refused = bash(*script, *RUN, PYTHON="checking", **with_path(tmp_path))
+    assert refused == (2, "", "error: no such key\n")
+    without_packages = {"PYTHON": "false", **with_path(tmp_path)}
+    status, output, error = bash(*script, "--config=configs/no.py", RUN[1], **without_packages)
+    assert (status, output) == (2, "") and "there is no file configs/no.py" in error
+    assert not (tmp_path / "called").exists()
+    if "--dry-run" in script:
+        status, _, error = bash(*script, *RUN, **without_packages)
+        assert status == 0 and "config keys are not checked" in error
+
+
+@pytest.mark.parametrize("script", ["launch/quickstart.sh", "launch/test.sh"])
+def test_help_of_what_installs(script):
+    status, output, _ = bash(script, "--help")
+    assert status == 0 and output.startswith(f"bash {script} [")
+
+
+def test_arguments_of_the_test_suite(tmp_path):
+    """Those that neither the script nor pytest knows are refused; the rest goes to pytest."""
+    for name in ("launch/test.sh", "launch/launcher.sh"):
+        shutil.copy(ROOT / name, in_new_folder(tmp_path / name))
+    (tmp_path / "launch/environment.sh").write_text("install_environment() { :; }\n")
+    (tmp_path / "setup.py").touch()
+    code = f"""[[ $* == *--help ]] && exec {sys.executable} "$@"
+echo "$@" """
+    stand_in(tmp_path, ".venv/bin/python", code)
+    script = tmp_path / "launch" / "test.sh"
+    status, output, _ = bash(script, "-n", "0", "--with-torch", "--maxfail=1", "tests/data")
+    assert status == 0 and output.splitlines()[-1].endswith("-n 0 --maxfail=1 tests/data")
+    status, output, error = bash(script, "--maxfial=1")
+    assert (status, output) == (2, "")
+    assert error == "error: unknown option --maxfial=1; see --help, and pytest --help\n"
 
 
 def test_dry_run_of_tpu_pod(tmp_path):
@@ -116,8 +198,10 @@ def test_dry_run_of_slurm():
 
 
 @pytest.mark.parametrize("spot", [[], ["--spot"]])
-def test_dry_run_of_gke(spot):
-    status, output, _ = bash(*GKE, *spot, "--dry-run", *RUN, '--config.data.dir=a&"\\b')
+@pytest.mark.parametrize("volume", ["--volume-claim=runs", "--bucket=my_runs"])
+def test_dry_run_of_gke(volume, spot):
+    script = [*GKE[:-1], volume, *spot]
+    status, output, _ = bash(*script, "--dry-run", *RUN, '--config.data.dir=a&"\\b')
     assert status == 0 and "${" not in output
     jobset = yaml.safe_load(output)
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -130,6 +214,18 @@ def test_dry_run_of_gke(spot):
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
     assert ("cloud.google.com/gke-spot" in pod["nodeSelector"]) == bool(spot)
     assert ("tolerations" in pod) == bool(spot)
+    # The API wants a name, which must match the expression.
+    [rule] = jobset["spec"]["failurePolicy"]["rules"]
+    assert re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
+    [mounted], [given] = container["volumeMounts"], pod["volumes"]
+    assert mounted == {"name": given.pop("name"), "mountPath": "/data"}
+    annotations = job["template"].get("metadata", {}).get("annotations")
+    if volume == "--bucket=my_runs":
+        assert annotations == {"gke-gcsfuse/volumes": "true"}
+        assert given["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
+        assert given["csi"]["volumeAttributes"]["bucketName"] == "my_runs"
+    else:
+        assert annotations is None and given == {"persistentVolumeClaim": {"claimName": "runs"}}
 
 
 def test_gke_applies_the_jobset(tmp_path):
@@ -139,27 +235,84 @@ def test_gke_applies_the_jobset(tmp_path):
     assert yaml.safe_load((tmp_path / "applied").read_text())["metadata"]["name"] == "a"
 
 
+# Runs the task of each process, and ends as srun does: with the largest status.
+SRUN = """
+while [[ $1 != bash ]]; do shift; done
+echo devices $JAX_LOCAL_DEVICE_IDS
+largest=0
+for SLURM_PROCID in 0 1; do
+  export SLURM_PROCID
+  status=0
+  "$@" || status=$?
+  ((status <= largest)) || largest=$status
+done
+exit $largest"""
+
+
+class Slurm:
+    """A repository in `folder`, from which the job 7 was submitted."""
+
+    def __init__(self, folder):
+        self._folder, self.workdir = folder, folder / "run"
+        for name in ("launcher.sh", "slurm.sbatch", "train.py"):
+            shutil.copy(ROOT / "launch" / name, in_new_folder(folder / "launch" / name))
+        # Slurm runs a copy.
+        shutil.copy(ROOT / SLURM[0], in_new_folder(folder / "spool" / "slurm_script"))
+        stand_in(folder, "bin/srun", SRUN)
+        stand_in(folder, "bin/scontrol", 'echo "scontrol $*"')
+
+    def run(self, *ended, restarts=0):
+        """Its tasks end with these statuses: (the job's status, whether it is queued again)."""
+        statuses = f"statuses=({' '.join(map(str, ended))})"
+        code = f"{statuses}; exit ${{statuses[SLURM_PROCID]}}"
+        stand_in(self._folder, "bin/python", f"[[ $* != *--check* ]] || exit 0; {code}")
+        job = {
+            "SLURM_JOB_ID": "7",
+            "SLURM_SUBMIT_DIR": str(self._folder),
+            "JAX_LOCAL_DEVICE_IDS": "",
+        }
+        job |= {"SLURM_RESTART_COUNT": str(restarts), "SLURM_NTASKS_PER_NODE": "1"}
+        job |= {"SLURM_GPUS_ON_NODE": "4", **with_path(self._folder / "bin")}
+        script = self._folder / "spool" / "slurm_script"
+        flags = [RUN[0], f"--workdir={self.workdir}"]
+        status, output, self.error = bash(script, *flags, **job)
+        assert "devices 0,1,2,3\n" in output
+        return status, "scontrol requeue 7" in output
+
+
 @pytest.mark.parametrize(
     ("ended", "restarts", "expected", "requeued"),
     [
-        (0, 0, 0, False),
-        (2, 0, 2, False),
-        (143, 0, 0, True),
-        (137, 49, 0, True),
-        (137, 50, 137, False),
+        ((0, 0), 0, 0, False),
+        ((2, 2), 0, 2, False),
+        ((143, 143), 0, 0, True),
+        ((137, 134), 49, 0, True),
+        ((137, 134), 50, 137, False),
+        # One refuses its input, the other is aborted because that one is gone.
+        ((2, 134), 0, 2, False),
+        ((134, 2), 0, 2, False),
     ],
 )
 def test_slurm_queues_again_after_a_signal(tmp_path, ended, restarts, expected, requeued):
-    stand_in(tmp_path, "srun", f"echo devices $JAX_LOCAL_DEVICE_IDS; exit {ended}")
-    stand_in(tmp_path, "scontrol", 'echo "scontrol $*"')
-    job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT)}
-    job |= {"SLURM_RESTART_COUNT": str(restarts), "SLURM_NTASKS_PER_NODE": "1"}
-    status, output, _ = bash(
-        *SLURM, *RUN, **job, SLURM_GPUS_ON_NODE="4", JAX_LOCAL_DEVICE_IDS="", **with_path(tmp_path)
-    )
-    assert status == expected
-    assert "devices 0,1,2,3\n" in output
-    assert ("scontrol requeue 7" in output) == requeued
+    slurm = Slurm(tmp_path)
+    assert slurm.run(*ended, restarts=restarts) == (expected, requeued)
+    for task, status in enumerate(ended):
+        assert (f"task {task} ended with status {status}\n" in slurm.error) == (status != 0)
+    assert (tmp_path / ".restarts-7").exists() == requeued
+
+
+def test_slurm_gives_a_run_up_that_stops_at_its_first_step(tmp_path):
+    slurm = Slurm(tmp_path)
+    checkpoints = slurm.workdir / "checkpoints"
+    (checkpoints / "100").mkdir(parents=True)
+    queued_again = (0, True)
+    assert [slurm.run(134, 134) for _ in range(3)] == [queued_again] * 3
+    (checkpoints / "200").mkdir()
+    assert slurm.run(134, 134) == queued_again
+    assert [slurm.run(143, 143) for _ in range(4)] == [queued_again] * 4  # preempted
+    (slurm.workdir / "metrics.jsonl").write_text('{"step": 201}\n')
+    assert [slurm.run(134, 134) for _ in range(4)] == [*[queued_again] * 3, (134, False)]
+    assert "for the 4th time without a step: giving up" in slurm.error
 
 
 # Two "hosts" are two folders; commands for them are run there.
@@ -197,33 +350,113 @@ esac
 """
 
 
+class Pod:
+    """A slice of two hosts in `folder`, and what the scripts do there."""
+
+    def __init__(self, folder, gcloud=GCLOUD, python=PYTHON):
+        self._folder = folder
+        stand_in(folder, "gcloud", gcloud)
+        for host in ("host0", "host1"):
+            stand_in(folder, f"{host}/venv/bin/python", python)
+            stand_in(folder, f"{host}/venv/bin/pip", "[[ $* == *'.[tpu]'* ]]")
+        self.write("state", "MISSING")
+
+    def write(self, name, text):
+        (self._folder / name).write_text(f"{text}\n")
+
+    def run(self, *flags):
+        fake = {"FAKE": str(self._folder), "TPU_POD_POLL_SECONDS": "0.1"}
+        status, self.output, self.error = bash(
+            *POD, *RUN, *flags, **fake, **with_path(self._folder)
+        )
+        self.calls = (self._folder / "calls").read_text()
+        return status
+
+
 @pytest.mark.parametrize("end", [0, 2])
 def test_tpu_pod_resumes(tmp_path, end):
-    stand_in(tmp_path, "gcloud", GCLOUD)
+    pod = Pod(tmp_path)
+    pod.write("end", end)
+    status = pod.run("--delete", "--setup=touch mounted")
+    starts = re.findall(f"start -u {LAUNCHED} --config.data.name=it's", pod.output)
+    assert pod.calls.count("queued-resources create") == 2  # at the start and after preemption
+    assert pod.error.count("lost: resuming") == 2
     for host in ("host0", "host1"):
-        stand_in(tmp_path, f"{host}/venv/bin/python", PYTHON)
-        stand_in(tmp_path, f"{host}/venv/bin/pip", "[[ $* == *'.[tpu]'* ]]")
-    (tmp_path / "state").write_text("MISSING\n")
-    (tmp_path / "end").write_text(f"{end}\n")
-    fake = {"FAKE": str(tmp_path), "TPU_POD_POLL_SECONDS": "0.1", **with_path(tmp_path)}
-    status, output, error = bash(*POD, "--delete", *RUN, **fake)
-    calls = (tmp_path / "calls").read_text()
-    starts = re.findall(f"start -u {LAUNCHED} --config.data.name=it's", output)
-    assert calls.count("queued-resources create") == 2  # at the start and after preemption
-    assert error.count("lost: resuming") == 2
-    assert {(tmp_path / host / "count").read_text() for host in ("host0", "host1")} == {"3\n"}
-    assert len(starts) >= 2, output
+        assert (tmp_path / host / "count").read_text() == "3\n"
+        assert (tmp_path / host / "mounted").exists()
+    assert len(starts) >= 2, pod.output
     if end:
-        assert status == 2 and "training failed" in error
+        assert status == 2 and "training failed" in pod.error
     else:
-        assert status == 0 and calls.rstrip().endswith("--force --quiet"), error
+        assert status == 0 and pod.calls.rstrip().endswith("--force --quiet"), pod.error
+
+
+def test_tpu_pod_does_not_start_again_what_one_host_refuses(tmp_path):
+    python = "[[ $PWD == *host0* ]] && exit 134; echo 'error: no such picture'; exit 2"
+    pod = Pod(tmp_path, python=python)
+    assert pod.run() == 2
+    assert "resuming" not in pod.error and "\nerror: no such picture\n" in pod.error
+    assert "training failed" in pod.error
+
+
+def test_tpu_pod_gives_a_run_up_that_stops_at_its_first_step(tmp_path):
+    pod = Pod(tmp_path, python="exit 134")
+    assert pod.run(f"--workdir={tmp_path}/run") == 2
+    assert pod.error.count("resuming") == 3
+    assert "ended for the 4th time without a step" in pod.error
 
 
 def test_tpu_pod_gives_up(tmp_path):
-    stand_in(tmp_path, "gcloud", "echo 'ERROR: quota' >&2; exit 1")
+    stand_in(tmp_path, "gcloud", "echo 'ERROR: what' >&2; exit 1")
     fake = {"TPU_POD_POLL_SECONDS": "0.01", **with_path(tmp_path)}
     status, _, error = bash(*POD, *RUN, **fake)
     assert status == 2 and "gcloud cannot tell the state of a" in error
+
+
+# Fails as $FAKE/message says at the first call of its kind, and at the next call for good.
+FAILING_GCLOUD = """
+if [[ -e $FAKE/seen ]]; then
+  echo "ERROR: PERMISSION_DENIED: later" >&2
+  exit 1
+fi
+case "$KIND $*" in
+  "create "*" create "* | "describe "*" describe "*) touch $FAKE/seen; cat $FAKE/message >&2 ;;
+  "request "*failedData*) touch $FAKE/seen; cat $FAKE/message; exit ;;
+  "request "*" queued-resources describe "*) echo FAILED; exit ;;
+  *) echo "ERROR: (gcloud.x) NOT_FOUND: Resource 'projects/p/locations/z/nodes/a' was not found" >&2
+esac
+exit 1"""
+DENIED = "PERMISSION_DENIED: Permission denied on 'locations/q' (or it may not exist)"
+NO_API = "PERMISSION_DENIED: Cloud TPU API has not been used in project 7 before or it is disabled."
+NO_TYPE = "Cloud TPU received a bad request. the accelerator v4-9 was not found in zone z"
+NO_QUOTA = "RESOURCE_EXHAUSTED: Quota limit 'TPUV2sPod' has been exceeded. Limit: 0 in region r."
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "permanent"),
+    [
+        ("describe", "The required property [project] is not currently set.", True),
+        ("describe", "You do not currently have an active account selected.", True),
+        ("describe", DENIED, True),
+        ("describe", NO_API, True),
+        ("describe", "UNAVAILABLE: The service is currently unavailable.", False),
+        ("create", "INVALID_ARGUMENT: Request contains an invalid argument.", True),
+        ("create", NO_TYPE, True),
+        ("create", NO_QUOTA, True),
+        ("create", "Quota exceeded for quota metric 'Reads' and limit 'Reads per minute'", False),
+        ("create", 'There is no more capacity in the zone "europe-west4-a"', False),
+        ("request", NO_QUOTA, True),
+        ("request", "INTERNAL: an error occurred", False),
+    ],
+)
+def test_permanent_errors_of_gcloud_end_at_once(tmp_path, kind, message, permanent):
+    stand_in(tmp_path, "gcloud", FAILING_GCLOUD)
+    (tmp_path / "message").write_text(f"ERROR: (gcloud.compute.tpus) {message}\n")
+    fake = {"FAKE": str(tmp_path), "KIND": kind, "TPU_POD_POLL_SECONDS": "0.01"}
+    status, _, error = bash(*POD, *RUN, **fake, **with_path(tmp_path))
+    last = error.splitlines()[-1]
+    assert status == 2 and last.startswith("error: ")
+    assert (message if permanent else "later") in last and message in error
 
 
 CLUSTER_PROGRAM = """
@@ -268,6 +501,16 @@ def test_local_cluster():
     flags = "--a --xla_force_host_platform_device_count=3"
     assert [found[1:] for found in environments] == [["2", "0", flags], ["2", "1", flags]]
     assert all("no newline" in "".join(lines[index]) for index in (0, 1))
+
+
+def test_local_cluster_says_that_it_runs():
+    body = "sys.stdout.write('half a '); sys.stdout.flush(); time.sleep(2.5); print('line')"
+    status, output, error = bash(*cluster(body), LOCAL_CLUSTER_REPORT_SECONDS="1")
+    assert status == 0 and "starting 2 processes" in error
+    lines = marked_lines(output)
+    assert re.fullmatch(r"\.\.\. running for \d+ s", lines[0][1])
+    assert lines[0][-1] == lines[1][-1] == "half a line"
+    assert not any("running" in line for line in lines[1])
 
 
 def test_local_cluster_stops_the_rest_when_one_fails():
