@@ -33,7 +33,8 @@ def train(config, workdir, changes=None):
     # A bad config or missing data must not leave a run directory behind.
     with distributed.together():
         config = build.resolve(config)
-        _open_data(build.build(config))
+        data = _open_data(build.build(config))
+    _check_same_data(data)
     with Interrupt() as interrupt, run_directory.open_for_training(workdir, config) as config:
         with distributed.together():
             experiment = build.build(config)
@@ -203,6 +204,16 @@ def _open_data(experiment):
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
     )
+
+
+def _check_same_data(data):
+    """Refuses hosts that have other pictures: each would take its part of other batches."""
+    counts = distributed.exchange(data.get_state()["num_examples"])
+    if len(set(counts)) > 1:
+        raise ValueError(
+            "all hosts need the same data set: the numbers of training images that processes 0 to "
+            f"{len(counts) - 1} find are {', '.join(map(str, counts))}"
+        )
 
 
 def _due(step, every):

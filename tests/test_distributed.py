@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from PIL import Image
 
 from nvae_jax import distributed
 from nvae_jax.distributed import DistributedSettings
@@ -75,13 +76,21 @@ def open_run(workdir):
     with run_directory.open_for_training(workdir, tiny_config()) as config:
         return config.train.num_steps
 
-folder = pathlib.Path(sys.argv[1])
+folder = pathlib.Path(os.environ['FOLDER'])
 print("opened", open_run(folder / "shared"))
 run_directory.SHARING_SECONDS = 0
 try:
     open_run(folder / f"of_{index}")
 except ValueError as error:
     print(error)
+
+from nvae_jax import cli, train
+data = {"name": "folder", "dir": str(folder / f"pictures_{index}"), "channels": 1}
+try:
+    train.train(tiny_config(data=data), folder / "new")
+except ValueError as error:
+    print(error, flush=True)
+cli.run(lambda _: train.train(tiny_config(train={"batch_size": 16 - index}), folder / "new"))
 """
 
 TRAIN = """
@@ -123,10 +132,10 @@ def environment(**variables):
 class Processes:
     """The processes of a cluster that run one program each."""
 
-    def __init__(self, program, variables, *arguments):
+    def __init__(self, program, variables):
         self.all = [
             subprocess.Popen(
-                [sys.executable, "-c", START + program, *map(str, arguments)],
+                [sys.executable, "-c", START + program],
                 env=environment(**each),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -195,20 +204,28 @@ def test_processes_join_and_agree(variables):
     assert [status for status, *_ in results] == [0, 0], results
 
 
-def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
-    """So is a run directory that is not the same one for all of them."""
-    with Processes(TOGETHER, explicit(), tmp_path) as processes:
-        results = processes.finish()
-    assert [status for status, *_ in results] == [0, 0], results
-    for _, output, _ in results:
-        opened, refused = output.splitlines()[-2:]
-        assert opened == "opened 6"
-        assert re.fullmatch(r"process 1: \S+/of_1 on \S+ is not the folder .* share", refused)
-    assert [path.name for path in (tmp_path / "of_1").glob("*")] == []
-    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == [".lock", "config.json"]
-
-
 WRONG_INPUT = 2  # the status of a command that no restart helps
+
+
+def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
+    """So are a run directory and data that are not the same for all of them."""
+    for index in (0, 1):
+        (tmp_path / f"pictures_{index}").mkdir()
+        for name in range(40 + 20 * index):
+            picture = Image.new("L", (16, 16), 100 * index)
+            picture.save(tmp_path / f"pictures_{index}" / f"{name}.png")
+    variables = [{**each, "FOLDER": str(tmp_path)} for each in explicit()]
+    with Processes(TOGETHER, variables) as processes:
+        results = processes.finish(200)
+    assert [status for status, *_ in results] == [WRONG_INPUT] * 2, results
+    for _, output, error in results:
+        opened, elsewhere, other_data = output.splitlines()[-3:]
+        assert opened == "opened 6"
+        assert re.fullmatch(r"process 1: \S+/of_1 on \S+ is not the folder .* share", elsewhere)
+        assert re.search(r"images that processes 0 to 1 find are (\d+), (?!\1)\d+$", other_data)
+        assert "error: process 1: train.batch_size=15 cannot be divided" in error.splitlines()[-1]
+    assert not (tmp_path / "new").exists() and not list((tmp_path / "of_1").glob("*"))
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == [".lock", "config.json"]
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,15 @@ exit 2"""
         assert status == 0 and "config keys are not checked" in error
 
 
+def test_training_checks_flags_and_config_alone(commands, tmp_path):
+    folder = f"--workdir={tmp_path / 'run'}"
+    done = commands.run("train", "--check", RUN[0], folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = commands.run("train", "--check", RUN[0], folder, "--config.mesh.data=0")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "mesh.data" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("script", ["launch/quickstart.sh", "launch/test.sh"])
 def test_help_of_what_installs(script):
     status, output, _ = bash(script, "--help")
