@@ -63,7 +63,8 @@ check_number --restarts "$restarts" 0 1000
 
 all_chips=1
 for side in ${topology//x/ }; do all_chips=$((all_chips * 10#$side)); done
-((all_chips > 0 && all_chips % chips == 0)) ||
+check_number "the number of chips of --topology=$topology" "$all_chips" 1 16384
+((all_chips % chips == 0)) ||
   die "--topology=$topology has $all_chips chips, which hosts of $chips cannot have"
 
 check_flags

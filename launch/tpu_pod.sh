@@ -207,6 +207,18 @@ else echo "status lost"; fi'
 complaints='grep -E "^error: |Error: " train/log | tail -n 1'
 where_it_stands="$(declare -f progress_of); cd nvae_jax && progress_of $(printf %q "$workdir")"
 
+# A spot slice takes its disks with it.
+refuse_own_disk() {
+  local answer
+  # shellcheck disable=SC2016
+  answer=$(on 0 "cd nvae_jax; folder=$(printf %q "$workdir")"'
+until [ -e "$folder" ]; do folder=$(dirname "$folder"); done
+[ "$(stat -c %d "$folder")" != "$(stat -c %d /)" ] || echo "its own disk"') || return
+  [[ $answer != *"its own disk"* ]] ||
+    die "--workdir=$workdir is on the host's own disk, which goes with the slice: mount a file" \
+      "system that outlives it (--setup)"
+}
+
 copy_and_start() {
   local archive=$scratch/nvae_jax.tar.gz
   # Each only after the other: errors do not end a function whose status is asked for.
@@ -215,6 +227,7 @@ copy_and_start() {
       --worker=all &&
     on all "$setup" &&
     on all "$install" &&
+    { [[ -z $spot || -n $dry_run ]] || refuse_own_disk; } &&
     on all "$start"
 }
 

@@ -90,6 +90,7 @@ def test_help_and_wrong_options(script):
         ([*POD, *RUN, "--project=a b"], "--project must be a name, not 'a b'"),
         ([*GKE, "--topology=4", *RUN], "--topology must be such as 4x4, not '4'"),
         ([*GKE, "--topology=3x3", *RUN], "3x3 has 9 chips, which hosts of 4 cannot have"),
+        ([*GKE, "--topology=99x99x99", *RUN], "chips of --topology=99x99x99 must be a number"),
         ([*GKE, "--chips-per-host=1000000", *RUN], "--chips-per-host must be a number from 1"),
         ([*GKE[:-1], *RUN], "--volume-claim or --bucket is missing: --workdir=/data/run would be"),
         ([*GKE, "--bucket=b", *RUN], "give one of them"),
@@ -413,6 +414,12 @@ def test_tpu_pod_gives_a_run_up_that_stops_at_its_first_step(tmp_path):
     assert pod.run(f"--workdir={tmp_path}/run") == 2
     assert pod.error.count("resuming") == 3
     assert "ended for the 4th time without a step" in pod.error
+
+
+def test_tpu_pod_refuses_the_disk_of_a_spot_slice(tmp_path):
+    pod = Pod(tmp_path, python="exit 0")
+    assert pod.run("--spot", "--workdir=/no/such/folder") == 2
+    assert "--workdir=/no/such/folder is on the host's own disk, which goes with" in pod.error
 
 
 def test_tpu_pod_gives_up(tmp_path):
