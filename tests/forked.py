@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import pkgutil
+import resource
 import runpy
 import signal
 import subprocess
@@ -28,11 +29,15 @@ TIMED_OUT = "no answer"
 
 
 class Commands:
-    """A server process that has imported the package. One call at a time; a context manager."""
+    """A server process that has imported the package. One call at a time; a context manager.
 
-    def __init__(self):
+    Args:
+      memory: bytes of address space that a command may have; None sets no limit.
+    """
+
+    def __init__(self, memory=None):
         self._server = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *([] if memory is None else [str(memory)])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
@@ -88,6 +93,8 @@ def serve():
     importlib.import_module("ml_collections.config_flags")
     for module in pkgutil.walk_packages(package.__path__, "nvae_jax."):
         importlib.import_module(module.name)
+    for memory in map(int, sys.argv[1:]):
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     for line in sys.stdin:
         call = json.loads(line)
         child = os.fork()

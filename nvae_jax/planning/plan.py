@@ -13,6 +13,7 @@ TERA = 1e12
 # What estimates fall short by: the compiler of TPUs took 1.1 to 1.3 times as much for five of the
 # six published configs, and 1.55 times for the sixth.
 HEADROOM = 0.3
+MOST = 10**6  # devices, GB and TFLOP/s: more than there will be
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class Budget:
     rate: float | None = None
 
     def __post_init__(self):
-        if self.devices < 1:
-            raise ValueError(f"--devices must be at least 1, not {self.devices}")
-        if not self.hbm > 0:
-            raise ValueError(f"--hbm must be a positive number of GB, not {self.hbm:g}")
-        if self.rate is not None and not self.rate > 0:
-            raise ValueError(f"--rate must be a positive number of TFLOP/s, not {self.rate:g}")
+        if not 1 <= self.devices <= MOST:
+            raise ValueError(f"--devices must be at least 1 and at most {MOST}, not {self.devices}")
+        for flag, value, unit in (("hbm", self.hbm, "GB"), ("rate", self.rate, "TFLOP/s")):
+            if value is not None and not 0 < value <= MOST:
+                raise ValueError(
+                    f"--{flag} must be a positive number of {unit}, at most {MOST}, not {value:g}"
+                )
 
     def holds(self, need):
         """Whether a device has room for a `Need`, and a little more."""

@@ -227,9 +227,12 @@ def test_the_flags_share_the_devices_as_chosen(estimator, monkeypatch):
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"devices": 0}, "--devices must be at least 1, not 0"),
-        ({"devices": 2, "hbm": 0}, "--hbm must be a positive number of GB, not 0"),
-        ({"devices": 2, "rate": -1.5}, "--rate must be a positive number of TFLOP/s, not -1.5"),
+        ({"devices": 0}, "--devices must be at least 1 and at most 1000000, not 0"),
+        ({"devices": 2, "hbm": 0}, "--hbm must be a positive number of GB, at most 1000000, not 0"),
+        ({"devices": 10**9}, "--devices must be at least 1 and at most 1000000, not 1000000000"),
+        ({"devices": 2, "hbm": math.inf}, "--hbm must be a positive .*, not inf"),
+        ({"devices": 2, "rate": math.inf}, "--rate must be a positive .*, not inf"),
+        ({"devices": 2, "rate": -1.5}, "--rate must be a positive number of TFLOP/s.*, not -1.5"),
     ],
 )
 def test_bad_budgets_are_named(budget, message):
@@ -247,7 +250,7 @@ def test_what_the_config_must_say_is_named():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--devices=-1"], "--devices must be at least 1, not -1"),
+        (["--devices=-1"], "--devices must be at least 1 and at most 1000000, not -1"),
         (["--devices=2", "--topology=v5e:2x2"], "give either --devices=N or --topology="),
         (["--topology=v5e:2x2", "--hbm=16"], "--hbm and --rate go with --devices"),
         (["--topology=v5e-8"], "topology 'v5e-8' is not GENERATION:ROWSxCOLUMNS"),

@@ -1,0 +1,52 @@
+"""A sample of the wrong calls; `python -m tests.fuzz` makes them all."""
+
+import random
+
+import pytest
+
+from tests.fuzz import cases, judge, world
+from tests.fuzz.case import CALLS, REFUSED, call
+from tests.fuzz.script_cases import SCRIPT_CALLS
+
+COUNT = 40
+SERIOUS = ("traceback", "no answer", "lost")
+
+
+@pytest.fixture(scope="module")
+def one(compilation_cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    world.make(folder / "world")
+    with judge.Judge(folder / "world", folder) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def known(one):
+    flags = {command: one.flags_of(command) for command in CALLS}
+    return cases.every(flags, {script: judge.options_of(script) for script in SCRIPT_CALLS})
+
+
+def test_wrong_calls_end_in_an_answer_and_lose_nothing(one, known):
+    refused = [case for case in known.values() if case.statuses == REFUSED]
+    cheap = [case for case in refused if "bomb" not in case.what]
+    faults = []
+    for case in random.Random(0).sample(cheap, COUNT):
+        found, _, _ = one.judge(case)
+        faults += [f"{case}\n    {kind}: {what}" for kind, what in found if kind in SERIOUS]
+    assert not faults, "\n".join(faults)
+
+
+def test_there_are_cases_for_every_flag_and_key(known):
+    assert len(known) > 3000
+    assert {case.command for case in known.values()} >= {*CALLS, *SCRIPT_CALLS}
+
+
+def test_the_judge_sees_what_is_wrong(one):
+    """Calls that are right, said to be wrong ones; and what only a right call may do to files."""
+    accepted = call("prepare_data", "--help")
+    assert one.judge(accepted) == ([("accepted", "0")], 0, "")
+    unnamed = call("prepare_data", "--image_size=two", names=("channels",))
+    assert [kind for kind, _ in one.judge(unnamed)[0]] == ["unnamed"]
+    before, after = {"run/a": 1, "run/b": 2}, {"run/a": 1, "run/b": 3, "gs:": 4}
+    assert [*judge.lost(unnamed, before, after)] == [("lost", "run/b")]
+    assert [*judge.left(before, after)] == [("left", "gs:")]
