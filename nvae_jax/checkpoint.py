@@ -2,21 +2,14 @@
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 
-import jax
 import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint import checkpoint_managers
 
-from nvae_jax import build, distributed, run_directory
+from nvae_jax import build, checkpoint_files, distributed, run_directory
 from nvae_jax.state import Snapshot
-
-METRIC = "nelbo"  # of held-out images: the lower, the better the checkpoint
-
-# Devices that hold the same array write a part of it each, from so many bytes on: every shape and
-# part is a program to compile, hundreds of them at the first save of a run on eight devices.
-_SMALLEST_PART = 2**22
 
 
 class Checkpoints:
@@ -26,27 +19,17 @@ class Checkpoints:
     Args:
       workdir: the run directory.
       keep: how many of the newest stay.
-      keep_best: how many of those with the lowest `METRIC` stay besides.
+      keep_best: how many of those with the lowest `checkpoint_files.METRIC` stay besides.
       read_only: whether to make no folder and remove nothing.
     """
 
     def __init__(self, workdir, *, keep=2, keep_best=0, read_only=False):
-        self._scores = {}  # by step
-        newest = checkpoint_managers.LatestN(None if read_only else keep)
-        best = _KeepBest(keep_best, self._scores)
-        # Orbax's own read_only warns at every start; not creating and not removing is enough.
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, best]),
-            create=not read_only,
-        )
-        directory = (Path(workdir) / "checkpoints").absolute()
-        self._directory = directory
-        self._manager = None
-        if directory.is_dir() or not read_only:
-            self._manager = ocp.CheckpointManager(
-                directory, options=options, item_handlers=_handlers()
-            )
-            self._scores.update({step: self._stored_score(step) for step in self._all_steps()})
+        self._directory = (Path(workdir) / "checkpoints").absolute()
+        steps = checkpoint_files.steps(self._directory)
+        self._scores = {s: checkpoint_files.read_score(self._directory, s) for s in steps}
+        self._damaged = set()  # steps of which a checkpoint could not be read
+        policy = _Keep(keep, keep_best, self._scores, self._damaged)
+        self._manager = None if read_only else _manager(self._directory, policy)
 
     def __enter__(self):
         return self
@@ -57,12 +40,12 @@ class Checkpoints:
             self._manager.close()
 
     def latest_step(self):
-        """The newest saved step, or None."""
-        return None if self._manager is None else self._manager.latest_step()
+        """The newest saved step, or None. One that could not be read does not count."""
+        return max(self._steps() - self._damaged, default=None)
 
     def best_step(self):
-        """The saved step with the lowest `METRIC`, or None where no step has one."""
-        return next(iter(self._ranked()), None)
+        """The saved step with the lowest score, or None where no step has one."""
+        return next(iter(_rank(self._steps() - self._damaged, self._scores)), None)
 
     def save(self, state, data_state, metrics=None):
         """Saves `state` and the data iterator's JSON-able state, in the background; `metrics`
@@ -70,20 +53,34 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step():
             return
+        if step in self._damaged:
+            self._remove(step)
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state.stored()),
             data=ocp.args.JsonSave(data_state),
             evaluation=ocp.args.JsonSave(metrics or {}),
         )
-        self._scores[step] = _score(metrics)
+        self._scores[step] = checkpoint_files.score(metrics)
         self._manager.save(step, args=args, force=True)
+
+    def _remove(self, step):
+        """Removes a damaged checkpoint, which another one is to take the place of."""
+        path = self._directory / str(step)
+        if distributed.is_primary():
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        distributed.barrier(f"damaged checkpoint {step}")
+        self._manager.reload()
+        self._damaged.discard(step)
 
     def restore(self, abstract_state, which="latest"):
         """A checkpoint; where it cannot be read, the next one in the order of `which`.
 
+        The processes that train as one call it together and get the same checkpoint, which all of
+        them can read.
+
         Args:
           abstract_state: the state's shapes, from `jax.eval_shape`.
-          which: "latest", "best" (by `METRIC`), or a step, which nothing takes the place of.
+          which: "latest", "best" (by its score), or a step, which nothing takes the place of.
 
         Returns:
           (state, data_state), or None where there is no checkpoint.
@@ -93,7 +90,9 @@ class Checkpoints:
         """
 
         def read(step):
-            stored, data_state = self._read(step, abstract_state.stored())
+            stored, data_state = checkpoint_files.read(
+                self._directory, step, abstract_state.stored()
+            )
             return abstract_state.replace(**stored), data_state
 
         return self._first_readable(which, read)
@@ -115,108 +114,107 @@ class Checkpoints:
 
         def read(step):
             wanted = {"average": abstract_variables} if averaged else abstract_variables
-            found, data_state = self._read(step, wanted)
+            found, data_state = checkpoint_files.read(self._directory, step, wanted)
             return Snapshot(step, found["average"] if averaged else found), data_state
 
         return self._first_readable(which, read)
 
     def _first_readable(self, which, read):
-        failures = []
+        first = None
         for step in self._candidates(which):
-            try:
-                return read(step)
-            except Exception as error:  # a torn file can fail in any way
-                failures.append(f"step {step}: {str(error).strip().splitlines()[0][:200]}")
-                logging.warning("checkpoint of %s cannot be read, trying older", failures[-1])
-        if failures:
-            raise ValueError(f"no checkpoint in {self._directory} can be read ({failures[0]})")
+            found, problem = _attempt(read, step)
+            problem = _first_problem(distributed.exchange(problem))
+            if problem is None:
+                return found
+            self._damaged.add(step)
+            first = first or f"step {step}: {problem}"
+            if distributed.is_primary() and step != which:
+                message = "checkpoint of step %s cannot be read, trying the next one: %s"
+                logging.warning(message, step, problem)
+        if first:
+            raise ValueError(f"no checkpoint in {self._directory} can be read ({first})")
         return None
 
-    def _all_steps(self):
-        return [] if self._manager is None else sorted(self._manager.all_steps())
-
-    def _stored_score(self, step):
-        # Orbax has metrics of its own, but cannot open a folder in which they are torn.
-        args = ocp.args.Composite(evaluation=ocp.args.JsonRestore())
-        try:
-            return _score(self._manager.restore(step, args=args)["evaluation"])
-        except Exception:  # torn, or from before there were scores
-            return math.inf
-
-    def _ranked(self):
-        """The saved steps that have a `METRIC`, the best first."""
-        return _rank(self._all_steps(), self._scores)
+    def _steps(self):
+        there = checkpoint_files.steps(self._directory)
+        return set(there if self._manager is None else self._manager.all_steps())
 
     def _candidates(self, which):
-        """Steps in the order in which they are tried."""
-        steps = self._all_steps()
-        if not steps or which == "latest":
-            return steps[::-1]
+        """Steps in the order in which they are tried, the same in all processes."""
+        scores = {}
+        for those_of_a_process in distributed.exchange(list(self._scores.items())):
+            scores.update(those_of_a_process)
+        newest_first, best_first = sorted(scores, reverse=True), _rank(scores, scores)
+        if not scores or which == "latest":
+            return newest_first
         if which == "best":
-            if not self._ranked():
+            if not best_first:
                 raise ValueError(
                     f"no checkpoint in {self._directory} was evaluated in training "
                     "(config.eval.every_steps): there is no best one"
                 )
-            return self._ranked()
-        if which not in steps:
-            there = ", ".join(map(str, steps))
+            return best_first
+        if which not in scores:
+            there = ", ".join(map(str, sorted(scores)))
             raise ValueError(f"{self._directory} has no checkpoint of step {which}; it has {there}")
         return [which]
 
-    def _read(self, step, wanted):
-        """({field: arrays} in the shapes and places of `wanted`, data_state) of a checkpoint, which
-        may hold more fields."""
-        restore = ocp.args.PyTreeRestore(
-            wanted,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-            partial_restore=True,
-        )
-        args = ocp.args.Composite(state=restore, data=ocp.args.JsonRestore())
-        found = self._manager.restore(step, args=args)
-        if _shapes(found["state"]) != _shapes(wanted):
-            raise ValueError("its arrays have other shapes than the config's model")
-        return found["state"], found["data"]
+
+def _attempt(read, step):
+    """(What `read(step)` gives, None), or (None, why it gives nothing)."""
+    try:
+        return read(step), None
+    except Exception as error:  # a damaged folder can fail in any way
+        return None, _in_short(error)
 
 
-def _shapes(tree):
-    return jax.tree.map(lambda array: array.shape, tree)
+def _in_short(error):
+    return " ".join(str(error.__cause__ or error).split())[:100] or type(error).__name__
 
 
-def _handlers():
-    """Of what a checkpoint has."""
-    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SMALLEST_PART)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-    return {
-        "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-        "data": ocp.JsonCheckpointHandler(),
-        "evaluation": ocp.JsonCheckpointHandler(),
-    }
+def _first_problem(problems):
+    """The first of the processes' problems, or None."""
+    for index, problem in enumerate(problems):
+        if problem is not None:
+            return problem if len(problems) == 1 else f"process {index}: {problem}"
+    return None
+
+
+def _manager(directory, policy):
+    """Orbax's, which saves and removes."""
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy, create=True)
+    handlers = checkpoint_files.handlers()
+    try:
+        return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+    except Exception as error:  # a damaged folder can fail in any way
+        raise ValueError(f"{directory} cannot be used: {_in_short(error)}") from error
 
 
 @dataclasses.dataclass(frozen=True)
-class _KeepBest:
-    """An Orbax preservation policy: keeps the `count` checkpoints with the lowest scores."""
+class _Keep:
+    """An Orbax preservation policy: keeps the newest checkpoints and those with the lowest scores.
 
-    count: int
+    Damaged ones do not count among them. They stay until their step has been trained again, or a
+    later one is saved.
+    """
+
+    newest: int
+    best: int
     scores: dict  # by step; infinite where there is none
+    damaged: set  # steps
 
     def should_preserve(self, checkpoints, *, context):
         """Of each checkpoint, whether it stays."""
         del context
-        best = _rank([info.step for info in checkpoints], self.scores)[: self.count]
-        return [info.step in best for info in checkpoints]
+        steps = [info.step for info in checkpoints]
+        good = [step for step in steps if step not in self.damaged]
+        kept = {*good[-self.newest :], *_rank(good, self.scores)[: self.best]}
+        return [step in kept or step > max(good, default=0) for step in steps]
 
 
 def _rank(steps, scores):
-    finite = [step for step in steps if scores[step] < math.inf]
+    finite = [step for step in steps if scores.get(step, math.inf) < math.inf]
     return sorted(finite, key=scores.get)
-
-
-def _score(metrics):
-    """`METRIC`, or infinity where it is missing or not finite."""
-    value = (metrics or {}).get(METRIC)
-    return value if value is not None and math.isfinite(value) else math.inf
 
 
 def parse_which(text):

@@ -1,9 +1,13 @@
+import gc
 import math
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from nvae_jax import checkpoint
 from nvae_jax.checkpoint import Checkpoints, parse_which
 
 
@@ -27,15 +31,108 @@ def test_everything_comes_back(saved):
     assert jax.tree.map(lambda a: a.dtype, same) == jax.tree.map(lambda a: a.dtype, state)
 
 
-def test_a_torn_checkpoint_gives_way_to_the_one_before(saved, caplog):
+def each_file(damage):
+    """Damages all files of a folder."""
+    return lambda folder: [damage(file) for file in folder.rglob("*") if file.is_file()]
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def with_garbage(file):
+    file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))
+
+
+def emptied(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def a_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("not a folder")
+
+
+DAMAGES = {
+    "cut": ("", each_file(cut)),
+    "garbage": ("", each_file(with_garbage)),
+    "an empty folder": ("", emptied),
+    "a file in its place": ("", a_file),
+    "no arrays": ("state", shutil.rmtree),
+    "arrays that are cut": ("state/ocdbt.process_0/d", each_file(cut)),
+    "arrays of nothing": ("state/d", emptied),
+    "no list of arrays": ("state/_METADATA", Path.unlink),
+    "no data state": ("data", shutil.rmtree),
+    "another data state": ("data/metadata", lambda file: file.write_text("[1]")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, caplog, capfd, damage):
     folder, abstract, _ = saved
-    files = [p for p in (folder / "checkpoints" / "2" / "state").rglob("*") if p.is_file()]
-    for file in files:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    part, do = DAMAGES[damage]
+    do(folder / "checkpoints" / "2" / part)
     with Checkpoints(folder, read_only=True) as checkpoints:
         restored, data_state = checkpoints.restore(abstract)
+        assert checkpoints.latest_step() == 1
+    gc.collect()  # of exceptions that nobody asked for
     assert data_state == {"step": 1} and int(restored.step) == 1
-    assert "step 2" in caplog.text and "trying older" in caplog.text
+    (record,) = caplog.records
+    assert "step 2 cannot be read, trying the next one" in record.message
+    assert "\n" not in record.message and len(record.message) < 200
+    assert capfd.readouterr().err.count("\n") <= 1
+
+
+def test_a_damaged_checkpoint_is_replaced_and_does_not_count(saved):
+    folder, abstract, state = saved
+    there = lambda: sorted(int(p.name) for p in (folder / "checkpoints").iterdir())  # noqa: E731
+    emptied(folder / "checkpoints" / "2" / "state")
+    with Checkpoints(folder, keep=2) as checkpoints:
+        checkpoints.restore(abstract)
+        # Saved between, such as at a signal: of the good ones two stay.
+        checkpoints.save(state.replace(step=state.step), {"step": 0})
+    assert there() == [0, 1, 2]
+    with Checkpoints(folder, keep=2) as checkpoints:
+        checkpoints.restore(abstract)
+        checkpoints.save(state.replace(step=state.step + 2), {"step": 2})
+    assert there() == [1, 2]
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.restore(abstract)[1] == {"step": 2}
+    emptied(folder / "checkpoints" / "2" / "state")
+    with Checkpoints(folder, keep=2) as checkpoints:
+        checkpoints.restore(abstract)
+        checkpoints.save(state.replace(step=state.step + 3), {"step": 3})
+    assert there() == [1, 3]
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """A function: from then on there is a second process, which answers what a function gives."""
+
+    def start(answer):
+        exchange = lambda value: [value, answer(value)]  # noqa: E731
+        monkeypatch.setattr(checkpoint.distributed, "exchange", exchange)
+
+    return start
+
+
+def test_all_processes_restore_the_same(saved, beside, caplog):
+    folder, abstract, _ = saved
+    answers = iter([[[1, math.inf], [2, math.inf]], "no such file", None])
+    beside(lambda _: next(answers))
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.restore(abstract)[1] == {"step": 1}
+    assert "step 2 cannot be read, trying the next one: process 1: no such file" in caplog.text
+
+
+def test_a_step_that_one_process_does_not_see_is_tried_by_all(saved, beside, caplog):
+    folder, abstract, _ = saved
+    answers = iter([[[1, math.inf], [3, math.inf]], None, "no such file", None])
+    beside(lambda _: next(answers))
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.restore(abstract)[1] == {"step": 1}
+    assert len(caplog.records) == 2 and "step 3 cannot be read" in caplog.records[0].message
 
 
 def test_only_torn_ones_are_an_error(saved):
