@@ -19,7 +19,7 @@ from nvae_jax.objective import ACTIVE_NATS, active_units
 
 USED_NATS = 0.01  # a latent variable with less KL than this is not in use
 USED_VARIANCE = 0.01  # nor is one whose posterior mean hardly changes from image to image
-COUNTS = ("kl", "bits_per_dim", "active_units", "units", "used_variables", "variables")
+COUNTS = ("kl", "kl_bits_per_dim", "active_units", "units", "used_variables", "variables")
 
 
 def make_moment_step(model):
@@ -103,7 +103,7 @@ def summarize(run, count, moments):
                 "scale": scale,
                 "size": hierarchy.size(scale),
                 "kl": float(kl.sum()),
-                "bits_per_dim": float(bits_per_dim(kl.sum(), num_dims)),
+                "kl_bits_per_dim": float(bits_per_dim(kl.sum(), num_dims)),
                 "kl_channel": channels.tolist(),
                 "active_units": int(active_units(channels)),
                 "units": channels.size,
@@ -150,7 +150,7 @@ def draw_summary(summary):
     middle.bar(numbers, fractions, color=colours)
     middle.set(title="active units", xlabel="group, coarsest first", ylabel="%", ylim=(0, 100))
     names = [f"{scale['size']}×{scale['size']}" for scale in scales]
-    rates = [scale["bits_per_dim"] for scale in scales]
+    rates = [scale["kl_bits_per_dim"] for scale in scales]
     right.bar(names, rates, color=[f"C{scale['scale']}" for scale in scales])
     right.set(title="rate by scale", xlabel="latent resolution", ylabel="bits per dimension")
     return _rasterize(figure)
@@ -201,7 +201,7 @@ def analyze_run(run, out, *, split="test", max_examples=None, seed=0):
     for scale in summary["scales"]:
         print(
             f"{scale['size']}x{scale['size']}: {scale['num_groups']} group(s), KL {scale['kl']:.2f}"
-            f" nats ({scale['bits_per_dim']:.4f} bits/dim), "
+            f" nats ({scale['kl_bits_per_dim']:.4f} bits/dim), "
             f"{scale['active_units']} of {scale['units']} units active, "
             f"{scale['used_variables']} of {scale['variables']} variables in use"
         )

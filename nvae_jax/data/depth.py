@@ -50,6 +50,8 @@ def _bits(image: Image.Image, content: bytes) -> int:
 def _grey(image, bits, content, where, max_value):
     values = np.asarray(image).astype(np.int64)
     largest = 2**bits - 1
+    if max_value > largest:
+        raise DataError(f"{where}: {_KEY}={max_value} is more than its {bits} bits can say")
     white = max_value or _stated(image, values, content, largest)
     low, high = int(values.min()), int(values.max())
     if not white:
@@ -76,7 +78,7 @@ def _stated(image, values, content, largest):
         return _stated_by_png(values, content, largest)
     stated = image.tag_v2.get(_SAMPLE_MAX, 0)
     stated = stated[0] if isinstance(stated, tuple) else stated
-    if stated >= 1:
+    if 1 <= stated <= largest:
         return int(stated)
     # 12 bits say something; 16 or 32 are how anything is kept.
     return largest if largest.bit_length() % 8 else 0

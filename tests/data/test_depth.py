@@ -53,6 +53,13 @@ def test_twelve_bits_need_the_key(kind, encode):
         images.decode(content, "scan", max_value=1023)
 
 
+def test_ranges_that_the_bits_cannot_have(encode):
+    with pytest.raises(DataError, match="max_value=99999 is more than its 16 bits can say"):
+        images.decode(encode(VALUES_12), "scan", max_value=99999)
+    with pytest.raises(DataError, match="nearly black"):
+        images.decode(encode(VALUES_12, "TIFF", tiffinfo={341: 1e9}), "scan")
+
+
 def test_a_black_picture_is_black(encode):
     assert not images.decode(encode(np.zeros((2, 2, 1), np.uint16)), "night").any()
 

@@ -27,7 +27,7 @@ def test_moments_and_summary(run, images):
     summary = analyze.summarize(run, count, moments)
     np.testing.assert_allclose(summary["kl"], out.kl.sum(1).mean(), rtol=1e-4)
     bits = summary["kl"] / np.log(2) / 256
-    np.testing.assert_allclose(summary["bits_per_dim"], bits, rtol=1e-6)
+    np.testing.assert_allclose(summary["kl_bits_per_dim"], bits, rtol=1e-6)
     assert [scale["size"] for scale in summary["scales"]] == [4, 8]
     assert summary["variables"] == 2 * (4 * 4 + 8 * 8) * 2
     assert summary["units"] == 4 * 2
@@ -68,10 +68,11 @@ def test_with_flows_the_kl_is_that_of_the_draw(tiny_run_config, random_variables
         np.testing.assert_allclose(kl.sum((0, 1)) / 5, expected, rtol=1e-3, atol=1e-2)
 
 
-def test_files(run, tmp_path):
+def test_files(run, tmp_path, undocumented):
     summary = analyze.analyze_run(run, tmp_path, max_examples=9)
     assert summary["num_examples"] == 9 and summary["split"] == "test"
     assert json.loads((tmp_path / "latents.json").read_text()) == summary
+    assert not undocumented([*summary, *summary["groups"][0], *summary["scales"][0]])
     with np.load(tmp_path / "latents.npz") as file:
         assert file["kl_03"].shape == file["variance_03"].shape == (8, 8, 2)
     assert (tmp_path / "latents.png").stat().st_size > 1000

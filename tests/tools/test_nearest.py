@@ -44,11 +44,12 @@ def test_bad_numbers(wrong):
         nearest.find(np.zeros((1, 4, 4, 1)), [], **wrong)
 
 
-def test_a_memorised_sample_stands_out(run, tmp_path):
+def test_a_memorised_sample_stands_out(run, tmp_path, undocumented):
     spec = nearest.grey_spec(run.experiment.data)
     memorised = pipeline.preview(spec, "train", 6)
     summary = nearest.nearest_run(run, memorised, tmp_path, num=2, rows=3)
     assert summary["median_sample_distance_full"] < 1e-3 < summary["median_test_distance_full"]
+    assert not undocumented(summary)
     assert json.loads((tmp_path / "nearest.json").read_text()) == summary
     with np.load(tmp_path / "nearest.npz") as file:
         np.testing.assert_array_equal(file["sample_index_full"][:, 0], np.arange(6))
