@@ -58,6 +58,11 @@ def load_config(workdir, changes=None):
         raise ValueError(f"{workdir} is not a run directory: it has no {CONFIG}")
     try:
         config = schema.checked(_migrated(json.loads(path.read_text())))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} cannot be used: it is no JSON, or cut short, at line {error.lineno}, "
+            f"column {error.colno}"
+        ) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be used: {str(error).splitlines()[0]}") from None
     fixed = [key for key in changes or {} if key in schema.DEFAULTS and not is_free(key)]

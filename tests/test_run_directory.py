@@ -85,8 +85,8 @@ def test_no_run_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "Expecting value"),
-        ("{", "Expecting property name"),
+        ("", "it is no JSON, or cut short, at line 1, column 1"),
+        ("{", "it is no JSON, or cut short, at line 1, column 2"),
         ("[1]", "it holds no JSON object"),
         ("[" * 100_000, "recursion"),
         ("{}", "it lacks checkpoint.every_steps, .* more: "),
