@@ -2,7 +2,7 @@
 
 python launch/train.py --config=configs/X.py --workdir=DIR [--config.KEY=VALUE ...]
 python launch/train.py --workdir=DIR resumes; --config.KEY=VALUE then changes, for this start, keys
-that do not change what is computed.
+that do not change what is computed. --restart starts a run anew of which no checkpoint is left.
 """
 
 from absl import flags
@@ -17,6 +17,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 CHECK = flags.DEFINE_bool(
     "check", False, "only check flags and config, as far as that needs no data and no devices"
 )
+RESTART = flags.DEFINE_bool("restart", False, "start a run anew of which no checkpoint is left")
 
 
 def main(_):
@@ -25,7 +26,7 @@ def main(_):
     if CHECK.value:
         build.check(run_directory.chosen_config(WORKDIR.value, config, CHANGES()))
     else:
-        train.train(config, WORKDIR.value, CHANGES())
+        train.train(config, WORKDIR.value, CHANGES(), restart=RESTART.value)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import time
 import jax
 import numpy as np
 
-from nvae_jax import build, distributed, pictures, reporting, run_directory, sharding, steps
+from nvae_jax import build, distributed, pictures, reporting, resume, run_directory, sharding, steps
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline
 from nvae_jax.evaluate import HeldOut
@@ -14,7 +14,7 @@ from nvae_jax.interrupt import Interrupt, Interrupted
 TERMS = ("reconstruction", "kl", "spectral", "bn", "loss", "gradient_norm")
 
 
-def train(config, workdir, changes=None):
+def train(config, workdir, changes=None, *, restart=False):
     """Trains, or resumes the run in `workdir`.
 
     Args:
@@ -22,6 +22,7 @@ def train(config, workdir, changes=None):
       workdir: the run directory.
       changes: {"section.key": value} to change in the config; for a run's own, only what does not
         change what it computes, and for this start only.
+      restart: whether a run begins anew that was trained, and of which no checkpoint is left.
 
     Raises:
       ValueError: a bad config or folder, in all processes if in any.
@@ -42,15 +43,16 @@ def train(config, workdir, changes=None):
         with Checkpoints(
             workdir, keep=loop.keep_checkpoints, keep_best=loop.keep_best_checkpoints
         ) as checkpoints:
-            _Run(experiment, workdir, checkpoints, interrupt).run()
+            _Run(experiment, workdir, checkpoints, interrupt, restart).run()
 
 
 class _Run:
     """One process's share of a run: restores, steps, reports and saves."""
 
-    def __init__(self, experiment, workdir, checkpoints, interrupt):
+    def __init__(self, experiment, workdir, checkpoints, interrupt, restart):
         self._experiment, self._loop = experiment, experiment.loop
         self._workdir, self._checkpoints, self._interrupt = workdir, checkpoints, interrupt
+        self._restart = restart
         with distributed.together():
             self._data = _open_data(experiment)
         self._agreement = distributed.Agreement()
@@ -73,7 +75,12 @@ class _Run:
         self._data.close()
 
     def _restore_or_create(self):
-        restored = self._checkpoints.restore(self._experiment.abstract_state())
+        restored = resume.restore(
+            self._workdir,
+            self._checkpoints,
+            self._experiment.abstract_state(),
+            restart=self._restart,
+        )
         if restored is not None:
             state, data_state = restored
             self._data.set_state(data_state)

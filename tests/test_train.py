@@ -1,6 +1,7 @@
 """The loop: rows, pictures, resuming, stopping, and what it does with NaN."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -218,3 +219,14 @@ def test_missing_data_leave_no_folder(tmp_path):
     with pytest.raises(ValueError, match="no"):
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_lost_its_checkpoints_keeps_its_metrics(tmp_path, whole, commands):
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(ValueError, match="has metrics but no checkpoint: .* say --restart"):
+        train.train(None, tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(whole)
+    done = commands.run("train", f"--workdir={whole}", "--restart")
+    assert done.returncode == 2 and "has a checkpoint of step 7" in done.stderr
+    assert done.stderr.count("\n") == 1

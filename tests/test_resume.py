@@ -1,0 +1,48 @@
+import pytest
+
+from nvae_jax import resume
+from nvae_jax.checkpoint import Checkpoints
+
+
+@pytest.fixture
+def restore(tmp_path, tiny):
+    """A function: what the run in `tmp_path` goes on with."""
+
+    def call(**options):
+        with Checkpoints(tmp_path) as checkpoints:
+            return resume.restore(tmp_path, checkpoints, tiny[0].abstract_state(), **options)
+
+    return call
+
+
+@pytest.fixture
+def saved(tmp_path, tiny):
+    """A run with a checkpoint of step 0."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(tiny[1], {"step": 0})
+
+
+def test_a_new_run_begins(restore, tmp_path):
+    assert restore() is None
+    (tmp_path / "metrics.jsonl").touch()
+    assert restore() is None
+
+
+def test_a_run_that_has_only_metrics_begins_when_told_to(restore, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match="has metrics but no checkpoint"):
+        restore()
+    assert restore(restart=True) is None
+
+
+def test_a_checkpoint_is_gone_on_with(restore, saved):
+    assert restore()[1] == {"step": 0}
+    with pytest.raises(ValueError, match="to start anew name a new folder"):
+        restore(restart=True)
+
+
+def test_damaged_checkpoints_alone_are_named(restore, saved, tmp_path):
+    (tmp_path / "checkpoints" / "0" / "data" / "metadata").unlink()
+    with pytest.raises(ValueError, match="can be read .step 0: .*; --restart starts anew"):
+        restore()
+    assert restore(restart=True) is None
