@@ -4,7 +4,6 @@ import gc
 import os
 import sys
 import traceback
-from pathlib import Path
 
 import jax
 from absl import flags

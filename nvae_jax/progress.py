@@ -1,6 +1,9 @@
 """How far long work has come: a bar on a terminal, elsewhere a line now and then."""
 
+import contextlib
 import sys
+import threading
+import time
 
 import jax
 from tqdm import tqdm
@@ -21,6 +24,29 @@ def bar(what, iterable=None, *, unit, total=None):
     primary = not jax.distributed.is_initialized() or jax.process_index() == 0
     kind = tqdm if sys.stderr.isatty() else _Lines
     return kind(iterable, desc=what, unit=unit, total=total, disable=not primary)
+
+
+@contextlib.contextmanager
+def waiting(what):
+    """A context of one long call, such as a compilation: prints that it begins, and every `SECONDS`
+    for how long it has gone on. Silent in every process but the first."""
+    if jax.process_index() != 0:
+        yield
+        return
+    print(f"{what} ...", flush=True)
+    done, begin = threading.Event(), time.monotonic()
+
+    def say():
+        while not done.wait(SECONDS):
+            print(f"{what}: {time.monotonic() - begin:.0f} s so far", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class _Lines(tqdm):

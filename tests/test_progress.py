@@ -1,4 +1,6 @@
+import re
 import sys
+import time
 
 import pytest
 import tqdm.std
@@ -50,3 +52,17 @@ def test_a_terminal_gets_a_bar(clock, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     work(clock, 10, 2.0)
     assert "100%|" in capsys.readouterr().err
+
+
+def test_a_long_call_says_that_it_goes_on(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS", 0.01)
+    with progress.waiting("compiling"):
+        lines = ""
+        while lines.count("\n") < 2:
+            time.sleep(0.01)
+            lines += capsys.readouterr().err
+    assert all(re.fullmatch(r"compiling: \d+ s so far", line) for line in lines.splitlines())
+    time.sleep(0.05)
+    with progress.waiting("saving"):
+        pass
+    assert capsys.readouterr() == ("saving ...\n", "")
