@@ -25,7 +25,7 @@ def get_config():
     data.binarize = False  # draw each pixel from Bernoulli(value / 255) every time it is read
     data.horizontal_flip = False  # at random, in training
     data.skip_corrupt = False  # count and leave out unreadable examples instead of stopping
-    data.workers = 0  # reader processes; 0 reads in threads of the training process
+    data.workers = 0  # reader processes, at most four a core; 0: threads of the training process
 
     config.model = model = ConfigDict()
     model.num_scales = 2

@@ -1,5 +1,6 @@
 """What the commands share: flags, one-line errors, the compilation cache."""
 
+import difflib
 import gc
 import os
 import sys
@@ -82,7 +83,12 @@ def _parse(argv):
         print(sys.modules["__main__"].__doc__.strip())
         print(flags.FLAGS.main_module_help())
         sys.exit(0)
-    rest = flags.FLAGS(argv)
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:  # it would list every key of an unknown section
+        close = difflib.get_close_matches(error.flagname, flags.FLAGS, n=3)
+        hint = f"did you mean --{', --'.join(close)}?" if close else "see --help"
+        raise flags.Error(f"unknown flag --{error.flagname}; {hint}") from error
     if len(rest) > 1:
         raise flags.Error(f"unexpected argument {rest[1]!r}: flags look like --name=value")
     return rest

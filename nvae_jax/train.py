@@ -34,11 +34,11 @@ def train(config, workdir, changes=None, *, restart=False):
     # A bad config or missing data must not leave a run directory behind.
     with distributed.together():
         config = build.resolve(config)
-        data = _open_data(build.build(config))
+        experiment = build.build(config)
+        data = _open_data(experiment)
+        sharding.check_memory(experiment.abstract_state())
     _check_same_data(data)
-    with Interrupt() as interrupt, run_directory.open_for_training(workdir, config) as config:
-        with distributed.together():
-            experiment = build.build(config)
+    with Interrupt() as interrupt, run_directory.open_for_training(workdir, config):
         loop = experiment.loop
         with Checkpoints(
             workdir, keep=loop.keep_checkpoints, keep_best=loop.keep_best_checkpoints

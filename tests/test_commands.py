@@ -105,7 +105,18 @@ def test_sample_writes_all_images_and_a_grid(run, workdir, tmp_path, recalibrate
         ("train", ["--workdir=W", *TINY, "--config.train.num_steps=x"], "invalid literal"),
         ("train", ["--workdir=W", *TINY, "--config.data.image_size=15"], "divisible"),
         ("train", ["--workdir=W", *TINY, "--config.data.name=mnits"], "unknown data set 'mnits'"),
+        ("train", ["--workdir=W", *TINY, "--config.data=3"], "did you mean --config.data.dir"),
+        (
+            "train",
+            ["--workdir=W", *TINY, "--config.x"],
+            "unknown flag --config.x; did you",
+        ),
+        ("train", ["--workdir=W", *TINY, "--config.seed=-1"], "seed must be an integer from 0"),
+        ("train", ["--workdir=W", *TINY, "--config.data.workers=1000000000"], "data.workers must"),
+        ("train", ["--workdir=W", "--config="], "--config: there is no file ''"),
+        ("train", ["--workdir=W", "--config=configs"], "--config: there is no file 'configs'"),
         ("train", ["--workdir=W"], "holds no run to resume"),
+        ("train", ["--workdir=W", "--config.log.every_steps=2"], "holds no run to resume"),
         ("train", TINY, "workdir"),
         ("evaluate", ["--workdir=W"], "is not a run directory"),
         ("evaluate", ["--workdir=W", "--num_iw_samples=0"], "num_iw_samples"),
@@ -133,6 +144,31 @@ def test_another_config_and_a_run_without_checkpoint_are_refused(run, workdir, t
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     code, _, error = run("evaluate", f"--workdir={tmp_path}")
     assert code == 2 and "has no checkpoint yet" in error
+
+
+def test_free_keys_change_without_a_config_file(run, workdir):
+    written = (workdir / "config.json").read_bytes()
+    code, out, error = run("train", f"--workdir={workdir}", "--config.log.every_steps=20")
+    assert code == 0 and "already trained for 3 steps" in out, error
+    code, _, error = run("train", f"--workdir={workdir}", "--config.train.num_steps=20")
+    assert code == 2 and "train.num_steps cannot change: drop it, or name another" in error
+    assert (workdir / "config.json").read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("-m", "nvae_jax.train"), ("-Bmnvae_jax.data.prepare", "--x"), ("nvae_jax/sample.py",)],
+)
+def test_modules_that_are_no_commands_say_so(arguments):
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "is no command: those are in launch/" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_sigterm_saves_and_a_second_process_is_refused(run, tmp_path):

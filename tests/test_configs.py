@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from configs import digits
 from nvae_jax import build, schema
 from nvae_jax.ops import native
+from tests.conftest import tiny_config
 
 CONFIGS = sorted(
     p.stem for p in (Path(__file__).parents[1] / "configs").glob("*.py") if p.stem[0] != "_"
@@ -121,6 +122,16 @@ def test_wrong_values_of_every_key_are_named_in_one_line(key):
         with pytest.raises(ValueError, match=f"^{key} must be [^\\n]*, not [^\\n]*$") as error:
             schema.changed(digits.get_config(), {key: value})
         assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("key", sorted(NUMBERS))
+def test_a_milliard_is_refused_by_name_or_can_be_built(key):
+    try:
+        config = schema.changed(tiny_config(), {key: 10**9})
+    except ValueError as error:
+        assert str(error).startswith(f"{key} must be")
+    else:
+        build.build(config)
 
 
 def test_build_and_build_model_check_what_python_gives():

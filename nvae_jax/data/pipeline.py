@@ -9,6 +9,7 @@ and worker processes, and the state of an iterator is the number of steps it has
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator
 
@@ -21,6 +22,9 @@ from nvae_jax.data.faults import all_faults, say_left_out
 from nvae_jax.data.spec import CorruptError, DataError, DataSpec
 
 Batch = dict[str, np.ndarray]
+
+# More processes would only take memory; batches do not depend on their number.
+WORKERS_A_CORE = 4
 
 # With this many in a row unreadable, the fault is not that of single images.
 _MOST_SKIPPED = 20
@@ -300,5 +304,6 @@ def _prefetched(dataset: grain.MapDataset, spec: DataSpec) -> grain.DatasetItera
     if spec.workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags; a notebook parses none.
             flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=spec.workers))
+        count = min(spec.workers, WORKERS_A_CORE * (os.cpu_count() or 1))
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=count))
     return iter(batches)
