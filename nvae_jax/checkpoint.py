@@ -169,7 +169,7 @@ def _attempt(read, step):
 
 
 def _in_short(error):
-    return " ".join(str(error.__cause__ or error).split())[:100] or type(error).__name__
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _first_problem(problems):

@@ -61,7 +61,7 @@ def read(directory, step, wanted):
       ({field: arrays}, data_state).
 
     Raises:
-      Exception: of any kind, where something is damaged or is missing.
+      Exception: of many kinds, where something is damaged or is missing.
     """
     data_state = json.loads((directory / str(step) / "data" / "metadata").read_text())
     if not isinstance(data_state, dict) or data_state.get("step") != step:
@@ -71,11 +71,15 @@ def read(directory, step, wanted):
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
         partial_restore=True,
     )
-    found = handlers()["state"].restore(directory / str(step) / "state", args=arguments)
+    try:
+        found = handlers()["state"].restore(directory / str(step) / "state", args=arguments)
+    except Exception as error:
+        reason = error.__cause__ or error
+        raise ValueError(f"its arrays are damaged or not those of this model: {reason}") from None
     # What is not there, Orbax gives back as it was asked for.
     there = all(isinstance(array, jax.Array) for array in jax.tree.leaves(found))
     if not there or jax.tree.map(_kind, found) != jax.tree.map(_kind, wanted):
-        raise ValueError("its arrays are not those of the config's model")
+        raise ValueError("its arrays are not those of this model")
     return found, data_state
 
 

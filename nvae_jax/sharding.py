@@ -52,7 +52,7 @@ def make_mesh(settings, devices=None):
     if data * fsdp != len(devices):
         raise ValueError(
             f"mesh.data={settings.data} times mesh.fsdp={settings.fsdp} does not fit the "
-            f"{len(devices)} device(s) there are"
+            f"{len(devices)} device(s) there are: --config.mesh.data=-1 takes all that fsdp leaves"
         )
     # In the order of processes, so that hosts hold consecutive parts of a batch.
     grid = np.array(sorted(devices, key=lambda d: (d.process_index, d.id))).reshape(data, fsdp)
