@@ -5,26 +5,27 @@ python launch/analyze.py --workdir=DIR --out=OUT [--split=test] [--max_examples=
 
 from absl import flags
 
-from nvae_jax import analyze, api, cli
+from nvae_jax import analyze, api, cli, options
 from nvae_jax.interrupt import ended_by_sigterm
 
-WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
+RUN = options.define_run()
 SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
 EXAMPLES = flags.DEFINE_integer("max_examples", None, "only the first so many images", 2)
-BATCH = flags.DEFINE_integer("batch_size", None, "images at a time; default: config.eval's", 1)
-SEED = flags.DEFINE_integer("seed", 0, "of posterior draws and binarisation")
-OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
+BATCH = options.define_batch_size()
+SEED = options.define_seed("of posterior draws and binarisation")
+OUT, OVERWRITE = options.define_out()
 
 
 @ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
     analyze.analyze_run(
-        api.load(WORKDIR.value, BATCH.value),
+        api.load(**RUN(), batch_size=BATCH.value),
         OUT.value,
         split=SPLIT.value,
         max_examples=EXAMPLES.value,
         seed=SEED.value,
+        overwrite=OVERWRITE.value,
     )
 
 

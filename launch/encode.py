@@ -5,26 +5,33 @@ python launch/encode.py --workdir=DIR --out=OUT.npz [--images=FILE | --split=tes
 
 from absl import flags
 
-from nvae_jax import api, cli, encode, inputs
+from nvae_jax import api, cli, encode, inputs, options
 from nvae_jax.interrupt import ended_by_sigterm
 
-WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-IMAGES = flags.DEFINE_string("images", None, ".npz, .npy, picture or folder; default: the split's")
+RUN = options.define_run()
+IMAGES = options.define_images()
 SPLIT = flags.DEFINE_string("split", "test", "of the data set")
 NUM = flags.DEFINE_integer("num", None, "how many images; default: all", 1)
-BATCH = flags.DEFINE_integer("batch_size", None, "images at a time; default: config.eval's", 1)
-SEED = flags.DEFINE_integer("seed", 0, "of posterior draws and binarisation")
-OUT = flags.DEFINE_string("out", None, ".npz file to write", required=True)
+BATCH = options.define_batch_size()
+SEED = options.define_seed("of posterior draws and binarisation")
+OUT, OVERWRITE = options.define_out(".npz file to write")
 
 
 @ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
-    run = api.load(WORKDIR.value, BATCH.value)
+    run = api.load(**RUN(), batch_size=BATCH.value)
     images = inputs.select(
         run.experiment, images=IMAGES.value, split=SPLIT.value, num=NUM.value, seed=SEED.value
     )
-    encode.encode_run(run, images, OUT.value, seed=SEED.value)
+    encode.encode_run(
+        run,
+        images,
+        OUT.value,
+        source=IMAGES.value or SPLIT.value,
+        seed=SEED.value,
+        overwrite=OVERWRITE.value,
+    )
 
 
 if __name__ == "__main__":

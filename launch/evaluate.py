@@ -6,31 +6,35 @@ python launch/evaluate.py --workdir=DIR [--num_iw_samples=K] [--split=test] [--m
 
 from absl import flags
 
-from nvae_jax import checkpoint, cli, evaluate
+from nvae_jax import checkpoint, cli, evaluate, options, schema
 
-WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "latest", "latest, best (by the held-out NELBO in training), or a step"
-)
+RUN = options.define_run()
 SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
 SAMPLES = flags.DEFINE_integer(
-    "num_iw_samples", 1, "posterior draws per image, of the importance-weighted bound", 1
+    "num_iw_samples",
+    1,
+    "posterior draws per image, of the importance-weighted bound",
+    1,
+    schema.MANY,
 )
 EXAMPLES = flags.DEFINE_integer("max_examples", None, "only the first so many examples", 1)
-BATCH = flags.DEFINE_integer("batch_size", None, "images at a time; default: config.eval's", 1)
-SEED = flags.DEFINE_integer("seed", 0, "of posterior draws and binarisation")
+BATCH = options.define_batch_size()
+OVERWRITE = options.define_overwrite()
+SEED = options.define_seed("of posterior draws and binarisation")
 
 
 def main(_):
     """Flags in, one call out."""
+    run = RUN()
     evaluate.evaluate_run(
-        WORKDIR.value,
-        *checkpoint.load_run(WORKDIR.value, checkpoint.parse_which(CHECKPOINT.value), join=True),
+        run["workdir"],
+        *checkpoint.load_run(**run, join=True),
         split=SPLIT.value,
         num_iw_samples=SAMPLES.value,
         max_examples=EXAMPLES.value,
         batch_size=BATCH.value,
         seed=SEED.value,
+        overwrite=OVERWRITE.value,
     )
 
 

@@ -5,28 +5,28 @@ python launch/interpolate.py --workdir=DIR --out=OUT --between=samples --tempera
 
 from absl import flags
 
-from nvae_jax import api, cli, inputs, interpolate, noise
+from nvae_jax import api, cli, inputs, interpolate, noise, options
 from nvae_jax.interrupt import ended_by_sigterm
 
-WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
+RUN = options.define_run()
 BETWEEN = flags.DEFINE_enum("between", "images", ["images", "samples"], "what the ends are")
-IMAGES = flags.DEFINE_string("images", None, ".npz, .npy, picture or folder; default: the split's")
+IMAGES = options.define_images()
 SPLIT = flags.DEFINE_string("split", "test", "of the data set")
 PAIRS = flags.DEFINE_integer("pairs", 4, "how many ways", 1)
 STEPS = flags.DEFINE_integer("steps", 9, "images of a way", 2)
 TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of samples: one, or one a scale")
 RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "batch-norm statistics, for samples")
 ANIMATION = flags.DEFINE_enum("animation", "gif", ["gif", "webp", "none"], "its format")
-BATCH = flags.DEFINE_integer("batch_size", None, "images at a time; default: config.eval's", 1)
-SEED = flags.DEFINE_integer("seed", 0, "of all draws")
-OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
+BATCH = options.define_batch_size()
+SEED = options.define_seed("of all draws")
+OUT, OVERWRITE = options.define_out()
 
 
 @ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
     temperature = noise.parse_temperatures(TEMPERATURE.value)
-    run = api.load(WORKDIR.value, BATCH.value)
+    run = api.load(**RUN(), batch_size=BATCH.value)
     run, images = inputs.starts(
         run,
         samples=BETWEEN.value == "samples",
@@ -40,11 +40,13 @@ def main(_):
         run,
         OUT.value,
         images=images,
+        source=IMAGES.value or SPLIT.value,
         num=PAIRS.value,
         num_steps=STEPS.value,
         temperature=temperature,
         animation=ANIMATION.value,
         seed=SEED.value,
+        overwrite=OVERWRITE.value,
     )
 
 

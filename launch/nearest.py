@@ -5,11 +5,11 @@ python launch/nearest.py --workdir=DIR --out=OUT --num=64 --temperature=0.7
 
 from absl import flags
 
-from nvae_jax import api, cli, nearest, noise
+from nvae_jax import api, cli, nearest, noise, options
 from nvae_jax.interrupt import ended_by_sigterm
 
-WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-SAMPLES = flags.DEFINE_string("samples", None, "what launch/sample.py wrote; default: new samples")
+RUN = options.define_run()
+SAMPLES = options.define_path("samples", None, "what launch/sample.py wrote; default: new samples")
 NUM = flags.DEFINE_integer("num", 64, "how many samples, and test images", 1)
 NEIGHBOURS = flags.DEFINE_integer("neighbours", 5, "of each", 1)
 CROP = flags.DEFINE_float("crop", 0.5, "centre crop's part of height and width", 0.0, 1.0)
@@ -17,15 +17,15 @@ ROWS = flags.DEFINE_integer("rows", 8, "samples that the pictures show", 1)
 SPLIT = flags.DEFINE_string("split", "test", "of the baseline")
 TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of new samples: one, or one a scale")
 RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "batch-norm statistics of new samples")
-BATCH = flags.DEFINE_integer("batch_size", None, "samples at a time; default: config.eval's", 1)
-SEED = flags.DEFINE_integer("seed", 0, "of new samples")
-OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
+BATCH = options.define_batch_size()
+SEED = options.define_seed("of new samples")
+OUT, OVERWRITE = options.define_out()
 
 
 @ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
-    run = api.load(WORKDIR.value, BATCH.value)
+    run = api.load(**RUN(), batch_size=BATCH.value)
     samples, metadata = nearest.samples_of(
         run,
         NUM.value,
@@ -43,6 +43,8 @@ def main(_):
         rows=ROWS.value,
         split=SPLIT.value,
         metadata=metadata,
+        source=SAMPLES.value or "samples",
+        overwrite=OVERWRITE.value,
     )
 
 

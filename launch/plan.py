@@ -10,10 +10,10 @@ import sys
 import jax
 from absl import flags
 
-from nvae_jax import cli, config_file, schema
+from nvae_jax import cli, config_file, options, schema
 from nvae_jax.planning import compiled, plan, topology
 
-CONFIG = flags.DEFINE_string(
+CONFIG = options.define_path(
     "config", None, "configuration file; --config.KEY=VALUE changes a key (see configs/base.py)"
 )
 CHANGES = cli.define_changes()

@@ -6,17 +6,17 @@ python launch/prepare_data.py --name=folder --manual_dir=PICTURES --data_dir=DIR
 
 from absl import flags
 
-from nvae_jax import cli
+from nvae_jax import cli, options
 from nvae_jax.data import sources
 from nvae_jax.data.prepare import prepare
 
 _NAME = flags.DEFINE_string(
     "name", None, f"The data set: one of {', '.join(sorted(sources.SOURCES))}.", required=True
 )
-_DATA_DIR = flags.DEFINE_string(
+_DATA_DIR = options.define_path(
     "data_dir", sources.DEFAULT_ROOT, "Where to build it, in a folder of its name."
 )
-_MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Folder with files that you already have.")
+_MANUAL_DIR = options.define_path("manual_dir", None, "Folder with files that you already have.")
 _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", 0, "Height and width to crop and resize to; 0 is the data set's own.", 0
 )
@@ -35,7 +35,7 @@ def main(argv):
         prepare(
             _NAME.value,
             _DATA_DIR.value,
-            manual_dir=_MANUAL_DIR.value,
+            manual_dir=_MANUAL_DIR.value or "",
             image_size=_IMAGE_SIZE.value,
             channels=_CHANNELS.value,
             skip_corrupt=_SKIP_CORRUPT.value,

@@ -6,24 +6,24 @@ python launch/reconstruct.py --workdir=DIR --out=OUT [--groups=0,3,6] [--tempera
 
 from absl import flags
 
-from nvae_jax import api, cli, inputs, noise, reconstruct
+from nvae_jax import api, cli, inputs, noise, options, reconstruct
 from nvae_jax.interrupt import ended_by_sigterm
 
-WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-IMAGES = flags.DEFINE_string("images", None, ".npz, .npy, picture or folder; default: the split's")
+RUN = options.define_run()
+IMAGES = options.define_images()
 SPLIT = flags.DEFINE_string("split", "test", "of the data set")
 NUM = flags.DEFINE_integer("num", 8, "how many images", 1)
 GROUPS = flags.DEFINE_list("groups", None, "numbers k of groups; default: whole scales")
 TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of the prior: one, or one a scale")
-BATCH = flags.DEFINE_integer("batch_size", None, "images at a time; default: config.eval's", 1)
-SEED = flags.DEFINE_integer("seed", 0, "of all draws")
-OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
+BATCH = options.define_batch_size()
+SEED = options.define_seed("of all draws")
+OUT, OVERWRITE = options.define_out()
 
 
 @ended_by_sigterm()
 def main(_):
     """Flags in, one call out."""
-    run = api.load(WORKDIR.value, BATCH.value)
+    run = api.load(**RUN(), batch_size=BATCH.value)
     images = inputs.select(
         run.experiment, images=IMAGES.value, split=SPLIT.value, num=NUM.value, seed=SEED.value
     )
@@ -31,9 +31,11 @@ def main(_):
         run,
         images,
         OUT.value,
+        source=IMAGES.value or SPLIT.value,
         groups=reconstruct.parse_groups(GROUPS.value),
         temperature=noise.parse_temperatures(TEMPERATURE.value),
         seed=SEED.value,
+        overwrite=OVERWRITE.value,
     )
 
 

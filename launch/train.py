@@ -7,13 +7,13 @@ that do not change what is computed. --restart starts a run anew of which no che
 
 from absl import flags
 
-from nvae_jax import build, cli, config_file, run_directory, train
+from nvae_jax import build, cli, config_file, options, run_directory, train
 
-CONFIG = flags.DEFINE_string(
+CONFIG = options.define_path(
     "config", None, "configuration file; --config.KEY=VALUE changes a key (see configs/base.py)"
 )
 CHANGES = cli.define_changes()
-WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
+WORKDIR = options.define_path("workdir", None, "run directory", required=True)
 CHECK = flags.DEFINE_bool(
     "check", False, "only check flags and config, as far as that needs no data and no devices"
 )

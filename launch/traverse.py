@@ -5,24 +5,24 @@ python launch/traverse.py --workdir=DIR --out=OUT --group=G [--channel=C] [--of=
 
 from absl import flags
 
-from nvae_jax import api, cli, inputs, noise, traverse
+from nvae_jax import api, cli, inputs, noise, options, traverse
 from nvae_jax.interrupt import ended_by_sigterm
 
-WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
+RUN = options.define_run()
 GROUP = flags.DEFINE_integer("group", None, "number of the group, coarsest first: 0", required=True)
 CHANNEL = flags.DEFINE_integer("channel", None, "move this channel; default: draw the group anew")
 SPAN = flags.DEFINE_float("span", 3.0, "prior scales that the channel moves, both ways")
 OTHERS = flags.DEFINE_enum("others", "noise", traverse.OTHERS, "what of the others is fixed")
 OF = flags.DEFINE_enum("of", "images", ["images", "samples"], "what the variations start from")
-IMAGES = flags.DEFINE_string("images", None, ".npz, .npy, picture or folder; default: the split's")
+IMAGES = options.define_images()
 SPLIT = flags.DEFINE_string("split", "test", "of the data set")
 NUM = flags.DEFINE_integer("num", 6, "how many starts", 1)
 STEPS = flags.DEFINE_integer("steps", 9, "variations of each", 1)
 TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of samples: one, or one a scale")
 RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "batch-norm statistics, for samples")
-BATCH = flags.DEFINE_integer("batch_size", None, "images at a time; default: config.eval's", 1)
-SEED = flags.DEFINE_integer("seed", 0, "of all draws")
-OUT = flags.DEFINE_string("out", None, "folder to write to", required=True)
+BATCH = options.define_batch_size()
+SEED = options.define_seed("of all draws")
+OUT, OVERWRITE = options.define_out()
 
 
 @ended_by_sigterm()
@@ -30,7 +30,7 @@ def main(_):
     """Flags in, one call out."""
     temperature = noise.parse_temperatures(TEMPERATURE.value)
     run, images = inputs.starts(
-        api.load(WORKDIR.value, BATCH.value),
+        api.load(**RUN(), batch_size=BATCH.value),
         samples=OF.value == "samples",
         temperature=temperature if RECALIBRATE.value else None,
         images=IMAGES.value,
@@ -42,6 +42,7 @@ def main(_):
         run,
         OUT.value,
         images=images,
+        source=IMAGES.value or SPLIT.value,
         num=NUM.value,
         group=GROUP.value,
         num_steps=STEPS.value,
@@ -50,6 +51,7 @@ def main(_):
         others=OTHERS.value,
         temperature=temperature,
         seed=SEED.value,
+        overwrite=OVERWRITE.value,
     )
 
 

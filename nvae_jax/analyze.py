@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from nvae_jax import files, pictures
+from nvae_jax import files, outputs, pictures, progress
 from nvae_jax.data import pipeline
 from nvae_jax.likelihoods import bits_per_dim
 from nvae_jax.models.latents import POSTERIOR
@@ -162,7 +161,7 @@ def _rasterize(figure):
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def analyze_run(run, out, *, split="test", max_examples=None, seed=0):
+def analyze_run(run, out, *, split="test", max_examples=None, seed=0, overwrite=False):
     """Writes `latents.json`, `latents.png` and `latents.npz` to the folder `out`.
 
     A unit is a latent channel, active where its KL exceeds 0.1 nats an image (see
@@ -175,29 +174,35 @@ def analyze_run(run, out, *, split="test", max_examples=None, seed=0):
       split: of the data set.
       max_examples: only the first so many images; None takes all.
       seed: of posterior draws and binarisation.
+      overwrite: whether to replace files of other settings.
 
     Returns:
       the summary, as written to `latents.json`.
+
+    Raises:
+      ValueError: there are too few images, or the files may not be written; see `outputs.check`.
     """
     spec = run.experiment.data
-    split = pipeline.resolve_split(spec, split)
+    split, out = pipeline.resolve_split(spec, split), Path(out)
+    metadata = run.metadata(split=split, max_examples=max_examples or "all", seed=seed)
+    written = [out / f"latents.{ending}" for ending in ("json", "png", "npz")]
+    outputs.check(written, metadata, overwrite=overwrite)
     batch_size = pipeline.eval_batch_size(run.batch_size, max_examples)
     batches = pipeline.eval_batches(
         spec, split=split, batch_size=batch_size, seed=seed, max_examples=max_examples
     )
     total = pipeline.num_examples(spec, split)
-    with tqdm(total=min(total, max_examples or total), unit="image", disable=None) as bar:
+    total = min(total, max_examples or total)
+    with progress.bar("analysing", unit="image", total=total) as bar:
         count, moments = latent_moments(
             run, batches, seed=seed, progress=lambda done: bar.update(done - bar.n)
         )
-    metadata = run.metadata(split=split, seed=seed)
     summary = {**metadata, **summarize(run, count, moments)}
-    out = Path(out)
-    files.write_json(out / "latents.json", summary)
-    pictures.save_png(out / "latents.png", draw_summary(summary), metadata)
+    files.write_json(written[0], summary)
+    pictures.save_png(written[1], draw_summary(summary), metadata)
     arrays = {f"kl_{i:02d}": kl for i, (kl, _) in enumerate(moments)}
     arrays.update({f"variance_{i:02d}": variance for i, (_, variance) in enumerate(moments)})
-    pictures.save_arrays(out / "latents.npz", **arrays, **metadata)
+    pictures.save_arrays(written[2], **arrays, **metadata)
     for scale in summary["scales"]:
         print(
             f"{scale['size']}x{scale['size']}: {scale['num_groups']} group(s), KL {scale['kl']:.2f}"

@@ -13,19 +13,27 @@ model of binary images binarises those it is given at random. Latents are a list
 (N, h, w, z) a group, coarsest first.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from nvae_jax import checkpoint, inputs
+from nvae_jax import capacity, checkpoint, inputs, paths, progress
 from nvae_jax.build import Experiment
 from nvae_jax.likelihoods import crop
 from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
-from nvae_jax.noise import group_temperatures, image_keys, latent_noise, replicate, spread
+from nvae_jax.noise import (
+    describe_temperature,
+    group_temperatures,
+    image_keys,
+    latent_noise,
+    replicate,
+    spread,
+)
 from nvae_jax.recalibrate import recalibrated_statistics
 from nvae_jax.sample import describe_model
 from nvae_jax.state import Snapshot
@@ -49,7 +57,8 @@ def load(workdir, batch_size=None, which="latest", changes=None):
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}")
     programs = Programs(experiment.model, experiment.likelihood)
-    return Run(Path(workdir), experiment, state, size, programs, replicate(state.variables))
+    capacity.check_memory(experiment, batch_size=size)
+    return Run(paths.local(workdir), experiment, state, size, programs, lambda: state.variables)
 
 
 class Programs:
@@ -87,8 +96,8 @@ class Run:
       state: what inference uses of its checkpoint; nothing changes it.
       batch_size: images that are computed at a time; results do not depend on it.
       programs: the compiled passes.
-      variables: the model's, as they are used: with running or recalibrated batch statistics.
-      recalibration: what was done to the batch statistics, in words.
+      make_variables: gives `variables`, at their first use.
+      recalibration: what is done to the batch statistics, in words.
     """
 
     workdir: Path
@@ -96,8 +105,13 @@ class Run:
     state: Snapshot = field(repr=False)
     batch_size: int
     programs: Programs = field(repr=False)
-    variables: Any = field(repr=False)
+    make_variables: Callable[[], Any] = field(repr=False)
     recalibration: str = "none"
+
+    @cached_property
+    def variables(self):
+        """The model's, as they are used: with running or recalibrated batch statistics."""
+        return replicate(self.make_variables())
 
     @property
     def latent_shapes(self):
@@ -114,12 +128,14 @@ class Run:
         return {
             "model": describe_model(self.experiment),
             "step": self.state.step,
+            "weights": self.state.fingerprint,
             "recalibration": self.recalibration,
             **more,
         }
 
     def recalibrated(self, temperature=1.0, passes=None, method="pooled"):
-        """This run with batch statistics of its own prior samples, for sampling.
+        """This run with batch statistics of its own prior samples, for sampling. They are computed
+        when they are first used.
 
         Args:
           temperature: that samples will be drawn at: a number, or one a scale, coarsest first.
@@ -127,19 +143,25 @@ class Run:
           method: "pooled" (exact) or "published" (a moving average).
         """
         group_temperatures(self.experiment.model.hierarchy, temperature)
-        statistics = recalibrated_statistics(
-            self.workdir,
-            self.experiment,
-            self.state,
-            temperature=temperature,
-            passes=passes,
-            method=method,
-        )
-        passes = passes or self.experiment.evaluation.recalibration_passes
+        settings = self.experiment.evaluation
+        passes = settings.recalibration_passes if passes is None else passes
+
+        def make_variables():
+            statistics = recalibrated_statistics(
+                self.workdir,
+                self.experiment,
+                self.state,
+                temperature=temperature,
+                passes=passes,
+                method=method,
+            )
+            return {**self.state.variables, "batch_stats": statistics}
+
         return replace(
             self,
-            variables=replicate({**self.state.variables, "batch_stats": statistics}),
-            recalibration=f"{method}, {passes} passes",
+            make_variables=make_variables,
+            recalibration=f"{method}, {passes} passes of {settings.recalibration_batch_size} "
+            f"images at temperature {describe_temperature(temperature)}",
         )
 
     def encode(self, images, *, temperature=1.0, seed=0):
@@ -198,6 +220,7 @@ class Run:
 
     def draw_noise(self, num, seed=0):
         """Noise of the prior for `num` images: that of image i depends on `seed` and i alone."""
+        self.check_room(num)
         keys = image_keys(jax.random.key(seed), np.arange(num))
         return [np.asarray(n) for n in latent_noise(self.experiment.model, keys)]
 
@@ -255,6 +278,10 @@ class Run:
         """Images as the model takes them; see `inputs.to_model`."""
         return inputs.to_model(images, self.experiment.data, seed)
 
+    def check_room(self, num):
+        """Raises ValueError where `num` images are more than the memory holds."""
+        capacity.check_memory(self.experiment, num=num)
+
     def compose(self, sources, temperatures, *, images=None, latents=(), num=None, seed=0):
         """The one pass behind everything here.
 
@@ -271,6 +298,7 @@ class Run:
           images (N, H, W, C) in [0, 1], latents, and latents as noise of the prior.
         """
         num = len(images) if images is not None else len(latents[0]) if len(latents) else num
+        self.check_room(num)
         batches = {"index": np.arange(num), "latents": [np.asarray(z) for z in latents]}
         if images is not None:
             batches["image"] = images
@@ -284,7 +312,10 @@ class Run:
     def _in_batches(self, step, arrays):
         """`step` over all rows, `batch_size` at a time, so that one program serves any number."""
         rows, results = len(arrays["index"]), []
-        for start in range(0, rows, self.batch_size):
+        starts = range(0, rows, self.batch_size)
+        if len(starts) > 1:
+            starts = progress.bar("computing", starts, unit="batch")
+        for start in starts:
             stop = min(start + self.batch_size, rows)
             cut = partial(_rows, start=start, stop=stop, size=self.batch_size)
             result = jax.device_get(step(jax.tree.map(cut, arrays)))
@@ -292,14 +323,20 @@ class Run:
         return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
     def _check_latents(self, latents, complete=False):
-        shapes = [np.shape(z) for z in latents]
+        latents = [np.asarray(z) for z in latents]
+        shapes = [z.shape for z in latents]
         wanted = self.latent_shapes[: None if complete else max(len(shapes), 1)]
         if [s[1:] for s in shapes] != list(wanted) or len({s[0] for s in shapes}) != 1:
             raise ValueError(
                 f"latents have shapes {shapes}, where {len(wanted)} array(s) of (N, h, w, z) with "
                 f"(h, w, z) = {list(wanted)} are wanted"
             )
-        return list(latents)
+        for group, z in enumerate(latents):
+            if not np.issubdtype(z.dtype, np.floating):
+                raise ValueError(f"latents must be float, but group {group} is {z.dtype}")
+            if not np.isfinite(z).all():
+                raise ValueError(f"latents must be finite, but some of group {group} are not")
+        return [z.astype(np.float32) for z in latents]
 
 
 def _rows(array, *, start, stop, size):

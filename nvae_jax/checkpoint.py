@@ -8,7 +8,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 from absl import logging
 
-from nvae_jax import build, checkpoint_files, distributed, run_directory
+from nvae_jax import build, checkpoint_files, distributed, paths, run_directory
 from nvae_jax.state import Snapshot
 
 
@@ -246,6 +246,7 @@ def load_run(workdir, which="latest", *, join=False, changes=None):
     Raises:
       ValueError: there is no run, or no such checkpoint that can be read.
     """
+    workdir = paths.local(workdir, "workdir")
     config = run_directory.load_config(workdir, changes)
     if join:
         distributed.initialize(build.build_distributed(config))
@@ -265,4 +266,9 @@ def load_snapshot(workdir, experiment, which="latest"):
         restored = checkpoints.restore_snapshot(variables, which, averaged=averaged)
     if restored is None:
         raise ValueError(f"{workdir} has no checkpoint yet: train it first")
+    if broken := restored[0].nonfinite():
+        raise ValueError(
+            f"the checkpoint of step {restored[0].step} in {workdir} has NaN or infinity in "
+            f"{len(broken)} array(s), first {broken[0]}: take another with --checkpoint=STEP"
+        )
     return restored

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from nvae_jax import inputs, pictures
+from nvae_jax import inputs, outputs, pictures
 
 KINDS = ("sample", "mean")
 
 
-def encode_run(run, images, out, *, seed=0):
+def encode_run(run, images, out, *, source="images", seed=0, overwrite=False):
     """Writes the posterior's means and a draw from it, for every group.
 
     Args:
@@ -18,13 +18,22 @@ def encode_run(run, images, out, *, seed=0):
       images: (N, H, W, C) in [0, 1].
       out: an `.npz` file: `images`, and for group NN, coarsest first, `mean_NN` and `sample_NN`
         (N, h, w, z). Means are those given the means of the groups above.
+      source: the file or split that the images come from.
       seed: of the draw.
+      overwrite: whether to replace a file of other settings.
+
+    Raises:
+      ValueError: `out` may not be written; see `outputs.check`.
     """
+    if Path(out).suffix != ".npz":
+        raise ValueError(f"--out={out} must end in .npz")
+    metadata = run.metadata(**inputs.describe(images, source), seed=seed)
+    outputs.check([out], metadata, inputs=[source], overwrite=overwrite)
     arrays = {"images": images}
     for kind, temperature in (("mean", 0.0), ("sample", 1.0)):
         latents = run.encode(images, temperature=temperature, seed=seed)
         arrays.update({f"{kind}_{group:02d}": z for group, z in enumerate(latents)})
-    pictures.save_arrays(out, **arrays, **run.metadata(seed=seed))
+    pictures.save_arrays(out, **arrays, **metadata)
     print(f"{len(images)} image(s) encoded to {out}: {run.num_groups} groups")
 
 
@@ -43,12 +52,14 @@ def load_latents(path, kind="sample", groups=None):
     names = sorted(name for name in arrays if re.fullmatch(rf"{kind}_\d+", name))
     if not names:
         raise ValueError(f"{path} has no latents {kind}_00, {kind}_01 ...")
+    if names != [f"{kind}_{group:02d}" for group in range(len(names))]:
+        raise ValueError(f"{path} lacks latents between {names[0]} and {names[-1]}")
     if groups is not None and groups > len(names):
         raise ValueError(f"{path} has latents of {len(names)} groups, not of {groups}")
     return [arrays[name] for name in names[:groups]]
 
 
-def decode_run(run, latents, out, *, temperature=1.0, seed=0):
+def decode_run(run, latents, out, *, source="latents", temperature=1.0, seed=0, overwrite=False):
     """Writes images of latents: `decoded.npz` (key `images`, uint8) and `decoded.png`.
 
     Args:
@@ -56,12 +67,23 @@ def decode_run(run, latents, out, *, temperature=1.0, seed=0):
       latents: a list of (N, h, w, z), of all groups or of the coarsest; the others are drawn from
         the prior.
       out: a folder.
+      source: the file that the latents come from.
       temperature: of the prior.
       seed: of those draws.
+      overwrite: whether to replace files of other settings.
+
+    Raises:
+      ValueError: the latents do not fit, or the files may not be written; see `outputs.check`.
     """
+    metadata = run.metadata(
+        **inputs.describe(latents, source),
+        groups=len(latents),
+        temperature=np.atleast_1d(temperature).tolist(),
+        seed=seed,
+    )
+    arrays, grid = Path(out) / "decoded.npz", Path(out) / "decoded.png"
+    outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
     images = pictures.to_uint8(run.decode(latents, temperature=temperature, seed=seed))
-    temperature = np.atleast_1d(temperature).tolist()
-    metadata = run.metadata(groups=len(latents), temperature=temperature, seed=seed)
-    pictures.save_arrays(Path(out) / "decoded.npz", images=images, **metadata)
-    pictures.save_grid(Path(out) / "decoded.png", images[:100], metadata)
-    print(f"{len(images)} image(s) written to {Path(out) / 'decoded.npz'}")
+    pictures.save_arrays(arrays, images=images, **metadata)
+    pictures.save_grid(grid, images[:100], metadata)
+    print(f"{len(images)} image(s) written to {arrays}")

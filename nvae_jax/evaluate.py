@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax import distributed, files, progress, reporting, sharding, steps
+from nvae_jax import distributed, files, outputs, progress, reporting, sharding, steps
 from nvae_jax.data import pipeline, sources
 from nvae_jax.interrupt import Interrupt, Interrupted
 from nvae_jax.likelihoods import bits_per_dim
@@ -190,7 +190,16 @@ def _batches(experiment, split, batch_size, seed, max_examples):
 
 
 def evaluate_run(
-    workdir, experiment, state, *, split, num_iw_samples, max_examples, batch_size, seed
+    workdir,
+    experiment,
+    state,
+    *,
+    split,
+    num_iw_samples,
+    max_examples,
+    batch_size,
+    seed,
+    overwrite=False,
 ):
     """Evaluates a loaded run, prints the result and writes it to `workdir/eval/`; that it cannot be
     written is said on stderr.
@@ -204,17 +213,31 @@ def evaluate_run(
       max_examples: only the first so many; None takes all.
       batch_size: None takes the config's.
       seed: of posterior draws and binarisation.
+      overwrite: whether to replace a result of other settings.
 
     Returns:
       the result, as printed and written.
 
     Raises:
+      ValueError: there are no such data, or a result of other settings is in the way.
       Interrupted: after SIGINT or SIGTERM to any host; nothing is written.
     """
     with distributed.together():
         used = pipeline.resolve_split(experiment.data, split)
         batches = _batches(experiment, used, batch_size, seed, max_examples)
         total = pipeline.num_examples(experiment.data, used)
+        settings = {
+            "step": state.step,
+            "weights": state.fingerprint,
+            "split": used,
+            "seed": seed,
+            "num_iw_samples": num_iw_samples,
+            "max_examples": max_examples or "all",
+            "batch_size": batch_size or experiment.evaluation.batch_size,
+        }
+        path = _result_path(workdir, settings)
+        if distributed.is_primary():
+            outputs.check_settings([path], settings, overwrite=overwrite)
     if used != split:
         reporting.say(f"{experiment.data.name} has no split {split!r}: evaluating {used!r}")
     agreement, stop = distributed.Agreement(), 0
@@ -242,14 +265,18 @@ def evaluate_run(
         )
     if result is None:
         raise Interrupted("stopped before the end: nothing was written", stop)
-    result = {"step": state.step, "split": used, "seed": seed, **result}
-    name = f"{used}_step_{result['step']:08d}_k{num_iw_samples}"
-    name += f"_first{max_examples}" if max_examples else ""
-    path = Path(workdir) / "eval" / f"{name}.json"
+    result = {**settings, **result}
     reporting.say(_report(result))
     if distributed.is_primary():
         _write(path, result)
     return result
+
+
+def _result_path(workdir, settings):
+    name = "{split}_step_{step:08d}_k{num_iw_samples}".format(**settings)
+    name += "" if settings["max_examples"] == "all" else f"_first{settings['max_examples']}"
+    name += f"_seed{settings['seed']}" if settings["seed"] else ""
+    return Path(workdir) / "eval" / f"{name}.json"
 
 
 def _write(path, result):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax import files, run_directory
+from nvae_jax import capacity, files, outputs, progress, run_directory
 from nvae_jax.folding import fold
 from nvae_jax.likelihoods import crop
 from nvae_jax.models.latents import POSTERIOR
@@ -72,7 +72,7 @@ def make_encoder(model, variables, *, padding):
     return encoder
 
 
-def export_run(run, out, *, batch_size=16, temperature=1.0, platforms=PLATFORMS):
+def export_run(run, out, *, batch_size=16, temperature=1.0, platforms=PLATFORMS, overwrite=False):
     """Writes `sampler.jax`, `encoder.jax`, `export.json` and `README.txt` to the folder `out`.
 
     Args:
@@ -81,13 +81,22 @@ def export_run(run, out, *, batch_size=16, temperature=1.0, platforms=PLATFORMS)
       batch_size: images of a call.
       temperature: that the statistics of a recalibrated run are of: a number.
       platforms: what the programs shall run on.
+      overwrite: whether to replace files of other settings.
 
     Raises:
-      ValueError: an unknown platform, a batch size below 1, or `flatbuffers` is not installed.
+      ValueError: an unknown platform, a batch size out of range, `flatbuffers` is not installed, or
+        the files may not be written; see `outputs.check`.
     """
     _check(batch_size, platforms)
     experiment, padding = run.experiment, run.experiment.data.padding
     group_temperatures(experiment.model.hierarchy, temperature)
+    capacity.check_memory(experiment, batch_size=batch_size)
+    metadata = run.metadata(
+        batch_size=batch_size, temperature=temperature, platforms=list(platforms)
+    )
+    out = Path(out)
+    names = ("export.json", "sampler.jax", "encoder.jax", "README.txt")
+    outputs.check([out / name for name in names], metadata, overwrite=overwrite)
     # A program that is to run elsewhere cannot call what was compiled here.
     original = experiment.portable().model
     model, variables = fold(original, run.variables)
@@ -101,13 +110,15 @@ def export_run(run, out, *, batch_size=16, temperature=1.0, platforms=PLATFORMS)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     seed, first = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
     number = jax.ShapeDtypeStruct((), jnp.float32)
-    out = Path(out)
-    sizes = {
-        "sampler.jax": _write(out / "sampler.jax", sampler, (seed, first, number), platforms),
-        "encoder.jax": _write(out / "encoder.jax", encoder, (images, seed, number), platforms),
+    programs = {
+        "sampler.jax": (sampler, (seed, first, number)),
+        "encoder.jax": (encoder, (images, seed, number)),
     }
-    metadata = run.metadata(batch_size=batch_size, platforms=list(platforms), bytes=sizes)
-    files.write_json(out / "export.json", metadata)
+    sizes = {
+        name: _write(out / name, *programs[name], platforms)
+        for name in progress.bar("exporting", programs, unit="program")
+    }
+    files.write_json(out / "export.json", {**metadata, "bytes": sizes})
     run_directory.write_text(out / "README.txt", _usage(run, shape, temperature))
     print(f"written to {out}: " + ", ".join(f"{n} ({s / 1e6:.1f} MB)" for n, s in sizes.items()))
 

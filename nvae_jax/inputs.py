@@ -1,9 +1,11 @@
 """Images from outside, checked and brought to what the model was trained on."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
+from nvae_jax import paths
 from nvae_jax.data import faults, folder, numpy_files, pipeline, sources, transforms
 from nvae_jax.data.images import SUFFIXES
 from nvae_jax.data.spec import CorruptError
@@ -81,7 +83,7 @@ def load(path, spec=None):
     Raises:
       ValueError: no such file, or it holds something else.
     """
-    path = Path(path)
+    path = paths.local(path, "images")
     if not path.exists():
         raise ValueError(f"there is no file {path}")
     if path.is_dir():
@@ -169,6 +171,27 @@ def select(experiment, *, images=None, split="test", num=8, first=0, seed=0):
     if not len(chosen):
         raise ValueError(f"there is no image number {first}")
     return crop(chosen, experiment.data.padding)
+
+
+def describe(arrays, source):
+    """What files say about the images or latents that they were made of.
+
+    Args:
+      arrays: (N, ...), or a list of such.
+      source: the file or split that they come from, or what they are.
+    """
+    arrays = [np.asarray(a) for a in (arrays if isinstance(arrays, list) else [arrays])]
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(np.ascontiguousarray(array).data)
+    name, digest = Path(source).name, content.hexdigest()[:16]
+    return {"source": name, "source_sha256": digest, "num": len(arrays[0])}
+
+
+def describe_start(images, source, num):
+    """`describe` of the images that something starts from, or where they are None of `num` samples
+    of the run."""
+    return {"source": "samples", "num": num} if images is None else describe(images, source)
 
 
 def starts(run, *, samples, temperature=None, **choice):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nvae_jax import pictures
+from nvae_jax import inputs, outputs, pictures, progress
 
 MIN_ANGLE = 1e-4  # closer directions than this are as good as on a straight line
 
@@ -53,7 +53,7 @@ def interpolate(run, start, end, num_steps, *, temperature=1.0):
     if num_steps < 2:
         raise ValueError(f"num_steps must be at least 2, not {num_steps}")
     ways = []
-    for fraction in np.linspace(0.0, 1.0, num_steps):
+    for fraction in progress.bar("interpolating", np.linspace(0.0, 1.0, num_steps), unit="step"):
         noise = [slerp(a, b, fraction) for a, b in zip(start, end, strict=True)]
         ways.append(run.from_noise(noise, temperature=temperature))
     return np.stack(ways, axis=1)
@@ -79,7 +79,17 @@ def ends_of_samples(run, num, seed=0):
 
 
 def interpolate_run(
-    run, out, *, images=None, num=4, num_steps=9, temperature=1.0, animation="gif", seed=0
+    run,
+    out,
+    *,
+    images=None,
+    source="images",
+    num=4,
+    num_steps=9,
+    temperature=1.0,
+    animation="gif",
+    seed=0,
+    overwrite=False,
 ):
     """Writes `interpolation.png` (a row a pair), `interpolation.npz` (key `images`: pairs, steps,
     H, W, C) and `interpolation.gif` or `.webp`, in which all pairs move at once.
@@ -89,30 +99,34 @@ def interpolate_run(
       out: a folder.
       images: (N, H, W, C) in [0, 1], taken in pairs; None interpolates between samples, which are
         drawn at the temperature; images lie at 1.
+      source: the file or split that the images come from.
       num: pairs of samples.
       num_steps: images of a way.
       temperature: of the prior, for samples.
       animation: "gif", "webp" or "none".
       seed: of the draws.
+      overwrite: whether to replace files of other settings.
+
+    Raises:
+      ValueError: as the functions above, or the files may not be written; see `outputs.check`.
     """
+    temperature = np.atleast_1d(temperature if images is None else 1.0).tolist()
+    about = inputs.describe_start(images, source, num)
+    metadata = run.metadata(**about, steps=num_steps, temperature=temperature, seed=seed)
+    endings = ["npz", "png"] + ([] if animation == "none" else [animation])
+    written = [Path(out) / f"interpolation.{ending}" for ending in endings]
+    outputs.check(written, metadata, inputs=[source], overwrite=overwrite)
+    run.check_room(about["num"] * num_steps)
     if images is None:
         ends = ends_of_samples(run, num, seed)
     else:
-        ends, temperature = ends_of_images(run, images, seed), 1.0
-    ways = interpolate(run, *ends, num_steps, temperature=temperature)
-    source = "samples" if images is None else "images"
-    temperature = np.atleast_1d(temperature).tolist()
-    metadata = run.metadata(source=source, temperature=temperature, seed=seed)
-    out, ways = Path(out), pictures.to_uint8(ways)
-    pictures.save_arrays(out / "interpolation.npz", images=ways, **metadata)
-    rows = ways.reshape(-1, *ways.shape[2:])
-    pictures.save_grid(out / "interpolation.png", rows, metadata, num_steps)
-    written = "interpolation.png, .npz"
-    if animation != "none":
-        written += f", .{animation}"
-        save = pictures.save_animation
-        save(out / f"interpolation.{animation}", _frames(run, ends, temperature), metadata)
-    print(f"{len(ways)} interpolation(s) in {out}: {written}")
+        ends = ends_of_images(run, images, seed)
+    ways = pictures.to_uint8(interpolate(run, *ends, num_steps, temperature=temperature))
+    pictures.save_arrays(written[0], images=ways, **metadata)
+    pictures.save_grid(written[1], ways.reshape(-1, *ways.shape[2:]), metadata, num_steps)
+    for path in written[2:]:
+        pictures.save_animation(path, _frames(run, ends, temperature), metadata)
+    print(f"{len(ways)} interpolation(s) in {out}: {', '.join(path.name for path in written)}")
 
 
 def _frames(run, ends, temperature, count=24):

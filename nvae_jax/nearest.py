@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from nvae_jax import files, inputs, pictures
+from nvae_jax import files, inputs, outputs, pictures, progress
 from nvae_jax.data import pipeline, sources, transforms
 from nvae_jax.likelihoods import crop
 
 CHUNK = 4096
+FILES = ("nearest.json", "nearest.png", "nearest_crop.png", "nearest.npz")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def grey_spec(spec):
 
 
 def samples_of(run, num, *, file=None, temperature=1.0, recalibrate_bn=True, seed=0):
-    """Samples to compare, and what made them.
+    """A function that gives samples to compare, and what makes them.
 
     Args:
       run: an `api.Run`.
@@ -46,15 +46,20 @@ def samples_of(run, num, *, file=None, temperature=1.0, recalibrate_bn=True, see
       seed: of the draw.
 
     Returns:
-      (num, H, W, C) in [0, 1], and a dict.
+      () -> (num, H, W, C) in [0, 1], and a dict.
     """
     if file is not None:
         images = inputs.check(inputs.load(file), run.experiment.data)[:num]
-        return images.astype(np.float32) / 255, run.metadata(samples_file=Path(file).name)
+        metadata = run.metadata(**inputs.describe(images, file))
+        return lambda: images.astype(np.float32) / 255, metadata
     run = run.recalibrated(temperature) if recalibrate_bn else run
-    images = run.sample(num, temperature=temperature, seed=seed)
-    temperature = np.atleast_1d(temperature).tolist()
-    return images, run.metadata(temperature=temperature, seed=seed)
+    run.check_room(num)
+    metadata = run.metadata(
+        **inputs.describe_start(None, file, num),
+        temperature=np.atleast_1d(temperature).tolist(),
+        seed=seed,
+    )
+    return lambda: run.sample(num, temperature=temperature, seed=seed), metadata
 
 
 def find(queries, batches, num, *, crop_fraction=1.0):
@@ -72,10 +77,7 @@ def find(queries, batches, num, *, crop_fraction=1.0):
     Raises:
       ValueError: `num` or the fraction is out of range, or the sizes differ.
     """
-    if num < 1 or not 0 < crop_fraction <= 1:
-        raise ValueError(
-            f"num must be at least 1 and crop_fraction in (0, 1]: {num}, {crop_fraction}"
-        )
+    _check(num, crop_fraction)
     queries, best = jnp.asarray(_central(queries, crop_fraction)), None
     for batch in batches:
         images = _central(batch["image"], crop_fraction)
@@ -86,6 +88,13 @@ def find(queries, batches, num, *, crop_fraction=1.0):
     distance, index = best
     found = np.isfinite(distance).all(0)
     return Neighbours(index[:, found], distance[:, found])
+
+
+def _check(num, crop_fraction):
+    if num < 1 or not 0 < crop_fraction <= 1:
+        raise ValueError(
+            f"num must be at least 1 and crop_fraction in (0, 1]: {num}, {crop_fraction}"
+        )
 
 
 def _central(images, fraction):
@@ -119,14 +128,24 @@ def training_batches(spec):
     """All training images as they are, a chunk at a time."""
     batches = pipeline.eval_batches(grey_spec(spec), split="train", batch_size=CHUNK, seed=0)
     total = pipeline.num_examples(spec, "train")
-    with tqdm(total=total, unit="image", disable=None) as bar:
+    with progress.bar("comparing", unit="image", total=total) as bar:
         for batch in batches:
             yield batch
             bar.update(int(batch["mask"].sum()))
 
 
 def nearest_run(
-    run, samples, out, *, num=5, crop_fraction=0.5, rows=8, split="test", metadata=None
+    run,
+    samples,
+    out,
+    *,
+    num=5,
+    crop_fraction=0.5,
+    rows=8,
+    split="test",
+    metadata,
+    source="samples",
+    overwrite=False,
 ):
     """Compares samples, and as many test images, with the whole training set.
 
@@ -136,26 +155,42 @@ def nearest_run(
 
     Args:
       run: an `api.Run`, for its data.
-      samples: (N, H, W, C) in [0, 1].
+      samples: gives (N, H, W, C) in [0, 1]; called when the files may be written.
       out: a folder.
       num: neighbours of each.
       crop_fraction: height and width of the centre crop, as a part of the image's.
       rows: how many samples the pictures show.
       split: of the baseline.
-      metadata: what made the samples.
+      metadata: what makes the samples.
+      source: the file that they come from.
+      overwrite: whether to replace files of other settings.
 
     Returns:
       the summary, as written to `nearest.json`.
+
+    Raises:
+      ValueError: `num` or the fraction is out of range, or the files may not be written; see
+        `outputs.check`.
     """
-    spec = run.experiment.data
+    _check(num, crop_fraction)
+    spec, out = run.experiment.data, Path(out)
     split = pipeline.resolve_split(spec, split)
+    metadata = {
+        **metadata,
+        "baseline": split,
+        "neighbours": num,
+        "crop": crop_fraction,
+        "rows": rows,
+    }
+    written = [out / name for name in FILES]
+    outputs.check(written, metadata, inputs=[source], overwrite=overwrite)
+    samples = samples()
     test = pipeline.preview(grey_spec(spec), split, len(samples))
     queries = np.concatenate([samples, test])
     results = {}
     for name, fraction in (("full", 1.0), ("crop", crop_fraction)):
         results[name] = find(queries, training_batches(spec), num, crop_fraction=fraction)
-    out, metadata = Path(out), metadata or run.metadata()
-    arrays, summary = {"samples": pictures.to_uint8(samples)}, {**metadata, "baseline": split}
+    arrays, summary = {"samples": pictures.to_uint8(samples)}, dict(metadata)
     for name, found in results.items():
         for source, part in (("sample", np.s_[: len(samples)]), ("test", np.s_[len(samples) :])):
             arrays[f"{source}_distance_{name}"] = found.distance[part]

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from tqdm import tqdm
 
-from nvae_jax import files
+from nvae_jax import files, progress
 from nvae_jax.noise import (
     describe_temperature,
     group_temperatures,
@@ -175,7 +174,7 @@ def recalibrated_statistics(
         passes=passes,
         batch_size=size,
         method=method,
-        progress=partial(tqdm, unit="pass", disable=None),
+        progress=partial(progress.bar, "recalibrating", unit="pass"),
     )
     _save(path, statistics)
     return statistics

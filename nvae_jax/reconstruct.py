@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nvae_jax import pictures
+from nvae_jax import inputs, outputs, pictures
 
 
 def groups_by_scale(hierarchy):
@@ -40,7 +40,17 @@ def reconstruct_partially(run, images, groups, *, temperature=1.0, seed=0):
     )
 
 
-def reconstruct_run(run, images, out, *, groups=None, temperature=1.0, seed=0):
+def reconstruct_run(
+    run,
+    images,
+    out,
+    *,
+    source="images",
+    groups=None,
+    temperature=1.0,
+    seed=0,
+    overwrite=False,
+):
     """Writes `reconstructions.npz` and `reconstructions.png`: a row an image, which comes first,
     then its reconstructions with ever more of the coarsest groups from the posterior.
 
@@ -48,21 +58,26 @@ def reconstruct_run(run, images, out, *, groups=None, temperature=1.0, seed=0):
       run: an `api.Run`.
       images: (N, H, W, C) in [0, 1].
       out: a folder.
+      source: the file or split that the images come from.
       groups: numbers of groups; None takes whole scales: none of them, the coarsest, and so on.
       temperature: of the prior.
       seed: of the draws.
+      overwrite: whether to replace files of other settings.
+
+    Raises:
+      ValueError: as `Run.reconstruct`, or the files may not be written; see `outputs.check`.
     """
     groups = groups or groups_by_scale(run.experiment.model.hierarchy)
+    metadata = run.metadata(
+        **inputs.describe(images, source),
+        groups=groups,
+        temperature=np.atleast_1d(temperature).tolist(),
+        seed=seed,
+    )
+    arrays, grid = Path(out) / "reconstructions.npz", Path(out) / "reconstructions.png"
+    outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
     copies = reconstruct_partially(run, images, groups, temperature=temperature, seed=seed)
-    temperature = np.atleast_1d(temperature).tolist()
-    metadata = run.metadata(groups=groups, temperature=temperature, seed=seed)
-    out, rows = Path(out), np.swapaxes(np.concatenate([images[None], copies]), 0, 1)
-    pictures.save_arrays(
-        out / "reconstructions.npz", images=images, reconstructions=copies, **metadata
-    )
-    columns = rows.shape[1]
-    grid = rows.reshape(-1, *rows.shape[2:])
-    pictures.save_grid(out / "reconstructions.png", grid, metadata, columns)
-    print(
-        f"{len(images)} image(s), {groups} groups of the posterior: {out / 'reconstructions.png'}"
-    )
+    pictures.save_arrays(arrays, images=images, reconstructions=copies, **metadata)
+    rows = np.swapaxes(np.concatenate([images[None], copies]), 0, 1)
+    pictures.save_grid(grid, rows.reshape(-1, *rows.shape[2:]), metadata, rows.shape[1])
+    print(f"{len(images)} image(s), {groups} groups of the posterior: {grid}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from flax import traverse_util
 
 from configs import base
-from nvae_jax import distributed, files, schema
+from nvae_jax import distributed, files, paths, schema
 
 CONFIG, LOCK = "config.json", ".lock"
 SHARING_SECONDS = 10  # that a network file system has to show all hosts what one of them wrote
@@ -53,7 +53,7 @@ def load_config(workdir, changes=None):
       ValueError: the folder is no run directory, its config.json cannot be used, or a change is
         none that can be made.
     """
-    path = Path(workdir) / CONFIG
+    path = paths.local(workdir, "workdir") / CONFIG
     if not path.is_file():
         raise ValueError(f"{workdir} is not a run directory: it has no {CONFIG}")
     try:
@@ -106,9 +106,10 @@ def chosen_config(workdir, config=None, changes=None):
     Raises:
       ValueError: neither is there, or a change cannot be made.
     """
+    workdir = paths.local(workdir, "workdir")
     if config is not None:
         return schema.changed(config, changes)
-    if not (Path(workdir) / CONFIG).is_file():
+    if not (workdir / CONFIG).is_file():
         raise ValueError(f"{workdir} holds no run to resume: say which with --config=configs/X.py")
     return load_config(workdir, changes)
 
@@ -139,7 +140,7 @@ def open_for_training(workdir, config=None):
     Raises:
       ValueError: the folder holds something else, another config, or a running process.
     """
-    workdir = Path(workdir)
+    workdir = paths.local(workdir, "workdir")
     with contextlib.ExitStack() as stack:
         with distributed.together():
             if distributed.is_primary():

@@ -1,13 +1,13 @@
 """Draws images from a trained model's prior and streams them to disk."""
 
+import math
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from nvae_jax import pictures
+from nvae_jax import capacity, outputs, pictures, progress
 from nvae_jax.likelihoods import crop
 from nvae_jax.noise import (
     group_temperatures,
@@ -119,7 +119,7 @@ def write_images(batches, out, *, num, shape, png_files=False, metadata):
     stream = pictures.ArrayStream(
         out / "samples.npz", "images", (num, *shape), np.uint8, **metadata
     )
-    with stream, tqdm(total=num, unit="image", disable=None) as bar:
+    with stream, progress.bar("sampling", unit="image", total=num) as bar:
         for batch in batches:
             stream.write(batch)
             if done < GRID:
@@ -129,6 +129,13 @@ def write_images(batches, out, *, num, shape, png_files=False, metadata):
             done += len(batch)
             bar.update(len(batch))
     pictures.save_grid(out / "samples.png", np.concatenate(first), metadata)
+
+
+def image_shape(experiment):
+    """(H, W, C) of one image, without padding."""
+    height, width, channels = experiment.image_shape
+    padding = experiment.data.padding
+    return height - 2 * padding, width - 2 * padding, channels
 
 
 def describe_model(experiment):
@@ -157,6 +164,7 @@ def sample_run(
     batch_size=None,
     png_files=False,
     seed=0,
+    overwrite=False,
 ):
     """Samples from a loaded run and writes the images to `out`.
 
@@ -176,9 +184,10 @@ def sample_run(
       batch_size: None takes the config's.
       png_files: write each image on its own, too.
       seed: of the images.
+      overwrite: whether to replace files of other settings.
 
     Raises:
-      ValueError: a number out of range.
+      ValueError: a number out of range, or the files may not be written; see `outputs.check`.
     """
     settings, variables = experiment.evaluation, state.variables
     batch_size = settings.batch_size if batch_size is None else batch_size
@@ -186,6 +195,26 @@ def sample_run(
     _check(num, batch_size, decoder_temperature)
     group_temperatures(experiment.model.hierarchy, temperature)
     passes = settings.recalibration_passes if passes is None else passes
+    decoder = decoder or ("mean" if experiment.data.binarize else "sample")
+    metadata = {
+        "model": describe_model(experiment),
+        "step": state.step,
+        "weights": state.fingerprint,
+        "num": num,
+        "temperature": temperature[0] if len(temperature) == 1 else temperature,
+        "seed": seed,
+        "decoder": decoder,
+        "decoder_temperature": decoder_temperature,
+        "recalibration": recalibration if recalibrate_bn else "none",
+        "recalibration_passes": passes if recalibrate_bn else 0,
+        "recalibration_batch_size": settings.recalibration_batch_size if recalibrate_bn else 0,
+    }
+    shape = image_shape(experiment)
+    written = [Path(out) / "samples.npz", Path(out) / "samples.png"]
+    first = [Path(out) / "images" / f"{0:06d}.png"] if png_files else []
+    outputs.check(written + first, metadata, overwrite=overwrite)
+    capacity.check_memory(experiment, batch_size=min(batch_size, num))
+    capacity.check_disk(out, num=(num, math.prod(shape)))
     if recalibrate_bn:
         statistics = recalibrated_statistics(
             workdir,
@@ -196,7 +225,6 @@ def sample_run(
             method=recalibration,
         )
         variables = {**variables, "batch_stats": statistics}
-    decoder = decoder or ("mean" if experiment.data.binarize else "sample")
     batches = sample_images(
         experiment,
         variables,
@@ -207,17 +235,5 @@ def sample_run(
         draw_pixels=decoder == "sample",
         decoder_temperature=decoder_temperature,
     )
-    padding, (height, width, channels) = experiment.data.padding, experiment.image_shape
-    metadata = {
-        "model": describe_model(experiment),
-        "step": state.step,
-        "temperature": temperature[0] if len(temperature) == 1 else temperature,
-        "seed": seed,
-        "decoder": decoder,
-        "decoder_temperature": decoder_temperature,
-        "recalibration": recalibration if recalibrate_bn else "none",
-        "recalibration_passes": passes if recalibrate_bn else 0,
-    }
-    shape = (height - 2 * padding, width - 2 * padding, channels)
     write_images(batches, out, num=num, shape=shape, png_files=png_files, metadata=metadata)
-    print(f"{num} samples written to {Path(out) / 'samples.npz'} and {Path(out) / 'samples.png'}")
+    print(f"{num} samples written to {written[0]} and {written[1]}")

@@ -63,6 +63,14 @@ class Snapshot:
         """What evaluation and sampling give `model.apply`, in dictionaries of their own."""
         return jax.tree.map(lambda array: array, self.collections)
 
+    def nonfinite(self):
+        """The paths of arrays with NaN or infinity, which no training step writes."""
+        return [
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for path, array in jax.tree_util.tree_leaves_with_path(self.collections)
+            if not np.isfinite(np.asarray(array)).all()
+        ]
+
     @cached_property
     def fingerprint(self):
         """A short text that another checkpoint has only where its variables are the same."""

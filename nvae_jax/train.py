@@ -5,7 +5,17 @@ import time
 import jax
 import numpy as np
 
-from nvae_jax import build, distributed, pictures, reporting, resume, run_directory, sharding, steps
+from nvae_jax import (
+    build,
+    distributed,
+    paths,
+    pictures,
+    reporting,
+    resume,
+    run_directory,
+    sharding,
+    steps,
+)
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline
 from nvae_jax.evaluate import HeldOut
@@ -29,6 +39,7 @@ def train(config, workdir, changes=None, *, restart=False):
       FloatingPointError: the loss or the gradient stayed non-finite.
       Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
+    workdir = paths.local(workdir, "workdir")
     config = run_directory.chosen_config(workdir, config, changes)
     distributed.initialize(build.build_distributed(config))
     # A bad config or missing data must not leave a run directory behind.

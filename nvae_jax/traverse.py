@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nvae_jax import pictures
+from nvae_jax import inputs, outputs, pictures, progress
 from nvae_jax.models.latents import GIVEN, PRIOR
 from nvae_jax.noise import group_temperatures
 
@@ -62,9 +62,10 @@ def traverse(
         _, fixed, _ = run.compose(sources, temperatures, latents=noise)
         sources = np.where(np.arange(run.num_groups) == group, PRIOR, GIVEN)
     variations = []
-    for varied in _variations(noise[group], num_steps, channel, span, seed):
-        inputs = [*fixed[:group], varied, *fixed[group + 1 :]]
-        variations.append(run.compose(sources, temperatures, latents=inputs)[0])
+    steps = _variations(noise[group], num_steps, channel, span, seed)
+    for varied in progress.bar("traversing", steps, unit="step"):
+        latents = [*fixed[:group], varied, *fixed[group + 1 :]]
+        variations.append(run.compose(sources, temperatures, latents=latents)[0])
     return np.stack(variations, axis=1)
 
 
@@ -81,32 +82,63 @@ def _variations(noise, num_steps, channel, span, seed):
     return moved
 
 
-def traverse_run(run, out, *, images=None, num=6, group, num_steps=9, seed=0, **options):
+def traverse_run(
+    run,
+    out,
+    *,
+    images=None,
+    source="images",
+    num=6,
+    group,
+    num_steps=9,
+    channel=None,
+    span=3.0,
+    others="noise",
+    temperature=1.0,
+    seed=0,
+    overwrite=False,
+):
     """Writes `traversal_GG.png` (a row a start, which comes first) and `traversal_GG.npz`.
 
     Args:
       run: an `api.Run`, recalibrated where samples are wanted.
       out: a folder.
       images: (N, H, W, C) in [0, 1] to start from; None starts from samples.
+      source: the file or split that the images come from.
       num: of samples.
       group: number of the group, from the coarsest, 0.
       num_steps: variations.
+      channel: as in `traverse`, and so are `span` and `others`.
+      temperature: of samples; images lie at 1.
       seed: of all draws.
-      **options: of `traverse`; images lie at temperature 1.
+      overwrite: whether to replace files of other settings.
+
+    Raises:
+      ValueError: as `traverse`, or the files may not be written; see `outputs.check`.
     """
-    check_group(run, group, options.get("channel"))
+    check_group(run, group, channel)
+    temperature = np.atleast_1d(temperature if images is None else 1.0).tolist()
+    options = {"span": span, "others": others, "temperature": temperature}
+    about = inputs.describe_start(images, source, num)
+    metadata = run.metadata(
+        **about,
+        group=group,
+        channel="all" if channel is None else channel,
+        steps=num_steps,
+        seed=seed,
+        **options,
+    )
+    path = Path(out) / f"traversal_{group:02d}"
+    arrays, grid = Path(f"{path}.npz"), Path(f"{path}.png")
+    outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
+    run.check_room(about["num"] * num_steps)
     if images is None:
         noise = run.draw_noise(num, seed)
     else:
         noise = run.standardize(run.encode(images, seed=seed))
-        options["temperature"] = 1.0
-    starts = run.from_noise(noise, temperature=options.get("temperature", 1.0))
-    varied = traverse(run, noise, group, num_steps, seed=seed + 1, **options)
+    starts = run.from_noise(noise, temperature=temperature)
+    varied = traverse(run, noise, group, num_steps, channel=channel, seed=seed + 1, **options)
     rows = pictures.to_uint8(np.concatenate([starts[:, None], varied], axis=1))
-    kept = {name: value for name, value in options.items() if value is not None}
-    metadata = run.metadata(group=group, seed=seed, **kept)
-    path = Path(out) / f"traversal_{group:02d}"
-    pictures.save_arrays(f"{path}.npz", images=rows, **metadata)
-    grid = rows.reshape(-1, *rows.shape[2:])
-    pictures.save_grid(f"{path}.png", grid, metadata, rows.shape[1])
-    print(f"{num_steps} variations of group {group}: {path}.png, {path}.npz")
+    pictures.save_arrays(arrays, images=rows, **metadata)
+    pictures.save_grid(grid, rows.reshape(-1, *rows.shape[2:]), metadata, rows.shape[1])
+    print(f"{num_steps} variations of group {group}: {grid}, {arrays}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from nvae_jax import paths
+
 
 class DataError(ValueError):
     """A fault in the data or in what was asked of it, told to the user in one line."""
@@ -49,6 +51,8 @@ class DataSpec:
 
     def __post_init__(self):
         _require(isinstance(self.name, str) and self.name, "name must be the name of a data set")
+        if self.dir:
+            paths.local(self.dir, "data.dir")
         _require(
             self.channels in (0, 1, 3),
             f"channels must be 1 or 3, not {self.channels}",

@@ -74,7 +74,7 @@ def convert_args(args: Mapping[str, Any]):
         _convert_training(config, args)
     except KeyError as error:
         raise ValueError(f"the published arguments lack {error}") from None
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"a published argument is of the wrong type: {error}") from None
     return config
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from optax import tree_utils
 
-from nvae_jax import build, files, regularizers, run_directory
+from nvae_jax import build, files, paths, regularizers, run_directory
 from nvae_jax.checkpoint import Checkpoints, load_snapshot
 from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataError
@@ -44,10 +44,16 @@ def convert_file(torch_path, workdir, *, num_devices=1, data_dir=""):
     """
     if num_devices < 1:
         raise ValueError(f"num_devices must be at least 1, not {num_devices}")
+    workdir = paths.local(workdir, "workdir")
     published = torch_file.read(torch_path)
     config, variables = torch_checkpoint.convert_state(published.state, published.args)
     config.data.dir = data_dir
-    _set_training(config, published, num_devices)
+    try:
+        _set_training(config, published, num_devices)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{torch_path}: batch_size, epochs and warmup_epochs must be numbers: {error}"
+        ) from None
     state = fresh_state(build.build(config), variables, published.step)
     _check_new(workdir)
     with run_directory.open_for_training(workdir, config), Checkpoints(workdir) as checkpoints:
@@ -120,12 +126,14 @@ def data_state(config, step):
     return {"step": step, "num_examples": count}
 
 
-def export_run(workdir, torch_path):
-    """Writes a run's last checkpoint in the published format.
+def export_run(workdir, torch_path, which="latest", changes=None):
+    """Writes a run's checkpoint in the published format.
 
     Args:
       workdir: a run directory.
       torch_path: of a new file.
+      which: checkpoint; see `Checkpoints.restore`.
+      changes: {"section.key": value} in its config; see `run_directory.load_config`.
 
     Returns:
       the step of the checkpoint.
@@ -133,8 +141,9 @@ def export_run(workdir, torch_path):
     Raises:
       ValueError: there is no checkpoint, the published code has no such model, or the file exists.
     """
-    config = run_directory.load_config(workdir)
-    snapshot, position = load_snapshot(workdir, build.build_for_inference(config))
+    workdir = paths.local(workdir, "workdir")
+    config = run_directory.load_config(workdir, changes)
+    snapshot, position = load_snapshot(workdir, build.build_for_inference(config), which)
     steps_per_epoch = max(position["num_examples"] // config.train.batch_size, 1)
     kept = _published(workdir)
     published = torch_file.PublishedFile(

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from nvae_jax.interop import torch_file
 
 torch = pytest.importorskip("torch")
+with warnings.catch_warnings(action="ignore"):  # newer versions warn of it
+    QUANTISED = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8)
 
 
 class Hostile:
@@ -69,7 +72,17 @@ def test_other_files(tmp_path):
         ({"state_dict": {}}, "lacks args"),
         ([1, 2], "lacks state_dict and args"),
         ({"state_dict": {}, "args": 3}, "of another kind"),
-        ({"state_dict": {"a": "text"}, "args": argparse.Namespace()}, "a is no array but str"),
+        ({"state_dict": {"a": "text"}, "args": {}}, "a is no plain array but str"),
+        ({"state_dict": {3: torch.ones(2)}, "args": {}}, "names must be text, not 3"),
+        ({"state_dict": {}, "args": {("b",): 1}}, "names must be text, not"),
+        ({"state_dict": {"a": torch.tensor([1.0, np.nan])}, "args": {}}, "a has NaN or infinity"),
+        ({"state_dict": {"a": torch.ones(2).to_sparse()}, "args": {}}, "array but sparse"),
+        ({"state_dict": {"a": torch.ones(2) * 1j}, "args": {}}, "array but complex"),
+        ({"state_dict": {"a": torch.ones(2, device="meta")}, "args": {}}, "array but without val"),
+        ({"state_dict": {"a": QUANTISED}, "args": {}}, "array but quantised"),
+        ({"state_dict": {}, "args": {}, "epoch": np.nan}, "epoch must be a whole number from 0"),
+        ({"state_dict": {}, "args": {}, "global_step": "x"}, "global_step must be a whole number"),
+        ({"state_dict": {}, "args": {}, "epoch": torch.ones(2)}, "epoch must be a whole number"),
     ],
 )
 def test_files_that_are_no_checkpoint(tmp_path, content, complaint):

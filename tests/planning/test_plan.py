@@ -256,15 +256,8 @@ def test_what_the_config_must_say_is_named():
         (["--topology=v5e-8"], "topology 'v5e-8' is not GENERATION:ROWSxCOLUMNS"),
     ],
 )
-def test_the_command_says_what_is_wrong_in_one_line(arguments, message):
-    done = subprocess.run(
-        [sys.executable, "launch/plan.py", "--config=configs/digits.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def test_the_command_says_what_is_wrong_in_one_line(commands, arguments, message):
+    done = commands.run("plan", "--config=configs/digits.py", *arguments)
     assert done.returncode == 2
     assert message in done.stderr and len(done.stderr.splitlines()) == 1
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -28,13 +29,28 @@ def tiny_run_config():
 
 
 @pytest.fixture(scope="session")
-def workdir(tmp_path_factory, tiny_run_config):
-    """Its run directory, at step 0."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    state = fresh_state(build(tiny_run_config), random_variables_of(tiny_run_config), 0)
-    with run_directory.open_for_training(folder, tiny_run_config), Checkpoints(folder) as saved:
-        saved.save(state, {"step": 0, "num_examples": 1500})
-    return folder
+def make_run(tiny_run_config):
+    """A function: (folder, variables=None, **sections) to the run directory of a tiny model, at
+    step 0. Sections change keys of its config; its variables are random where none are given."""
+
+    def make(folder, variables=None, **sections):
+        config = tiny_run_config.copy_and_resolve_references()
+        for section, values in sections.items():
+            config[section].update(values)
+        state = fresh_state(build(config), variables or random_variables_of(config), 0)
+        if config.train.ema_decay:
+            state = state.replace(average=jax.tree.map(jax.numpy.copy, state.trained))
+        with run_directory.open_for_training(folder, config), Checkpoints(folder) as saved:
+            saved.save(state, {"step": 0, "num_examples": 1500})
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory, make_run):
+    """The run directory of that model."""
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny")
 
 
 def random_variables_of(config):

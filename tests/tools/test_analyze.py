@@ -77,7 +77,7 @@ def test_files(run, tmp_path, undocumented):
         assert file["kl_03"].shape == file["variance_03"].shape == (8, 8, 2)
     assert (tmp_path / "latents.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="at least two images"):
-        analyze.analyze_run(run, tmp_path, max_examples=1)
+        analyze.analyze_run(run, tmp_path / "one", max_examples=1)
 
 
 def test_few_images_do_not_fill_a_batch_up(run, tmp_path, monkeypatch):

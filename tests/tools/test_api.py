@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from nvae_jax import api
+from nvae_jax import api, progress
 from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
-from nvae_jax.noise import image_keys, latent_noise, replicate
+from nvae_jax.noise import image_keys, latent_noise
 from nvae_jax.sample import sample_run
 
 
@@ -66,9 +66,11 @@ def test_each_group_has_its_own_source_and_temperature(run, images):
     assert close(standard[3], 0.2 * noise[3], 1e-3)
 
 
-def test_results_do_not_depend_on_the_batch_size(run, workdir, images):
+def test_results_do_not_depend_on_the_batch_size(run, workdir, images, monkeypatch, capsys):
     other = api.load(workdir, batch_size=2)
+    monkeypatch.setattr(progress, "SECONDS", 0.0)  # every batch would be long work
     assert close(run.reconstruct(images), other.reconstruct(images))
+    assert "computing: batch" in capsys.readouterr().err
 
 
 def test_log_prob(run, images):
@@ -88,7 +90,8 @@ def test_recalibration_changes_samples_and_is_told(run):
     assert recalibrated.metadata(seed=1) == {
         "model": "NVAE of digits 16x16x1: 4 groups on 2 scale(s), widths 4 and 4",
         "step": 0,
-        "recalibration": "pooled, 3 passes",
+        "weights": run.state.fingerprint,
+        "recalibration": "pooled, 3 passes of 4 images at temperature 0.8",
         "seed": 1,
     }
     samples = [r.sample(3, temperature=0.8) for r in (run, recalibrated)]
@@ -97,16 +100,18 @@ def test_recalibration_changes_samples_and_is_told(run):
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-def test_inference_never_changes_the_run(run, images, tmp_path, averaged):
+def test_inference_never_changes_the_run(make_run, run, images, tmp_path, averaged):
     """Recalibrated and sampled, it evaluates as before, with and without `train.ema_decay`."""
-    average = jax.tree.map(np.copy, run.state.trained) if averaged else {}
-    run = dataclasses.replace(run, state=run.state.replace(average=average))
-    evaluated = [run.log_prob(images)]
-    run.recalibrated(0.8).sample(2, temperature=0.8)
-    options = {"out": tmp_path, "num": 2, "temperature": 0.8}
+    programs = run.programs  # compiled already
+    if averaged:
+        run = api.load(make_run(tmp_path / "run", train={"ema_decay": 0.9}))
+    fresh = dataclasses.replace(run, programs=programs)
+    evaluated = [fresh.log_prob(images)]
+    fresh.recalibrated(0.8).sample(2, temperature=0.8)
+    options = {"out": tmp_path / "out", "num": 2, "temperature": 0.8}
     sample_run(run.workdir, run.experiment, run.state, **options)
-    state_as_it_is = dataclasses.replace(run, variables=replicate(run.state.variables))
-    evaluated += [run.log_prob(images), state_as_it_is.log_prob(images)]
+    again = dataclasses.replace(fresh)  # takes its variables from the state once more
+    evaluated += [fresh.log_prob(images), again.log_prob(images)]
     np.testing.assert_array_equal(evaluated[0], evaluated[1])
     np.testing.assert_array_equal(evaluated[0], evaluated[2])
 
@@ -125,6 +130,12 @@ def test_inference_never_changes_the_run(run, images, tmp_path, averaged):
         (lambda r, x: r.decode([]), "latents have shapes"),
         (lambda r, x: r.decode([np.zeros((2, 3, 3, 2))]), "latents have shapes"),
         (lambda r, x: r.from_noise(r.draw_noise(2)[:3]), "latents have shapes"),
+        (lambda r, x: r.decode([np.full((1, 4, 4, 2), np.nan)]), "must be finite, but some of g"),
+        (lambda r, x: r.decode([np.zeros((1, 4, 4, 2), int)]), "must be float, but group 0 is int"),
+        (lambda r, x: r.sample(10**14), "num=100000000000000 takes more than the"),
+        (lambda r, x: r.draw_noise(10**14), "num=100000000000000 takes more than the"),
+        (lambda r, x: api.load(r.workdir, 10**12), "batch_size=1000000000000 takes more"),
+        (lambda r, x: api.load("gs://bucket/run"), "workdir='gs://bucket/run': gs:// cannot be"),
         (lambda r, x: r.log_prob(x, num_samples=0), "num_samples must be at least 1"),
         (lambda r, x: r.recalibrated(-1.0), "temperature must be positive"),
         (lambda r, x: api.load(r.workdir, 0), "batch_size must be at least 1"),

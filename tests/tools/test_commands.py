@@ -1,6 +1,9 @@
 """Every command: help, and one line for what is wrong."""
 
+import numpy as np
 import pytest
+
+from nvae_jax import api, pictures
 
 COMMANDS = {
     "sample": ["--out=OUT"],
@@ -39,3 +42,27 @@ def test_an_out_of_range_group(commands, workdir, tmp_path):
     found = commands.run("traverse", f"--workdir={workdir}", f"--out={tmp_path}", "--group=7")
     assert found.returncode == 2
     assert "error: group must be from 0 (coarsest) to 3, not 7" in found.stderr
+
+
+def test_data_that_moved(commands, make_run, images, tmp_path):
+    """A command that misses its data names the flag that says where they are, and takes it."""
+    data = {"name": "folder", "dir": str(tmp_path / "before")}
+    run, after = make_run(tmp_path / "run", data=data), tmp_path / "after"
+    for number in range(12):
+        pictures.save_png(after / f"{number}.png", pictures.to_uint8(images[number % 5]))
+    flags = [f"--workdir={run}", f"--out={tmp_path / 'z.npz'}", "--num=2", "--batch_size=2"]
+    missing = commands.run("encode", *flags)
+    assert missing.returncode == 2 and "--config.data.dir=" in missing.stderr
+    found = commands.run("encode", *flags, f"--config.data.dir={after}")
+    assert found.returncode == 0, found.stderr
+    fixed = commands.run("encode", *flags, "--config.data.padding=2")
+    assert fixed.returncode == 2 and "data.padding cannot change" in fixed.stderr
+    assert "before" in (run / "config.json").read_text()
+
+
+def test_nan_in_a_checkpoint(make_run, random_variables, tiny_run_config, tmp_path):
+    variables = random_variables(tiny_run_config)
+    variables["params"]["image_head"]["bias"][0] = np.nan
+    run = make_run(tmp_path / "run", variables)
+    with pytest.raises(ValueError, match="NaN or infinity in 1 array.*params/image_head/bias"):
+        api.load(run)

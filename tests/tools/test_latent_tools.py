@@ -42,7 +42,7 @@ def test_reconstruct(run, images, tmp_path):
         width, height = picture.size
         assert height / width == 5 / 4  # a row an image; it and three reconstructions
     with pytest.raises(ValueError, match="groups must be from 0 to 4, not 9"):
-        reconstruct.reconstruct_run(run, images, tmp_path, groups=[9])
+        reconstruct.reconstruct_run(run, images, tmp_path / "other", groups=[9])
     with pytest.raises(ValueError, match="whole numbers"):
         reconstruct.parse_groups(["1", "two"])
 

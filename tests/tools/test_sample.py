@@ -81,7 +81,8 @@ def test_files_and_their_metadata(run, workdir, tmp_path):
 
 def test_recalibration_changes_the_samples(run, workdir, tmp_path):
     def sample(**kwargs):
-        sample_run(workdir, run.experiment, run.state, out=tmp_path, num=3, **kwargs)
+        options = {"out": tmp_path, "num": 3, "overwrite": True, **kwargs}
+        sample_run(workdir, run.experiment, run.state, **options)
         with np.load(tmp_path / "samples.npz") as file:
             return file["images"]
 

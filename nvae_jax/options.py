@@ -1,0 +1,69 @@
+"""Flags that several commands share, each defined once."""
+
+from absl import flags
+
+from nvae_jax import checkpoint, cli, paths, schema
+
+# Whoever calls these functions has the flags: they are in that command's --help.
+flags.disclaim_key_flags()
+
+
+class _PathParser(flags.ArgumentParser):
+    syntactic_help = "a path"
+
+    def parse(self, argument):
+        """The path as text; see `paths.local` for what is refused."""
+        return str(paths.local(argument))
+
+
+def define_path(name, default, help, **options):
+    """A flag that is a path."""
+    return flags.DEFINE(_PathParser(), name, default, help, **options)
+
+
+def define_run():
+    """The flags of every command that reads a run.
+
+    Returns:
+      a function of no arguments: what `api.load` and `checkpoint.load_run` take, as {name: value}.
+    """
+    workdir = define_path("workdir", None, "run directory", required=True)
+    which = flags.DEFINE_string(
+        "checkpoint", "latest", "latest, best (by the held-out NELBO in training), or a step"
+    )
+    changes = cli.define_changes()
+    return lambda: {
+        "workdir": workdir.value,
+        "which": checkpoint.parse_which(which.value),
+        "changes": changes(),
+    }
+
+
+def define_images():
+    """Images to work on."""
+    return define_path("images", None, ".npz, .npy, picture or folder; default: the split's")
+
+
+def define_out(help="folder to write to"):
+    """(--out, --overwrite): where results go, and whether they may take the place of others."""
+    out = define_path("out", None, help, required=True)
+    return out, define_overwrite()
+
+
+def define_overwrite():
+    """Whether files made with other settings, or by somebody else, may be replaced."""
+    return flags.DEFINE_bool(
+        "overwrite", False, "replace files that other settings, or somebody else, made"
+    )
+
+
+def define_batch_size():
+    """Images that are computed at a time."""
+    return flags.DEFINE_integer(
+        "batch_size", None, "images at a time; default: config.eval's", 1, schema.MANY
+    )
+
+
+def define_seed(help):
+    """The seed of draws."""
+    return flags.DEFINE_integer("seed", 0, help, 0, schema.LARGEST_INT)

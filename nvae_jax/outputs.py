@@ -1,0 +1,86 @@
+"""What may be written: an output is never an input, and what other settings or somebody else made
+stays, unless it may be overwritten. Commands ask before they compute."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nvae_jax import files, paths
+
+
+def check(outputs, settings, *, inputs=(), overwrite=False):
+    """Raises unless all files can be, and may be, written.
+
+    Args:
+      outputs: their paths; the first says what made it, and so stands for those that cannot.
+      settings: {name: value} that they will say; the same ones make the same files again.
+      inputs: paths of files that are read.
+      overwrite: whether files of other settings may be replaced. Inputs may not.
+
+    Raises:
+      ValueError: one of them may not be written; the message says why and what to do.
+    """
+    for path in outputs:
+        _check_no_input(paths.check_writable(path, "--out"), inputs)
+    check_settings(outputs, settings, overwrite=overwrite)
+
+
+def check_settings(outputs, settings, *, overwrite=False):
+    """Raises ValueError where a file is there that other settings made; see `check`."""
+    settings = json.loads(files.to_json(settings))
+    for path in [] if overwrite else filter(Path.exists, map(Path, outputs)):
+        stored = _stored(path if path.suffix in READERS else Path(outputs[0]), settings)
+        if not stored:
+            raise ValueError(
+                f"{path} does not say that this command made it: it stays, unless --overwrite is "
+                "given"
+            )
+        different = [
+            f"{name} is {stored.get(name)!r} there and {value!r} here"
+            for name, value in settings.items()
+            if stored.get(name) != value
+        ]
+        if different:
+            raise ValueError(
+                f"{path} holds another result: {'; '.join(different)}: it stays, unless "
+                "--overwrite is given"
+            )
+
+
+def _check_no_input(path, inputs):
+    if not path.exists():
+        return
+    for other in filter(Path.exists, map(Path, inputs)):
+        if path.samefile(other) or (other.is_dir() and other.resolve() in path.resolve().parents):
+            raise ValueError(f"{path} is read, so it cannot be written to: name another --out")
+
+
+def _stored(path, wanted):
+    """What a file says of the settings that are `wanted`; {} where it says nothing."""
+    try:
+        return READERS[path.suffix](path, wanted)
+    except Exception:  # whatever is there in place of ours can fail in any way
+        return {}
+
+
+def _read_arrays(path, wanted):
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name].tolist() for name in file.files if name in wanted}
+
+
+def _read_picture(path, wanted):
+    with Image.open(path, formats=["PNG"]) as picture:
+        texts = {name: text for name, text in picture.text.items() if name in wanted}
+    return {
+        name: text if isinstance(wanted[name], str) else json.loads(text)
+        for name, text in texts.items()
+    }
+
+
+def _read_json(path, wanted):
+    return {name: value for name, value in json.loads(path.read_text()).items() if name in wanted}
+
+
+READERS = {".npz": _read_arrays, ".png": _read_picture, ".json": _read_json}

@@ -1,0 +1,91 @@
+"""Paths that are none, in flags, configs and Python."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from configs import digits
+from nvae_jax import paths, run_directory, train
+from nvae_jax.data.spec import DataSpec
+
+REFUSED = {
+    "gs://bucket/run": "gs:// cannot be used",
+    "s3://bucket": "s3:// cannot be used",
+    "file:///tmp/run": "file:/// cannot be used",
+    "hdfs://host/run": "hdfs:// cannot be used",
+    " gs://bucket": "gs:// cannot be used",
+    "": "it is empty",
+    "  ": "it is empty",
+    "run\0": "a path has no NUL bytes",
+    None: "it is no path",
+    b"run": "it is no path",
+    Path("gs://bucket/run"): "gs:/ cannot be used",
+}
+
+
+@pytest.mark.parametrize("path, complaint", REFUSED.items(), ids=repr)
+def test_what_is_no_path(path, complaint):
+    with pytest.raises(ValueError, match=f"^workdir=.*{complaint}"):
+        paths.local(path, "workdir")
+
+
+def test_what_is_one():
+    for text in ("runs/a", "/data/a:b", "a=b", "C:", "./gs:", "ä ö"):
+        assert paths.local(text) == Path(text)
+    assert paths.local("~/runs") == Path.home() / "runs"
+
+
+@pytest.mark.parametrize("command", ["train", "load_config", "open_for_training"])
+def test_python_refuses_before_anything_is_written(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="workdir='gs://bucket/run': gs:// cannot be used"):
+        if command == "train":
+            train.train(digits.get_config(), "gs://bucket/run")
+        elif command == "load_config":
+            run_directory.load_config("gs://bucket/run")
+        else:
+            with run_directory.open_for_training("gs://bucket/run", digits.get_config()):
+                pass
+    with pytest.raises(ValueError, match="data.dir='s3://bucket': s3:// cannot be used"):
+        DataSpec("mnist", dir="s3://bucket")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command, flags",
+    [
+        ("train", "--workdir=gs://bucket/run"),
+        ("evaluate", "--workdir=gs://bucket/run"),
+        ("sample", "--workdir=runs/a --out=s3://bucket/out"),
+        ("encode", "--workdir=runs/a --out=a.npz --images=file:///a.png"),
+        ("decode", "--workdir=runs/a --out=a --latents=gs://bucket/a.npz"),
+        ("nearest", "--workdir=runs/a --out=a --samples=gs://bucket/a.npz"),
+        ("convert_checkpoint", "--workdir=runs/a --torch=gs://bucket/a.pt"),
+        ("prepare_data", "--name=folder --manual_dir=gs://bucket --data_dir=a"),
+        ("prepare_data", "--name=folder --manual_dir=a --data_dir=hdfs://host/a"),
+    ],
+)
+def test_every_path_flag_refuses_a_scheme(commands, command, flags, tmp_path):
+    done = commands.run(command, *flags.split(), cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: flag --") and "// cannot be used" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_a_file_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    assert paths.check_writable(tmp_path / "a" / "b.npz", "--out").parent == tmp_path / "a"
+    assert paths.check_writable(tmp_path / "file", "--out")
+    with pytest.raises(ValueError, match="file is a file, where a folder is wanted"):
+        paths.check_writable(tmp_path / "file" / "b.npz", "--out")
+    with pytest.raises(ValueError, match="is a folder, where a file is to be written"):
+        paths.check_writable(tmp_path, "--out")
+    with pytest.raises(ValueError, match="is no regular file"):
+        paths.check_writable(tmp_path / "pipe", "--out")
+    if os.getuid():  # the administrator may write everywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(ValueError, match="cannot be written to"):
+            paths.check_writable(tmp_path / "locked" / "b.npz", "--out")
