@@ -57,7 +57,7 @@ def num_params(name, channels, num_mixtures=10):
     if row.allowed and channels not in row.allowed:
         fitting = [n for n, r in REGISTRY.items() if not r.allowed or channels in r.allowed]
         raise ValueError(
-            f"likelihood {name!r} models images of {' or '.join(map(str, row.allowed))} channels, "
+            f"model.likelihood={name!r} models images of {' or '.join(map(str, row.allowed))} channels, "
             f"not {channels}; "
             f"for {channels} channel(s) use one of: {', '.join(sorted(fitting))}"
         )

@@ -80,10 +80,10 @@ def _migrated(stored):
         raise ValueError("it holds no JSON object")
     flat = schema.flatten(stored)
     version = flat.get("version", 0)
-    if not isinstance(version, int) or version > base.VERSION:
+    if type(version) is not int or not 0 <= version <= base.VERSION:
         raise ValueError(
-            f"version must be an integer up to {base.VERSION}, not {version!r}: newer ones are of "
-            "newer programs"
+            f"version must be an integer from 0 to {base.VERSION}, not {version!r}: newer ones are "
+            "of newer programs"
         )
     for later in range(version + 1, base.VERSION + 1):
         flat = {**ADDED[later], **flat}

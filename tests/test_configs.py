@@ -66,7 +66,7 @@ def test_ffhq_has_the_papers_number_of_latent_variables():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data.image_size", 30, "not divisible by 8"),
+        ("data.image_size", 30, "^data.image_size=30 is not divisible by 8"),
         ("model.num_groups", 0, "model.num_groups must be an integer from 1 to 1,000, not 0"),
         (
             "model.likelihood",

@@ -157,7 +157,9 @@ def train_iterator(
     images, spec = _open(spec, "train")
     length = len(images)
     if batch_size > length:
-        raise DataError(f"batch size {batch_size}: data set {spec.name!r} has {length} images")
+        raise DataError(
+            f"train.batch_size={batch_size}: data set {spec.name!r} has {length} images"
+        )
     # A sequence of its own per seed: Grain shuffles epoch e by seed + e.
     order_seed = int(np.random.SeedSequence((seed,)).generate_state(1)[0])
     dataset = (

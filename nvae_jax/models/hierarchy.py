@@ -28,8 +28,9 @@ class Hierarchy:
         halvings = self.process_blocks + self.num_scales - 1
         if self.image_size % 2**halvings:
             raise ValueError(
-                f"image size {self.image_size} is not divisible by {2**halvings} = "
-                f"2^(process_blocks {self.process_blocks} + num_scales {self.num_scales} - 1)"
+                f"data.image_size={self.image_size} is not divisible by {2**halvings} = "
+                f"2^(model.process_blocks={self.process_blocks} + "
+                f"model.num_scales={self.num_scales} - 1)"
             )
 
     @property
