@@ -56,10 +56,10 @@ def num_params(name, channels, num_mixtures=10):
     row = _row(name)
     if row.allowed and channels not in row.allowed:
         fitting = [n for n, r in REGISTRY.items() if not r.allowed or channels in r.allowed]
+        allowed = " or ".join(map(str, row.allowed))
         raise ValueError(
-            f"model.likelihood={name!r} models images of {' or '.join(map(str, row.allowed))} channels, "
-            f"not {channels}; "
-            f"for {channels} channel(s) use one of: {', '.join(sorted(fitting))}"
+            f"model.likelihood={name!r} models images of {allowed} channels, not {channels}; for "
+            f"{channels} channel(s) use one of: {', '.join(sorted(fitting))}"
         )
     return row.num_params(channels, num_mixtures)
 
