@@ -193,7 +193,7 @@ def test_native_kernels_are_for_one_cpu_device(monkeypatch):
     ("key", "value", "message"),
     [
         ("mesh.data", 0, "mesh.data and mesh.fsdp must be positive"),
-        ("data.name", "mnits", "unknown data set 'mnits'"),
+        ("data.name", "mnits", "data.name: unknown data set 'mnits'"),
         ("model.num_scales", 9, "is not divisible by"),
         ("optimizer.learning_rate", -1.0, "optimizer.learning_rate must be"),
         ("objective.kl_min", 2.0, "objective.kl_min must be"),

@@ -200,7 +200,8 @@ SOURCES: dict[str, Source] = {
 def get_source(name: str) -> Source:
     """The row of a data set. Raises DataError that lists the known names."""
     if name not in SOURCES:
-        raise DataError(f"unknown data set {name!r}; known: {', '.join(sorted(SOURCES))}")
+        known = ", ".join(sorted(SOURCES))
+        raise DataError(f"data.name: unknown data set {name!r}; known: {known}")
     return SOURCES[name]
 
 

@@ -19,7 +19,7 @@ class Case:
       names: words of which a refusal must say one.
       damage: what is done to the world first, {path: function of the path}.
       what: this damage in words.
-      changes: patterns of files that were there and that the call may change.
+      changes: patterns of files that the call may change, or leave where it is refused.
     """
 
     command: str

@@ -160,7 +160,9 @@ def of_data():
             statuses = EITHER if file in ONE_OF_MANY else REFUSED
             for what, function in functions.items():
                 damaged = {"damage": {file: function}, "what": f"{file}: {what}"}
-                yield call("train", *data, statuses=statuses, **damaged)
+                # Training saves what it has before it ends for a picture.
+                changes = ("new*",) if file in ONE_OF_MANY else ()
+                yield call("train", *data, statuses=statuses, changes=changes, **damaged)
                 if kind == "folder":
                     for flags in ([], ["--skip_corrupt"]):
                         yield call("prepare_data", *flags, statuses=EITHER, **damaged)

@@ -70,7 +70,7 @@ class Judge:
             return [("no answer", f"within {self._limit} s"), *missing], None, error
         faults = [*_of_answer(case, done), *lost(case, before, digests(place))]
         if done.returncode == 2:
-            faults += left(before, digests(place))
+            faults += left(case, before, digests(place))
         shutil.rmtree(place)
         return faults, done.returncode, done.stderr
 
@@ -152,12 +152,16 @@ def _does_not_fit(case, done):
 def lost(case, before, after):
     """The files that are no longer what they were."""
     for path, what in before.items():
-        if after.get(path) != what and not any(fnmatch.fnmatch(path, p) for p in case.changes):
+        if after.get(path) != what and not _may_change(case, path):
             yield "lost", path
 
 
-def left(before, after):
+def left(case, before, after):
     """What a refused call has written."""
-    new = [path for path in after if path not in before and not path.startswith("home")]
+    new = [path for path in after if path not in before and not _may_change(case, path)]
     if new:
         yield "left", f"{new[0]} and {len(new) - 1} more" if len(new) > 1 else new[0]
+
+
+def _may_change(case, path):
+    return any(fnmatch.fnmatch(path, pattern) for pattern in ("home*", *case.changes))

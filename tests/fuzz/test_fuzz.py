@@ -49,4 +49,4 @@ def test_the_judge_sees_what_is_wrong(one):
     assert [kind for kind, _ in one.judge(unnamed)[0]] == ["unnamed"]
     before, after = {"run/a": 1, "run/b": 2}, {"run/a": 1, "run/b": 3, "gs:": 4}
     assert [*judge.lost(unnamed, before, after)] == [("lost", "run/b")]
-    assert [*judge.left(before, after)] == [("left", "gs:")]
+    assert [*judge.left(unnamed, before, after)] == [("left", "gs:")]
