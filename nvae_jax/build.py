@@ -283,7 +283,9 @@ class Experiment:
             in_shardings=(shardings, sharding.over_batch(self.mesh)),
             out_shardings=(shardings, sharding.replicated(self.mesh)),
             donate_argnums=0,
-            compiler_options=compiler.options(self._platform),
+            compiler_options=compiler.options(
+                self._platform, portable=self.model.implementation != "native"
+            ),
         )
 
 

@@ -12,14 +12,14 @@ def forget():
     compiler.options.cache_clear()
 
 
-@pytest.mark.parametrize("runs_once", [False, True])
-def test_the_users_flags_come_first(monkeypatch, runs_once):
+@pytest.mark.parametrize("kind", [{}, {"runs_once": True}, {"portable": True}])
+def test_the_users_flags_come_first(monkeypatch, kind):
     monkeypatch.setenv("XLA_FLAGS", "")
-    ours = compiler.options("cpu", runs_once)
+    ours = compiler.options("cpu", **kind)
     assert "xla_backend_optimization_level" in ours
     compiler.options.cache_clear()
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_x=1 --xla_backend_optimization_level=3")
-    theirs = compiler.options("cpu", runs_once)
+    theirs = compiler.options("cpu", **kind) or {}
     assert theirs == {k: v for k, v in ours.items() if k != "xla_backend_optimization_level"}
 
 
