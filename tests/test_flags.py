@@ -64,7 +64,7 @@ CALLS = {
     ],
     "prepare_data": [
         "--name=folder --manual_dir={in}/pictures --data_dir={out} --image_size=4 --channels=1"
-        " --skip_corrupt"
+        " --skip_corrupt --max_value=255"
     ],
     "plan": [f"--config=configs/digits.py --devices=1 --hbm=16 --rate=1 {TINY}"],
 }
