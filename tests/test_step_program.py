@@ -1,5 +1,6 @@
 """The train step as a program: what it must not hold, and what it must not grow with."""
 
+import dataclasses
 import logging
 import re
 
@@ -107,3 +108,12 @@ def test_a_scanned_program_does_not_grow_with_the_groups():
     few, more = (lower(experiment_of(num_groups=number)).as_text() for number in (3, 6))
     # Each group has noise of its own, and a row of the metrics; twelve groups against six.
     assert more.count("\n") < 1.03 * few.count("\n")
+
+
+def test_a_step_without_native_kernels_is_compiled_with_options_of_its_own(monkeypatch):
+    asked, experiment = [], experiment_of()
+    monkeypatch.setattr(build.compiler, "options", lambda _, **kind: asked.append(kind))
+    for implementation in ("native", None):
+        model = experiment.model.clone(implementation=implementation)
+        dataclasses.replace(experiment, model=model).train_step()
+    assert asked == [{"portable": False}, {"portable": True}]
