@@ -5,7 +5,7 @@ from tests.fuzz.case import CALLS, EITHER, READERS, REFUSED, RIGHT, Case, call
 from tests.fuzz.damage import text
 from tests.fuzz.world import TINY
 
-# {value: statuses} by the type of a flag, as --help says it.
+# {value: statuses} by the type of a flag, a word of what --help says of it.
 NUMBERS = {"": REFUSED, "nan": REFUSED, "two": REFUSED}
 INTEGERS = NUMBERS | {"1.5": REFUSED, "1e30": REFUSED, "-1": REFUSED, "0": EITHER, "True": REFUSED}
 INTEGERS |= {"1000000000": EITHER, "100000000000000": EITHER, f"{10**30}": EITHER}
@@ -22,14 +22,7 @@ OUTPUTS = dict.fromkeys((*SCHEMES, "", "images.npz/a", "fifo", "/dev/null", LONG
 OUTPUTS |= {"/proc/out": REFUSED, INVALID: EITHER, STRANGE: EITHER, "~/out": EITHER}
 FOLDERS = OUTPUTS | {"images.npz": REFUSED}
 TEXTS = {"": REFUSED, "nothing": REFUSED, "-1": REFUSED, "99": REFUSED, "1.5": REFUSED}
-BY_TYPE = {
-    "an integer": INTEGERS,
-    "a non-negative integer": INTEGERS,
-    "a positive integer": INTEGERS,
-    "a number": REALS,
-    "a comma separated list": LISTS,
-    "boolean": BOOLEANS,
-}
+BY_TYPE = {"integer": INTEGERS, "number": REALS, "list": LISTS, "boolean": BOOLEANS}
 BY_NAME = {
     "seed": INTEGERS | {"-1": EITHER},
     "span": REALS | {"-1": EITHER},

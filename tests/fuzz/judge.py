@@ -98,12 +98,12 @@ def parse_help(text):
     flags = {}
     for block in re.split(r"\n  (?=--)", text)[1:]:
         optional, name = re.match(r"--(\[no\])?([\w.]+):", block).groups()
-        choices = re.match(r"--\w+: <([^>]+)>", block)
-        types = re.findall(r"\((an? [^()]+)\)", block)
-        known = [kind for kind in types if kind in BY_TYPE]
         if name.startswith("config."):
             continue  # a key: see `flag_cases.of_keys`
-        flags[name] = choices[1].split("|") if choices else (known or ["text"])[-1]
+        choices = re.match(r"--\w+: <([^>]+)>", block)
+        words = " ".join(re.findall(r"^ +\((an? .*)\)$", block, re.MULTILINE)).split()
+        known = [kind for kind in BY_TYPE if kind in words]
+        flags[name] = choices[1].split("|") if choices else (known or ["text"])[0]
         if optional:
             flags[name] = "boolean"
     return flags
