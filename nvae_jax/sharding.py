@@ -4,8 +4,6 @@ One device is the 1×1 mesh: there is no other code path. Nothing in the model k
 sums and means over a sharded batch are over the global one.
 """
 
-import math
-import os
 from dataclasses import dataclass
 
 import jax
@@ -88,28 +86,6 @@ def with_shardings(abstract_state, shardings):
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract_state, shardings
     )
-
-
-def check_memory(arrays):
-    """Raises ValueError where a device has less memory than its parts of a tree of abstract arrays
-    need: training would end in the middle of a computation, or by the system's hand."""
-    leaves = jax.tree.leaves(arrays)
-    size = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
-    platform = leaves[0].sharding.mesh.devices.flat[0].platform
-    memory = _memory(jax.local_devices(backend=platform))
-    if memory is not None and size > memory:
-        raise ValueError(
-            f"the training state alone needs {size / 1e9:,.1f} GB of each device, which has "
-            f"{memory / 1e9:,.1f}: take a smaller model.encoder_width, model.decoder_width or "
-            "model.num_groups, or more devices and mesh.fsdp (see launch/plan.py)"
-        )
-
-
-def _memory(devices):
-    """Bytes of each of this host's devices; of CPUs, a share of the host's. None: unknown."""
-    if devices[0].platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
-    return (devices[0].memory_stats() or {}).get("bytes_limit")
 
 
 def check_batch_size(mesh, batch_size, key, parts=1):

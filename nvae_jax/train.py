@@ -7,6 +7,7 @@ import numpy as np
 
 from nvae_jax import (
     build,
+    capacity,
     distributed,
     paths,
     pictures,
@@ -47,7 +48,7 @@ def train(config, workdir, changes=None, *, restart=False):
         config = build.resolve(config)
         experiment = build.build(config)
         data = _open_data(experiment)
-        sharding.check_memory(experiment.abstract_state())
+        capacity.check_state(experiment.abstract_state())
     _check_same_data(data)
     with Interrupt() as interrupt, run_directory.open_for_training(workdir, config):
         loop = experiment.loop

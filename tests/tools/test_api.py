@@ -145,3 +145,10 @@ def test_inference_never_changes_the_run(make_run, run, images, tmp_path, averag
 def test_what_is_refused(run, images, call, complaint):
     with pytest.raises(ValueError, match=complaint):
         call(run, images)
+
+
+def test_free_keys_of_the_config_may_differ(workdir):
+    run = api.load(workdir, changes={"eval.batch_size": 3, "data.dir": "/elsewhere"})
+    assert run.batch_size == 3 and run.experiment.data.dir == "/elsewhere"
+    with pytest.raises(ValueError, match="data.name cannot change: drop it"):
+        api.load(workdir, changes={"data.name": "mnist"})
