@@ -5,11 +5,13 @@ import gc
 import os
 import sys
 import traceback
+import warnings
+from pathlib import Path
 
 import jax
 from absl import flags
 
-from nvae_jax import allocator, distributed, files, schema
+from nvae_jax import allocator, distributed, files, paths, schema
 from nvae_jax.interrupt import Interrupted
 
 TRACEBACK_VARIABLE = "NVAE_JAX_TRACEBACK"
@@ -112,3 +114,11 @@ def _use_compilation_cache():
     default = str(home / "compilation") if home else ""
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", default)
     jax.config.update("jax_compilation_cache_dir", folder or None)
+    if not folder or paths.SCHEME.match(folder):  # JAX can keep them in buckets
+        return
+    try:
+        paths.check_writable(Path(folder) / "program", "JAX_COMPILATION_CACHE_DIR")
+    except ValueError as error:
+        print(f"warning: compiled programs are not kept: {error}", file=sys.stderr)
+        # JAX would say so of each of them.
+        warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")

@@ -25,3 +25,17 @@ def test_without_a_home_folder_programs_are_kept_where_the_variable_says(homeles
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     cli._use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_a_cache_that_cannot_be_written_to_is_said_once(
+    monkeypatch, tmp_path, capsys, compilation_cache
+):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file"))
+    cli._use_compilation_cache()
+    try:
+        jax.jit(lambda x: jax.numpy.sin(x) @ x.T)(jax.numpy.ones((3, 3)))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", compilation_cache)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "compiled programs are not kept" in line and str(tmp_path / "file") in line
