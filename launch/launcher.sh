@@ -78,12 +78,12 @@ END
 
 # What changes when the run in the folder $1 gets on: its newest checkpoint, its last metrics.
 progress_of() {
-  local folder newest=0
-  for folder in "$1"/checkpoints/[0-9]*; do
+  local folder newest=0 run=${1/#'~/'/$HOME/}
+  for folder in "$run"/checkpoints/[0-9]*; do
     folder=${folder##*/}
     if [[ $folder =~ ^[0-9]+$ ]] && ((10#$folder > newest)); then newest=$((10#$folder)); fi
   done
-  echo "$newest $(tail -n 1 "$1/metrics.jsonl" 2>/dev/null)"
+  echo "$newest $(tail -n 1 "$run/metrics.jsonl" 2>/dev/null)"
 }
 
 # count_fruitless BEFORE NOW: counts ends of the run, one after the other, without any progress.
