@@ -104,8 +104,10 @@ def _export_process_flags():
 
 
 def _first_line(error):
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
+    """Of an error's message, and what has been noted of it since."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    return "; ".join([first, *getattr(error, "__notes__", ())])
 
 
 def _use_compilation_cache():

@@ -47,11 +47,23 @@ def replacing(path):
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
     os.close(handle)
     try:
-        yield Path(name)
+        with named(path):
+            yield Path(name)
         os.chmod(name, 0o644)  # mkstemp lets nobody else read it
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named(path):
+    """Gives errors of reading and writing, which do not say where, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def to_json(value, **options):
@@ -61,7 +73,7 @@ def to_json(value, **options):
       value: of dicts, lists, tuples, strings and numbers.
       **options: of `json.dumps`.
     """
-    return json.dumps(_without_nonfinite(value), allow_nan=False, **options)
+    return json.dumps(finite(value), allow_nan=False, **options)
 
 
 def write_json(path, value, **options):
@@ -70,11 +82,12 @@ def write_json(path, value, **options):
         temporary.write_text(to_json(value, indent=2, **options) + "\n")
 
 
-def _without_nonfinite(value):
+def finite(value):
+    """`value`, made of dicts, lists and numbers, with None for numbers that are not finite."""
     if isinstance(value, dict):
-        return {key: _without_nonfinite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nonfinite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,15 +1,14 @@
 """What a person sees of a run: metric rows, TensorBoard, image grids, progress."""
 
+import contextlib
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from nvae_jax import distributed, files, pictures, run_directory
+from nvae_jax import distributed, files, pictures, run_directory, tensorboard
 
 
 def say(line):
@@ -61,32 +60,31 @@ class MetricWriter:
 
     def __init__(self, workdir, step=0):
         self._workdir = Path(workdir)
-        self._path = self._workdir / "metrics.jsonl"
+        self._path = self._workdir / run_directory.METRICS
         if self._path.exists():
             run_directory.write_text(self._path, _rows_until(self._path, step))
-        self._file = open(self._path, "a")
-        self._board = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+        self._board = tensorboard.Board(workdir, step)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._file.close()
-        self._board.close()
+    def __exit__(self, error, *_):
+        # With another error under way, that one is told.
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+            self._board.close()
 
     def scalars(self, step, values):
         """One row: {name: number}."""
-        self._file.write(files.to_json({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with files.named(self._path), open(self._path, "a") as file:
+            file.write(files.to_json({"step": step, **values}) + "\n")
+        self._board.scalars(step, values)
 
     def images(self, step, name, images):
         """A grid of (N, H, W, C) images in [0, 1], as `samples/step_NNNNNNNN_NAME.png`."""
         grid = pictures.image_grid(pictures.to_uint8(images))
         path = self._workdir / "samples" / f"step_{step:08d}_{name}.png"
         pictures.save_png(path, grid, enlarge=True)
-        self._board.add_image(name, grid, step, dataformats="HWC")
+        self._board.image(step, name, grid)
 
 
 def _rows_until(path, step):
@@ -94,11 +92,10 @@ def _rows_until(path, step):
     kept = []
     for line in path.read_text().splitlines():
         try:
-            row = json.loads(line)
-        except ValueError:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, TypeError, KeyError):
             continue  # the row that a crash cut in two
-        if row.get("step", 0) <= step:
-            kept.append(line + "\n")
     return "".join(kept)
 
 
@@ -116,10 +113,11 @@ class Progress:
     """A bar with images per second and time left on a terminal, plain lines elsewhere."""
 
     def __init__(self, start, total, batch_size):
-        self._total, self._batch_size = total, batch_size
-        self._begun, self._start = time.perf_counter(), start
-        on_terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=start, unit="step") if on_terminal else None
+        self._total, self._batch_size, self._bar = total, batch_size, None
+        if sys.stderr.isatty():
+            # Its own time left would count what the rows' rate does not: compiling, for one.
+            shape = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+            self._bar = tqdm(total=total, initial=start, unit="step", bar_format=shape)
 
     def __enter__(self):
         return self
@@ -137,12 +135,12 @@ class Progress:
         """At every row of metrics."""
         rate = row["train/images_per_second"]
         bound = f"{row['train/nelbo']:.2f} nats"
+        left = f"{(self._total - step) * self._batch_size / max(rate, 1e-9) / 60:.1f} min left"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{bound}, {rate:.0f} images/s")
+            self._bar.set_postfix_str(f"{bound}, {rate:.0f} images/s, {left}")
             return
-        left = (self._total - step) * self._batch_size / max(rate, 1e-9)
         print(
             f"step {step}/{self._total}  NELBO {bound}  loss {row['train/loss']:.2f}  "
-            f"{rate:.0f} images/s  {left / 60:.1f} min left",
+            f"{rate:.0f} images/s  {left}",
             flush=True,
         )

@@ -16,6 +16,7 @@ from configs import base
 from nvae_jax import distributed, files, paths, schema
 
 CONFIG, LOCK = "config.json", ".lock"
+CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 SHARING_SECONDS = 10  # that a network file system has to show all hosts what one of them wrote
 # What may differ from the run's config, for one command or start: whole sections, and keys. It says
 # where things are and how they are computed, not what: the numbers agree but for rounding.
@@ -129,7 +130,7 @@ def write_text(path, text):
 def open_for_training(workdir, config=None):
     """Locks `workdir` for one training run and gives the config of this start.
 
-    config.json is written when a run begins, and never again: keys of `FREE` that differ later hold
+    config.json is not written again once a run `has_begun`: keys of `FREE` that differ later hold
     for one start. Of several processes that train as one, the first locks and writes; the others
     follow it.
 
@@ -167,9 +168,19 @@ def _locked(workdir, config):
     workdir.mkdir(parents=True, exist_ok=True)
     taken = ValueError(f"another process is training in {workdir}")
     with files.locked(workdir / LOCK, taken):
-        if not (workdir / CONFIG).is_file():
+        if not (workdir / CONFIG).is_file() or (config is not None and not has_begun(workdir)):
             save_config(workdir, chosen)
         yield
+
+
+def has_begun(workdir):
+    """Whether a run has anything to lose: a checkpoint, or rows of metrics. A start that failed
+    ahead of its first step leaves neither, and holds nobody to its config."""
+    workdir = Path(workdir)
+    checkpoints, metrics = workdir / CHECKPOINTS, workdir / METRICS
+    return (checkpoints.is_dir() and any(checkpoints.iterdir())) or (
+        metrics.is_file() and metrics.stat().st_size > 0
+    )
 
 
 def _check_shared(workdir):

@@ -18,9 +18,14 @@ def test_config_survives_the_folder(tmp_path):
         assert again.to_dict() == config.to_dict()
 
 
+def begin(folder):
+    """What the first step of a run leaves."""
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+
+
 def test_another_config_is_refused_and_named(tmp_path):
     with run_directory.open_for_training(tmp_path, tiny_config()):
-        pass
+        begin(tmp_path)
     other = tiny_config(optimizer={"learning_rate": 0.5})
     with pytest.raises(ValueError, match="optimizer.learning_rate is 0.01 there and 0.5 here"):
         with run_directory.open_for_training(tmp_path, other):
@@ -28,8 +33,20 @@ def test_another_config_is_refused_and_named(tmp_path):
     assert run_directory.load_config(tmp_path).optimizer.learning_rate == 0.01
 
 
+def test_a_start_that_failed_before_its_first_step_holds_nobody_to_its_config(tmp_path):
+    with pytest.raises(MemoryError), run_directory.open_for_training(tmp_path, tiny_config()):
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "metrics.jsonl").touch()
+        raise MemoryError
+    other = tiny_config(optimizer={"learning_rate": 0.5})
+    with run_directory.open_for_training(tmp_path, other) as config:
+        assert config.optimizer.learning_rate == 0.5
+    assert run_directory.load_config(tmp_path).optimizer.learning_rate == 0.5
+
+
 def test_free_keys_change_for_one_start_and_the_file_stays(tmp_path):
     with run_directory.open_for_training(tmp_path, tiny_config()):
+        begin(tmp_path)
         written = (tmp_path / "config.json").read_bytes()
     free = {"log": {"every_steps": 3}, "train": {"max_nonfinite_steps": 9}, "model": {"unroll": 2}}
     with run_directory.open_for_training(tmp_path, tiny_config(**free)) as config:
@@ -120,6 +137,7 @@ def test_older_versions_are_migrated(tmp_path, monkeypatch):
     before = tiny_config().to_dict()
     del before["version"], before["train"]["ema_decay"]
     (tmp_path / "config.json").write_text(json.dumps(before))
+    begin(tmp_path)
     monkeypatch.setitem(run_directory.ADDED, 1, {"train.ema_decay": 0.0})
     config = run_directory.load_config(tmp_path)
     assert config.to_dict() == tiny_config().to_dict() and config.version == base.VERSION
