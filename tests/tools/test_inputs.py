@@ -157,4 +157,7 @@ def test_what_commands_start_from(run):
     assert same is run and len(images) == 2
     assert inputs.starts(run, samples=True) == (run, None)
     recalibrated, images = inputs.starts(run, samples=True, temperature=[0.9])
-    assert images is None and recalibrated.recalibration == "pooled, 3 passes"
+    assert (
+        images is None
+        and recalibrated.recalibration == "pooled, 3 passes of 4 images at temperature 0.9"
+    )
