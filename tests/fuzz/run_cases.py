@@ -91,7 +91,7 @@ RUN_FILES = {
     "recalibration": {"a file": damage.become_file},
 }
 # Of what a resumed run may write anew.
-RESUMED = ("run/metrics.jsonl", "run/.lock", "run/checkpoints/2*", "run/events*")
+RESUMED = ("run/metrics.jsonl", "run/.lock", "run/checkpoints", "run/checkpoints/2*", "run/events*")
 
 BAD_RUNS = {
     "both checkpoints garbled": {
