@@ -84,7 +84,7 @@ def of_flags(flags_of):
             if kind != "boolean":
                 yield call(command, f"--{flag}", statuses=EITHER, names=(flag,))
             for value, statuses in _values(command, flag, kind).items():
-                names = (flag, value or flag) if value != INVALID else ()
+                names = (flag, value.removeprefix("~/") or flag) if value != INVALID else ()
                 yield call(command, f"--{flag}={value}", statuses=statuses, names=names)
     for command in ("train", "evaluate"):
         for flag in ("--num_processes=2", "--process_id=5", "--coordinator_address=nothing"):
