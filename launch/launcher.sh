@@ -7,7 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 say() { echo "$(date +%H:%M:%S) $*" >&2; }
 
 die() {
-  echo "error: $*" >&2
+  echo "error: ${*//$'\n'/ }" >&2 # on one line, whatever it quotes
   exit 2
 }
 

@@ -86,6 +86,7 @@ def test_help_and_wrong_options(script):
         ([*POD, RUN[0], "--workdir="], "--workdir=DIR is missing or empty"),
         ([*POD[:3], "--accelerator=v9-8", *RUN], "--version is missing: .*v9-8"),
         ([*POD, *RUN, "--restarts=x"], "--restarts must be a number from 0 to 1000, not 'x'"),
+        ([*POD, *RUN, "--restarts=x\ny"], "--restarts must be a number from 0 to 1000, not .x y"),
         ([*POD, *RUN, "--restarts=1000000000"], "--restarts must be a number from 0 to 1000"),
         ([*POD, *RUN, "--project=a b"], "--project must be a name, not 'a b'"),
         ([*GKE, "--topology=4", *RUN], "--topology must be such as 4x4, not '4'"),

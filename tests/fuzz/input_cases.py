@@ -165,7 +165,8 @@ def of_data():
                 yield call("train", *data, statuses=statuses, changes=changes, **damaged)
                 if kind == "folder":
                     for flags in ([], ["--skip_corrupt"]):
-                        yield call("prepare_data", *flags, statuses=EITHER, **damaged)
+                        made = {"statuses": EITHER, "changes": ("new",)}  # an empty folder
+                        yield call("prepare_data", *flags, **made, **damaged)
 
 
 def of_outputs():

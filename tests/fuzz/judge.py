@@ -7,11 +7,13 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.forked import ROOT, Commands
 from tests.fuzz.case import CALLS
 from tests.fuzz.flag_cases import BY_TYPE
+from tests.fuzz.script_cases import SCRIPT_CALLS
 
 # What a command may say on stderr besides its error. Warnings of JAX, absl and tqdm's bars.
 WARNING = re.compile(r"(?i)warning: |[WI]\d{4} |WARNING:|.*(it/s|\?it|s/it|\d+%\|)|\s*$")
@@ -19,7 +21,7 @@ WARNING = re.compile(r"(?i)warning: |[WI]\d{4} |WARNING:|.*(it/s|\?it|s/it|\d+%\
 INTERNAL = re.compile(
     r"NoneType|object has no attribute|unsupported operand|not supported between|Traceback"
     r"|not subscriptable|not iterable|positional argument|cannot unpack|dtype\('<|0x[0-9a-f]{8}"
-    r"|too many values|Expecting value|must be str, not|argument must be"
+    r"|too many values|must be str, not|argument must be"
 )
 TRACEBACK = "Traceback (most recent call last)"
 LIMIT = 120  # seconds for an answer
@@ -80,8 +82,9 @@ class Judge:
             return self._commands.run(
                 case.command, *case.flags, cwd=place, timeout=self._limit, **environment
             )
-        # No installation starts: without a Python they end, whatever their flags.
-        variables = {**os.environ, "PYTHON": "false", "HOME": environment["HOME"]}
+        # Without a Python no installation starts, whatever the flags.
+        python = sys.executable if case.command in SCRIPT_CALLS else "false"
+        variables = {**os.environ, "PYTHON": python, "HOME": environment["HOME"]}
         return subprocess.run(
             ["bash", ROOT / "launch" / case.command, *case.flags],
             cwd=ROOT,

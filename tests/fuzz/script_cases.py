@@ -7,7 +7,7 @@ SCRIPT_RUN = "--config=configs/digits.py --workdir=/shared/run --dry-run"
 SCRIPT_CALLS = {
     "tpu_pod.sh": f"--name=a --zone=z --accelerator=v5litepod-16 {SCRIPT_RUN}",
     "gke.sh": "--name=a --image=me/nvae:1 --accelerator=tpu-v5-lite-podslice --topology=2x2 "
-    f"{SCRIPT_RUN}",
+    f"--volume-claim=a --mount=/shared {SCRIPT_RUN}",
     "slurm.sbatch": SCRIPT_RUN,
     "local_cluster.sh": "2 --dry-run -- true",
 }
