@@ -1,15 +1,31 @@
 """Saving and restoring a run with Orbax: the whole state and the position in the data."""
 
+import contextlib
 import dataclasses
 import math
 import shutil
+from concurrent import futures
 from pathlib import Path
 
 import orbax.checkpoint as ocp
 from absl import logging
 
-from nvae_jax import build, checkpoint_files, distributed, paths, run_directory
+from nvae_jax import (
+    build,
+    checkpoint_files,
+    distributed,
+    files,
+    orbax_errors,
+    paths,
+    run_directory,
+)
 from nvae_jax.state import Snapshot
+
+orbax_errors.keep_quiet()
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written. It names its path."""
 
 
 class Checkpoints:
@@ -24,7 +40,9 @@ class Checkpoints:
     """
 
     def __init__(self, workdir, *, keep=2, keep_best=0, read_only=False):
-        self._directory = (Path(workdir) / "checkpoints").absolute()
+        self._directory = (Path(workdir) / run_directory.CHECKPOINTS).absolute()
+        self._saving = None  # the step that is being written, and a future of its end
+        self._watcher = futures.ThreadPoolExecutor(1)
         steps = checkpoint_files.steps(self._directory)
         self._scores = {s: checkpoint_files.read_score(self._directory, s) for s in steps}
         self._damaged = set()  # steps of which a checkpoint could not be read
@@ -34,10 +52,13 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
         if self._manager is not None:
-            self._manager.wait_until_finished()
+            # With another error under way, that one is told.
+            with contextlib.suppress(SaveError) if error else contextlib.nullcontext():
+                self.wait()
             self._manager.close()
+        self._watcher.shutdown()
 
     def latest_step(self):
         """The newest saved step, or None. One that could not be read does not count."""
@@ -49,8 +70,13 @@ class Checkpoints:
 
     def save(self, state, data_state, metrics=None):
         """Saves `state` and the data iterator's JSON-able state, in the background; `metrics`
-        {name: number} are those of this state, where it has been evaluated."""
+        {name: number} are those of this state, where it has been evaluated.
+
+        Raises:
+          SaveError: this save, or the one before, which was still being written.
+        """
         step = int(state.step)
+        self.wait()
         if step == self.latest_step():
             return
         if step in self._damaged:
@@ -58,10 +84,48 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state.stored()),
             data=ocp.args.JsonSave(data_state),
-            evaluation=ocp.args.JsonSave(metrics or {}),
+            evaluation=ocp.args.JsonSave(files.finite(metrics or {})),
         )
         self._scores[step] = checkpoint_files.score(metrics)
-        self._manager.save(step, args=args, force=True)
+        with self._save_errors(step):
+            self._manager.save(step, args=args, force=True)
+        # Orbax has an answer of its own, for which a host of a cluster waits until all are done.
+        self._saving = step, self._watcher.submit(self._manager.wait_until_finished)
+
+    def check(self):
+        """Raises SaveError if the save in the background has failed; does not wait."""
+        if self._saving is not None and self._saving[1].done():
+            self.wait()
+
+    def wait(self):
+        """Waits for the save in the background; raises SaveError if it fails."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            with self._save_errors(saving[0]):
+                self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _save_errors(self, step):
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            if distributed.lost_process(error):
+                raise
+            if distributed.is_primary():  # what was written needs room, that of the next try
+                for part in self._directory.glob(f"{step}.*"):
+                    shutil.rmtree(part, ignore_errors=True)
+            path = self._directory / str(step)
+            raise SaveError(f"{path}: cannot be written ({orbax_errors.reason(error)})") from error
+
+    def is_scored(self, step):
+        """Whether the saved `step` has a score."""
+        return self._scores.get(step, math.inf) < math.inf
+
+    def add_metrics(self, step, metrics):
+        """Gives the saved `step` its `metrics`, as `save` does."""
+        if distributed.is_primary():
+            checkpoint_files.write_metrics(self._directory, step, metrics)
+        self._scores[step] = checkpoint_files.score(metrics)
 
     def _remove(self, step):
         """Removes a damaged checkpoint, which another one is to take the place of."""

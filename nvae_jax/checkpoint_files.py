@@ -10,6 +10,8 @@ import math
 import jax
 import orbax.checkpoint as ocp
 
+from nvae_jax import files
+
 METRIC = "nelbo"  # of held-out images: the lower, the better the checkpoint
 
 # Devices that hold the same array write a part of it each, from so many bytes on: every shape and
@@ -93,6 +95,11 @@ def read_score(directory, step):
         return score(json.loads((directory / str(step) / "evaluation" / "metadata").read_text()))
     except Exception:  # damaged, or from before there were scores
         return math.inf
+
+
+def write_metrics(directory, step, metrics):
+    """Replaces those of a checkpoint."""
+    files.write_json(directory / str(step) / "evaluation" / "metadata", metrics)
 
 
 def score(metrics):

@@ -63,11 +63,13 @@ class Optimizer(NamedTuple):
       False the state stays as it is.
     step: (gradients, state, params, accept, implementation=None) -> (params, state), the old ones
       if not `accept`. By `nvae_jax.ops.native` if the implementation is "native", otherwise XLA's.
+    clip: the largest norm of all gradients together that is not clipped; 0: none is.
     """
 
     init: Callable[..., Any]
     update: Callable[..., Any]
     step: Callable[..., Any]
+    clip: float
 
 
 def adamax(settings, learning_rate=None):
@@ -100,7 +102,7 @@ def adamax(settings, learning_rate=None):
         updated = optax.apply_updates(params, updates)
         return optax.tree.where(accept, updated, params), state
 
-    return Optimizer(*optimizer, step)
+    return Optimizer(*optimizer, step, clip)
 
 
 def _native_step(settings, learning_rate, gradients, state, params, accept):

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, elsewhere a line now and then."""
+"""How far long work has come, and how fast it is."""
 
 import contextlib
 import sys
@@ -67,3 +67,34 @@ class _Lines(tqdm):
         del pos
         if msg is None:
             print(self, file=sys.stderr, flush=True)
+
+
+class Clock:
+    """The speed of training between two rows of metrics, not counting what else is done.
+
+    Args:
+      step: the last that is done.
+      data: an iterator with `wait_seconds`.
+    """
+
+    def __init__(self, step, data):
+        self._data = data
+        self._mark(step)
+
+    def _mark(self, step):
+        self._step, self._time, self._wait = step, time.perf_counter(), self._data.wait_seconds
+
+    @contextlib.contextmanager
+    def paused(self):
+        """A context whose time does not count."""
+        begin = time.perf_counter()
+        yield
+        self._time += time.perf_counter() - begin
+
+    def lap(self, step, batch_size):
+        """(images per second, fraction of the time spent waiting for data) since the last one."""
+        seconds = max(time.perf_counter() - self._time, 1e-9)
+        rate = (step - self._step) * batch_size / seconds
+        wait = (self._data.wait_seconds - self._wait) / seconds
+        self._mark(step)
+        return rate, wait

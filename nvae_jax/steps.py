@@ -77,6 +77,8 @@ def make_train_step(
             learning_rate=learning_rate(state.step),
             nonfinite_steps=updated.nonfinite_steps,
         )
+        if optimizer.clip:
+            metrics["clipped_fraction"] = (finite & (grad_norm > optimizer.clip)).mean()
         return updated, metrics
 
     return train_step

@@ -1,7 +1,5 @@
 """The training loop: knows no layer, no data set and no likelihood."""
 
-import time
-
 import jax
 import numpy as np
 
@@ -10,17 +8,18 @@ from nvae_jax import (
     capacity,
     distributed,
     paths,
-    pictures,
+    progress,
     reporting,
     resume,
     run_directory,
     sharding,
-    steps,
 )
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline
+from nvae_jax.drawing import Drawing
 from nvae_jax.evaluate import HeldOut
 from nvae_jax.interrupt import Interrupt, Interrupted
+from nvae_jax.saving import Saving
 
 TERMS = ("reconstruction", "kl", "spectral", "bn", "loss", "gradient_norm")
 
@@ -38,7 +37,9 @@ def train(config, workdir, changes=None, *, restart=False):
     Raises:
       ValueError: a bad config or folder, in all processes if in any.
       FloatingPointError: the loss or the gradient stayed non-finite.
-      Interrupted: after SIGINT or SIGTERM, with everything saved.
+      Interrupted: after SIGINT or SIGTERM; it says what is saved.
+      SaveError: a checkpoint could not be written, nor the one after it.
+      Exception: of a step, with the state before it saved if that could be, and a note of which is.
     """
     workdir = paths.local(workdir, "workdir")
     config = run_directory.chosen_config(workdir, config, changes)
@@ -59,7 +60,7 @@ def train(config, workdir, changes=None, *, restart=False):
 
 
 class _Run:
-    """One process's share of a run: restores, steps, reports and saves."""
+    """One process's share of a run: restores, steps, evaluates, draws and saves."""
 
     def __init__(self, experiment, workdir, checkpoints, interrupt, restart):
         self._experiment, self._loop = experiment, experiment.loop
@@ -67,24 +68,29 @@ class _Run:
         self._restart = restart
         with distributed.together():
             self._data = _open_data(experiment)
-        self._agreement = distributed.Agreement()
+        self._agreement, self._pending = distributed.Agreement(), None
+        self._saving, self._drawing = Saving(checkpoints), Drawing(experiment)
         if experiment.evaluation.every_steps:
             self._held_out = HeldOut(experiment, experiment.evaluation.max_examples or None)
 
     def run(self):
-        state = self._restore_or_create()
-        start, total = int(state.step), self._loop.num_steps
-        if start >= total:
+        self._state = self._restore_or_create()
+        start, total = int(self._state.step), self._loop.num_steps
+        unscored = self._evaluates_at(start) and not self._checkpoints.is_scored(start)
+        if start >= total and not unscored:
             reporting.say(f"{self._workdir}: already trained for {start} steps")
             return
         with (
-            reporting.metric_writer(self._workdir, start) as writer,
-            reporting.progress(start, total, self._loop.batch_size) as progress,
+            reporting.metric_writer(self._workdir, start) as self._writer,
+            reporting.progress(start, total, self._loop.batch_size) as self._progress,
+            self._saving.at_errors(self._report),
         ):
-            self._writer, self._progress = writer, progress
-            self._clock = _Clock(start, self._data)
-            self._step_all(state, start)
+            if unscored:
+                self._make_up_for_evaluation(start)
+            if start < total:
+                self._step_all(start)
         self._data.close()
+        reporting.say(f"{self._workdir}: trained for {total} steps; {self._saving.describe()}")
 
     def _restore_or_create(self):
         restored = resume.restore(
@@ -106,62 +112,97 @@ class _Run:
         """The next global batch, on the devices."""
         return sharding.to_devices(self._experiment.mesh, next(self._data)["image"])
 
-    def _step_all(self, state, start):
-        loop, update = self._loop, self._experiment.train_step()
-        reporting.say("compiling the training step ...")
-        pending = None
-        for step in range(start + 1, loop.num_steps + 1):
-            state, metrics = update(state, self._next_images())
+    def _step_all(self, start):
+        update, images = self._experiment.train_step(), self._experiment.abstract_images()
+        with progress.waiting("compiling the training step"):
+            update = update.lower(self._state, images).compile()
+        self._clock, self._clipped = progress.Clock(start, self._data), []
+        for step in range(start + 1, self._loop.num_steps + 1):
+            self._state, metrics = update(self._state, self._next_images())
+            self._saving.reached(self._state, self._data.get_state(), metrics)
             # The metrics of the step before are fetched while this one runs.
-            self._report(pending)
-            pending = (step, metrics)
-            last = step == loop.num_steps
-            stop, scores = self._stop(), None
-            if not stop and self._evaluates_at(step):
-                scores = self._evaluate(step, state)
-                stop = self._stop()
-            best = scores and loop.keep_best_checkpoints
-            if last or stop or best or _due(step, loop.checkpoint_every_steps):
-                self._report(pending)
-                pending = None
-                self._save(state, metrics, scores)
-            if last or (not stop and _due(step, loop.images_every_steps)):
-                self._draw(step, state)
-            if stop and not last:
-                raise Interrupted(f"saved at step {step}; the same command resumes", stop)
+            self._report()
+            self._pending = step, metrics
+            with self._clock.paused():
+                self._saving.check()
+            stop = self._stop()
+            if stop or self._is_due(step):
+                self._report()
+                with self._clock.paused():
+                    self._between_steps(step, stop, metrics)
+
+    def _is_due(self, step):
+        """Whether there is more to do after a step than the next one."""
+        loop = self._loop
+        others = (loop.checkpoint_every_steps, loop.images_every_steps)
+        return self._is_last(step) or self._evaluates_at(step) or any(_due(step, e) for e in others)
+
+    def _between_steps(self, step, stop, metrics):
+        loop, last, scores = self._loop, self._is_last(step), None
+        if last:
+            self._check_end(step, metrics)
+        evaluates = self._evaluates_at(step)
+        if evaluates and not stop:
+            scores = self._evaluate(step)
+            self._saving.scored(scores)
+            stop = self._stop()
+        best = scores and loop.keep_best_checkpoints
+        if last or stop or best or _due(step, loop.checkpoint_every_steps):
+            self._saving.save(wait=bool(last or stop))
+        if last or (not stop and _due(step, loop.images_every_steps)):
+            for name, images in self._drawing(self._state.variables, step).items():
+                self._writer.images(step, name, images)
+        if stop and (not last or (evaluates and scores is None)):
+            self._interrupted(step, stop)
+
+    def _interrupted(self, step, stop):
+        if self._saving.newest() == step:
+            raise Interrupted(f"saved at step {step}; the same command resumes", stop)
+        why = f"stopped at step {step}, in a stretch of updates that are not finite"
+        raise Interrupted(f"{why}; {self._saving.describe()}", stop)
 
     def _stop(self):
         """The signal that any of the hosts has received, or 0: all of them stop at the same step,
         or in the middle of an evaluation."""
         return self._agreement(self._interrupt.received or 0)
 
+    def _is_last(self, step):
+        return step == self._loop.num_steps
+
     def _evaluates_at(self, step):
         every = self._experiment.evaluation.every_steps
-        return every and (step == self._loop.num_steps or _due(step, every))
+        return bool(every and step) and (self._is_last(step) or _due(step, every))
 
-    def _evaluate(self, step, state):
+    def _make_up_for_evaluation(self, step):
+        """Evaluates the restored state, whose evaluation a signal came before."""
+        scores = self._evaluate(step)
+        if scores is None:
+            self._interrupted(step, self._stop())
+        self._checkpoints.add_metrics(step, scores)
+
+    def _evaluate(self, step):
         """The held-out images' scores, in a row of their own; None where a signal came between."""
-        scores = self._held_out(state.variables, stopped=self._stop)
+        scores = self._held_out(self._state.variables, stopped=self._stop)
         if scores is not None:
             row = {f"{self._held_out.split}/{name}": value for name, value in scores.items()}
             self._writer.scalars(step, row)
             reporting.say(f"step {step}: {self._held_out.split} NELBO {scores['nelbo']:.4f} nats")
         return scores
 
-    def _save(self, state, metrics, scores):
-        # A state whose last updates were skipped is good, but says nothing new.
-        if not int(metrics["nonfinite_steps"]):
-            self._checkpoints.save(state, self._data.get_state(), scores)
-
-    def _report(self, pending):
-        if pending is None:
+    def _report(self):
+        """Looks at the metrics of the last step of which that has not been done yet."""
+        if self._pending is None:
             return
-        step, metrics = pending
+        (step, metrics), self._pending = self._pending, None
         self._check_finite(step, metrics)
+        self._clipped.append(float(metrics.get("clipped_fraction", 0.0)))
         self._progress.advance(step)
-        if step == 1 or step == self._loop.num_steps or _due(step, self._loop.log_every_steps):
+        if step == 1 or self._is_last(step) or _due(step, self._loop.log_every_steps):
             rate, wait = self._clock.lap(step, self._loop.batch_size)
             row = reporting.train_row(jax.device_get(metrics), rate, wait)
+            if "clipped_fraction" in metrics:
+                row["train/clipped_fraction"] = float(np.mean(self._clipped))
+            self._clipped = []
             row["train/skipped_examples"] = self._data.skipped
             self._writer.scalars(step, row)
             self._progress.report(step, row)
@@ -173,43 +214,20 @@ class _Run:
         bad = [name for name in TERMS if not np.isfinite(metrics[name])]
         reporting.say(f"step {step}: {', '.join(bad)} not finite, update skipped")
         if in_a_row >= self._loop.max_nonfinite_steps:
-            saved = self._checkpoints.latest_step()
+            saved = self._saving.newest()
             good = "no checkpoint yet" if saved is None else f"last good checkpoint: step {saved}"
             raise FloatingPointError(
                 f"step {step}: {bad[0]} is not finite, for {in_a_row} steps in a row; {good}"
             )
 
-    def _draw(self, step, state):
-        """Grids of samples and of reconstructions (above: the images, below: their copies)."""
-        experiment, count = self._experiment, self._loop.num_images
-        key = jax.random.fold_in(jax.random.key(experiment.seed), step)
-        sample = steps.make_sample_step(experiment.model, experiment.likelihood, count)
-        everywhere = sharding.replicated(experiment.mesh)
-        sample = jax.jit(sample, out_shardings=everywhere)
-        self._writer.images(step, "samples", sample(state.variables, key, 1.0))
-        split = pipeline.resolve_split(experiment.data, "test")
-        images = pipeline.preview(experiment.data, split, count // 2)
-        reconstruct = steps.make_reconstruct_step(experiment.model, experiment.likelihood)
-        copies = jax.jit(reconstruct, out_shardings=everywhere)(state.variables, images, key)
-        self._writer.images(step, "reconstructions", pictures.pair_rows(images, copies))
-
-
-class _Clock:
-    """Images per second, and the fraction of time spent waiting for data, between two rows."""
-
-    def __init__(self, step, data):
-        self._data = data
-        self._mark(step)
-
-    def _mark(self, step):
-        self._step, self._time, self._wait = step, time.perf_counter(), self._data.wait_seconds
-
-    def lap(self, step, batch_size):
-        seconds = time.perf_counter() - self._time
-        rate = (step - self._step) * batch_size / seconds
-        wait = (self._data.wait_seconds - self._wait) / seconds
-        self._mark(step)
-        return rate, wait
+    def _check_end(self, step, metrics):
+        """A run must not end as if all were well when its last updates were skipped."""
+        in_a_row = int(metrics["nonfinite_steps"])
+        if in_a_row:
+            raise FloatingPointError(
+                f"step {step}, the last: the updates of {in_a_row} steps in a row were not finite "
+                f"and were skipped; {self._saving.describe()}"
+            )
 
 
 def _open_data(experiment):

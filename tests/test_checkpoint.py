@@ -1,5 +1,7 @@
+import contextlib
 import gc
 import math
+import resource
 import shutil
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from nvae_jax import checkpoint
-from nvae_jax.checkpoint import Checkpoints, parse_which
+from nvae_jax.checkpoint import Checkpoints, SaveError, parse_which
 
 
 @pytest.fixture
@@ -143,6 +145,49 @@ def test_only_torn_ones_are_an_error(saved):
     with Checkpoints(folder, read_only=True) as checkpoints:
         with pytest.raises(ValueError, match="no checkpoint in .* can be read"):
             checkpoints.restore(abstract)
+
+
+@contextlib.contextmanager
+def small_disk(num_bytes):
+    """A context in which no file becomes larger than so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_failed_save_is_named_in_one_line_and_can_be_repeated(tmp_path, tiny, caplog):
+    _, state, _ = tiny
+    state = state.replace(step=state.step + 3)
+    with Checkpoints(tmp_path) as checkpoints:
+        with small_disk(10_000):
+            checkpoints.save(state, {"step": 3})
+            with pytest.raises(SaveError, match="checkpoints/3: cannot be written .File too large"):
+                while True:
+                    checkpoints.check()
+        assert checkpoints.latest_step() is None
+        assert not list((tmp_path / "checkpoints").iterdir())
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+        checkpoints.save(state, {"step": 3})
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 3
+
+
+def test_scores_can_come_after_the_checkpoint(tmp_path, tiny):
+    _, state, _ = tiny
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        checkpoints.save(state.replace(step=state.step + 1), {})
+        checkpoints.wait()
+        assert not checkpoints.is_scored(1)
+        checkpoints.add_metrics(1, {"nelbo": 3.0, "kl": float("nan")})
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        assert checkpoints.is_scored(1)
+        checkpoints.save(state.replace(step=state.step + 2), {}, {"nelbo": 4.0})
+        checkpoints.save(state.replace(step=state.step + 3), {}, {"nelbo": 5.0})
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert (checkpoints.best_step(), checkpoints.latest_step()) == (1, 3)
 
 
 def test_none_is_none(tmp_path, tiny):

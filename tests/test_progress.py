@@ -1,6 +1,7 @@
 import re
 import sys
 import time
+import types
 
 import pytest
 import tqdm.std
@@ -66,3 +67,18 @@ def test_a_long_call_says_that_it_goes_on(monkeypatch, capsys):
     with progress.waiting("saving"):
         pass
     assert capsys.readouterr() == ("saving ...\n", "")
+
+
+def test_what_is_not_training_does_not_count(monkeypatch):
+    now = Clock()
+    data = types.SimpleNamespace(wait_seconds=0.0)
+    monkeypatch.setattr(progress.time, "perf_counter", now)
+    laps = progress.Clock(10, data)
+    now.seconds += 2.0
+    data.wait_seconds += 1.0
+    with laps.paused():
+        now.seconds += 1000.0
+    now.seconds += 2.0
+    assert laps.lap(14, 16) == (16.0, 0.25)
+    now.seconds += 8.0
+    assert laps.lap(18, 16) == (8.0, 0.0)

@@ -11,10 +11,15 @@ import pytest
 from nvae_jax import build, train
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline
+from nvae_jax.data.spec import DataError
 from nvae_jax.interrupt import Interrupted
 from tests.conftest import tiny_config
 
 STEPS = 7
+
+
+class PowerCut(BaseException):
+    """What no program can do anything about."""
 
 
 def config_for(**sections):
@@ -112,10 +117,11 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path, whole, monkeypatch, step,
     assert list(map(values, rows(tmp_path / "run"))) == list(map(values, rows(whole)))
 
 
-def test_a_signal_in_an_evaluation_saves_the_step_at_once(
-    tmp_path, monkeypatch, capsys, undocumented
+@pytest.mark.parametrize(("every", "step", "rest"), [(2, 2, [2, 4, 6, STEPS]), (STEPS, STEPS, [7])])
+def test_an_evaluation_that_a_signal_ended_is_made_up_for(
+    tmp_path, monkeypatch, capsys, every, step, rest
 ):
-    config = config_for(eval={"every_steps": 2, "batch_size": 8, "max_examples": 64})
+    config = config_for(eval={"every_steps": every, "batch_size": 8, "max_examples": 64})
     batches, read = pipeline.eval_batches, []
 
     def interrupting(*args, **kwargs):
@@ -127,20 +133,22 @@ def test_a_signal_in_an_evaluation_saves_the_step_at_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "eval_batches", interrupting)
-        with pytest.raises(Interrupted, match="saved at step 2"):
+        with pytest.raises(Interrupted, match=f"saved at step {step}"):
             train.train(config, tmp_path / "run")
     assert len(read) < 8  # it does not evaluate to the end first
-    assert int(saved(tmp_path / "run", config)[0].step) == 2
+    assert int(saved(tmp_path / "run", config)[0].step) == step
     train.train(None, tmp_path / "run")
     scores = [row for row in rows(tmp_path / "run") if "test/nelbo" in row]
-    assert [row["step"] for row in scores] == [4, 6, STEPS]
-    assert not undocumented(scores[0])
-    assert scores[0]["test/nelbo_bits_per_dim"] == scores[0]["test/nelbo"] / 256 / np.log(2)
-    assert "step 4: test NELBO" in capsys.readouterr().out
+    assert [row["step"] for row in scores] == rest
+    assert f"step {step}: test NELBO" in capsys.readouterr().out
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert checkpoints.is_scored(STEPS)
+    train.train(None, tmp_path / "run")
+    assert "already trained" in capsys.readouterr().out
 
 
 def test_rows_after_the_last_checkpoint_are_written_once(tmp_path, whole, monkeypatch):
-    """A crash loses the steps since the last checkpoint: their rows must not appear twice."""
+    """A power cut loses the steps since the last checkpoint: their rows must not appear twice."""
     config = config_for(checkpoint={"every_steps": 3}, log={"every_steps": 1})
     take = pipeline.TrainIterator.__next__
     taken = []
@@ -148,12 +156,12 @@ def test_rows_after_the_last_checkpoint_are_written_once(tmp_path, whole, monkey
     def crashing(iterator):
         taken.append(None)
         if len(taken) == 7:
-            raise RuntimeError("power cut")
+            raise PowerCut
         return take(iterator)
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.TrainIterator, "__next__", crashing)
-        with pytest.raises(RuntimeError, match="power cut"):
+        with pytest.raises(PowerCut):
             train.train(config, tmp_path / "run")
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "train/lo')  # a row that the crash cut in two
@@ -185,6 +193,97 @@ def test_nan_is_skipped_counted_and_stops_the_run(tmp_path, monkeypatch, capsys)
     state, _ = saved(tmp_path / "run", config)
     assert int(state.step) == 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def poison(monkeypatch, after, then=lambda count: None):
+    """Every batch after so many, of which the first gives the state its shapes, is NaN."""
+    take, taken = pipeline.TrainIterator.__next__, []
+
+    def poisoned(iterator):
+        batch = take(iterator)
+        taken.append(None)
+        then(len(taken) - 1)
+        if len(taken) - 1 > after:
+            batch["image"] = np.full_like(batch["image"], np.nan)
+        return batch
+
+    monkeypatch.setattr(pipeline.TrainIterator, "__next__", poisoned)
+
+
+@pytest.mark.parametrize(
+    ("good_steps", "said"), [(0, "nothing is saved"), (3, "the newest checkpoint is step 2")]
+)
+def test_a_run_whose_last_updates_were_skipped_does_not_end_well(
+    tmp_path, monkeypatch, good_steps, said
+):
+    config = config_for(checkpoint={"every_steps": 2})
+    poison(monkeypatch, good_steps)
+    message = f"step 7, the last: the updates of {STEPS - good_steps} steps .* skipped; {said}"
+    with pytest.raises(FloatingPointError, match=message):
+        train.train(config, tmp_path / "run")
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in text and rows(tmp_path / "run")[-1]["train/loss"] is None
+
+
+def test_a_signal_among_skipped_updates_claims_no_checkpoint(tmp_path, monkeypatch):
+    poison(monkeypatch, 0, lambda count: count == 3 and signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped at step 3, in a .* finite; nothing is saved"):
+        train.train(config_for(), tmp_path / "run")
+
+
+def test_an_error_is_told_after_the_step_before_it_is_saved(tmp_path, whole, monkeypatch):
+    config = config_for(log={"every_steps": 1})
+    take, taken = pipeline.TrainIterator.__next__, []
+
+    def damaged(iterator):
+        taken.append(None)
+        if len(taken) == 6:
+            raise DataError("image 17 cannot be read")
+        return take(iterator)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.TrainIterator, "__next__", damaged)
+        with pytest.raises(DataError, match="image 17") as caught:
+            train.train(config, tmp_path / "run")
+    assert caught.value.__notes__ == ["the newest checkpoint is step 4"]
+    train.train(config, tmp_path / "run")
+    assert list(map(values, rows(tmp_path / "run"))) == list(map(values, rows(whole)))
+
+
+def test_clipped_steps_are_counted_between_rows_too(tmp_path):
+    def clipped(name, every):
+        config = config_for(optimizer={"gradient_clip": 165.0}, log={"every_steps": every})
+        train.train(config, tmp_path / name)
+        return {row["step"]: row for row in rows(tmp_path / name)}
+
+    each, some = clipped("each", 1), clipped("some", 3)
+    found = [each[step]["train/clipped_fraction"] for step in range(1, STEPS + 1)]
+    assert found == [float(each[s]["train/gradient_norm"] > 165.0) for s in range(1, STEPS + 1)]
+    assert 0 < sum(found) < STEPS
+    assert some[6]["train/clipped_fraction"] == pytest.approx(np.mean(found[3:6]))
+
+
+def test_only_training_counts_in_images_per_second(tmp_path, monkeypatch):
+    seconds = [0.0]
+
+    def taking(function, duration):
+        def slow(*args, **kwargs):
+            seconds[0] += duration
+            return function(*args, **kwargs)
+
+        return slow
+
+    monkeypatch.setattr("time.perf_counter", lambda: seconds[0])
+    slow = {(pipeline.TrainIterator, "__next__"): 2.0, (train.HeldOut, "__call__"): 1000.0}
+    slow |= {(train.Drawing, "__call__"): 1000.0, (Checkpoints, "save"): 1000.0}
+    for (kind, name), duration in slow.items():
+        monkeypatch.setattr(kind, name, taking(getattr(kind, name), duration))
+    evaluation = {"every_steps": 2, "batch_size": 8, "max_examples": 8}
+    log, checkpoint = {"every_steps": 3, "images_every_steps": 2}, {"every_steps": 2}
+    train.train(config_for(eval=evaluation, log=log, checkpoint=checkpoint), tmp_path / "run")
+    found = [r["train/images_per_second"] for r in rows(tmp_path / "run") if "train/loss" in r]
+    # Steps 1 and 7 have rows too. The batch of the step after has been asked for at a row.
+    assert found == pytest.approx([4.0, 8.0, 12.0, 8.0])
 
 
 def test_one_bad_batch_changes_nothing_but_the_step(tiny):

@@ -1,0 +1,53 @@
+"""Grids of samples and of reconstructions during training."""
+
+import jax
+import numpy as np
+
+from nvae_jax import pictures, sharding, steps
+from nvae_jax.data import pipeline
+from nvae_jax.ops import compiler
+
+
+class Drawing:
+    """Draws on all devices of the mesh, by two programs that are compiled at the first call.
+
+    Args:
+      experiment: from `build.build`.
+    """
+
+    def __init__(self, experiment):
+        self._experiment, self._mesh = experiment, experiment.mesh
+        self._count = experiment.loop.num_images
+        model, likelihood = experiment.model, experiment.likelihood
+        size = sharding.round_up(self._mesh, self._count)
+        self.sample = self._compiled(steps.make_sample_step(model, likelihood, size))
+        self.reconstruct = self._compiled(steps.make_reconstruct_step(model, likelihood))
+
+    def _compiled(self, step):
+        def shared(*arguments):
+            # Each device draws its part, and gets the others' at the end.
+            images = step(*arguments)
+            return jax.lax.with_sharding_constraint(images, sharding.over_batch(self._mesh))
+
+        return jax.jit(
+            shared,
+            out_shardings=sharding.replicated(self._mesh),
+            compiler_options=compiler.options(self._mesh.devices.flat[0].platform),
+        )
+
+    def __call__(self, variables, step):
+        """{name: images (N, H, W, C) in [0, 1]} of the model after so many steps: "samples", and
+        "reconstructions" of held-out images (above: the images, below: their copies)."""
+        key = jax.random.fold_in(jax.random.key(self._experiment.seed), step)
+        samples = np.asarray(self.sample(variables, key, 1.0))[: self._count]
+        images = self._held_out()
+        size = sharding.round_up(self._mesh, len(images))
+        padded = np.concatenate([images, np.zeros((size - len(images), *images.shape[1:]))])
+        local = np.split(padded.astype(np.float32), jax.process_count())[jax.process_index()]
+        copies = self.reconstruct(variables, sharding.to_devices(self._mesh, local), key)
+        copies = np.asarray(copies)[: len(images)]
+        return {"samples": samples, "reconstructions": pictures.pair_rows(images, copies)}
+
+    def _held_out(self):
+        data = self._experiment.data
+        return pipeline.preview(data, pipeline.resolve_split(data, "test"), -(-self._count // 2))

@@ -1,0 +1,48 @@
+import numpy as np
+
+from nvae_jax import steps
+from nvae_jax.drawing import Drawing
+from tests.test_sharding import run_program
+
+DEVICES = """
+import json
+import jax, numpy as np
+from nvae_jax import build
+from nvae_jax.drawing import Drawing
+from tests.conftest import tiny_config
+
+experiment = build.build(tiny_config(model={"unroll": 1}, log={"num_images": 6}))
+drawing = Drawing(experiment)
+state = experiment.create_state(np.zeros((4, 16, 16, 1), np.float32))
+images = drawing(state.variables, 3)
+lowered = drawing.sample.lower(state.variables, jax.random.key(0), 1.0)
+print(json.dumps([float(images[name].mean()) for name in ("samples", "reconstructions")]
+                 + [len(images["samples"]), lowered.compile().cost_analysis()["flops"]]))
+"""
+
+
+def test_drawing_again_compiles_nothing(tiny, monkeypatch):
+    experiment, state, _ = tiny
+    traced = []
+
+    def counting(name, make):
+        def counted(*arguments):
+            step = make(*arguments)
+            return lambda *inputs: traced.append(name) or step(*inputs)
+
+        return counted
+
+    for name in ("make_sample_step", "make_reconstruct_step"):
+        monkeypatch.setattr(steps, name, counting(name, getattr(steps, name)))
+    drawing = Drawing(experiment)
+    first, second = (drawing(state.variables, step) for step in (1, 2))
+    assert sorted(traced) == ["make_reconstruct_step", "make_sample_step"]
+    assert first["samples"].shape == (4, 16, 16, 1) == first["reconstructions"].shape
+    assert not np.array_equal(first["samples"], second["samples"])
+
+
+def test_devices_share_the_drawing():
+    one, four = (run_program(DEVICES, devices) for devices in (1, 4))
+    assert one[2] == four[2] == 6
+    np.testing.assert_allclose(one[1], four[1], rtol=1e-3)
+    assert four[3] < one[3] / 2  # 8 images on 4 devices, for 6 on one

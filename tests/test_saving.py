@@ -1,0 +1,90 @@
+import pytest
+
+from nvae_jax.checkpoint import SaveError
+from nvae_jax.saving import Saving
+
+
+class Disk:
+    """Checkpoints of which so many saves fail in the background."""
+
+    def __init__(self, failures=0):
+        self.failures, self.steps, self.writing = failures, [], None
+
+    def save(self, state, data_state, metrics):
+        self.wait()
+        self.writing = state
+
+    def check(self):
+        self.wait()
+
+    def wait(self):
+        step, self.writing = self.writing, None
+        if step is not None and self.failures:
+            self.failures -= 1
+            raise SaveError(f"run/checkpoints/{step}: cannot be written (No space left on device)")
+        self.steps += [] if step is None else [step]
+
+    def latest_step(self):
+        return max(self.steps, default=None)
+
+
+def saving_on(disk):
+    saving = Saving(disk)
+    return saving, lambda step, skipped=0: saving.reached(step, {}, {"nonfinite_steps": skipped})
+
+
+def test_a_save_that_failed_is_said_and_tried_once_more(capsys):
+    saving, reach = saving_on(disk := Disk(failures=1))
+    reach(3)
+    saving.save()
+    reach(4)
+    saving.check()
+    assert disk.steps == [4]
+    assert capsys.readouterr().out == (
+        "run/checkpoints/3: cannot be written (No space left on device): trying once more\n"
+    )
+
+
+def test_failing_twice_ends_the_run_and_says_what_is_saved():
+    saving, reach = saving_on(disk := Disk())
+    reach(3)
+    saving.save(wait=True)
+    disk.failures = 2
+    with pytest.raises(SaveError, match="checkpoints/6") as caught, saving.at_errors(list):
+        reach(6)
+        saving.save(wait=True)
+    assert caught.value.__notes__ == ["the newest checkpoint is step 3"]
+    assert disk.failures == 0  # there is no third time
+
+
+def test_an_error_is_told_after_the_state_is_saved():
+    saving, reach = saving_on(Disk())
+    reported = []
+    with pytest.raises(OSError) as caught, saving.at_errors(lambda: reported.append("row")):
+        reach(5)
+        raise OSError("a damaged picture")
+    assert reported == ["row"]
+    assert caught.value.__notes__ == ["the newest checkpoint is step 5"]
+
+
+def test_no_error_of_saving_hides_the_first():
+    saving, reach = saving_on(Disk(failures=9))
+    with pytest.raises(OSError, match="a damaged picture") as caught, saving.at_errors(list):
+        reach(5)
+        raise OSError("a damaged picture")
+    assert caught.value.__notes__ == ["nothing is saved"]
+
+
+def test_skipped_updates_take_the_place_of_no_good_ones():
+    saving, reach = saving_on(disk := Disk())
+    reach(5, skipped=1)
+    saving.save(wait=True)
+    assert disk.steps == [] and saving.newest() is None
+
+
+def test_in_a_cluster_the_first_failure_ends_the_run(monkeypatch):
+    saving, reach = saving_on(Disk(failures=1))
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(SaveError), saving.at_errors(list):
+        reach(3)
+        saving.save(wait=True)
