@@ -103,6 +103,7 @@ class Checkpoints:
         if saving is not None:
             with self._save_errors(saving[0]):
                 self._manager.wait_until_finished()
+            (self._directory.parent / run_directory.UNSAVED).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _save_errors(self, step):

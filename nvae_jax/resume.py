@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from nvae_jax import distributed
-
-METRICS = "metrics.jsonl"
+from nvae_jax.run_directory import METRICS, UNSAVED
 
 
 def restore(workdir, checkpoints, abstract_state, *, restart=False):
@@ -27,6 +26,8 @@ def restore(workdir, checkpoints, abstract_state, *, restart=False):
         return None
     with distributed.together():
         _check(workdir, restored, restart)
+        if restored is None and distributed.is_primary():
+            (Path(workdir) / UNSAVED).touch()
     return restored
 
 
@@ -36,7 +37,9 @@ def _check(workdir, restored, restart):
             f"{workdir} has a checkpoint of step {int(restored[0].step)}: without --restart "
             "training goes on from there; to start anew name a new folder"
         )
-    if restored is None and not restart and _has_rows(workdir):
+    # One that was cut off before it saved anything has lost none, and begins anew by itself.
+    lost = _has_rows(workdir) and not (Path(workdir) / UNSAVED).exists()
+    if restored is None and not restart and lost:
         raise ValueError(
             f"{workdir} has metrics but no checkpoint: training would start anew and replace them; "
             "put its checkpoints/ back, or say --restart"

@@ -17,6 +17,7 @@ from nvae_jax import distributed, files, paths, schema
 
 CONFIG, LOCK = "config.json", ".lock"
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
+UNSAVED = ".unsaved"  # there from the start of a run until its first checkpoint
 SHARING_SECONDS = 10  # that a network file system has to show all hosts what one of them wrote
 # What may differ from the run's config, for one command or start: whole sections, and keys. It says
 # where things are and how they are computed, not what: the numbers agree but for rounding.

@@ -23,23 +23,21 @@ class Saving:
     def __init__(self, checkpoints):
         self._checkpoints, self._reached, self._scores = checkpoints, None, None
 
-    def reached(self, state, data_state, metrics):
-        """Takes the state after an update, the position in the data and the update's metrics."""
-        self._reached, self._scores = (state, data_state, metrics), None
+    def reached(self, state, data_state):
+        """Takes the state after an update, and the position in the data."""
+        self._reached, self._scores = (state, data_state), None
 
     def scored(self, scores):
         """Takes what the evaluation of the state that is `reached` found."""
         self._scores = scores
 
     def save(self, wait=False):
-        """Saves the state that is reached, in the background or at once. Among updates that are
-        skipped as not finite it says nothing new, and takes the place of no older one.
+        """Saves the state that is reached, in the background or at once; among updates that are
+        skipped as not finite the one before them, if there is one.
 
         Raises:
           SaveError: this failed twice.
         """
-        if self._reached is None or int(self._reached[2]["nonfinite_steps"]):
-            return
         try:
             self._write(wait)
         except SaveError as error:
@@ -56,9 +54,18 @@ class Saving:
         except SaveError as error:
             self._try_again(error)
 
+    def rescue(self):
+        """Saves if that can be, and raises nothing: for a run that ends with another error."""
+        with contextlib.suppress(Exception):  # such as for an update that failed halfway
+            self.save(wait=True)
+
     def _write(self, wait):
-        state, data_state, _ = self._reached
-        self._checkpoints.save(state, data_state, self._scores)
+        if self._reached is None:
+            return
+        state, data_state = self._reached
+        state, scores = state.before_skipped(), self._scores if state.is_good() else None
+        if step := int(state.step):
+            self._checkpoints.save(state, {**data_state, "step": step}, scores)
         if wait:
             self._checkpoints.wait()
 
@@ -85,14 +92,13 @@ class Saving:
         that says which step is. Ahead of that it calls `report`."""
         try:
             yield
-        except (Interrupted, FloatingPointError):
+        except (Interrupted, FloatingPointError):  # which say themselves what is saved
             raise
         except Exception as error:
             # A save needs all processes, and the others are in the middle of a step.
             if jax.process_count() == 1 and not isinstance(error, SaveError):
-                with contextlib.suppress(Exception):  # such as for an update that failed halfway
-                    report()
                 with contextlib.suppress(Exception):
-                    self.save(wait=True)
+                    report()
+                self.rescue()
             error.add_note(self.describe())
             raise

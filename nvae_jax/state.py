@@ -39,6 +39,17 @@ class State:
         its own, so that putting other statistics into it does not change the state."""
         return dict(self.average or self.trained)
 
+    def is_good(self):
+        """Whether the last update was finite, and was not skipped."""
+        return not int(self.nonfinite_steps)
+
+    def before_skipped(self):
+        """The state before the last updates, skipped in a row: they changed but the counters."""
+        if self.is_good():
+            return self
+        step = self.step - self.nonfinite_steps
+        return self.replace(step=step, nonfinite_steps=jnp.zeros_like(self.nonfinite_steps))
+
     def stored(self):
         """{field: value} as a checkpoint holds it: without what is switched off."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -119,7 +119,7 @@ class _Run:
         self._clock, self._clipped = progress.Clock(start, self._data), []
         for step in range(start + 1, self._loop.num_steps + 1):
             self._state, metrics = update(self._state, self._next_images())
-            self._saving.reached(self._state, self._data.get_state(), metrics)
+            self._saving.reached(self._state, self._data.get_state())
             # The metrics of the step before are fetched while this one runs.
             self._report()
             self._pending = step, metrics
@@ -156,10 +156,12 @@ class _Run:
             self._interrupted(step, stop)
 
     def _interrupted(self, step, stop):
-        if self._saving.newest() == step:
-            raise Interrupted(f"saved at step {step}; the same command resumes", stop)
-        why = f"stopped at step {step}, in a stretch of updates that are not finite"
-        raise Interrupted(f"{why}; {self._saving.describe()}", stop)
+        newest = self._saving.newest()
+        if newest is None:
+            raise Interrupted(
+                f"stopped at step {step}: no update was finite, nothing is saved", stop
+            )
+        raise Interrupted(f"saved at step {newest}; the same command resumes", stop)
 
     def _stop(self):
         """The signal that any of the hosts has received, or 0: all of them stop at the same step,
@@ -214,6 +216,7 @@ class _Run:
         bad = [name for name in TERMS if not np.isfinite(metrics[name])]
         reporting.say(f"step {step}: {', '.join(bad)} not finite, update skipped")
         if in_a_row >= self._loop.max_nonfinite_steps:
+            self._saving.rescue()
             saved = self._saving.newest()
             good = "no checkpoint yet" if saved is None else f"last good checkpoint: step {saved}"
             raise FloatingPointError(
@@ -224,6 +227,7 @@ class _Run:
         """A run must not end as if all were well when its last updates were skipped."""
         in_a_row = int(metrics["nonfinite_steps"])
         if in_a_row:
+            self._saving.rescue()
             raise FloatingPointError(
                 f"step {step}, the last: the updates of {in_a_row} steps in a row were not finite "
                 f"and were skipped; {self._saving.describe()}"

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from nvae_jax import resume
@@ -33,6 +35,17 @@ def test_a_run_that_has_only_metrics_begins_when_told_to(restore, tmp_path):
     with pytest.raises(ValueError, match="has metrics but no checkpoint"):
         restore()
     assert restore(restart=True) is None
+
+
+def test_a_run_that_was_cut_off_before_it_saved_begins_anew(restore, tmp_path, tiny):
+    restore()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert restore() is None
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(tiny[1], {"step": 0})
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="has metrics but no checkpoint"):
+        restore()
 
 
 def test_a_checkpoint_is_gone_on_with(restore, saved):

@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 
 from nvae_jax.checkpoint import SaveError
 from nvae_jax.saving import Saving
+from nvae_jax.state import State
 
 
 class Disk:
@@ -18,7 +20,7 @@ class Disk:
         self.wait()
 
     def wait(self):
-        step, self.writing = self.writing, None
+        step, self.writing = self.writing and int(self.writing.step), None
         if step is not None and self.failures:
             self.failures -= 1
             raise SaveError(f"run/checkpoints/{step}: cannot be written (No space left on device)")
@@ -30,7 +32,13 @@ class Disk:
 
 def saving_on(disk):
     saving = Saving(disk)
-    return saving, lambda step, skipped=0: saving.reached(step, {}, {"nonfinite_steps": skipped})
+    nothing = dict.fromkeys(("params", "batch_stats", "opt_state", "spectral", "key"))
+
+    def reach(step, skipped=0):
+        state = State(step=np.int32(step), nonfinite_steps=np.int32(skipped), **nothing)
+        saving.reached(state, {"step": step})
+
+    return saving, reach
 
 
 def test_a_save_that_failed_is_said_and_tried_once_more(capsys):
@@ -75,11 +83,14 @@ def test_no_error_of_saving_hides_the_first():
     assert caught.value.__notes__ == ["nothing is saved"]
 
 
-def test_skipped_updates_take_the_place_of_no_good_ones():
+def test_behind_skipped_updates_the_state_before_them_is_saved():
     saving, reach = saving_on(disk := Disk())
-    reach(5, skipped=1)
+    reach(5, skipped=5)  # none was good
     saving.save(wait=True)
     assert disk.steps == [] and saving.newest() is None
+    reach(7, skipped=2)
+    saving.save()
+    assert int(disk.writing.step) == 5 and disk.writing.is_good()
 
 
 def test_in_a_cluster_the_first_failure_ends_the_run(monkeypatch):

@@ -69,10 +69,10 @@ def test_gradients_are_clipped_together_before_the_decay():
 @pytest.mark.parametrize(
     ("section", "key", "value", "message"),
     [
-        ("train", "ema_decay", 1.0, "train.ema_decay must be less than 1"),
-        ("train", "ema_decay", -0.1, "train.ema_decay must be at least 0"),
-        ("train", "accumulation_steps", 0, "train.accumulation_steps must be at least 1"),
-        ("optimizer", "gradient_clip", -1.0, "optimizer.gradient_clip is negative"),
+        ("train", "ema_decay", 1.0, "train.ema_decay must be a number from 0 to 0.99999994"),
+        ("train", "ema_decay", -0.1, "train.ema_decay must be a number from 0 to 0.99999994"),
+        ("train", "accumulation_steps", 0, "train.accumulation_steps must be an integer from 1 to"),
+        ("optimizer", "gradient_clip", -1.0, "optimizer.gradient_clip must be a number from 0 to"),
     ],
 )
 def test_bad_settings_are_named(section, key, value, message):

@@ -1,5 +1,6 @@
 """The loop: rows, pictures, resuming, stopping, and what it does with NaN."""
 
+import functools
 import json
 import shutil
 import signal
@@ -211,12 +212,13 @@ def poison(monkeypatch, after, then=lambda count: None):
 
 
 @pytest.mark.parametrize(
-    ("good_steps", "said"), [(0, "nothing is saved"), (3, "the newest checkpoint is step 2")]
+    ("good_steps", "said"), [(0, "nothing is saved"), (3, "the newest checkpoint is step 3")]
 )
 def test_a_run_whose_last_updates_were_skipped_does_not_end_well(
     tmp_path, monkeypatch, good_steps, said
 ):
-    config = config_for(checkpoint={"every_steps": 2})
+    training = {"num_steps": STEPS, "batch_size": 16, "max_nonfinite_steps": 20}
+    config = config_for(train=training, checkpoint={"every_steps": 2})
     poison(monkeypatch, good_steps)
     message = f"step 7, the last: the updates of {STEPS - good_steps} steps .* skipped; {said}"
     with pytest.raises(FloatingPointError, match=message):
@@ -225,9 +227,15 @@ def test_a_run_whose_last_updates_were_skipped_does_not_end_well(
     assert "NaN" not in text and rows(tmp_path / "run")[-1]["train/loss"] is None
 
 
-def test_a_signal_among_skipped_updates_claims_no_checkpoint(tmp_path, monkeypatch):
-    poison(monkeypatch, 0, lambda count: count == 3 and signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Interrupted, match="stopped at step 3, in a .* finite; nothing is saved"):
+@pytest.mark.parametrize(
+    ("good_steps", "said"), [(0, "stopped at step 3: .* nothing is saved"), (1, "saved at step 1;")]
+)
+def test_a_signal_among_skipped_updates_claims_what_is_saved(
+    tmp_path, monkeypatch, good_steps, said
+):
+    stop = functools.partial(signal.raise_signal, signal.SIGTERM)
+    poison(monkeypatch, good_steps, lambda count: count == 3 and stop())
+    with pytest.raises(Interrupted, match=said):
         train.train(config_for(), tmp_path / "run")
 
 
