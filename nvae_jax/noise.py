@@ -80,11 +80,15 @@ def group_temperatures(hierarchy, temperature):
 
 
 def parse_temperatures(texts):
-    """Numbers from the words of a flag. Raises ValueError for one that is none."""
+    """Numbers from the words of a flag. Raises ValueError for one that is none, and for no word."""
+    wrong = ValueError(f"temperature must be numbers, not {','.join(texts)!r}")
     try:
-        return [float(text) for text in texts]
+        values = [float(text) for text in texts]
     except ValueError:
-        raise ValueError(f"temperature must be numbers, not {','.join(texts)!r}") from None
+        raise wrong from None
+    if not values or not all(map(math.isfinite, values)):
+        raise wrong
+    return values
 
 
 def _listed(values):

@@ -17,7 +17,7 @@ def parse_groups(words):
     """Numbers from the words of a flag, or None. Raises ValueError for one that is none."""
     if words is None:
         return None
-    if not all(word.isdecimal() for word in words):
+    if not words or not all(word.isdecimal() for word in words):
         raise ValueError(f"groups must be whole numbers, not {','.join(words)!r}")
     return [int(word) for word in words]
 

@@ -45,6 +45,8 @@ def test_reconstruct(run, images, tmp_path):
         reconstruct.reconstruct_run(run, images, tmp_path / "other", groups=[9])
     with pytest.raises(ValueError, match="whole numbers"):
         reconstruct.parse_groups(["1", "two"])
+    with pytest.raises(ValueError, match="whole numbers"):
+        reconstruct.parse_groups([])
 
 
 def test_groups_by_scale():

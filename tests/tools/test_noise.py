@@ -34,5 +34,6 @@ def test_bad_temperatures(bad):
 
 def test_words_that_are_no_temperatures():
     assert parse_temperatures(["1", "0.7"]) == [1.0, 0.7]
-    with pytest.raises(ValueError, match="must be numbers, not 'warm'"):
-        parse_temperatures(["warm"])
+    for words in (["warm"], [], ["nan"], ["1", "inf"]):
+        with pytest.raises(ValueError, match="must be numbers, not '"):
+            parse_temperatures(words)
