@@ -20,6 +20,7 @@ from nvae_jax.ops.depthwise import (
     shifted,
     upsample_depthwise_conv,
 )
+from nvae_jax.ops.native import shared_library
 from tests.ops.implementations import NATIVE, NEEDS_COMPILER
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -157,7 +158,8 @@ def test_native_gives_the_same_bits_every_time():
 @pytest.fixture
 def fresh_native(tmp_path, monkeypatch):
     """`native` as in a new process, with an empty folder to keep what it compiles."""
-    monkeypatch.setattr(native, "_folder", lambda: tmp_path / "native")
+    (tmp_path / "native").mkdir(mode=0o700)
+    monkeypatch.setattr(shared_library, "_folders", lambda: [tmp_path / "native"])
     native.problem.cache_clear()
     yield tmp_path
     native.problem.cache_clear()
@@ -172,11 +174,12 @@ def test_native_is_compiled_once_a_machine(fresh_native):
     """Also where processes begin together; by a compiler that writes what it was called for."""
     compiler, calls = fresh_native / "compiler", fresh_native / "calls"
     compiler.write_text(f'sleep 0.1; for last; do :; done; echo "$last" | tee -a {calls} > "$last"')
+    compiled = partial(shared_library._kept_or_compiled, fresh_native / "native", "kernels")
     with ThreadPoolExecutor(2) as pool:
-        libraries = list(pool.map(native._compiled, [["sh", str(compiler)]] * 2))
-    libraries.append(native._compiled(["sh", str(compiler)]))
+        libraries = list(pool.map(compiled, [["sh", str(compiler)]] * 2))
+    libraries.append(compiled(["sh", str(compiler)]))
     assert kept(fresh_native) == [libraries[0]] and len(set(libraries)) == 1
-    assert len(calls.read_text().splitlines()) == len(native.SOURCES) + 1
+    assert len(calls.read_text().splitlines()) == len(shared_library.SOURCES) + 1
 
 
 @pytest.mark.parametrize(
