@@ -166,7 +166,8 @@ def trainer_of(workdir, index):
 
 def next_loss(workdir):
     """(step, loss) of the update after the last checkpoint, computed in this process."""
-    experiment = build.build(run_directory.load_config(workdir))
+    config = run_directory.load_config(workdir, {"mesh.data": -1})
+    experiment = build.build(config)
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         state, data_state = saved.restore(experiment.abstract_state())
     iterator = pipeline.train_iterator(

@@ -67,7 +67,7 @@ def run(commands):
         ),
         ("train", ["--workdir=W", *TINY, "--config.seed=-1"], "seed must be an integer from 0"),
         ("train", ["--workdir=W", *TINY, "--config.data.workers=1000000000"], "data.workers must"),
-        ("train", ["--workdir=W", "--config="], "--config: there is no file ''"),
+        ("train", ["--workdir=W", "--config="], "flag --config=: it is empty, where a path is"),
         ("train", ["--workdir=W", "--config=configs"], "--config: there is no file 'configs'"),
         ("train", ["--workdir=W"], "holds no run to resume"),
         ("train", ["--workdir=W", "--config.log.every_steps=2"], "holds no run to resume"),

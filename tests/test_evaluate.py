@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 from nvae_jax import evaluate, likelihoods, steps
 from nvae_jax.data import pipeline
 from nvae_jax.interrupt import Interrupted
+from nvae_jax.state import Snapshot
 
 
 def batches(images, size):
@@ -157,7 +158,7 @@ def test_a_signal_ends_an_evaluation_and_writes_nothing(
     tiny, tmp_path, monkeypatch, capsys, number
 ):
     experiment, state, _ = tiny
-    run = partial(evaluate.evaluate_run, tmp_path, experiment, state)
+    run = partial(evaluate.evaluate_run, tmp_path, experiment, Snapshot(0, state.variables))
     run = partial(run, split="test", max_examples=200, batch_size=50, seed=0)
     read, original = [], pipeline.eval_batches
 
@@ -180,7 +181,8 @@ def test_a_result_that_cannot_be_kept_is_printed(tiny, tmp_path, capsys):
     experiment, state, _ = tiny
     (tmp_path / "eval").write_text("no folder")
     options = dict(split="test", num_iw_samples=1, max_examples=7, batch_size=7, seed=0)
-    result = evaluate.evaluate_run(tmp_path, experiment, state, **options)
+    snapshot = Snapshot(0, state.variables)
+    result = evaluate.evaluate_run(tmp_path, experiment, snapshot, **options)
     printed = capsys.readouterr()
     assert f"NELBO {result['nelbo']:.4f} nats" in printed.out and "written" not in printed.out
     assert printed.err.splitlines()[-1].startswith("warning: the result is not kept: ")
