@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nvae_jax import distributed
-from nvae_jax.run_directory import METRICS, UNSAVED
+from nvae_jax.run_directory import UNSAVED, has_rows
 
 
 def restore(workdir, checkpoints, abstract_state, *, restart=False):
@@ -38,14 +38,9 @@ def _check(workdir, restored, restart):
             "training goes on from there; to start anew name a new folder"
         )
     # One that was cut off before it saved anything has lost none, and begins anew by itself.
-    lost = _has_rows(workdir) and not (Path(workdir) / UNSAVED).exists()
+    lost = has_rows(workdir) and not (Path(workdir) / UNSAVED).exists()
     if restored is None and not restart and lost:
         raise ValueError(
             f"{workdir} has metrics but no checkpoint: training would start anew and replace them; "
             "put its checkpoints/ back, or say --restart"
         )
-
-
-def _has_rows(workdir):
-    path = Path(workdir) / METRICS
-    return path.is_file() and path.stat().st_size > 0

@@ -177,11 +177,14 @@ def _locked(workdir, config):
 def has_begun(workdir):
     """Whether a run has anything to lose: a checkpoint, or rows of metrics. A start that failed
     ahead of its first step leaves neither, and holds nobody to its config."""
-    workdir = Path(workdir)
-    checkpoints, metrics = workdir / CHECKPOINTS, workdir / METRICS
-    return (checkpoints.is_dir() and any(checkpoints.iterdir())) or (
-        metrics.is_file() and metrics.stat().st_size > 0
-    )
+    checkpoints = Path(workdir) / CHECKPOINTS
+    return (checkpoints.is_dir() and any(checkpoints.iterdir())) or has_rows(workdir)
+
+
+def has_rows(workdir):
+    """Whether a run has rows of metrics."""
+    metrics = Path(workdir) / METRICS
+    return metrics.is_file() and metrics.stat().st_size > 0
 
 
 def _check_shared(workdir):
