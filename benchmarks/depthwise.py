@@ -26,11 +26,6 @@ import record
 from nvae_jax import allocator
 from nvae_jax.ops import depthwise
 
-try:
-    import torch
-except ImportError:
-    torch = None
-
 KERNEL = 5
 # (operation, (B, H, W, C) of its input). Batch 32: the published MNIST model's two scales.
 CASES = (
@@ -44,6 +39,15 @@ CASES = (
     ("upsample", (32, 8, 8, 768)),
     ("upsample", (8, 8, 8, 768)),
 )
+
+
+def imported_torch():
+    """PyTorch, or None. Not imported before it is wanted: it may bring its own CUDA libraries."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
 
 
 def repeat(x):
@@ -99,7 +103,7 @@ def jax_samples(operation, x, kernel):
     return samples
 
 
-def torch_samples(operation, x, kernel):
+def torch_samples(torch, operation, x, kernel):
     """As `jax_samples`, for PyTorch in its two memory formats."""
     formats = {"torch": torch.contiguous_format, "torch, channels last": torch.channels_last}
     stride = 2 if operation == "stride 2" else 1
@@ -150,8 +154,8 @@ def run_case(operation, size, reps):
     x = rng.normal(size=size).astype(np.float32)
     kernel = rng.normal(size=(KERNEL, KERNEL, 1, size[-1])).astype(np.float32)
     samples = jax_samples(operation, x, kernel)
-    if torch is not None:
-        samples |= torch_samples(operation, x, kernel)
+    if torch := imported_torch():
+        samples |= torch_samples(torch, operation, x, kernel)
     functions = {(n, what): s[what] for n, s in samples.items() for what in ("forward", "both")}
     times = measure(functions, reps)
     return [
@@ -188,7 +192,7 @@ def main():
     args = parser.parse_args()
     if args.keep_memory:
         allocator.keep_freed_memory()
-    versions = {"jax": jax.__version__, "torch": None if torch is None else torch.__version__}
+    versions = {"jax": jax.__version__, "torch": getattr(imported_torch(), "__version__", None)}
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {versions}, float32, 5 x 5")
     print(f"{'':45}{'forward, ms':28}{'forward + backward, ms':28}compile, ms")
     results = []

@@ -8,6 +8,8 @@ import platform
 import jax
 import numpy as np
 
+from nvae_jax import files
+
 
 def processor():
     """The name of this machine's processor."""
@@ -19,12 +21,13 @@ def processor():
     return f"{names[0]}, {len(names)} cores" if names else platform.machine()
 
 
-def write(path, rows, **settings):
-    """Writes measurements to `path`.
+def write(path, rows, *, quiet=False, **settings):
+    """Writes measurements to `path`: the file is whole at any moment, the old one or the new.
 
     Args:
       path: of the file; nothing is written where it is empty.
       rows: a list of {name: value}.
+      quiet: do not say so.
       settings: what the benchmark was called with.
     """
     if not path:
@@ -41,7 +44,13 @@ def write(path, rows, **settings):
         "settings": settings,
         "results": rows,
     }
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"written to {path}")
+    with files.replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    if not quiet:
+        print(f"written to {path}")
+
+
+def say_written(path):
+    """Says where the results are, at the end."""
+    if path:
+        print(f"written to {path}")

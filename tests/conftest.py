@@ -1,6 +1,5 @@
 """Fixtures for the whole suite: strict JAX, one compilation cache per run, tiny configs."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -12,9 +11,7 @@ import pytest
 from configs import digits
 from nvae_jax import build
 from tests import forked
-
-GOLDEN = Path(__file__).parent / "golden"
-GOLDEN_NAMES = ("bernoulli_2scale", "logistic_mixture_flow", "deep_5bit_flow2")
+from tests.published import GOLDEN_NAMES, Golden
 
 # Almost all of the suite's time is compilation, of programs that then run for milliseconds. Read at
 # the first computation, and by the processes that tests start.
@@ -42,37 +39,6 @@ def commands(compilation_cache):
     """Runs launch scripts in children of a process that has imported the package."""
     with forked.Commands() as commands:
         yield commands
-
-
-class Golden:
-    """One golden file: published arrays in, what the published code computed out."""
-
-    def __init__(self, name):
-        self.name = name
-        self.arrays = dict(np.load(GOLDEN / f"{name}.npz"))
-        self.meta = json.loads(bytes(self.arrays.pop("meta")).decode())
-        self.args = self.meta["config"]
-        self.state = self.group("state")
-
-    def __getitem__(self, key):
-        return self.arrays[key]
-
-    def group(self, prefix):
-        """{name: array} of the arrays called `prefix/name`."""
-        return {
-            key.removeprefix(f"{prefix}/"): value
-            for key, value in self.arrays.items()
-            if key.startswith(f"{prefix}/")
-        }
-
-    def images(self, key):
-        """An array of images or feature maps, as (B, H, W, C)."""
-        return self.arrays[key].transpose(0, 2, 3, 1)
-
-    @property
-    def noise(self):
-        """One (B, h, w, z) array a latent group."""
-        return [self.images(f"eps/{name}") for name in sorted(self.group("eps"))]
 
 
 @pytest.fixture(scope="session", params=GOLDEN_NAMES)

@@ -1,16 +1,16 @@
 """The published numbers: every output, penalty, gradient and one optimiser step (float32)."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import optax
 import pytest
-from flax.traverse_util import flatten_dict
 
-from nvae_jax import build, objective, optim, regularizers, steps
+from nvae_jax import objective, optim
 from nvae_jax.interop import torch_checkpoint
-from nvae_jax.models.kernels import effective_kernels
-from tests.conftest import Golden
 from tests.ops.implementations import NEEDS_COMPILER
+from tests.published import Golden, Model
 
 TERMS = ("kl", "log_q", "log_p", "kl_per_channel")
 
@@ -21,57 +21,6 @@ def close(ours, published, tolerance, floor=0.0):
     assert error <= tolerance * np.abs(published).max() + floor, error
 
 
-class Model:
-    """A golden file converted, with what its tests share."""
-
-    def __init__(self, golden, dtype="float32", implementation="auto", unroll=1):
-        self.golden = golden
-        self.config, self.variables = torch_checkpoint.convert_state(golden.state, golden.args)
-        self.config.model.update(dtype=dtype, implementation=implementation)
-        # Loops over the groups, 1, compile faster.
-        self.config.model.unroll = unroll
-        # Of the implementations, the one asked for or XLA's.
-        self.model = build.build_model(self.config, devices=())
-        self.likelihood = build.build_likelihood(self.config)
-        self.images = golden.images("x")
-        self.leaves = list(torch_checkpoint.leaves(self.config, golden.state))
-
-    def published_names(self, trees):
-        """(published name, our array in the published order) of every leaf of the trees."""
-        flat = {collection: flatten_dict(tree) for collection, tree in trees.items()}
-        for leaf in self.leaves:
-            if leaf.collection in flat:
-                array = flat[leaf.collection][leaf.path]
-                name = next(n for n in leaf.names if n in self.golden.state)
-                yield name, array if leaf.index is None else array[leaf.index], leaf.layout
-
-    def training_pass(self):
-        """Loss, gradients and everything else of one training pass at the golden β and λ."""
-        meta = self.golden.meta
-        alpha = objective.balance_alpha(self.model.hierarchy)
-        kernels = jax.eval_shape(effective_kernels, self.variables["params"])
-        vectors = regularizers.init_spectral_vectors(jax.random.key(0), kernels)
-
-        def loss(params, vectors, rounds):
-            return steps.training_loss(
-                self.model,
-                self.likelihood,
-                {**self.variables, "params": params},
-                self.images,
-                spectral=vectors,
-                rounds=rounds,
-                alpha=alpha,
-                beta=meta["kl_coeff"],
-                weight=meta["spectral_coeff"],
-                noise=self.golden.noise,
-            )
-
-        gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        # The golden penalty is that of converged vectors.
-        (value, aux), grads = gradient(self.variables["params"], vectors, 400)
-        return value, *aux, grads
-
-
 @pytest.fixture(scope="module")
 def model(golden):
     return Model(golden)
@@ -79,7 +28,12 @@ def model(golden):
 
 @pytest.fixture(scope="module")
 def training(model):
-    return model.training_pass()
+    return training_pass(model)
+
+
+def training_pass(model):
+    (value, aux), grads = jax.jit(model.training_pass)(model.variables["params"])
+    return value, *aux, grads
 
 
 def test_number_of_parameters(model):
@@ -90,17 +44,7 @@ def test_number_of_parameters(model):
 @pytest.mark.parametrize("kind", ["eval", "train"])
 def test_outputs(model, kind):
     golden = model.golden
-
-    def forward(variables):
-        return model.model.apply(
-            variables,
-            model.images,
-            train=kind == "train",
-            noise=golden.noise,
-            mutable=["batch_stats"],
-        )[0]
-
-    out = jax.jit(forward)(model.variables)
+    out = jax.jit(partial(model.forward, train=kind == "train"))(model.variables)
     close(out.logits, golden.images(f"{kind}/logits"), 1e-4)
     for term in TERMS:
         close(getattr(out, term), golden[f"{kind}/{term}"], 1e-4)
@@ -120,11 +64,7 @@ def test_likelihood(model):
 
 
 def test_prior_sample(model):
-    logits = jax.jit(
-        lambda v: model.model.apply(
-            v, noise=model.golden.noise, temperature=0.7, method="sample_logits"
-        )
-    )(model.variables)
+    logits = jax.jit(model.sample)(model.variables)
     close(logits, model.golden.images("sample/logits_t0.7"), 1e-4)
 
 
@@ -164,7 +104,7 @@ def test_native_kernels():
     for kind in ("eval", "train"):
         test_outputs(model, kind)
     test_prior_sample(model)
-    training = model.training_pass()
+    training = training_pass(model)
     test_objective(model, training)
     test_gradients(model, training)
 
@@ -203,7 +143,7 @@ def with_published(model, grads):
 def test_bfloat16_stays_near_float32(model, training):
     """Activations and convolutions with 8 bits of mantissa, 0.4% each: the loss within 0.1%, KLs
     within 2%, the gradient within 5% of its norm."""
-    value, metrics, batch_stats, _, grads = Model(model.golden, "bfloat16").training_pass()
+    value, metrics, batch_stats, _, grads = training_pass(Model(model.golden, "bfloat16"))
     exact_value, exact_metrics, _, _, exact_grads = training
     close(value, exact_value, 1e-3)
     close(metrics["kl_group"], exact_metrics["kl_group"], 2e-2)

@@ -1,0 +1,194 @@
+"""What `accelerator.py` measures: training steps, sampling, golden numbers, convolutions, rates."""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+
+import depthwise
+import jax
+import jax.numpy as jnp
+import kernel_times
+import machine
+import numpy as np
+from side_by_side import Program
+from variants import CONFIGS
+
+from nvae_jax import steps
+from nvae_jax.ops import compiler
+
+STACK = 8  # convolutions in a program: one alone ends sooner than it is launched
+# (B, H, W, C) of depthwise convolutions: mnist's coarse and fine scale, cifar10's, ffhq256's.
+SIZES = (
+    (200, 8, 8, 768),
+    (200, 16, 16, 384),
+    (32, 16, 16, 1536),
+    (4, 128, 128, 360),
+    (4, 16, 16, 2880),
+)
+SMALL_SIZES = ((2, 8, 8, 32),)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to measure: samples of each, whether to name kernels, whether only to try the script."""
+
+    reps: int = 10
+    kernels: bool = True
+    small: bool = False
+
+
+def step(variant, run):
+    """The `Program` of a training step."""
+    experiment = variant.experiment()
+    shapes, images = experiment.abstract_state(), experiment.abstract_images()
+
+    def measure(compiled):
+        state = filled(shapes)
+        holder = [state.replace(step=jnp.ones_like(state.step))]
+        batch = filled(images)
+
+        def update():
+            holder[0], metrics = compiled(holder[0], batch)
+            return metrics
+
+        found = _rate(machine.sample_queued(update, run.reps), variant.batch)
+        found["loss"] = float(update()["loss"])
+        return found | (kernel_times.measure(update) if run.kernels else {})
+
+    row = {"what": "step", "name": variant.name, "config": variant.config, "batch": variant.batch}
+    row["changes"] = {**variant.changes, **variant.options}
+    return Program(
+        row, lambda: experiment.train_step().lower(shapes, images), measure, variant.options
+    )
+
+
+def sample(variant, run):
+    """The `Program` of drawing images from the prior."""
+    experiment = variant.experiment()
+    shapes = experiment.abstract_variables()
+    draw = steps.make_sample_step(experiment.model, experiment.likelihood, variant.batch)
+    draw = jax.jit(draw, compiler_options=compiler.options(jax.default_backend()))
+    key = jax.random.key(0)
+
+    def measure(compiled):
+        variables = filled(shapes)
+        call = partial(compiled, variables, key, 0.7)
+        return _rate(machine.sample_queued(call, run.reps), variant.batch)
+
+    row = {"what": "sample", "name": variant.name, "batch": variant.batch}
+    return Program(row, lambda: draw.lower(shapes, key, 0.7), measure)
+
+
+def _rate(times, batch):
+    spread = machine.spread(times)
+    found = {f"{name}_ms": round(1e3 * spread[name], 3) for name in ("median", "min", "max")}
+    return {**found, "images_per_second": round(batch / spread["median"], 1)}
+
+
+def filled(shapes):
+    """Arrays of these shapes. What a step computes does not matter to its time, if it is finite and
+    not all the same: parameters about 0, everything else in [0, 1)."""
+    block = np.random.default_rng(0).random(2**20, np.float32)
+
+    def fill(path, leaf):
+        numbers = np.zeros(leaf.shape, leaf.dtype)
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            centred = 0.1 * (block - 0.5) if "params" in jax.tree_util.keystr(path) else block
+            numbers = np.resize(centred, leaf.shape).astype(leaf.dtype)
+        return jax.device_put(numbers, leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def golden(run):
+    """`Program`s that compute the golden files' numbers in float32."""
+    sys.path.append(str(CONFIGS.parent))
+    from tests.published import GOLDEN_NAMES, Golden, Model  # noqa: PLC0415
+
+    def program(name):
+        model = Model(Golden(name))
+
+        def everything(variables):
+            kinds = {kind: model.forward(variables, kind == "train") for kind in ("eval", "train")}
+            return kinds, model.sample(variables), model.training_pass(variables["params"])
+
+        def measure(compiled):
+            return errors(model, *compiled(model.variables))
+
+        row = {"what": "golden", "name": name}
+        return Program(row, lambda: jax.jit(everything).lower(model.variables), measure)
+
+    return [program(name) for name in (GOLDEN_NAMES[:1] if run.small else GOLDEN_NAMES)]
+
+
+def errors(model, kinds, logits, training):
+    """The largest errors, each relative to the largest published number of its array."""
+    published, (value, _), grads = model.golden, *training
+    found = {"loss": _error(value, published["train/loss"])}
+    found["sample"] = _error(logits, published.images("sample/logits_t0.7"))
+    for kind, out in kinds.items():
+        found[f"{kind}_logits"] = _error(out.logits, published.images(f"{kind}/logits"))
+        found[f"{kind}_kl"] = _error(out.kl, published[f"{kind}/kl"])
+    norms = published.group("gradnorm")
+    grads = [
+        (np.linalg.norm(ours), norms[name])
+        for name, ours, _ in model.published_names({"params": grads})
+        if name in norms
+    ]
+    if grads:
+        found["gradient_norms"] = _error(*map(np.stack, zip(*grads, strict=True)))
+    return {name: float(f"{error:.2e}") for name, error in found.items()}
+
+
+def _error(ours, published):
+    return float(np.abs(np.asarray(ours) - published).max() / np.abs(published).max())
+
+
+DIRECTIONS = {
+    "forward": lambda f, x, g, w: f(x, w),
+    "input gradient": lambda f, x, g, w: jax.vjp(lambda x: f(x, w), x)[1](g)[0],
+    "kernel gradient": lambda f, x, g, w: jax.vjp(lambda w: f(x, w), w)[1](g)[0],
+}
+
+
+def convolutions(run):
+    """`Program`s of depthwise convolutions in bfloat16."""
+    return [
+        _convolution(size, name, function, direction, run)
+        for size in (SMALL_SIZES if run.small else SIZES)
+        for name, function in depthwise.jax_operations("stride 1").items()
+        for direction in DIRECTIONS
+    ]
+
+
+def _convolution(size, name, function, direction, run):
+    one = partial(DIRECTIONS[direction], function)
+    image = jax.ShapeDtypeStruct(size, jnp.bfloat16)
+    kernel = jax.ShapeDtypeStruct((depthwise.KERNEL, depthwise.KERNEL, 1, size[-1]), jnp.bfloat16)
+    shapes = ([image] * STACK, [image] * STACK, kernel)
+    many = jax.jit(lambda xs, gs, w: [one(x, g, w) for x, g in zip(xs, gs, strict=True)])
+
+    def measure(compiled):
+        arrays = jax.tree.map(
+            lambda a: jax.random.normal(jax.random.key(0), a.shape, a.dtype), shapes
+        )
+        times = machine.sample_queued(lambda: compiled(*arrays), run.reps)
+        micro = 1e6 * machine.spread(times)["median"] / STACK
+        floor = 2 * np.prod(size) * 2  # one read and one write
+        return {"us": round(micro, 1), "gb_per_second": round(floor / micro / 1e3, 1)}
+
+    row = {"what": "depthwise", "size": "x".join(map(str, size))}
+    row |= {"implementation": name, "direction": direction}
+    return Program(row, lambda: many.lower(*shapes), measure)
+
+
+def ceilings(run):
+    """What the device can do at most."""
+
+    def measure(_):
+        rates = machine.Ceilings(jnp.bfloat16)
+        for _ in range(run.reps):
+            rates.sample()
+        return {"copy_gb_per_second": rates.bandwidth / 1e9, "bf16_tflops": rates.flops / 1e12}
+
+    return [Program({"what": "ceilings"}, None, measure)]

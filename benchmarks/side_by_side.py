@@ -1,0 +1,141 @@
+"""Compiles programs side by side, runs them one at a time, and keeps results as they come."""
+
+import time
+from collections.abc import Callable
+from concurrent import futures
+from dataclasses import dataclass, field
+from typing import Any
+
+import record
+
+TO_RUN = 25  # seconds kept for running what is compiled
+PART = 0.4  # of the time left that the programs of one wave may take to compile
+
+
+@dataclass
+class Program:
+    """Something to compile and then to run alone.
+
+    Attributes:
+      row: what its results are named by.
+      lower: gives what has a method `compile`; None where there is nothing to compile.
+      measure: what is compiled -> a dict of results.
+      options: of the compiler, beside its own.
+    """
+
+    row: dict
+    lower: Callable[[], Any] | None
+    measure: Callable[[Any], dict]
+    options: dict = field(default_factory=dict)
+
+
+class Results:
+    """Rows, which are in the file after each change."""
+
+    def __init__(self, path, **settings):
+        self.rows, self._path, self._settings = [], path, settings
+        self._start = time.monotonic()
+
+    def add(self, row, **more):
+        """Adds a row, or results to one that is there."""
+        if not any(row is known for known in self.rows):
+            self.rows.append(row)
+        row.update(more, second=round(time.monotonic() - self._start, 1))
+        record.write(self._path, self.rows, quiet=True, **self._settings)
+        print(describe(row), flush=True)
+
+
+class Runner:
+    """Works off programs until a moment of `time.monotonic`."""
+
+    def __init__(self, results, deadline):
+        self._results, self._deadline = results, deadline
+        self._pool = futures.ThreadPoolExecutor(64)  # XLA's compiler lets other threads run
+        self._compiling = []
+
+    def run(self, programs):
+        """Compiles all, as long as there is time; then runs each alone."""
+        started = {self._start(program): program for program in programs if program.lower}
+        started.pop(None, None)
+        self._wait(started)
+        for program in programs:
+            if program.lower is None:
+                self._measure(program, None)
+        for future, program in started.items():
+            if not future.done():
+                self._results.add(program.row, problem="not compiled in the time there was")
+            elif not future.exception():
+                self._measure(program, future.result()[0])
+
+    def _start(self, program):
+        begin = time.monotonic()
+        try:
+            lowered = program.lower()
+        except Exception as error:  # whatever is wrong with one, the others go on
+            self._results.add(program.row, problem=first_line(error))
+            return None
+        program.row["lower_s"] = round(time.monotonic() - begin, 2)
+        future = self._pool.submit(_compile, lowered, program.options)
+        self._compiling.append(future)
+        return future
+
+    def _wait(self, started):
+        left = seconds_left(self._deadline) - TO_RUN
+        try:
+            for future in futures.as_completed(started, max(left * PART if left > 60 else left, 1)):
+                self._compiled(started[future], future, len(started))
+        except TimeoutError:
+            pass
+
+    def _compiled(self, program, future, together):
+        if error := future.exception():
+            self._results.add(program.row, problem=first_line(error))
+            return
+        compiled, seconds = future.result()
+        found = {"compile_s": seconds, "compiled_together": together, **memory_of(compiled)}
+        self._results.add(program.row, **found)
+
+    def _measure(self, program, compiled):
+        if seconds_left(self._deadline) < 0:
+            self._results.add(program.row, problem="no time left to run it")
+            return
+        if beside := sum(not future.done() for future in self._compiling):
+            program.row["ran_beside_compilations"] = beside
+        try:
+            found = program.measure(compiled)
+        except Exception as error:
+            found = {"problem": first_line(error)}
+        self._results.add(program.row, **found)
+
+
+def _compile(lowered, options):
+    start = time.monotonic()
+    compiled = lowered.compile(options or None)
+    return compiled, round(time.monotonic() - start, 2)
+
+
+def memory_of(compiled):
+    """GB of temporary arrays and of arguments, by the compiler's account."""
+    use = compiled.memory_analysis()
+    if use is None:
+        return {}
+    return {
+        "temporary_gb": round(use.temp_size_in_bytes / 1e9, 3),
+        "arguments_gb": round(use.argument_size_in_bytes / 1e9, 3),
+    }
+
+
+def seconds_left(deadline):
+    return round(deadline - time.monotonic(), 1)
+
+
+def first_line(error):
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+def describe(row):
+    """A row on one line, without the lists that only the file has room for."""
+    return " ".join(
+        f"{k}={v}" for k, v in row.items() if not isinstance(v, list | dict) and k != "from"
+    )

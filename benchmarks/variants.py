@@ -1,0 +1,91 @@
+"""Training steps to time: a config, a batch size, keys to change, options of the compiler."""
+
+import pathlib
+import re
+from dataclasses import dataclass, field
+
+import jax
+
+from nvae_jax import build, config_file, schema
+from nvae_jax.models import remat
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
+BATCHES = {"mnist": 200, "cifar10": 32, "celeba64": 16, "ffhq256": 4}
+OPTION = "xla_"  # what names of the compiler's options begin with
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One training step; `changes` are of the config's keys, `options` the compiler's."""
+
+    name: str
+    config: str
+    batch: int
+    changes: dict = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
+
+    def experiment(self):
+        """Built for the first device, in bfloat16 unless `changes` says otherwise."""
+        config = config_file.load(CONFIGS / f"{self.config}.py")
+        fixed = {"model.dtype": "bfloat16", "train.batch_size": self.batch}
+        config = build.resolve(schema.changed(config, {**fixed, **self.changes}))
+        return build.build(config, jax.devices()[:1])
+
+
+def published(name, changes, batch):
+    """The `Variant` of a published config, at the batch of one device."""
+    return Variant(name, name, batch or BATCHES[name], changes)
+
+
+def by_policy(name, changes, batch):
+    """One `Variant` for each policy of rematerialisation."""
+    return [
+        Variant(
+            f"{name} {policy}", name, batch or BATCHES[name], {**changes, "model.remat": policy}
+        )
+        for policy in remat.POLICIES
+    ]
+
+
+STEPS = {name: lambda *given, name=name: [published(name, *given)] for name in BATCHES}
+STEPS["ffhq256"] = lambda *given: by_policy("ffhq256", *given)
+
+
+def parse(text, changes, batch):
+    """The `Variant` of NAME:config=mnist,batch=200,model.unroll=5,xla_gpu_autotune_level=2.
+
+    Args:
+      text: a comma begins another pair only where KEY= follows it; config and batch may be missing.
+      changes: of keys that it does not name.
+      batch: where it names none; None for that of `BATCHES`.
+
+    Raises:
+      ValueError: a pair that is none, or a key that no config has.
+    """
+    name, _, rest = text.partition(":")
+    pairs = dict(_pair(text, pair) for pair in re.split(r",(?=[\w.]+=)", rest) if pair)
+    config = pairs.pop("config", "mnist")
+    batch = int(pairs.pop("batch", batch or BATCHES.get(config, 32)))
+    options = {key: _option(v) for key, v in pairs.items() if key.startswith(OPTION)}
+    keys = {key: _value(key, v) for key, v in pairs.items() if key not in options}
+    return Variant(name, config, batch, {**changes, **keys}, options)
+
+
+def _pair(text, pair):
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise ValueError(f"--variant={text}: {pair!r} is not KEY=VALUE")
+    return key, value
+
+
+def _value(key, text):
+    if key not in schema.DEFAULTS:
+        raise ValueError(f"--variant: no config has the key {key!r} (see configs/base.py)")
+    kind = type(schema.DEFAULTS[key])
+    return text.lower() == "true" if kind is bool else kind(text)
+
+
+def _option(text):
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if text.lstrip("-").isdigit() else text
