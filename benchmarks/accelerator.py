@@ -72,23 +72,26 @@ def of_part(part, run):
     }[part](run)
 
 
+def _least(asked, first=0):
+    """Seconds that the waves from the `first` on take at least."""
+    return sum(least for parts, least in WAVES[first:] if set(parts) & set(asked))
+
+
 def main(_):
     deadline = time.monotonic() + 60 * MINUTES.value
     asked, results = wanted(), Results(OUT.value, minutes=MINUTES.value, changes=CHANGES())
     run = programs.Run(reps=REPS.value, kernels="kernels" in asked, small=SMALL.value)
     runner = Runner(results, deadline)
     variants = [parse(text, CHANGES(), BATCH.value) for text in VARIANTS.value]
-    waves = [([v.name for v in variants], 0, [programs.step(v, run) for v in variants])]
-    for parts, least in WAVES:
+    if variants:
+        runner.run([programs.step(v, run) for v in variants], later=_least(asked))
+    for i, (parts, least) in enumerate(WAVES):
         parts = [part for part in parts if part in asked]
-        waves.append((parts, least, None))
-    for parts, least, prepared in waves:
-        if not parts:
-            continue
-        if seconds_left(deadline) < least:
-            results.add({"what": "skipped", "parts": parts, "seconds_left": seconds_left(deadline)})
-            continue
-        runner.run(prepared or [program for part in parts for program in of_part(part, run)])
+        if parts and seconds_left(deadline) < least:
+            results.add({"what": "skipped", "parts": parts})
+        elif parts:
+            wave = [program for part in parts for program in of_part(part, run)]
+            runner.run(wave, later=_least(asked, i + 1))
     record.say_written(OUT.value)
     sys.stdout.flush()
     os._exit(0)  # what is still being compiled cannot be stopped

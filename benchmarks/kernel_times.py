@@ -9,9 +9,9 @@ import jax
 
 CALLS = 3
 LARGEST = 30
-# Where the profiler keeps what a device did; on CPU, what its threads did.
-PLANES = {"cpu": "/host:CPU"}
-NOT_KERNELS = ("XLA Modules", "XLA Ops", "Steps", "Framework Ops", "Source code", "python")
+# Where the profiler keeps what a device did, by its streams; on CPU, what its threads did. Further
+# lines of a device's plane repeat the same by operation, module and step.
+PLANES, LINES = {"cpu": "/host:CPU"}, {"gpu": "Stream"}
 
 
 def measure(function):
@@ -53,9 +53,10 @@ def summary(profile, calls):
 
 
 def _events(profile):
-    plane_name = PLANES.get(jax.default_backend(), "/device:")
+    platform = jax.default_backend()
+    plane_name, line_name = PLANES.get(platform, "/device:"), LINES.get(platform, "")
     for plane in profile.planes:
         if plane.name.startswith(plane_name):
             for line in plane.lines:
-                if line.name not in NOT_KERNELS:
+                if line.name.startswith(line_name):
                     yield from line.events

@@ -9,7 +9,6 @@ from typing import Any
 import record
 
 TO_RUN = 25  # seconds kept for running what is compiled
-PART = 0.4  # of the time left that the programs of one wave may take to compile
 
 
 @dataclass
@@ -53,11 +52,11 @@ class Runner:
         self._pool = futures.ThreadPoolExecutor(64)  # XLA's compiler lets other threads run
         self._compiling = []
 
-    def run(self, programs):
-        """Compiles all, as long as there is time; then runs each alone."""
+    def run(self, programs, later=0):
+        """Compiles all, as long as that leaves `later` seconds; then runs each alone."""
         started = {self._start(program): program for program in programs if program.lower}
         started.pop(None, None)
-        self._wait(started)
+        self._wait(started, max(seconds_left(self._deadline) - TO_RUN - later, 1))
         for program in programs:
             if program.lower is None:
                 self._measure(program, None)
@@ -79,10 +78,9 @@ class Runner:
         self._compiling.append(future)
         return future
 
-    def _wait(self, started):
-        left = seconds_left(self._deadline) - TO_RUN
+    def _wait(self, started, seconds):
         try:
-            for future in futures.as_completed(started, max(left * PART if left > 60 else left, 1)):
+            for future in futures.as_completed(started, seconds):
                 self._compiled(started[future], future, len(started))
         except TimeoutError:
             pass
