@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,16 @@ def test_bilinear_doubling_aligns_corners():
             at = np.array([np.interp(row, np.arange(3), x[0, :, k, 0]) for k in range(5)])
             value = np.interp(column, np.arange(5), at)
             np.testing.assert_allclose(y[0, i, j, 0], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_bilinear_doubling_is_sums_of_neighbours():
+    x = normal(1, 3, 5, 2)
+    gradient = jax.grad(lambda x: layers.upsample_bilinear(x).sum())
+    # Each output's weights sum to 1: so do all of the gradient to the number of outputs.
+    np.testing.assert_allclose(gradient(x).sum(), 4 * x.size, rtol=1e-5)
+    text = jax.jit(gradient).lower(jnp.zeros((1, 3, 5, 2), jnp.bfloat16)).as_text()
+    used = set(re.findall(r"stablehlo\.(\w+)", text))
+    assert not used & {"dot_general", "convolution", "gather", "scatter"}, used
 
 
 def test_nearest_doubling():
