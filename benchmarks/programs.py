@@ -40,43 +40,48 @@ class Run:
 def step(variant, run):
     """The `Program` of a training step."""
     experiment = variant.experiment()
-    shapes, images = experiment.abstract_state(), experiment.abstract_images()
 
-    def measure(compiled):
-        state = filled(shapes)
+    def lower():
+        shapes = experiment.abstract_state(), experiment.abstract_images()
+        return experiment.train_step().lower(*shapes)
+
+    def update(compiled):
+        state, batch = filled(experiment.abstract_state()), filled(experiment.abstract_images())
         holder = [state.replace(step=jnp.ones_like(state.step))]
-        batch = filled(images)
 
-        def update():
+        def run_once():
             holder[0], metrics = compiled(holder[0], batch)
             return metrics
 
-        found = _rate(machine.sample_queued(update, run.reps), variant.batch)
-        found["loss"] = float(update()["loss"])
-        return found | (kernel_times.measure(update) if run.kernels else {})
+        return run_once
+
+    def measure(compiled):
+        once = update(compiled)
+        found = _rate(machine.sample_queued(once, run.reps), variant.batch)
+        return found | {"loss": float(once()["loss"])}
+
+    def explain(compiled):
+        return kernel_times.measure(update(compiled))
 
     row = {"what": "step", "name": variant.name, "config": variant.config, "batch": variant.batch}
     row["changes"] = {**variant.changes, **variant.options}
-    return Program(
-        row, lambda: experiment.train_step().lower(shapes, images), measure, variant.options
-    )
+    return Program(row, lower, measure, variant.options, explain if run.kernels else None)
 
 
 def sample(variant, run):
     """The `Program` of drawing images from the prior."""
     experiment = variant.experiment()
-    shapes = experiment.abstract_variables()
     draw = steps.make_sample_step(experiment.model, experiment.likelihood, variant.batch)
     draw = jax.jit(draw, compiler_options=compiler.options(jax.default_backend()))
     key = jax.random.key(0)
 
     def measure(compiled):
-        variables = filled(shapes)
+        variables = filled(experiment.abstract_variables())
         call = partial(compiled, variables, key, 0.7)
         return _rate(machine.sample_queued(call, run.reps), variant.batch)
 
     row = {"what": "sample", "name": variant.name, "batch": variant.batch}
-    return Program(row, lambda: draw.lower(shapes, key, 0.7), measure)
+    return Program(row, lambda: draw.lower(experiment.abstract_variables(), key, 0.7), measure)
 
 
 def _rate(times, batch):

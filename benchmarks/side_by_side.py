@@ -20,12 +20,14 @@ class Program:
       lower: gives what has a method `compile`; None where there is nothing to compile.
       measure: what is compiled -> a dict of results.
       options: of the compiler, beside its own.
+      explain: what is compiled -> more results, if there is time when all else is measured.
     """
 
     row: dict
     lower: Callable[[], Any] | None
     measure: Callable[[Any], dict]
     options: dict = field(default_factory=dict)
+    explain: Callable[[Any], dict] | None = None
 
 
 class Results:
@@ -57,14 +59,17 @@ class Runner:
         started = {self._start(program): program for program in programs if program.lower}
         started.pop(None, None)
         self._wait(started, max(seconds_left(self._deadline) - TO_RUN - later, 1))
-        for program in programs:
-            if program.lower is None:
-                self._measure(program, None)
+        compiled = [(program, None) for program in programs if program.lower is None]
         for future, program in started.items():
             if not future.done():
                 self._results.add(program.row, problem="not compiled in the time there was")
             elif not future.exception():
-                self._measure(program, future.result()[0])
+                compiled.append((program, future.result()[0]))
+        for program, executable in compiled:
+            self._add(program, program.measure, executable)
+        for program, executable in compiled:
+            if program.explain and "problem" not in program.row:
+                self._add(program, program.explain, executable)
 
     def _start(self, program):
         begin = time.monotonic()
@@ -93,14 +98,14 @@ class Runner:
         found = {"compile_s": seconds, "compiled_together": together, **memory_of(compiled)}
         self._results.add(program.row, **found)
 
-    def _measure(self, program, compiled):
+    def _add(self, program, function, executable):
         if seconds_left(self._deadline) < 0:
-            self._results.add(program.row, problem="no time left to run it")
+            self._results.add(program.row, problem=f"no time left to {function.__name__} it")
             return
         if beside := sum(not future.done() for future in self._compiling):
             program.row["ran_beside_compilations"] = beside
         try:
-            found = program.measure(compiled)
+            found = function(executable)
         except Exception as error:
             found = {"problem": first_line(error)}
         self._results.add(program.row, **found)

@@ -1,8 +1,9 @@
 """Whether a config fits devices before they are rented, how fast it may be, what to change.
 
 python launch/plan.py --config=configs/X.py --devices=N [--hbm=GB] [--rate=TFLOP/s] estimates;
-python launch/plan.py --config=configs/X.py --topology=v5e:4x4 asks the TPU's compiler, for minutes.
-Needs no data. --config.KEY=VALUE changes a key. Exit status 1: it does not fit.
+python launch/plan.py --config=configs/X.py --topology=h100:8 asks the compiler of GPUs (h100, h200,
+a100, l4; h100:2x8: two hosts of eight) or, by --topology=v5e:4x4, that of TPUs, for minutes. Needs
+no data. --config.KEY=VALUE changes a key. Exit status 1: it does not fit.
 """
 
 import sys
@@ -20,7 +21,7 @@ CHANGES = cli.define_changes()
 DEVICES = flags.DEFINE_integer("devices", None, "devices to plan for")
 HBM = flags.DEFINE_float("hbm", None, "memory of each, in GB (10^9 bytes); default: 16")
 RATE = flags.DEFINE_float("rate", None, "speed of each in TFLOP/s, for the least time of a step")
-TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v5e:4x4")
+TOPOLOGY = flags.DEFINE_string("topology", None, "to compile for: h100:8, v5e:4x4 …")
 
 
 def main(_):
@@ -28,7 +29,7 @@ def main(_):
     if CONFIG.value is None:
         raise flags.Error("--config=configs/X.py says what to plan")
     if (DEVICES.value is None) == (TOPOLOGY.value is None):
-        raise flags.Error("give either --devices=N or --topology=GENERATION:SHAPE")
+        raise flags.Error("give either --devices=N or --topology=NAME:SHAPE")
     config = schema.changed(config_file.load(CONFIG.value), CHANGES())
     jax.config.update("jax_platforms", "cpu")  # takes no accelerator that may be there
     if TOPOLOGY.value:

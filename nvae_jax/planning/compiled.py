@@ -1,18 +1,19 @@
-"""What the compiler of a TPU slice that is not there says of a config's training step."""
+"""What the compiler of GPUs or TPUs that are not there says of a config's training step."""
 
 import re
 import time
 from dataclasses import dataclass
 
 from nvae_jax import build, sharding
-from nvae_jax.planning import estimate, topology
+from nvae_jax.planning import estimate, hlo
 from nvae_jax.planning.collectives import SMALL, Collectives, count_collectives
 from nvae_jax.planning.estimate import GB
+from nvae_jax.planning.kernels import Kernels, count_kernels
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """One chip's share of a compiled step.
+    """One device's share of a compiled step.
 
     Attributes:
       arguments: bytes of state and images.
@@ -20,6 +21,7 @@ class Compiled:
       aliased: bytes of outputs that take the place of arguments.
       temporaries: bytes in between.
       collectives: `Collectives`.
+      kernels: `Kernels`; of meaning on GPUs only.
       seconds: that it took to compile.
     """
 
@@ -28,80 +30,86 @@ class Compiled:
     aliased: int
     temporaries: int
     collectives: Collectives
+    kernels: Kernels
     seconds: float
 
     @property
     def total(self):
-        """Bytes of memory that a chip needs."""
+        """Bytes of memory that a device needs."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 class TooLarge(Exception):
-    """The compiler could not place the program in a chip's memory; the message is its own."""
+    """The compiler could not place the program in a device's memory; the message is its own."""
 
 
-def compile_step(config, slice_):
-    """`Compiled` training step of a config on a `topology.Topology`.
+def compile_step(config, topology):
+    """`Compiled` training step of a config on what `topology.parse` gives.
 
     Raises:
-      ValueError: a bad config, or no compiler.
+      ValueError: a bad config, no compiler, or one that fails.
       TooLarge: the compiler found no room.
     """
-    lowered = _lower_step(config, slice_)
+    lowered = _lower_step(config, topology)
     start = time.monotonic()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(topology.compiler_options)
     except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise TooLarge(str(error)) from error
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise TooLarge(str(error)) from error
+        raise ValueError(f"the compiler for {topology.name} fails: {error}") from error
     seconds = time.monotonic() - start
-    memory = compiled.memory_analysis()
+    memory, program = compiled.memory_analysis(), hlo.parse(compiled.as_text())
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        collectives=count_collectives(compiled.as_text()),
+        collectives=count_collectives(program),
+        kernels=count_kernels(program),
         seconds=seconds,
     )
 
 
-def _lower_step(config, slice_):
+def _lower_step(config, topology):
     config = estimate.prepared(config)
-    experiment = build.build(config, topology.devices(slice_))
+    experiment = build.build(config, topology.devices())
     size, parts = experiment.loop.batch_size, experiment.loop.accumulation_steps
     sharding.check_batch_size(experiment.mesh, size, "train.batch_size", parts)
     step = experiment.train_step()
-    return step.lower(experiment.abstract_state(), experiment.abstract_images())
+    traced = step.trace(experiment.abstract_state(), experiment.abstract_images())
+    return traced.lower(lowering_platforms=(topology.platform,))
 
 
-def report(config, slice_):
-    """What the compiler says of a config on a `topology.Topology`.
+def report(config, topology):
+    """What the compiler says of a config on what `topology.parse` gives.
 
     Returns:
-      (lines of text, whether a chip has room).
+      (lines of text, whether a device has room).
 
     Raises:
-      ValueError: a bad config, a batch that the chips cannot share, or no compiler.
+      ValueError: a bad config, a batch that the devices cannot share, or no compiler that succeeds.
     """
-    images = config.train.batch_size / slice_.num_chips
+    images = config.train.batch_size / topology.num_devices
     lines = [
-        f"{slice_.name}: {slice_.num_chips} chips of {slice_.hbm / GB:.1f} GB, {images:g} images a "
-        f"chip, {config.model.dtype}, remat {config.model.remat}"
+        f"{topology.name}: {topology.num_devices} devices of {topology.hbm / GB:.1f} GB, "
+        f"{images:g} images a device, {config.model.dtype}, remat {config.model.remat}"
     ]
     try:
-        step = compile_step(config, slice_)
+        step = compile_step(config, topology)
     except TooLarge as error:
         return [*lines, f"cannot fit: {_first_line(error)}"], False
+    fits = step.total <= topology.hbm  # the GPUs' compiler does not refuse
     lines += [
-        f"GB a chip: arguments {step.arguments / GB:.2f}, temporaries {step.temporaries / GB:.2f}, "
-        f"outputs beside the arguments {(step.outputs - step.aliased) / GB:.2f}; "
-        f"in all {step.total / GB:.2f}; the compiler found room",
+        f"GB a device: arguments {step.arguments / GB:.2f}, temporaries "
+        f"{step.temporaries / GB:.2f}, outputs beside the arguments "
+        f"{(step.outputs - step.aliased) / GB:.2f}; in all {step.total / GB:.2f}: "
+        f"{'there is room' if fits else 'cannot fit'}",
         *_collective_lines(step.collectives),
+        *_kernel_lines(step.kernels, topology),
         f"compiled in {step.seconds:.0f} s",
     ]
-    return lines, True
+    return lines, fits
 
 
 def _first_line(error):
@@ -118,4 +126,18 @@ def _collective_lines(collectives):
     ]
     if collectives.uncounted_loops:
         lines.append(f"  and more in {collectives.uncounted_loops} loop(s) of unknown length")
+    return lines
+
+
+def _kernel_lines(kernels, topology):
+    """Of GPUs: a TPU's compiler says no more than what its cores do, one after the other."""
+    if topology.platform != "cuda":
+        return []
+    moving, launching = topology.seconds(kernels)
+    lines = [
+        f"kernels a step: {kernels.count:,}, which read and write {kernels.bytes / GB:.1f} GB: "
+        f"{1e3 * moving:.1f} ms for the bytes and {1e3 * launching:.1f} ms for launching"
+    ]
+    if kernels.uncounted_loops:
+        lines.append(f"  and more in {kernels.uncounted_loops} loop(s) of unknown length")
     return lines

@@ -1,0 +1,171 @@
+"""GPUs that are not there: XLA's compiler for them is in JAX's CUDA plugin, and needs no GPU."""
+
+import os
+import re
+from dataclasses import dataclass
+from importlib import metadata
+
+from jax.experimental import topologies
+
+ACHIEVED = 0.9  # of a card's bandwidth, by a large copy on an H100 and on an H200
+LAUNCH = 2.5e-6  # seconds that a kernel takes on an H100 beside what it reads and writes
+
+
+@dataclass(frozen=True)
+class Card:
+    """A kind of GPU, by its maker's data sheet and XLA's descriptions of its targets.
+
+    Attributes:
+      name: in full.
+      capability: its CUDA compute capability, (major, minor).
+      cores: streaming multiprocessors.
+      lanes: float32 operations that each does in a clock.
+      clock: GHz.
+      memory: bytes.
+      bandwidth: of the memory, bytes a second.
+      cache: bytes of L2.
+      shared: bytes of shared memory, of a multiprocessor and of a block at most.
+      threads: of a multiprocessor, at most.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    cores: int
+    lanes: int
+    clock: float
+    memory: int
+    bandwidth: int
+    cache: int
+    shared: tuple[int, int]
+    threads: int = 2048
+
+
+_HOPPER = dict(
+    capability=(9, 0), cores=132, lanes=128, clock=1.98, cache=50 * 2**20, shared=(233472, 232448)
+)
+CARDS = {
+    "h100": Card(
+        "NVIDIA H100 80GB HBM3", memory=84_942_979_072, bandwidth=3_352_320_000_000, **_HOPPER
+    ),
+    "h200": Card(
+        "NVIDIA H200 141GB HBM3e", memory=151_397_597_184, bandwidth=4_800_000_000_000, **_HOPPER
+    ),
+    "a100": Card(
+        "NVIDIA A100-SXM4-80GB",
+        capability=(8, 0),
+        cores=108,
+        lanes=64,
+        clock=1.41,
+        memory=85_100_068_864,
+        bandwidth=2_039_040_000_000,
+        cache=40 * 2**20,
+        shared=(167936, 166912),
+    ),
+    "l4": Card(
+        "NVIDIA L4",
+        capability=(8, 9),
+        cores=58,
+        lanes=128,
+        clock=2.04,
+        memory=23_034 * 2**20,
+        bandwidth=300_096_000_000,
+        cache=48 * 2**20,
+        shared=(102400, 101376),
+        threads=1536,
+    ),
+}
+_NAME = re.compile(r"(\w+)(?::(?:([1-9]\d*)x)?([1-9]\d*))?")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """GPUs of one kind: as many on each of some hosts."""
+
+    kind: str
+    hosts: int = 1
+    per_host: int = 1
+
+    platform = "cuda"  # that programs are lowered for
+
+    @property
+    def name(self):
+        """Such as h100, h100:8 or h100:2x8."""
+        hosts = f"{self.hosts}x" if self.hosts > 1 else ""
+        return f"{self.kind}:{hosts}{self.per_host}" if self.num_devices > 1 else self.kind
+
+    @property
+    def card(self):
+        """The `Card`."""
+        return CARDS[self.kind]
+
+    @property
+    def num_devices(self):
+        """GPUs."""
+        return self.hosts * self.per_host
+
+    @property
+    def hbm(self):
+        """Bytes of memory a GPU."""
+        return self.card.memory
+
+    @property
+    def compiler_options(self):
+        """To compile where there is no GPU to try kernels on; what XLA_FLAGS sets stays so."""
+        known = "--xla_gpu_autotune_level=" in os.environ.get("XLA_FLAGS", "")
+        return None if known else {"xla_gpu_autotune_level": 0}
+
+    def devices(self):
+        """Devices to build a mesh of. They compile, and cannot run anything.
+
+        Raises:
+          ValueError: JAX's CUDA plugin is not installed.
+        """
+        if not any(
+            e.name.startswith("xla_cuda") for e in metadata.entry_points(group="jax_plugins")
+        ):
+            raise ValueError(
+                "a GPU topology needs XLA's GPU compiler, which is not installed: "
+                "pip install -e '.[gpu]'"
+            )
+        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # it would look for a driver
+        return topologies.get_topology_desc(
+            platform="cuda",
+            target_config=target_config(self.card),
+            topology=f"{self.hosts}x1x{self.per_host}",
+        ).devices
+
+    def seconds(self, kernels):
+        """(for the bytes, for launching) of a `kernels.Kernels`; together, a fifth from what was
+        measured on an H100."""
+        return kernels.bytes / (ACHIEVED * self.card.bandwidth), kernels.count * LAUNCH
+
+
+def parse(name):
+    """`Cluster` of a name such as h100, h100:8 or h100:2x8, or None."""
+    found = _NAME.fullmatch(name)
+    if not found or found[1] not in CARDS:
+        return None
+    return Cluster(found[1], int(found[2] or 1), int(found[3] or 1))
+
+
+def target_config(card):
+    """A `Card` in the words of XLA (stream_executor's GpuTargetConfigProto, as text)."""
+    major, minor = card.capability
+    return f"""
+        gpu_device_info {{
+          threads_per_block_limit: 1024 threads_per_warp: 32
+          shared_memory_per_block: 49152 shared_memory_per_core: {card.shared[0]}
+          shared_memory_per_block_optin: {card.shared[1]}
+          threads_per_core_limit: {card.threads} core_count: {card.cores}
+          fpus_per_core: {card.lanes} clock_rate_ghz: {card.clock}
+          block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+          memory_bandwidth: {card.bandwidth} device_memory_size: {card.memory}
+          l2_cache_size: {card.cache}
+          registers_per_core_limit: 65536 registers_per_block_limit: 65536
+          cuda_compute_capability {{ major: {major} minor: {minor} }}
+        }}
+        platform_name: "CUDA"
+        dnn_version_info {{ major: 9 minor: 28 }}
+        runtime_version {{ major: 12 minor: 9 patch: 0 }}
+        device_description_str: "{card.name}"
+    """

@@ -1,0 +1,108 @@
+"""Kernels that a compiled GPU program launches and bytes that they move, read out of its text."""
+
+from dataclasses import dataclass
+
+# What runs nothing on the device.
+_FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all"}
+_FREE |= {"opt-barrier", "partition-id", "replica-id"}
+# What reads no more of its first operand than it gives.
+_SLICES = {"slice", "dynamic-slice", "gather"}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Of one run of a program on one device.
+
+    Attributes:
+      count: kernels, copies and calls of libraries.
+      bytes: of device memory that they read and write. Of an array that a loop takes a slice of,
+        or updates a slice of in place, the slice counts.
+      uncounted_loops: loops that do not say how often they run; once is counted.
+    """
+
+    count: int = 0
+    bytes: int = 0
+    uncounted_loops: int = 0
+
+    def __add__(self, other):
+        loops = self.uncounted_loops + other.uncounted_loops
+        return Kernels(self.count + other.count, self.bytes + other.bytes, loops)
+
+    def times(self, number):
+        """Of so many runs."""
+        return Kernels(number * self.count, number * self.bytes, self.uncounted_loops)
+
+
+def count_kernels(program, name=None):
+    """`Kernels` of an `hlo.Program`, or of its computation `name`."""
+    total = Kernels()
+    computation = program.computations[name or program.entry]
+    for instruction in computation.values():
+        total += _of(program, computation, instruction)
+    return total
+
+
+def _of(program, computation, instruction):
+    operation = instruction.operation
+    if operation in _FREE or operation.endswith(("-done", "-update")):
+        return Kernels()
+    if operation == "while":
+        trips = program.trips(instruction)
+        loop = Kernels(uncounted_loops=int(trips is None))
+        return loop + count_kernels(program, instruction.body).times(trips or 1)
+    if operation == "conditional":  # one of them runs
+        branches = [count_kernels(program, branch) for branch in instruction.branches]
+        return max(branches, key=lambda kernels: kernels.bytes, default=Kernels())
+    if operation in ("call", "async-start"):
+        return count_kernels(program, instruction.body)
+    if operation == "fusion":
+        return Kernels(1, _fusion_bytes(program.computations[instruction.body]))
+    return Kernels(1, _bytes(computation, instruction))
+
+
+def _bytes(computation, instruction):
+    """Moved by an operation that is a kernel of its own."""
+    operands = [computation[name] for name in instruction.operands if name in computation]
+    if instruction.operation in _SLICES:
+        return 2 * instruction.bytes
+    if instruction.operation == "dynamic-update-slice":
+        return 2 * operands[1].bytes
+    return instruction.bytes + sum(operand.bytes for operand in operands)
+
+
+def _fusion_bytes(body):
+    users = {name: [] for name in body}
+    for instruction in body.values():
+        for operand in dict.fromkeys(instruction.operands):
+            users.setdefault(operand, []).append(instruction)
+    parameters = [i for i in body.values() if i.operation == "parameter"]
+    return sum(_read(body, users, p) for p in parameters) + sum(
+        _written(body, r) for r in _results(body)
+    )
+
+
+def _results(body):
+    """The instructions that a fusion gives the results of."""
+    root = next(instruction for instruction in body.values() if instruction.is_root)
+    return [body[name] for name in root.operands] if root.operation == "tuple" else [root]
+
+
+def _written(body, result):
+    while result.operation in ("bitcast", "copy"):
+        result = body[result.operands[0]]
+    updates = result.operation == "dynamic-update-slice"
+    return body[result.operands[1]].bytes if updates else result.bytes
+
+
+def _read(body, users, instruction):
+    """Bytes of a fusion's argument that it reads."""
+    total = 0
+    for user in users[instruction.name]:
+        first = user.operands[0] == instruction.name
+        if user.operation == "bitcast":
+            total += _read(body, users, user)
+        elif user.operation in _SLICES and first:
+            total += user.bytes
+        elif user.operation != "dynamic-update-slice" or not first:
+            return instruction.bytes
+    return min(total, instruction.bytes)

@@ -1,0 +1,70 @@
+"""GPUs by name, and what a compiled step would do on them."""
+
+from importlib import metadata
+
+import pytest
+
+from nvae_jax.planning import compiled, gpu, topology
+from nvae_jax.planning.collectives import Collectives
+from nvae_jax.planning.kernels import Kernels
+from tests.conftest import tiny_config
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts", "devices"), [("h100", 1, 1), ("l4:8", 1, 8), ("a100:2x8", 2, 16)]
+)
+def test_names(name, hosts, devices):
+    cluster = topology.parse(name)
+    assert (cluster.name, cluster.hosts, cluster.num_devices) == (name, hosts, devices)
+    assert cluster.platform == "cuda" and cluster.hbm == cluster.card.memory
+
+
+@pytest.mark.parametrize("name", ["h100:0", "h100:2x", "h100:x8", "h100:2x2x2", "v100", "h100:1x0"])
+def test_other_names_are_refused(name):
+    with pytest.raises(ValueError, match="as h100, h100:8 or h100:2x8 .* GPUs: h100, h200, a100"):
+        topology.parse(name)
+
+
+def test_a_missing_compiler_is_said_with_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(metadata, "entry_points", lambda group: ())
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[gpu\]'"):
+        topology.parse("h100").devices()
+
+
+def test_what_xla_flags_say_of_autotuning_stays(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert topology.parse("h100").compiler_options == {"xla_gpu_autotune_level": 0}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=4")
+    assert topology.parse("h100").compiler_options is None
+
+
+@pytest.mark.parametrize("kind", gpu.CARDS)
+def test_targets_in_the_words_of_the_compiler(kind):
+    card = gpu.CARDS[kind]
+    text = gpu.target_config(card)
+    assert f"core_count: {card.cores}" in text and text.count("{") == text.count("}")
+    assert f"memory_bandwidth: {card.bandwidth} device_memory_size: {card.memory}" in text
+    assert f"major: {card.capability[0]} minor: {card.capability[1]}" in text
+
+
+def report(monkeypatch, name, gigabytes):
+    share = int(gigabytes * 1e9 / 4)
+    kernels = Kernels(10_000, 63_000_000_000, 1)
+    step = compiled.Compiled(share, share, share, 3 * share, Collectives(), kernels, 1.0)
+    monkeypatch.setattr(compiled, "compile_step", lambda *_: step)
+    return compiled.report(tiny_config(), topology.parse(name))
+
+
+def test_kernels_bytes_and_the_time_that_they_take(monkeypatch):
+    lines, fits = report(monkeypatch, "h100", 6.0)
+    assert fits and "in all 6.00: there is room" in lines[1]
+    assert lines[3] == (
+        "kernels a step: 10,000, which read and write 63.0 GB: 20.9 ms for the bytes and 25.0 ms "
+        "for launching"
+    )
+    assert lines[4] == "  and more in 1 loop(s) of unknown length"
+
+
+def test_what_does_not_fit_a_card_is_said(monkeypatch):
+    lines, fits = report(monkeypatch, "l4", 30.0)
+    assert not fits and "in all 30.00: cannot fit" in lines[1]
