@@ -57,7 +57,9 @@ def get_config():
     # shifted (depthwise convolutions).
     # auto: native on a single CPU device where there is a C++ compiler, elsewhere by platform.
     model.implementation = "auto"
-    model.precision = "default"  # of convolutions: default, high or highest
+    # Of products of float32, for which "default" is TF32 on GPUs and bfloat16 on TPUs: default,
+    # high or highest.
+    model.precision = "default"
 
     config.objective = objective = ConfigDict()
     objective.kl_constant = 0.0001  # fraction of the steps before the KL weight starts to rise

@@ -31,7 +31,8 @@ def make_moment_step(model):
         features = apply(images, method="encode")
         sources = np.full(groups, POSTERIOR)
         draw = apply(noise, sources, np.ones(groups), features, method="compose")
-        weigh = partial(jnp.einsum, "b,bhwz->hwz", mask.astype(jnp.float32))
+        mask = mask.astype(jnp.float32)
+        weigh = partial(jnp.einsum, "b,bhwz->hwz", mask, precision="highest")
         sums = []
         for z, eps, prior, posterior in zip(
             draw.latents, noise, draw.prior, draw.posterior, strict=True

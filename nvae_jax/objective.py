@@ -94,4 +94,4 @@ def balanced_kl(kl, alpha, beta):
       the weighted KL (B,), and γ (groups,).
     """
     gamma = jnp.where(beta < 1.0, balance_weights(kl, alpha), 1.0)
-    return beta * (kl @ gamma), gamma
+    return beta * (kl * gamma[None]).sum(1), gamma

@@ -57,8 +57,8 @@ class Model:
         # Loops over the groups, 1, compile faster.
         self.config.model.unroll = unroll
         # On CPU, of the implementations the one asked for or XLA's; an accelerator's own there.
-        devices = () if jax.default_backend() == "cpu" else None
-        self.model = build.build_model(self.config, devices)
+        own = jax.default_backend() != "cpu" and implementation == "auto"
+        self.model = build.build_model(self.config, devices=None if own else ())
         self.likelihood = build.build_likelihood(self.config)
         self.images = golden.images("x")
         self.leaves = list(torch_checkpoint.leaves(self.config, golden.state))

@@ -12,6 +12,7 @@ from nvae_jax.interop import torch_checkpoint
 from tests.ops.implementations import NEEDS_COMPILER
 from tests.published import Golden, Model
 
+pytestmark = pytest.mark.accelerator
 TERMS = ("kl", "log_q", "log_p", "kl_per_channel")
 
 

@@ -133,7 +133,8 @@ class Cell(nn.Module):
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
-    implementation: str | None = None  # of squeeze and excitation
+    precision: Any = None  # of squeeze and excitation, as
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x, train):
@@ -143,7 +144,7 @@ class Cell(nn.Module):
             self.features, self.resample, expansion=self.expansion, name="body", **parts
         )(x, train)
         if self.squeeze_excitation:
-            gated = SqueezeExcitation(self.dtype, self.implementation, name="se")
+            gated = SqueezeExcitation(self.dtype, self.precision, self.implementation, name="se")
             residual = gated(residual)
         return self._skip(x) + RESIDUAL_SCALE * residual
 

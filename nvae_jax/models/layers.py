@@ -216,10 +216,11 @@ class SqueezeExcitation(nn.Module):
     """Scales channels by a gate computed from their means (Hu et al. 2018).
 
     Attributes:
-      implementation: see `nvae_jax.ops.squeeze_excitation`.
+      precision, implementation: see `nvae_jax.ops.squeeze_excitation`.
     """
 
     dtype: Any = jnp.float32
+    precision: Any = None
     implementation: str | None = None
 
     @nn.compact
@@ -230,7 +231,8 @@ class SqueezeExcitation(nn.Module):
         reduce = Dense(hidden, dtype=self.dtype, name="reduce")(channels)
         expand = Dense(channels, dtype=self.dtype, name="expand")(hidden)
         means = x.mean((1, 2)).astype(self.dtype)
-        return x * gate(means, reduce, expand, self.implementation)[:, None, None, :]
+        gains = gate(means, reduce, expand, self.implementation, self.precision)
+        return x * gains[:, None, None, :]
 
 
 class Dense(nn.Module):

@@ -228,6 +228,7 @@ class NVAE(nn.Module):
       unroll: groups of a scale that one loop iteration computes; a large number unrolls them all.
       remat: what the backward pass computes again, one of `remat.POLICIES`.
       dtype: of activations and convolutions; parameters and statistics stay float32.
+      precision: of all products, as in `lax.dot`.
       implementation: of convolutions and batch norm, one of
         `nvae_jax.ops.depthwise.IMPLEMENTATIONS`, or None to choose by platform.
       bn_momentum: weight of a batch in the running statistics.
@@ -278,6 +279,7 @@ class NVAE(nn.Module):
             conv=conv,
             norm=norm,
             dtype=self.dtype,
+            precision=self.precision,
             implementation=self.implementation,
         )
         groups = partial(

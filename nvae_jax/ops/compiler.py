@@ -23,6 +23,11 @@ _DIRECTLY = {"xla_cpu_use_fusion_emitters": False}
 CPU_PORTABLE = {**CPU, **_DIRECTLY}
 CPU_RUNS_ONCE = {"xla_backend_optimization_level": 0, **_DIRECTLY}
 
+# What accelerators want beside their compilers' defaults: nothing that was seen to pay so far.
+# Each entry says what it was seen to do, measured by benchmarks/accelerator.py --variant=….
+GPU, GPU_RUNS_ONCE = {}, {}
+TPU = {}
+
 
 @cache
 def options(platform, *, runs_once=False, portable=False):
@@ -34,10 +39,13 @@ def options(platform, *, runs_once=False, portable=False):
       runs_once: whether its compilation takes longer than its run.
       portable: whether it is a training step without the C++ kernels.
     """
-    if platform != "cpu":
-        return None
+    usual, if_portable, if_once = {
+        "cpu": (CPU, CPU_PORTABLE, CPU_RUNS_ONCE),
+        "gpu": (GPU, GPU, GPU_RUNS_ONCE),
+        "tpu": (TPU, TPU, TPU),
+    }[platform]
     flags = os.environ.get("XLA_FLAGS", "")
-    chosen = CPU_RUNS_ONCE if runs_once else CPU_PORTABLE if portable else CPU
+    chosen = if_once if runs_once else if_portable if portable else usual
     chosen = {name: value for name, value in chosen.items() if f"--{name}=" not in flags}
     if not _known(chosen):
         chosen = {name: value for name, value in chosen.items() if _known({name: value})}

@@ -33,5 +33,16 @@ def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
     assert compiler.options("cpu") is None
 
 
-def test_accelerators_need_none():
-    assert compiler.options("gpu") is None and compiler.options("tpu") is None
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_the_users_flags_come_first_on_accelerators(monkeypatch, platform):
+    ours = {"xla_backend_optimization_level": 2, "xla_gpu_autotune_level": 3}
+    monkeypatch.setattr(compiler, platform.upper(), ours)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+    assert compiler.options(platform) == {"xla_backend_optimization_level": 2}
+
+
+def test_what_runs_once_on_a_gpu_has_options_of_its_own(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(compiler, "GPU_RUNS_ONCE", {"xla_gpu_autotune_level": 0})
+    assert compiler.options("gpu", runs_once=True) == {"xla_gpu_autotune_level": 0}
+    assert compiler.options("gpu") is None
