@@ -24,6 +24,7 @@ import pathlib
 import sys
 import time
 
+import golden_errors
 import programs
 import record
 from absl import flags
@@ -65,7 +66,7 @@ def of_part(part, run):
     if part in STEPS:
         return [programs.step(variant, run) for variant in STEPS[part](CHANGES(), BATCH.value)]
     return {
-        "golden": programs.golden,
+        "golden": golden_errors.programs,
         "sample": lambda run: [programs.sample(STEPS["mnist"](CHANGES(), BATCH.value)[0], run)],
         "depthwise": programs.convolutions,
         "ceilings": programs.ceilings,

@@ -1,6 +1,5 @@
-"""What `accelerator.py` measures: training steps, sampling, golden numbers, convolutions, rates."""
+"""What `accelerator.py` times: training steps, sampling, depthwise convolutions, rates."""
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,10 +10,11 @@ import kernel_times
 import machine
 import numpy as np
 from side_by_side import Program
-from variants import CONFIGS
 
 from nvae_jax import steps
 from nvae_jax.ops import compiler
+from nvae_jax.planning import hlo
+from nvae_jax.planning.kernels import count_kernels
 
 STACK = 8  # convolutions in a program: one alone ends sooner than it is launched
 # (B, H, W, C) of depthwise convolutions: mnist's coarse and fine scale, cifar10's, ffhq256's.
@@ -61,11 +61,19 @@ def step(variant, run):
         return found | {"loss": float(once()["loss"])}
 
     def explain(compiled):
-        return kernel_times.measure(update(compiled))
+        return kernel_times.measure(update(compiled)) | _traffic(compiled)
 
     row = {"what": "step", "name": variant.name, "config": variant.config, "batch": variant.batch}
     row["changes"] = {**variant.changes, **variant.options}
     return Program(row, lower, measure, variant.options, explain if run.kernels else None)
+
+
+def _traffic(compiled):
+    """Kernels and the GB that they read and write, by the text of a program for GPUs."""
+    if jax.default_backend() != "gpu":
+        return {}
+    found = count_kernels(hlo.parse(compiled.as_text()))
+    return {"kernels_by_text": found.count, "moved_gb_by_text": round(found.bytes / 1e9, 2)}
 
 
 def sample(variant, run):
@@ -103,50 +111,6 @@ def filled(shapes):
         return jax.device_put(numbers, leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
-def golden(run):
-    """`Program`s that compute the golden files' numbers in float32."""
-    sys.path.append(str(CONFIGS.parent))
-    from tests.published import GOLDEN_NAMES, Golden, Model  # noqa: PLC0415
-
-    def program(name):
-        model = Model(Golden(name))
-
-        def everything(variables):
-            kinds = {kind: model.forward(variables, kind == "train") for kind in ("eval", "train")}
-            return kinds, model.sample(variables), model.training_pass(variables["params"])
-
-        def measure(compiled):
-            return errors(model, *compiled(model.variables))
-
-        row = {"what": "golden", "name": name}
-        return Program(row, lambda: jax.jit(everything).lower(model.variables), measure)
-
-    return [program(name) for name in (GOLDEN_NAMES[:1] if run.small else GOLDEN_NAMES)]
-
-
-def errors(model, kinds, logits, training):
-    """The largest errors, each relative to the largest published number of its array."""
-    published, (value, _), grads = model.golden, *training
-    found = {"loss": _error(value, published["train/loss"])}
-    found["sample"] = _error(logits, published.images("sample/logits_t0.7"))
-    for kind, out in kinds.items():
-        found[f"{kind}_logits"] = _error(out.logits, published.images(f"{kind}/logits"))
-        found[f"{kind}_kl"] = _error(out.kl, published[f"{kind}/kl"])
-    norms = published.group("gradnorm")
-    grads = [
-        (np.linalg.norm(ours), norms[name])
-        for name, ours, _ in model.published_names({"params": grads})
-        if name in norms
-    ]
-    if grads:
-        found["gradient_norms"] = _error(*map(np.stack, zip(*grads, strict=True)))
-    return {name: float(f"{error:.2e}") for name, error in found.items()}
-
-
-def _error(ours, published):
-    return float(np.abs(np.asarray(ours) - published).max() / np.abs(published).max())
 
 
 DIRECTIONS = {

@@ -1,6 +1,6 @@
 """Whether a config fits devices that are not rented yet, how fast it may be, what to change.
 
-`report` estimates; `compiled_report` asks the compiler of TPUs.
+These are estimates; `compiled.report` asks the compiler of a device.
 """
 
 from dataclasses import dataclass
