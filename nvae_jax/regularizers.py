@@ -141,12 +141,12 @@ def _matrices_by_shape(kernels):
 
 def _times(matrices, right):
     """(n, rows) from (n, rows, columns) and (n, columns)."""
-    return jnp.einsum("nrc,nc->nr", matrices, right)
+    return jnp.einsum("nrc,nc->nr", matrices, right, precision="highest")
 
 
 def _times_left(matrices, left):
     """(n, columns) from (n, rows, columns) and (n, rows)."""
-    return jnp.einsum("nrc,nr->nc", matrices, left)
+    return jnp.einsum("nrc,nr->nc", matrices, left, precision="highest")
 
 
 def batch_norm_penalty(params):

@@ -117,3 +117,16 @@ def test_a_step_without_native_kernels_is_compiled_with_options_of_its_own(monke
         model = experiment.model.clone(implementation=implementation)
         dataclasses.replace(experiment, model=model).train_step()
     assert asked == [{"portable": False}, {"portable": True}]
+
+
+def test_every_product_has_the_precision_asked_for():
+    """Accelerators multiply float32 with fewer bits where a program does not say otherwise."""
+    model = {"num_flows": 1, "precision": "highest", "dtype": "float32"}
+    experiment = experiment_of(**model).portable()
+    traced = experiment.train_step().trace(
+        experiment.abstract_state(), experiment.abstract_images()
+    )
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    products = re.findall(r"stablehlo\.(?:dot_general|convolution)[ (].*", text)
+    assert len(products) > 100
+    assert [line for line in products if line.count("HIGHEST") != 2] == []
