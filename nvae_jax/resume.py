@@ -18,12 +18,13 @@ def restore(workdir, checkpoints, abstract_state, *, restart=False):
     Raises:
       ValueError: no checkpoint is left, or one is, and `restart` says otherwise.
     """
+    begins = restart or _is_unsaved(workdir)
     try:
         restored = checkpoints.restore(abstract_state)
     except ValueError as error:
-        if not restart:
+        if not begins:
             raise ValueError(f"{error}; --restart starts anew") from error
-        return None
+        restored = None
     with distributed.together():
         _check(workdir, restored, restart)
         if restored is None and distributed.is_primary():
@@ -37,10 +38,15 @@ def _check(workdir, restored, restart):
             f"{workdir} has a checkpoint of step {int(restored[0].step)}: without --restart "
             "training goes on from there; to start anew name a new folder"
         )
-    # One that was cut off before it saved anything has lost none, and begins anew by itself.
-    lost = has_rows(workdir) and not (Path(workdir) / UNSAVED).exists()
+    lost = has_rows(workdir) and not _is_unsaved(workdir)
     if restored is None and not restart and lost:
         raise ValueError(
             f"{workdir} has metrics but no checkpoint: training would start anew and replace them; "
             "put its checkpoints/ back, or say --restart"
         )
+
+
+def _is_unsaved(workdir):
+    """Whether a run was cut off before it saved anything: it has lost none, and begins anew by
+    itself, also where `--restart` has left damaged checkpoints of an earlier one behind."""
+    return (Path(workdir) / UNSAVED).exists()

@@ -59,3 +59,10 @@ def test_damaged_checkpoints_alone_are_named(restore, saved, tmp_path):
     with pytest.raises(ValueError, match="can be read .step 0: .*; --restart starts anew"):
         restore()
     assert restore(restart=True) is None
+
+
+def test_a_restart_over_damaged_checkpoints_that_was_cut_off_begins_anew(restore, saved, tmp_path):
+    (tmp_path / "checkpoints" / "0" / "data" / "metadata").unlink()
+    restore(restart=True)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert restore() is None

@@ -31,4 +31,11 @@ def mixed(cases, count, seed):
         one, other = draw.sample(wrong[command], 2)
         flags = (*one.flags, *other.flags[len(CALLS[command].split()) :])
         what = "; ".join(filter(None, (one.what, other.what)))
-        yield Case(command, flags, EITHER, damage={**one.damage, **other.damage}, what=what)
+        yield Case(
+            command,
+            flags,
+            EITHER,
+            damage={**one.damage, **other.damage},
+            what=what,
+            changes=(*one.changes, *other.changes),
+        )

@@ -94,6 +94,28 @@ def arrays(**changes):
     return damage
 
 
+def every_array(change):
+    """All arrays of an .npz file changed."""
+
+    def damage(path):
+        changed = {name: change(array) for name, array in dict(np.load(path)).items()}
+        np.savez(path, **changed)
+
+    return damage
+
+
+def each(pattern, function):
+    """What `function` does to a file, done to those of a folder that match."""
+
+    def damage(folder):
+        found = [*folder.glob(pattern)]
+        assert found, f"nothing there is like {pattern}"
+        for path in found:
+            function(path)
+
+    return damage
+
+
 def replaced_array(change):
     """That of an .npy file changed."""
     return lambda path: np.save(path, change(np.load(path)))

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from tests.fuzz import damage
-from tests.fuzz.case import EITHER, READERS, Case, call
+from tests.fuzz.case import EITHER, READERS, RIGHT, Case, call
 from tests.fuzz.damage import ANY_FILE, CONTENT, FOLDER, REMOVED, appended, keys, text
 from tests.fuzz.world import TINY
 
@@ -90,6 +92,15 @@ RUN_FILES = {
     "eval": {"a file": text("x")},
     "recalibration": {"a file": damage.become_file},
 }
+# Statistics that a run keeps: the ones that are damaged are computed again.
+STATISTICS = ANY_FILE | {
+    "no numbers": damage.every_array(lambda array: array + np.nan),
+    "another shape": damage.every_array(lambda array: array[..., None]),
+    "another type": damage.every_array(lambda array: array.astype(np.float64)),
+    "pickled": damage.every_array(lambda array: np.array([{}])),
+    "others": damage.arrays(other=np.zeros(3)),
+    "a text": text("x"),
+}
 # Of what a resumed run may write anew.
 RESUMED = ("run/metrics.jsonl", "run/.lock", "run/checkpoints", "run/checkpoints/2*", "run/events*")
 
@@ -122,6 +133,17 @@ def of_runs():
             for flags in (("--workdir=run",), ("--config=config.py", "--workdir=run")):
                 changes = (*RESUMED, f"run/{file}*")
                 yield Case("train", flags, EITHER, changes=changes, **damaged)
+    for what, function in STATISTICS.items():
+        damaged = {"run/recalibration": damage.each("*.npz", function)}
+        for command in ("sample", "export"):
+            yield call(
+                command,
+                "--recalibrate_bn",
+                statuses=RIGHT,
+                changes=("run/recalibration*",),
+                damage=damaged,
+                what=f"statistics: {what}",
+            )
     for command in READERS:
         for what, damaged in BAD_RUNS.items():
             yield call(command, names=("run",), damage=damaged, what=what)

@@ -2,7 +2,8 @@
 
 Every call gets a copy as its working directory:
 
-run/           a run of two steps, with two checkpoints    config.py   its config file
+run/           a run of two steps, with two checkpoints and recalibrated statistics
+config.py      its config file
 pictures/ prepared/ idx/ npz/    data sets                  empty/      an empty folder
 images.npz images.npy picture.png samples.npz latents.npz   model.pt    inputs of the tools
 """
@@ -18,9 +19,10 @@ from PIL import Image
 
 from nvae_jax import reporting, run_directory
 from nvae_jax.build import build, build_model, resolve
-from nvae_jax.checkpoint import Checkpoints
+from nvae_jax.checkpoint import Checkpoints, load_run
 from nvae_jax.data.prepare import prepare
 from nvae_jax.interop.conversion import fresh_state
+from nvae_jax.recalibrate import recalibrated_statistics
 from tests.tools.conftest import random_variables_of
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +86,8 @@ def _write_run(workdir):
         for step in (1, 2):
             saved.save(state.replace(step=state.step + step), {"step": step, "num_examples": 1500})
             writer.scalars(step, {"train/nelbo": 100.0})
-    (workdir / "recalibration").mkdir()
+    experiment, snapshot = load_run(workdir)
+    recalibrated_statistics(workdir, experiment, snapshot, temperature=1.0)
 
 
 def _write_data(folder, rng):
