@@ -53,9 +53,10 @@ def get_config():
     model.norm_groups = 1  # parts of a batch with batch-norm statistics of their own
     model.remat = "none"  # computed again in the backward pass: none, norm_act, cell or group
     model.dtype = "float32"  # of activations and convolutions: float32 or bfloat16
-    # Of convolutions, batch norm and what goes over all parameters: native (in C++); library or
-    # shifted (depthwise convolutions).
-    # auto: native on a single CPU device where there is a C++ compiler, elsewhere by platform.
+    # Of convolutions, batch norm and what goes over all parameters: native (in C++), pallas (for
+    # NVIDIA's GPUs); library or shifted (depthwise convolutions).
+    # auto: native on a single CPU device where there is a C++ compiler, pallas on a single GPU,
+    # elsewhere by platform.
     model.implementation = "auto"
     # Of products of float32, for which "default" is TF32 on GPUs and bfloat16 on TPUs: default,
     # high or highest.

@@ -35,6 +35,8 @@ PRECISIONS = {
     "high": jax.lax.Precision.HIGH,
     "highest": jax.lax.Precision.HIGHEST,
 }
+# Kernels for a single device: over several, XLA would gather an array for every call.
+ALONE = {"cpu": "native", "gpu": "pallas"}
 UNROLL_ALL = 10**6
 # Models of more groups stay loops on CPU too: without the C++ kernels an unrolled one compiles for
 # minutes, and runs on CPU of a model that large are too short to win them back.
@@ -92,19 +94,23 @@ def _default_unroll(hierarchy):
 
 
 def _implementation(name, devices):
-    known = ("auto", *depthwise.IMPLEMENTATIONS)
-    _one_of(known, "model.implementation", name)
-    suits = [device.platform for device in devices] == ["cpu"]
+    """The name of kernels that suit the devices, or None for what runs on any."""
+    _one_of(("auto", *depthwise.IMPLEMENTATIONS), "model.implementation", name)
+    platforms = [device.platform for device in devices]
     if name == "auto":
-        if suits and native.problem():
+        found = ALONE.get(platforms[0]) if len(platforms) == 1 else None
+        if found == "native" and native.problem():
             _say_slower(native.problem())
-        return "native" if suits and native.problem() is None else None
-    if name == "native":
-        problem = native.problem()
-        if devices and not suits:
-            problem = f"it runs on one CPU device, not on {len(devices)} ({devices[0].platform})"
-        if problem:
-            raise ValueError(f"model.implementation is 'native', but {problem}")
+            return None
+        return found
+    problem = native.problem() if name == "native" else None
+    platform = next((p for p, kernels in ALONE.items() if kernels == name), None)
+    if platform and platforms and platforms != [platform]:
+        problem = (
+            f"it runs on one {platform.upper()} device, not on {len(platforms)} ({platforms[0]})"
+        )
+    if problem:
+        raise ValueError(f"model.implementation is {name!r}, but {problem}")
     return name
 
 

@@ -79,7 +79,11 @@ def test_ffhq_has_the_papers_number_of_latent_variables():
             "model.encoder_cell is 'resnet'; it must be one of: ",
         ),
         ("model.dtype", "float16", "model.dtype is 'float16'; it must be one of"),
-        ("model.implementation", "fast", "it must be one of: auto, library, shifted, native"),
+        (
+            "model.implementation",
+            "fast",
+            "it must be one of: auto, library, shifted, pallas, native",
+        ),
         ("model.encoder_width", 0, "model.encoder_width must be an integer from 1"),
         ("model.norm_groups", 3, "model.norm_groups=3 does not divide the 32 images"),
         ("train.batch_size", 0, "train.batch_size must be an integer from 1"),
@@ -173,7 +177,9 @@ def test_native_kernels_are_for_one_cpu_device(monkeypatch):
     assert build.build_model(config, ()).implementation is None
     everything = build.build_model(config, jax.devices()).implementation
     assert build.build_model(config).implementation == everything
-    assert build.build_model(config, [SimpleNamespace(platform="gpu")]).implementation is None
+    gpu = SimpleNamespace(platform="gpu")
+    assert build.build_model(config, [gpu]).implementation == "pallas"
+    assert build.build_model(config, [gpu, gpu]).implementation is None
     said = []
     monkeypatch.setattr(native, "problem", lambda: "there is no compiler")
     monkeypatch.setattr(build.logging, "warning", lambda *line: said.append(line))

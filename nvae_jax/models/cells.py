@@ -143,10 +143,10 @@ class Cell(nn.Module):
         residual = body(self.kind)(
             self.features, self.resample, expansion=self.expansion, name="body", **parts
         )(x, train)
-        if self.squeeze_excitation:
-            gated = SqueezeExcitation(self.dtype, self.precision, self.implementation, name="se")
-            residual = gated(residual)
-        return self._skip(x) + RESIDUAL_SCALE * residual
+        if not self.squeeze_excitation:
+            return self._skip(x) + RESIDUAL_SCALE * residual
+        gated = SqueezeExcitation(RESIDUAL_SCALE, self.precision, self.implementation, name="se")
+        return gated(residual, self._skip(x))
 
     def _skip(self, x):
         if self.resample == "down":

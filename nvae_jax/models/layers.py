@@ -13,7 +13,7 @@ from nvae_jax.models.remat import name_conv_output
 from nvae_jax.ops.convolution import conv
 from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
 from nvae_jax.ops.normalization import affine, batch_norm, coefficients
-from nvae_jax.ops.squeeze_excitation import gate
+from nvae_jax.ops.squeeze_excitation import add_gated
 from nvae_jax.ops.stacks import Entry, taken
 from nvae_jax.ops.weight_norm import kernel_norm, weight_norm
 
@@ -183,7 +183,7 @@ class BatchNorm(nn.Module):
         if not train:
             y = affine(x, *self.fixed()).astype(self.dtype)
             return activation(y) if activation else y
-        y, mean, var = self._by_batch(x, scale, bias, activation)
+        y, mean, var = self._by_batch(x, scale, bias, activation, running_mean.value)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             count = copies * x[..., 0].size // self.groups
             unbiased = var * (count / max(count - 1, 1))
@@ -197,9 +197,10 @@ class BatchNorm(nn.Module):
         mean, var = (self.get_variable("batch_stats", name) for name in ("mean", "var"))
         return None if mean is None else coefficients(scale, bias, mean, var, self.epsilon)
 
-    def _by_batch(self, x, scale, bias, activation):
+    def _by_batch(self, x, scale, bias, activation, center):
         def normalize(x):
-            return batch_norm(x, scale, bias, self.epsilon, self.implementation, activation)
+            options = (self.epsilon, self.implementation, activation, center)
+            return batch_norm(x, scale, bias, *options)
 
         if self.groups == 1:
             return normalize(x)
@@ -216,38 +217,36 @@ class SqueezeExcitation(nn.Module):
     """Scales channels by a gate computed from their means (Hu et al. 2018).
 
     Attributes:
+      scale: multiplies what is gated.
       precision, implementation: see `nvae_jax.ops.squeeze_excitation`.
     """
 
-    dtype: Any = jnp.float32
+    scale: float = 1.0
     precision: Any = None
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x):
-        """Gates `x` (B, H, W, C)."""
+    def __call__(self, x, skip):
+        """skip + scale · gated x, for arrays (B, H, W, C)."""
         channels = x.shape[-1]
         hidden = max(channels // 16, 4)
-        reduce = Dense(hidden, dtype=self.dtype, name="reduce")(channels)
-        expand = Dense(channels, dtype=self.dtype, name="expand")(hidden)
-        means = x.mean((1, 2)).astype(self.dtype)
-        gains = gate(means, reduce, expand, self.implementation, self.precision)
-        return x * gains[:, None, None, :]
+        reduce = Dense(hidden, name="reduce")(channels)
+        expand = Dense(channels, name="expand")(hidden)
+        options = (self.scale, self.precision, self.implementation)
+        return add_gated(skip, x, reduce, expand, *options)
 
 
 class Dense(nn.Module):
     """The parameters of a dense layer, with the convolutions' initialisers."""
 
     features: int
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, inputs):
-        """The kernel (inputs, features) and the bias (features,), in `dtype`."""
+        """The kernel (inputs, features) and the bias (features,)."""
         shape = (inputs, self.features)
         kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
-        bias = self.param("bias", fan_in_uniform, (self.features,), fan_in(shape))
-        return kernel.astype(self.dtype), bias.astype(self.dtype)
+        return kernel, self.param("bias", fan_in_uniform, (self.features,), fan_in(shape))
 
 
 def upsample_nearest(x):
@@ -259,25 +258,13 @@ def upsample_nearest(x):
 
 def upsample_bilinear(x):
     """Doubles (B, H, W, C) bilinearly with aligned corners: output i reads i·(n-1)/(2n-1)."""
-    return _double(_double(x, 1), 2)
+    rows, columns = (_bilinear_matrix(n).astype(x.dtype) for n in x.shape[1:3])
+    x = jnp.einsum("oh,bhwc->bowc", rows, x)
+    return jnp.einsum("ow,bhwc->bhoc", columns, x)
 
 
-def _double(x, axis):
-    """Doubles one axis (of n) linearly: output 2j reads j - j/(2n-1), and output 2j + 1 as far
-    behind j as the last but j-th reads ahead. Sums of neighbours, of which the derivative is sums
-    of neighbours too: a product with a matrix of weights is what some compilers cannot do."""
-    n = x.shape[axis]
-    shape = [n if a == axis else 1 for a in range(x.ndim)]
-    ahead = (np.arange(n, dtype=np.float32) / (2 * n - 1)).reshape(shape)
-    behind = np.flip(ahead)
-    exact = x.astype(jnp.float32)
-    even = exact * (1 - ahead) + _shifted(exact, axis, 1) * ahead
-    odd = exact * (1 - behind) + _shifted(exact, axis, -1) * behind
-    both = jnp.stack([even, odd], axis + 1).astype(x.dtype)
-    return both.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
-
-
-def _shifted(x, axis, by):
-    """x moved on by one (1) or back (-1) along an axis, with a zero where nothing comes from."""
-    padding = [(by, -by, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)]
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
+def _bilinear_matrix(n):
+    """(2n, n): the weights of each input pixel in each output pixel."""
+    position = np.arange(2 * n) * (n - 1) / (2 * n - 1)
+    distance = np.abs(position[:, None] - np.arange(n))
+    return np.maximum(0.0, 1.0 - distance).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A choice between two functions, made when a program is lowered.
+"""A choice between functions, made when a program is lowered.
 
 `lax.platform_dependent` traces all that there is to choose from, wherever a program runs: for the
 C++ kernels, nearly twice the time to trace a training step. Here only what is chosen is traced.
@@ -10,23 +10,26 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 
-def by_platform(*arguments, cpu, default):
-    """cpu(*arguments) in programs for CPU, and default(*arguments) in all others.
+def by_platform(*arguments, default, cpu=None, cuda=None):
+    """cpu(*arguments) in programs for CPU, cuda(*arguments) in those for NVIDIA's GPUs, where these
+    are given, and default(*arguments) in all others.
 
     Without a derivative: `jax.custom_vjp` goes around it.
 
     Args:
       arguments: trees of arrays.
-      cpu, default: functions with results of the same structure, shapes and dtypes.
+      default, cpu, cuda: functions with results of the same structure, shapes and dtypes.
     """
     flat, structure = jax.tree.flatten(arguments)
-    results, result_structure = jax.tree.flatten(jax.eval_shape(cpu, *arguments))
+    results, result_structure = jax.tree.flatten(jax.eval_shape(cpu or cuda or default, *arguments))
 
     def on_leaves(function):
         return lambda *leaves: jax.tree.leaves(function(*jax.tree.unflatten(structure, leaves)))
 
     shapes = tuple((result.shape, result.dtype) for result in results)
-    chosen = _choice.bind(*flat, cpu=on_leaves(cpu), default=on_leaves(default), shapes=shapes)
+    branches = {"default": default, "cpu": cpu or default, "cuda": cuda or default}
+    branches = {name: on_leaves(function) for name, function in branches.items()}
+    chosen = _choice.bind(*flat, **branches, shapes=shapes)
     return jax.tree.unflatten(result_structure, chosen)
 
 
@@ -51,13 +54,15 @@ def _lower(which):
     return rule
 
 
-mlir.register_lowering(_choice, _lower("cpu"), platform="cpu")
+for _platform in ("cpu", "cuda"):
+    mlir.register_lowering(_choice, _lower(_platform), platform=_platform)
 mlir.register_lowering(_choice, _lower("default"))
 
 
 def _batch(arrays, axes, **options):
-    cpu, default = (jax.vmap(options[which], axes) for which in ("cpu", "default"))
-    results = by_platform(*arrays, cpu=cpu, default=default)
+    del options["shapes"]
+    branches = {which: jax.vmap(function, axes) for which, function in options.items()}
+    results = by_platform(*arrays, **branches)
     return results, [0] * len(results)
 
 

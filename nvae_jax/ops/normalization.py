@@ -13,12 +13,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 from nvae_jax.ops import native
 from nvae_jax.ops.by_platform import by_platform
+from nvae_jax.ops.gpu import normalization as gpu
 
 # What a remat policy calls the mean and the variance of a batch.
 STATISTICS = "batch_statistics"
 
 
-def batch_norm(x, scale, bias, epsilon, implementation=None, activation=None):
+def batch_norm(x, scale, bias, epsilon, implementation=None, activation=None, center=None):
     """Normalises over all but the last axis, with statistics in float32.
 
     Under `jit` with a sharded batch the statistics are those of the global batch.
@@ -27,9 +28,11 @@ def batch_norm(x, scale, bias, epsilon, implementation=None, activation=None):
       x: (..., C), float32 or bfloat16.
       scale, bias: (C,), float32.
       epsilon: added to the variance.
-      implementation: "native" for `nvae_jax.ops.native` where x is float32. Otherwise, and for all
-        other names, XLA's.
+      implementation: "native" for `nvae_jax.ops.native` where x is float32, "pallas" for
+        `nvae_jax.ops.gpu`. Otherwise, and for all other names, XLA's.
       activation: applied to what is normalised; None: nothing.
+      center: (C,), about where the mean is, such as a running mean: mean and variance are sums of
+        one pass over x - center, of which nothing cancels then. None: 0.
 
     Returns:
       (..., C), dtype of x; the mean (C,) and the biased variance (C,), through which no gradient
@@ -38,45 +41,65 @@ def batch_norm(x, scale, bias, epsilon, implementation=None, activation=None):
     Raises:
       RuntimeError: "native" is asked for where it cannot be had.
     """
-    by_native = implementation == "native" and x.dtype == jnp.float32
-    fused = by_native and activation is swish
-    y, mean, var = _batch_norm(x, scale, bias, epsilon, by_native, fused)
-    if activation and not fused:
+    with_swish = activation is swish
+    if implementation == "native" and x.dtype != jnp.float32:
+        implementation = None
+    center = jnp.zeros_like(bias) if center is None else lax.stop_gradient(center)
+    y, mean, var = _batch_norm(x, scale, bias, center, epsilon, implementation, with_swish)
+    if activation and not with_swish:
         y = activation(y)
     return y, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _batch_norm(x, scale, bias, epsilon, by_native, with_swish):
-    mean, var = (_chosen_moments if by_native else _moments)(x)
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _batch_norm(x, scale, bias, center, epsilon, implementation, with_swish):
+    if implementation == "pallas":
+        y, mean, var = _by_pallas(x, scale, bias, center, epsilon, with_swish)
+        return y, *checkpoint_name((mean, var), STATISTICS)
+    native = implementation == "native"
+    mean, var = (_chosen_moments if native else _moments)(x, center)
     mean, var = checkpoint_name((mean, var), STATISTICS)
-    normalize = _chosen_norm_swish if with_swish else _norm
-    return normalize(x, scale, bias, mean, var, epsilon), mean, var
+    if native and with_swish:
+        return _chosen_norm_swish(x, scale, bias, mean, var, epsilon), mean, var
+    return _normalize(x, scale, bias, mean, var, epsilon, with_swish), mean, var
 
 
-def _moments(x):
-    axes, x32 = tuple(range(x.ndim - 1)), x.astype(jnp.float32)
-    mean = x32.mean(axes)
-    return mean, jnp.square(x32 - _spread(mean, x)).mean(axes)
+# jit, so that layers of equal shapes are traced and lowered once.
+@partial(jax.jit, static_argnums=(4, 5))
+def _by_pallas(x, scale, bias, center, epsilon, with_swish):
+    options = dict(epsilon=epsilon, with_swish=with_swish)
+    by_kernels = partial(gpu.batch_norm, **options)
+    return by_platform(
+        x, scale, bias, center, cuda=by_kernels, default=partial(_portable, **options)
+    )
 
 
-def _native_moments(x):
+def _portable(x, scale, bias, center, *, epsilon, with_swish):
+    mean, var = _moments(x, center)
+    return _normalize(x, scale, bias, mean, var, epsilon, with_swish), mean, var
+
+
+def _moments(x, center):
+    # Both sums need nothing but x: one pass over it, and over devices one exchange.
+    axes, x = tuple(range(x.ndim - 1)), x.astype(jnp.float32) - _spread(center, x)
+    offset, square = x.mean(axes), jnp.square(x).mean(axes)
+    return center + offset, jnp.maximum(square - jnp.square(offset), 0.0)
+
+
+def _native_moments(x, _):
     channels = x.shape[-1:]
     return tuple(native.call("moments", [channels, channels], x.reshape(-1, *channels)))
 
 
-# jit, so that layers of equal shapes are traced and lowered once.
 @jax.jit
-def _chosen_moments(x):
-    return by_platform(x, cpu=_native_moments, default=_moments)
+def _chosen_moments(x, center):
+    return by_platform(x, center, cpu=_native_moments, default=_moments)
 
 
-def _norm(x, scale, bias, mean, var, epsilon):
-    return affine(x, *coefficients(scale, bias, mean, var, epsilon))
-
-
-def _norm_swish(*arrays, epsilon):
-    return swish(_norm(*arrays, epsilon))
+def _normalize(x, scale, bias, mean, var, epsilon, with_swish):
+    gain, shift = coefficients(scale, bias, mean, var, epsilon)
+    y = x.astype(jnp.float32) * _spread(gain, x) + _spread(shift, x)
+    return (swish(y) if with_swish else y).astype(x.dtype)
 
 
 def _native_norm_swish(x, *vectors, epsilon):
@@ -93,7 +116,7 @@ def _chosen_norm_swish(x, scale, bias, mean, var, epsilon):
         mean,
         var,
         cpu=partial(_native_norm_swish, epsilon=float(epsilon)),
-        default=partial(_norm_swish, epsilon=epsilon),
+        default=partial(_normalize, epsilon=epsilon, with_swish=True),
     )
 
 
@@ -114,28 +137,24 @@ def _batch_norm_fwd(x, scale, bias, *options):
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
-def _batch_norm_bwd(epsilon, by_native, with_swish, residuals, cotangents):
-    if not by_native:
-        return _gradients(*residuals, cotangents[0], epsilon=epsilon)
-    return _chosen_gradients(*residuals, cotangents[0], epsilon, with_swish)
+def _batch_norm_bwd(epsilon, implementation, with_swish, residuals, cotangents):
+    gradients = _chosen_gradients if implementation else _gradients
+    options = {"kernels": implementation} if implementation else {}
+    found = gradients(*residuals, cotangents[0], epsilon=epsilon, with_swish=with_swish, **options)
+    return *found, None
 
 
-@partial(jax.jit, static_argnums=(6, 7))
-def _chosen_gradients(x, scale, bias, mean, var, g, epsilon, with_swish):
+@partial(jax.jit, static_argnames=("epsilon", "with_swish", "kernels"))
+def _chosen_gradients(*arrays, epsilon, with_swish, kernels):
+    options = dict(epsilon=float(epsilon), with_swish=with_swish)
+    default = partial(_gradients, **options)
+    if kernels == "pallas":
+        return by_platform(*arrays, cuda=partial(gpu.gradients, **options), default=default)
+    return by_platform(*arrays, cpu=partial(_native_gradients, **options), default=default)
+
+
+def _native_gradients(x, *vectors, epsilon, with_swish):
     kernel = "norm_swish_grad" if with_swish else "norm_grad"
-    return by_platform(
-        x,
-        scale,
-        bias,
-        mean,
-        var,
-        g,
-        cpu=partial(_native_gradients, kernel=kernel, epsilon=float(epsilon)),
-        default=partial(_swish_gradients if with_swish else _gradients, epsilon=epsilon),
-    )
-
-
-def _native_gradients(x, *vectors, kernel, epsilon):
     *vectors, g = vectors
     rows, channels = (x.size // x.shape[-1], x.shape[-1]), x.shape[-1:]
     results, arrays = [rows, channels, channels], (x.reshape(rows), g.reshape(rows), *vectors)
@@ -143,15 +162,12 @@ def _native_gradients(x, *vectors, kernel, epsilon):
     return dx.reshape(x.shape), dscale, dbias
 
 
-def _swish_gradients(*arrays, epsilon):
-    *given, g = arrays
-    return _gradients(*given, *_swish_bwd(_norm(*given, epsilon), g), epsilon=epsilon)
-
-
-def _gradients(x, scale, _, mean, var, g, *, epsilon):
+def _gradients(x, scale, bias, mean, var, g, *, epsilon, with_swish):
     axes, count, inverse = tuple(range(x.ndim - 1)), x.size // x.shape[-1], lax.rsqrt(var + epsilon)
     g = g.astype(jnp.float32)
     centred = x.astype(jnp.float32) - _spread(mean, x)
+    if with_swish:
+        (g,) = _swish_bwd(centred * _spread(scale * inverse, x) + _spread(bias, x), g)
     bias_grad = g.sum(axes)
     scale_grad = (g * centred).sum(axes) * inverse
     slope = -inverse * scale_grad / count

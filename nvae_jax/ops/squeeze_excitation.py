@@ -7,6 +7,59 @@ import jax.numpy as jnp
 
 from nvae_jax.ops import native
 from nvae_jax.ops.by_platform import by_platform
+from nvae_jax.ops.gpu import squeeze_excitation as gpu
+
+
+def add_gated(skip, x, reduce, expand, scale, precision=None, implementation=None):
+    """skip + scale · x · gate(means of x over H and W).
+
+    Args:
+      skip, x: (B, H, W, C).
+      reduce, expand: as in `gate`, in float32.
+      scale: a number.
+      precision: as in `gate`.
+      implementation: "pallas" for `nvae_jax.ops.gpu` where it suits x; otherwise as in `gate`.
+
+    Returns:
+      (B, H, W, C), dtype of x.
+    """
+    arrays = (skip, x, *reduce, *expand)
+    if implementation == "pallas" and gpu.suits(x):
+        return _at_once(scale, precision, *arrays)
+    return _one_by_one(*arrays, scale=scale, precision=precision, implementation=implementation)
+
+
+def _one_by_one(skip, x, *weights, scale, precision=None, implementation=None):
+    reduce, bias, expand, expand_bias = (weight.astype(x.dtype) for weight in weights)
+    means = x.mean((1, 2)).astype(x.dtype)
+    gates = gate(means, (reduce, bias), (expand, expand_bias), implementation, precision)
+    return skip + scale * (x * gates[:, None, None, :])
+
+
+# jit, so that layers of equal shapes are traced and lowered once.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))
+def _at_once(scale, precision, *arrays):
+    portable = partial(_one_by_one, scale=scale, precision=precision)
+    return by_platform(*arrays, cuda=partial(gpu.add_gated, scale=scale), default=portable)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _at_once_bwd(scale, precision, arrays, g):
+    def derived(skip, *arrays):
+        *arrays, g = arrays
+        function = partial(_one_by_one, skip, scale=scale, precision=precision)
+        return jax.vjp(function, *arrays)[1](g)
+
+    def by_kernels(_, *arrays):
+        return gpu.gradients(*arrays, scale=scale)
+
+    return g, *by_platform(*arrays, g, cuda=by_kernels, default=derived)
+
+
+_at_once.defvjp(
+    lambda scale, precision, *arrays: (_at_once(scale, precision, *arrays), arrays), _at_once_bwd
+)
 
 
 def gate(means, reduce, expand, implementation=None, precision=None):

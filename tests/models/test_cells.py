@@ -28,7 +28,7 @@ def test_cell_is_skip_plus_a_tenth_of_the_gated_body():
     params, stats = variables["params"], variables["batch_stats"]
     body = {"params": params["body"], "batch_stats": stats["body"]}
     inner = cells.ResidualBody(8).apply(body, X, False)
-    inner = layers.SqueezeExcitation().apply({"params": params["se"]}, inner)
+    inner = layers.SqueezeExcitation().apply({"params": params["se"]}, inner, 0.0)
     np.testing.assert_allclose(
         cell.apply(variables, X, False), X + 0.1 * inner, rtol=1e-5, atol=1e-6
     )

@@ -114,5 +114,6 @@ def test_nearest_doubling():
 def test_squeeze_excitation_hidden_width():
     se = layers.SqueezeExcitation()
     for channels, hidden in ((16, 4), (128, 8)):
-        params = se.init(jax.random.key(0), normal(1, 2, 2, channels))["params"]
+        x = normal(1, 2, 2, channels)
+        params = se.init(jax.random.key(0), x, x)["params"]
         assert params["reduce"]["kernel"].shape == (channels, hidden)

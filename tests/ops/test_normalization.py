@@ -134,7 +134,19 @@ def test_statistics_of_the_batch_pass_no_gradient(implementation):
     )(given[0])
     assert not np.asarray(gradient).any()
     y = affine(given[0], *coefficients(*given[1:], mean, var, EPSILON))
-    np.testing.assert_allclose(y, ours(*given), rtol=1e-4, atol=1e-5)
+    expected = ours(*given, implementation=implementation)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+def test_nothing_cancels_near_the_center(implementation):
+    rng = np.random.default_rng(0)
+    x, ones = rng.normal(size=(4, 8, 8, 6)) + 1000, np.ones(6, np.float32)
+    center = np.full(6, 1000.3, np.float32)
+    found = batch_norm(np.float32(x), ones, ones, EPSILON, implementation, center=center)
+    x = np.float32(x).astype(np.float64)
+    np.testing.assert_allclose(found[1], x.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(found[2], x.var((0, 1, 2)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", [XLA, NATIVE])

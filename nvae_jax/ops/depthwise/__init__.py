@@ -26,6 +26,7 @@ from nvae_jax.ops.depthwise.geometry import convolving, doubling
 IMPLEMENTATIONS = {
     "library": {None: library},
     "shifted": {None: shifted},
+    "pallas": {None: library},
     # Not where an array is spread over devices: XLA would gather it for every call.
     "native": {"cpu": native, None: library},
 }

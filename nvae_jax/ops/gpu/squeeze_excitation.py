@@ -1,0 +1,198 @@
+"""Squeeze, excitation and the residual sum: an image a program, so that one kernel does it all."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+TILE = 2**12  # entries of an image that a program holds at once
+# Beyond these an image is too much for one program, and its gates are for registers.
+MOST_PIXELS, MOST_CHANNELS = 2**10, 2**9
+
+
+def suits(x):
+    """Whether images x (B, H, W, C) are small enough to be a program each."""
+    return x.shape[1] * x.shape[2] <= MOST_PIXELS and x.shape[3] <= MOST_CHANNELS
+
+
+def add_gated(skip, x, reduce, reduce_bias, expand, expand_bias, *, scale, interpret=False):
+    """skip + scale · x · gate(means of x): see `nvae_jax.ops.squeeze_excitation`."""
+    return pl.pallas_call(
+        partial(_add_gated, scale=scale),
+        out_shape=jax.ShapeDtypeStruct(skip.shape, skip.dtype),
+        grid=(x.shape[0],),
+        name="squeeze_excitation",
+        **_options(interpret),
+    )(skip, x, reduce, reduce_bias, expand, expand_bias)
+
+
+def gradients(x, reduce, reduce_bias, expand, expand_bias, g, *, scale, interpret=False):
+    """Of the above by x, the two kernels and the two biases; that by `skip` is g itself."""
+    batch, channels, hidden = x.shape[0], *reduce.shape
+    wide, narrow = (jax.ShapeDtypeStruct((batch, n), jnp.float32) for n in (channels, hidden))
+    dx, *vectors = pl.pallas_call(
+        partial(_input_grad, scale=scale),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), wide, narrow, narrow, wide],
+        grid=(batch,),
+        name="squeeze_excitation_grad",
+        **_options(interpret),
+    )(x, reduce, reduce_bias, expand, expand_bias, g)
+    given = (reduce, reduce_bias, expand, expand_bias)
+    return dx, *pl.pallas_call(
+        _kernel_grad,
+        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in given],
+        grid=(-(-channels // _CHANNELS),),
+        name="squeeze_excitation_kernel_grad",
+        **_options(interpret),
+    )(*vectors)
+
+
+def _options(interpret):
+    return dict(
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2), interpret=interpret
+    )
+
+
+def _load(ref, *at, inside):
+    at = jnp.broadcast_arrays(*at)
+    mask = jnp.broadcast_to(inside, at[0].shape)
+    return plgpu.load(ref.at[*at], mask=mask, other=0.0).astype(jnp.float32)
+
+
+def _store(ref, value, *at, inside):
+    at = jnp.broadcast_arrays(*at)
+    plgpu.store(ref.at[*at], value.astype(ref.dtype), mask=jnp.broadcast_to(inside, at[0].shape))
+
+
+def _range(n):
+    """As many numbers as the next power of two, and which of them are below n."""
+    numbers = jnp.arange(pl.next_power_of_2(n))
+    return numbers, numbers < n
+
+
+class _Image:
+    """The tiles of one image of an array (B, H, W, C)."""
+
+    def __init__(self, shape):
+        self.number = pl.program_id(0)
+        self.height, self.width, channels = shape[1:]
+        self.channels, self.inside = _range(channels)
+        self.rows = max(TILE // self.channels.size, 1)
+        self.pixels = self.height * self.width
+        self.steps = -(-self.pixels // self.rows)
+
+    def tile(self, step):
+        """The indices (rows, channels) of a tile, and which of them there are."""
+        pixel = step * self.rows + jnp.arange(self.rows)
+        at = self.number, (pixel // self.width)[:, None], (pixel % self.width)[:, None]
+        return (*at, self.channels[None]), (pixel < self.pixels)[:, None] & self.inside[None]
+
+    def sums(self, function):
+        """Of function(indices, mask) -> (rows, channels) over the pixels."""
+
+        def add(step, total):
+            at, inside = self.tile(step)
+            return total + function(at, inside)
+
+        zeros = jnp.zeros((self.rows, self.channels.size), jnp.float32)
+        return lax.fori_loop(0, self.steps, add, zeros).sum(0)
+
+    def each(self, function):
+        lax.fori_loop(0, self.steps, lambda step, _: function(*self.tile(step)), None)
+
+
+class _Gate:
+    """The gate of one image, and what its gradient takes."""
+
+    def __init__(self, image, x, reduce, reduce_bias, expand, expand_bias):
+        channels, there = image.channels, image.inside
+        hidden, inside = _range(reduce.shape[1])
+        both = there[:, None] & inside[None]
+        self.means = image.sums(lambda at, mask: _load(x, *at, inside=mask)) / image.pixels
+        self.reduce = _load(reduce, channels[:, None], hidden[None], inside=both)
+        self.expand = _load(expand, hidden[None], channels[:, None], inside=both)  # (C, R) too
+        before = (self.means[:, None] * self.reduce).sum(0)
+        before += _load(reduce_bias, hidden, inside=inside)
+        self.hidden = jnp.maximum(before, 0.0)
+        out = (self.hidden[None] * self.expand).sum(1) + _load(expand_bias, channels, inside=there)
+        self.value = 1.0 / (1.0 + jnp.exp(-out))
+        self.numbers, self.inside = hidden, inside
+
+
+def _add_gated(skip, x, *refs, scale):
+    *weights, result = refs
+    image = _Image(x.shape)
+    gain = scale * _Gate(image, x, *weights).value
+
+    def add(at, inside):
+        total = _load(skip, *at, inside=inside) + gain[None] * _load(x, *at, inside=inside)
+        _store(result, total, *at, inside=inside)
+
+    image.each(add)
+
+
+def _input_grad(x, *refs, scale):
+    *weights, g, dx, means, hidden, hidden_grad, out_grad = refs
+    image = _Image(x.shape)
+    gate = _Gate(image, x, *weights)
+
+    def along(at, inside):
+        return _load(g, *at, inside=inside) * _load(x, *at, inside=inside)
+
+    by_out = scale * image.sums(along) * gate.value * (1.0 - gate.value)
+    by_hidden = jnp.where(gate.hidden > 0, (by_out[:, None] * gate.expand).sum(0), 0.0)
+    by_pixel = (by_hidden[None] * gate.reduce).sum(1) / image.pixels
+
+    def move(at, inside):
+        found = scale * gate.value[None] * _load(g, *at, inside=inside) + by_pixel[None]
+        _store(dx, found, *at, inside=inside)
+
+    image.each(move)
+    for ref, vector in ((means, gate.means), (out_grad, by_out)):
+        _store(ref, vector, image.number, image.channels, inside=image.inside)
+    for ref, vector in ((hidden, gate.hidden), (hidden_grad, by_hidden)):
+        _store(ref, vector, image.number, gate.numbers, inside=gate.inside)
+
+
+_CHANNELS, _IMAGES = 32, 16  # of a program of the kernels' gradients, and of its steps
+
+
+def _kernel_grad(means, hidden, hidden_grad, out_grad, reduce, reduce_bias, expand, expand_bias):
+    batch = means.shape[0]
+    block = pl.program_id(0)
+    channels = block * _CHANNELS + jnp.arange(_CHANNELS)
+    there = channels < means.shape[1]
+    numbers, inside = _range(hidden.shape[1])
+
+    def add(step, totals):
+        image = step * _IMAGES + jnp.arange(_IMAGES)
+        some = (image < batch)[:, None]
+        wide = [
+            _load(ref, image[:, None], channels[None], inside=some & there[None])
+            for ref in (means, out_grad)
+        ]
+        narrow = [
+            _load(ref, image[:, None], numbers[None], inside=some & inside[None])
+            for ref in (hidden, hidden_grad)
+        ]
+        found = (
+            (wide[0][:, :, None] * narrow[1][:, None, :]).sum(0),
+            (wide[1][:, :, None] * narrow[0][:, None, :]).sum(0),
+            wide[1].sum(0),
+            narrow[1].sum(0),
+        )
+        return tuple(t + f for t, f in zip(totals, found, strict=True))
+
+    shapes = [(channels.size, numbers.size)] * 2 + [(channels.size,), (numbers.size,)]
+    zeros = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
+    by_reduce, by_expand, by_expand_bias, by_reduce_bias = lax.fori_loop(
+        0, -(-batch // _IMAGES), add, zeros
+    )
+    both = there[:, None] & inside[None]
+    _store(reduce, by_reduce, channels[:, None], numbers[None], inside=both)
+    _store(expand, by_expand, numbers[None], channels[:, None], inside=both)
+    _store(expand_bias, by_expand_bias, channels, inside=there)
+    _store(reduce_bias, by_reduce_bias, numbers, inside=inside & (block == 0))

@@ -1,0 +1,118 @@
+"""The kernels for GPUs, interpreted, against what JAX derives in float64."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvae_jax.ops import normalization, squeeze_excitation
+from nvae_jax.ops.gpu import normalization as gpu_normalization
+from nvae_jax.ops.gpu import squeeze_excitation as gpu_squeeze_excitation
+
+EPSILON = 1e-5
+SCALE = 0.1
+
+
+def with_gradients(function, given, g):
+    y, pullback = jax.vjp(function, *given)
+    return y, *pullback(g)
+
+
+def assert_close(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):
+        a, b = (np.asarray(array, np.float64) for array in (a, b))
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+def random(*shapes):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=shape) for shape in shapes]
+
+
+# Rows that fill no tile, channels that are no power of two and of several tiles, several parts.
+SHAPES = [(3, 5, 7, 90), (2, 3, 3, 6), (40, 16, 16, 32)]
+
+
+def normalized(x, scale, bias, *, with_swish):
+    options = dict(axis=(0, 1, 2), keepdims=True)
+    y = (x - x.mean(**options)) / jnp.sqrt(x.var(**options) + EPSILON)
+    y = y * scale[None, None, None] + bias[None, None, None]
+    return y * jax.nn.sigmoid(y) if with_swish else y
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("with_swish", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_norm(shape, with_swish, dtype):
+    x, scale, bias, center, g = random(shape, *[shape[-1:]] * 3, shape)
+    x, g = (jnp.asarray(array, dtype) for array in (3 * x + 2, g))
+    scale, bias, center = (jnp.asarray(array, jnp.float32) for array in (scale, bias, center))
+    with jax.enable_x64(True):
+        given = [jnp.asarray(array, jnp.float64) for array in (x, scale, bias)]
+        function = partial(normalized, with_swish=with_swish)
+        expected = with_gradients(function, given, jnp.asarray(g, jnp.float64))
+        moments = given[0].mean((0, 1, 2)), given[0].var((0, 1, 2))
+    options = dict(epsilon=EPSILON, with_swish=with_swish, interpret=True)
+    y, mean, var = gpu_normalization.batch_norm(x, scale, bias, center, **options)
+    gradients = gpu_normalization.gradients(x, scale, bias, mean, var, g, **options)
+    assert [array.dtype for array in (y, gradients[0])] == [dtype] * 2
+    assert_close((mean, var), moments, 5e-6)
+    assert_close((y, *gradients), expected, 2e-6 if dtype == jnp.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4, 24), (20, 9, 7, 90), (2, 16, 16, 128)])
+def test_squeeze_excitation(shape):
+    channels, hidden = shape[-1], 5
+    weights = (channels, hidden), (hidden,), (hidden, channels), (channels,)
+    *given, g = random(shape, shape, *weights, shape)
+    with jax.enable_x64(True):
+        function = partial(squeeze_excitation._one_by_one, scale=SCALE)
+        expected = with_gradients(function, given, g)
+    *given, g = (jnp.asarray(array, jnp.float32) for array in (*given, g))
+    y = gpu_squeeze_excitation.add_gated(*given, scale=SCALE, interpret=True)
+    gradients = gpu_squeeze_excitation.gradients(*given[1:], g, scale=SCALE, interpret=True)
+    assert_close((y, *gradients), (expected[0], *expected[2:]), 2e-6)
+
+
+def test_what_does_not_suit_one_program_is_left_to_xla():
+    wide, large = jnp.zeros((1, 2, 2, 1024)), jnp.zeros((1, 64, 64, 8))
+    assert not gpu_squeeze_excitation.suits(wide) and not gpu_squeeze_excitation.suits(large)
+
+
+def lowered(function, *shapes, platform):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(function).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize(("platform", "kernels"), [("cuda", 4), ("tpu", 0)])
+def test_batch_norm_is_lowered_to_them_for_cuda_only(platform, kernels):
+    def step(x, scale, bias, g):
+        function = partial(
+            normalization.batch_norm,
+            epsilon=EPSILON,
+            implementation="pallas",
+            activation=normalization.swish,
+        )
+        return with_gradients(lambda *given: function(*given)[0], (x, scale, bias), g)
+
+    text = lowered(step, (8, 4, 4, 96), (96,), (96,), (8, 4, 4, 96), platform=platform)
+    assert text.count("__gpu$xla.gpu.triton") == kernels
+
+
+@pytest.mark.parametrize(("platform", "kernels"), [("cuda", 3), ("tpu", 0)])
+def test_squeeze_excitation_is_lowered_to_them_for_cuda_only(platform, kernels):
+    def step(skip, x, *weights):
+        *weights, g = weights
+
+        def function(skip, x, reduce, bias, expand, expand_bias):
+            weights = (reduce, bias), (expand, expand_bias)
+            return squeeze_excitation.add_gated(skip, x, *weights, SCALE, implementation="pallas")
+
+        return with_gradients(function, (skip, x, *weights), g)
+
+    image, weights = (8, 4, 4, 96), ((96, 6), (6,), (6, 96), (96,))
+    text = lowered(step, image, image, *weights, image, platform=platform)
+    assert text.count("__gpu$xla.gpu.triton") == kernels
