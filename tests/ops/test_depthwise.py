@@ -335,7 +335,7 @@ def test_wrong_arguments_are_named():
     x, kernel, _ = data((4, 4), 3, (4, 4))
     with pytest.raises(ValueError, match="stride"):
         depthwise_conv(x, kernel, stride=3)
-    with pytest.raises(ValueError, match="known: library, native, shifted"):
+    with pytest.raises(ValueError, match="known: library, native, pallas, shifted"):
         depthwise_conv(x, kernel, implementation="fast")
     with pytest.raises(ValueError, match="expected x"):
         depthwise_conv(x, kernel[:2, :2])
