@@ -1,5 +1,6 @@
 """Fixtures for the whole suite: strict JAX, one compilation cache per run, tiny configs."""
 
+import gc
 import os
 import re
 from pathlib import Path
@@ -15,8 +16,16 @@ from tests.published import GOLDEN_NAMES, Golden
 
 # Almost all of the suite's time is compilation, of programs that then run for milliseconds. Read at
 # the first computation, and by the processes that tests start.
-FAST_COMPILATION = "--xla_backend_optimization_level=0"
+FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if jax.__version_info__ < (0, 11):  # a flag that XLA does not know ends the process
+    FAST_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}".strip()
+
+
+def pytest_collection_finish():
+    """What the imports made stays: looking at it again and again makes tracing slower."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture(scope="session", autouse=True)
