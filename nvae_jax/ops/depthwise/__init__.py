@@ -19,14 +19,14 @@ import jax
 from jax import lax
 
 from nvae_jax.ops.by_platform import by_platform
-from nvae_jax.ops.depthwise import library, native, shifted
+from nvae_jax.ops.depthwise import library, native, pallas, shifted
 from nvae_jax.ops.depthwise.geometry import convolving, doubling
 
 # name: {platform: module, None: the module for all others}.
 IMPLEMENTATIONS = {
     "library": {None: library},
     "shifted": {None: shifted},
-    "pallas": {None: library},
+    "pallas": {"cuda": pallas, None: library},
     # Not where an array is spread over devices: XLA would gather it for every call.
     "native": {"cpu": native, None: library},
 }
@@ -111,7 +111,8 @@ def _run(name, a, b, geometry, implementation, precision):
     if not branches:
         return default(a, b)
     # Operations are counted (planning/flops.py) in what lax's choice shows, which is traced whole.
-    choose = by_platform if implementation else lax.platform_dependent
+    by_cpu = implementation and "cpu" in branches
+    choose = by_platform if by_cpu else lax.platform_dependent
     return choose(a, b, default=default, **branches)
 
 
