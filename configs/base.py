@@ -48,7 +48,7 @@ def get_config():
     # bernoulli, logistic_mixture, gaussian (a density); auto: bernoulli if binarised, else mixture
     model.likelihood = "bernoulli"
     model.num_mixtures = 10  # of logistic_mixture
-    # Groups per loop iteration. 0: all of them on CPU if the model has at most 32, else one.
+    # Groups per loop iteration. 0: all of them on CPU and GPU if the model has at most 32, or one.
     model.unroll = 0
     model.norm_groups = 1  # parts of a batch with batch-norm statistics of their own
     model.remat = "none"  # computed again in the backward pass: none, norm_act, cell or group

@@ -38,8 +38,8 @@ PRECISIONS = {
 # Kernels for a single device: over several, XLA would gather an array for every call.
 ALONE = {"cpu": "native", "gpu": "pallas"}
 UNROLL_ALL = 10**6
-# Models of more groups stay loops on CPU too: without the C++ kernels an unrolled one compiles for
-# minutes, and runs on CPU of a model that large are too short to win them back.
+# On CPU and GPU, where loops copy what they stack. Models of more groups stay loops there too:
+# unrolled they compile for minutes.
 MOST_UNROLLED_GROUPS = 32
 
 
@@ -90,7 +90,7 @@ def build_model(config, devices=None):
 
 def _default_unroll(hierarchy):
     straight = sum(hierarchy.groups) <= MOST_UNROLLED_GROUPS
-    return UNROLL_ALL if straight and jax.default_backend() == "cpu" else 1
+    return UNROLL_ALL if straight and jax.default_backend() in ("cpu", "gpu") else 1
 
 
 def _implementation(name, devices):

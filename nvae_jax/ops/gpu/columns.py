@@ -1,7 +1,7 @@
-"""Two passes over the rows of arrays (N, C): sums by column, and then maps that use the sums.
+"""Passes over the rows of arrays (N, C): sums by column, and maps that use such sums.
 
-The first pass leaves partial sums, which every program of the second adds up for itself: two
-kernels, where a sum, its second stage, what is made of it and its use would be four.
+Both keep a GPU busy by their number of programs: a program has little work, and a tile of it in
+registers. (With 64 parts at most, and 2,048 rows a program, an H200 took three times as long.)
 """
 
 from functools import partial
@@ -15,57 +15,60 @@ from jax.experimental.pallas import triton as plgpu
 ROWS = 32  # of a tile, which a program holds in registers
 MOST_CHANNELS = 64  # of a tile; in bfloat16 128 bytes, a whole line of the cache
 WARPS = 4
-BYTES = 2**16  # that a program of the first pass reads of each array, at least
-MOST_PARTS = 64
+MAP_TILES = 2  # of a program of a map
+SUM_TILES = 4  # of a program that sums, at least
+PROGRAMS = 1024  # that sum, at most: eight for each of a card's multiprocessors
 
 
-def partial_sums(terms, arrays, vectors, *, interpret=False):
-    """Sums by column of two functions of the rows, in parts.
+def column_sums(terms, arrays, vectors, *, interpret=False):
+    """Sums by column of two functions of the rows.
 
     Args:
       terms: (tiles of the arrays, tiles of the vectors) -> two tiles to be summed; in float32.
       arrays: a list of (N, C), float32 or bfloat16.
-      vectors: a list of (C,), float32.
+      vectors: a list of (C,), or of several of them as (n, C); float32.
 
     Returns:
-      (parts, 2, C), float32; its sum over the parts is what is meant.
+      (2, C), float32.
     """
     rows, columns = arrays[0].shape
-    parts = _parts(rows, columns * arrays[0].dtype.itemsize)
-    kernel = partial(_sum_kernel, terms=terms, count=len(arrays), length=_ceil(rows, parts))
-    return pl.pallas_call(
+    blocks, tiles = _ceil(columns, _channels(columns)), _ceil(rows, ROWS)
+    length = ROWS * max(SUM_TILES, _ceil(tiles * blocks, PROGRAMS))
+    kernel = partial(_sum_kernel, terms=terms, count=len(arrays), length=length)
+    parts = _ceil(rows, length)
+    sums = pl.pallas_call(
         kernel,
         out_shape=jax.ShapeDtypeStruct((parts, 2, columns), jnp.float32),
-        grid=(parts, _ceil(columns, _channels(columns))),
+        grid=(parts, blocks),
         name="column_sums",
         **_options(interpret),
     )(*arrays, *vectors)
+    return sums.sum(0)
 
 
-def map_rows(function, arrays, vectors, sums, *, results, interpret=False):
-    """A map over the rows of arrays that uses sums by column.
+def map_rows(function, arrays, vectors, *, results, interpret=False):
+    """A map over the rows of arrays, and one of vectors.
 
     Args:
-      function: (tiles of the arrays, tiles of the vectors, the two sums' tiles) -> a tile (rows,
-        channels), and `results` tiles (channels,); in float32.
-      arrays, vectors: as in `partial_sums`.
-      sums: from `partial_sums`.
+      function: (tiles of the arrays, tiles of the vectors) -> a tile (rows, channels), and
+        `results` tiles (1, channels) that are made of the vectors alone; in float32.
+      arrays, vectors: as in `column_sums`.
       results: how many vectors the function gives.
 
     Returns:
       (N, C) in the dtype of the first array, and `results` vectors (C,), float32.
     """
     rows, columns = arrays[0].shape
-    length = max(256, ROWS * len(sums))  # rows a program: enough to be worth adding up the sums
+    length = ROWS * MAP_TILES
     vector = jax.ShapeDtypeStruct((columns,), jnp.float32)
-    kernel = partial(_map_kernel, function=function, count=len(arrays), length=length)
+    options = dict(function=function, count=len(arrays), vectors=len(vectors), length=length)
     return pl.pallas_call(
-        partial(kernel, vectors=len(vectors)),
+        partial(_map_kernel, **options),
         out_shape=[jax.ShapeDtypeStruct((rows, columns), arrays[0].dtype), *[vector] * results],
         grid=(_ceil(rows, length), _ceil(columns, _channels(columns))),
         name="map_rows",
         **_options(interpret),
-    )(*arrays, *vectors, sums)
+    )(*arrays, *vectors)
 
 
 def _ceil(n, length):
@@ -74,12 +77,6 @@ def _ceil(n, length):
 
 def _channels(columns):
     return min(pl.next_power_of_2(columns), MOST_CHANNELS)
-
-
-def _parts(rows, row_bytes):
-    """A power of two, so that a program can hold all parts as one tile."""
-    wanted = min(max(rows * min(row_bytes, 2 * MOST_CHANNELS) // BYTES, 1), MOST_PARTS)
-    return pl.next_power_of_2(wanted)
 
 
 def _options(interpret):
@@ -96,7 +93,12 @@ def _columns(columns):
 
 
 def _vectors(refs, columns, inside):
-    return [plgpu.load(ref.at[columns], mask=inside, other=0.0) for ref in refs]
+    vectors = []
+    for ref in refs:
+        rows = [()] if len(ref.shape) == 1 else [(row,) for row in range(ref.shape[0])]
+        places = [ref.at[*row, columns] for row in rows]
+        vectors += [plgpu.load(place, mask=inside, other=0.0)[None] for place in places]
+    return vectors
 
 
 def _tiles(refs, row, end, columns, inside):
@@ -119,7 +121,7 @@ def _sum_kernel(*refs, terms, count, length):
     def add(step, totals):
         row = part * length + step * ROWS
         tiles, mask, _ = _tiles(arrays, row, end, columns, inside)
-        found = terms(tiles, [vector[None] for vector in given])
+        found = terms(tiles, given)
         return [t + jnp.where(mask, f, 0.0) for t, f in zip(totals, found, strict=True)]
 
     zeros = jnp.zeros((ROWS, columns.size), jnp.float32)
@@ -130,27 +132,19 @@ def _sum_kernel(*refs, terms, count, length):
 
 def _map_kernel(*refs, function, count, vectors, length):
     arrays, refs = refs[:count], refs[count:]
-    vectors, (sums, mapped, *results) = refs[:vectors], refs[vectors:]
+    vectors, (mapped, *results) = refs[:vectors], refs[vectors:]
     block = pl.program_id(0)
-    columns, inside = _columns(sums.shape[2])
-    given = [vector[None] for vector in _vectors(vectors, columns, inside)]
-    totals = [_total(sums, which, columns, inside)[None] for which in (0, 1)]
+    columns, inside = _columns(mapped.shape[1])
+    given = _vectors(vectors, columns, inside)
     end = jnp.minimum((block + 1) * length, arrays[0].shape[0])
 
     def move(step, _):
         tiles, mask, at = _tiles(arrays, block * length + step * ROWS, end, columns, inside)
-        tile, *_ = function(tiles, given, totals)
+        tile, *_ = function(tiles, given)
         plgpu.store(mapped.at[*at], tile.astype(mapped.dtype), mask=mask)
 
     lax.fori_loop(0, _ceil(length, ROWS), move, None)
     nothing = [jnp.zeros((1, columns.size), jnp.float32)] * count
-    _, *found = function(nothing, given, totals)
+    _, *found = function(nothing, given)
     for ref, vector in zip(results, found, strict=True):
         plgpu.store(ref.at[columns], vector[0], mask=inside & (block == 0))
-
-
-def _total(sums, which, columns, inside):
-    parts = jnp.broadcast_to(jnp.arange(sums.shape[0])[:, None], (sums.shape[0], columns.size))
-    at = parts, which, jnp.broadcast_to(columns[None], parts.shape)
-    mask = jnp.broadcast_to(inside[None], parts.shape)
-    return plgpu.load(sums.at[*at], mask=mask, other=0.0).sum(0)

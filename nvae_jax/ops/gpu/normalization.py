@@ -12,10 +12,10 @@ def batch_norm(x, scale, bias, center, *, epsilon, with_swish, interpret=False):
     """As `nvae_jax.ops.normalization.batch_norm`, for x (..., C): the normalised array, the mean
     and the biased variance (C,)."""
     rows = x.reshape(-1, x.shape[-1])
-    sums = columns.partial_sums(_deviations, [rows], [center], interpret=interpret)
+    sums = columns.column_sums(_deviations, [rows], [center], interpret=interpret)
     normalize = partial(_normalize, count=rows.shape[0], epsilon=epsilon, with_swish=with_swish)
     y, mean, var = columns.map_rows(
-        normalize, [rows], [scale, bias, center], sums, results=2, interpret=interpret
+        normalize, [rows], [scale, bias, center, sums], results=2, interpret=interpret
     )
     return y.reshape(x.shape), mean, var
 
@@ -24,10 +24,10 @@ def gradients(x, scale, bias, mean, var, g, *, epsilon, with_swish, interpret=Fa
     """Of the above for x (..., C), scale and bias (C,), by that of its first result."""
     arrays = [a.reshape(-1, x.shape[-1]) for a in (x, g)]
     vectors, options = [scale, bias, mean, var], dict(epsilon=epsilon, with_swish=with_swish)
-    sums = columns.partial_sums(partial(_inner, **options), arrays, vectors, interpret=interpret)
+    sums = columns.column_sums(partial(_inner, **options), arrays, vectors, interpret=interpret)
     combine = partial(_combine, count=arrays[0].shape[0], **options)
     dx, dscale, dbias = columns.map_rows(
-        combine, arrays, vectors, sums, results=2, interpret=interpret
+        combine, arrays, [*vectors, sums], results=2, interpret=interpret
     )
     return dx.reshape(x.shape), dscale, dbias
 
@@ -37,8 +37,8 @@ def _deviations(tiles, vectors):
     return x - center, jnp.square(x - center)
 
 
-def _normalize(tiles, vectors, sums, *, count, epsilon, with_swish):
-    (x,), (scale, bias, center), (total, square) = tiles, vectors, sums
+def _normalize(tiles, vectors, *, count, epsilon, with_swish):
+    (x,), (scale, bias, center, total, square) = tiles, vectors
     offset = total / count
     var = jnp.maximum(square / count - offset * offset, 0.0)
     mean, gain = center + offset, scale * lax.rsqrt(var + epsilon)
@@ -57,10 +57,11 @@ def _inner(tiles, vectors, *, epsilon, with_swish):
     return g, g * deviation
 
 
-def _combine(tiles, vectors, sums, *, count, epsilon, with_swish):
+def _combine(tiles, vectors, *, count, epsilon, with_swish):
+    *vectors, bias_grad, along = vectors
     scale, _, mean, var = vectors
     inner, _ = _inner(tiles, vectors, epsilon=epsilon, with_swish=with_swish)
-    inverse, (bias_grad, along) = lax.rsqrt(var + epsilon), sums
+    inverse = lax.rsqrt(var + epsilon)
     slope = inverse * inverse * along / count
     dx = scale * inverse * (inner - bias_grad / count - (tiles[0] - mean) * slope)
     return dx, along * inverse, bias_grad
