@@ -26,6 +26,13 @@ def input_grad(g, w, geometry, precision):
 
 
 def kernel_grad(x, g, geometry, precision):
+    # Where there are no more outputs than taps, XLA's GPU backend makes a forward convolution over
+    # the images of it: on an H200 0.76 ms for 200 of 4x4x1536, where 200 of 8x8x768 take 0.07.
+    # Zeros change no sum, and make it what it is.
+    missing = [max(geometry.kernel_size + 1 - n, 0) for n in geometry.out_size]
+    if any(missing):
+        g = jnp.pad(g, ((0, 0), *((0, n) for n in missing), (0, 0)))
+        geometry = geometry._replace(out_size=g.shape[1:3])
     w = jax.ShapeDtypeStruct((geometry.kernel_size,) * 2 + x.shape[-1:], x.dtype)
     dw = transpose(lambda w: correlate(x, w, geometry, precision), w, g)
     return dw.astype(accumulator(x))
