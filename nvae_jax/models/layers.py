@@ -258,13 +258,25 @@ def upsample_nearest(x):
 
 def upsample_bilinear(x):
     """Doubles (B, H, W, C) bilinearly with aligned corners: output i reads i·(n-1)/(2n-1)."""
-    rows, columns = (_bilinear_matrix(n).astype(x.dtype) for n in x.shape[1:3])
-    x = jnp.einsum("oh,bhwc->bowc", rows, x)
-    return jnp.einsum("ow,bhwc->bhoc", columns, x)
+    return _double(_double(x, 1), 2)
 
 
-def _bilinear_matrix(n):
-    """(2n, n): the weights of each input pixel in each output pixel."""
-    position = np.arange(2 * n) * (n - 1) / (2 * n - 1)
-    distance = np.abs(position[:, None] - np.arange(n))
-    return np.maximum(0.0, 1.0 - distance).astype(np.float32)
+def _double(x, axis):
+    """Doubles one axis (of n) linearly: output 2j reads j - j/(2n-1), and output 2j + 1 as far
+    behind j as the last but j-th reads ahead. Sums of neighbours, of which the derivative is sums
+    of neighbours too: a product with a matrix of weights is what some compilers cannot do."""
+    n = x.shape[axis]
+    shape = [n if a == axis else 1 for a in range(x.ndim)]
+    ahead = (np.arange(n, dtype=np.float32) / (2 * n - 1)).reshape(shape)
+    behind = np.flip(ahead)
+    exact = x.astype(jnp.float32)
+    even = exact * (1 - ahead) + _shifted(exact, axis, 1) * ahead
+    odd = exact * (1 - behind) + _shifted(exact, axis, -1) * behind
+    both = jnp.stack([even, odd], axis + 1).astype(x.dtype)
+    return both.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+
+
+def _shifted(x, axis, by):
+    """x moved on by one (1) or back (-1) along an axis, with a zero where nothing comes from."""
+    padding = [(by, -by, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
