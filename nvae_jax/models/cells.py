@@ -133,7 +133,8 @@ class Cell(nn.Module):
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
-    precision: Any = None  # of squeeze and excitation, as
+    # Of squeeze and excitation.
+    precision: Any = None
     implementation: str | None = None
 
     @nn.compact

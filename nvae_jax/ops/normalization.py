@@ -97,8 +97,7 @@ def _chosen_moments(x, center):
 
 
 def _normalize(x, scale, bias, mean, var, epsilon, with_swish):
-    gain, shift = coefficients(scale, bias, mean, var, epsilon)
-    y = x.astype(jnp.float32) * _spread(gain, x) + _spread(shift, x)
+    y = affine(x.astype(jnp.float32), *coefficients(scale, bias, mean, var, epsilon))
     return (swish(y) if with_swish else y).astype(x.dtype)
 
 
