@@ -132,7 +132,6 @@ class Cell(nn.Module):
     squeeze_excitation: bool = True
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
-    dtype: Any = jnp.float32
     # Of squeeze and excitation.
     precision: Any = None
     implementation: str | None = None

@@ -278,7 +278,6 @@ class NVAE(nn.Module):
             squeeze_excitation=self.squeeze_excitation,
             conv=conv,
             norm=norm,
-            dtype=self.dtype,
             precision=self.precision,
             implementation=self.implementation,
         )

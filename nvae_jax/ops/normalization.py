@@ -137,10 +137,10 @@ def _batch_norm_fwd(x, scale, bias, *options):
 
 
 def _batch_norm_bwd(epsilon, implementation, with_swish, residuals, cotangents):
-    gradients = _chosen_gradients if implementation else _gradients
-    options = {"kernels": implementation} if implementation else {}
-    found = gradients(*residuals, cotangents[0], epsilon=epsilon, with_swish=with_swish, **options)
-    return *found, None
+    arrays, options = (*residuals, cotangents[0]), dict(epsilon=epsilon, with_swish=with_swish)
+    if implementation:
+        return *_chosen_gradients(*arrays, **options, kernels=implementation), None
+    return *_gradients(*arrays, **options), None
 
 
 @partial(jax.jit, static_argnames=("epsilon", "with_swish", "kernels"))

@@ -23,7 +23,7 @@ from nvae_jax.ops.depthwise.library import (  # noqa: F401
     upsample_kernel_grad,
 )
 
-# Powers of two: of 8 shapes of a block, that which was fastest on an H100.
+# Powers of two: of 8 shapes of a block, that which was fastest on an H200.
 ROWS, COLUMNS, CHANNELS, WARPS = 16, 8, 64, 4
 
 

@@ -12,9 +12,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from nvae_jax.ops.gpu import options
+
 ROWS = 32  # of a tile, which a program holds in registers
 MOST_CHANNELS = 64  # of a tile; in bfloat16 128 bytes, a whole line of the cache
-WARPS = 4
 MAP_TILES = 2  # of a program of a map
 SUM_TILES = 4  # of a program that sums, at least
 PROGRAMS = 1024  # that sum, at most: eight for each of a card's multiprocessors
@@ -32,16 +33,16 @@ def column_sums(terms, arrays, vectors, *, interpret=False):
       (2, C), float32.
     """
     rows, columns = arrays[0].shape
-    blocks, tiles = _ceil(columns, _channels(columns)), _ceil(rows, ROWS)
-    length = ROWS * max(SUM_TILES, _ceil(tiles * blocks, PROGRAMS))
+    blocks, tiles = pl.cdiv(columns, _channels(columns)), pl.cdiv(rows, ROWS)
+    length = ROWS * max(SUM_TILES, pl.cdiv(tiles * blocks, PROGRAMS))
     kernel = partial(_sum_kernel, terms=terms, count=len(arrays), length=length)
-    parts = _ceil(rows, length)
+    parts = pl.cdiv(rows, length)
     sums = pl.pallas_call(
         kernel,
         out_shape=jax.ShapeDtypeStruct((parts, 2, columns), jnp.float32),
         grid=(parts, blocks),
         name="column_sums",
-        **_options(interpret),
+        **options(interpret),
     )(*arrays, *vectors)
     return sums.sum(0)
 
@@ -61,28 +62,18 @@ def map_rows(function, arrays, vectors, *, results, interpret=False):
     rows, columns = arrays[0].shape
     length = ROWS * MAP_TILES
     vector = jax.ShapeDtypeStruct((columns,), jnp.float32)
-    options = dict(function=function, count=len(arrays), vectors=len(vectors), length=length)
+    sizes = dict(count=len(arrays), vectors=len(vectors), length=length)
     return pl.pallas_call(
-        partial(_map_kernel, **options),
+        partial(_map_kernel, function=function, **sizes),
         out_shape=[jax.ShapeDtypeStruct((rows, columns), arrays[0].dtype), *[vector] * results],
-        grid=(_ceil(rows, length), _ceil(columns, _channels(columns))),
+        grid=(pl.cdiv(rows, length), pl.cdiv(columns, _channels(columns))),
         name="map_rows",
-        **_options(interpret),
+        **options(interpret),
     )(*arrays, *vectors)
-
-
-def _ceil(n, length):
-    return -(-n // length)
 
 
 def _channels(columns):
     return min(pl.next_power_of_2(columns), MOST_CHANNELS)
-
-
-def _options(interpret):
-    return dict(
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=2), interpret=interpret
-    )
 
 
 def _columns(columns):
@@ -125,7 +116,7 @@ def _sum_kernel(*refs, terms, count, length):
         return [t + jnp.where(mask, f, 0.0) for t, f in zip(totals, found, strict=True)]
 
     zeros = jnp.zeros((ROWS, columns.size), jnp.float32)
-    totals = lax.fori_loop(0, _ceil(length, ROWS), add, [zeros, zeros])
+    totals = lax.fori_loop(0, pl.cdiv(length, ROWS), add, [zeros, zeros])
     for which, total in enumerate(totals):
         plgpu.store(sums.at[part, which, columns], total.sum(0), mask=inside)
 
@@ -143,7 +134,7 @@ def _map_kernel(*refs, function, count, vectors, length):
         tile, *_ = function(tiles, given)
         plgpu.store(mapped.at[*at], tile.astype(mapped.dtype), mask=mask)
 
-    lax.fori_loop(0, _ceil(length, ROWS), move, None)
+    lax.fori_loop(0, pl.cdiv(length, ROWS), move, None)
     nothing = [jnp.zeros((1, columns.size), jnp.float32)] * count
     _, *found = function(nothing, given)
     for ref, vector in zip(results, found, strict=True):

@@ -8,6 +8,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from nvae_jax.ops.gpu import options
+
 TILE = 2**12  # entries of an image that a program holds at once
 # Beyond these an image is too much for one program, and its gates are for registers.
 MOST_PIXELS, MOST_CHANNELS = 2**10, 2**9
@@ -25,7 +27,7 @@ def add_gated(skip, x, reduce, reduce_bias, expand, expand_bias, *, scale, inter
         out_shape=jax.ShapeDtypeStruct(skip.shape, skip.dtype),
         grid=(x.shape[0],),
         name="squeeze_excitation",
-        **_options(interpret),
+        **options(interpret),
     )(skip, x, reduce, reduce_bias, expand, expand_bias)
 
 
@@ -38,22 +40,16 @@ def gradients(x, reduce, reduce_bias, expand, expand_bias, g, *, scale, interpre
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), wide, narrow, narrow, wide],
         grid=(batch,),
         name="squeeze_excitation_grad",
-        **_options(interpret),
+        **options(interpret),
     )(x, reduce, reduce_bias, expand, expand_bias, g)
     given = (reduce, reduce_bias, expand, expand_bias)
     return dx, *pl.pallas_call(
         _kernel_grad,
         out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in given],
-        grid=(-(-channels // _CHANNELS),),
+        grid=(pl.cdiv(channels, _CHANNELS),),
         name="squeeze_excitation_kernel_grad",
-        **_options(interpret),
+        **options(interpret),
     )(*vectors)
-
-
-def _options(interpret):
-    return dict(
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2), interpret=interpret
-    )
 
 
 def _load(ref, *at, inside):
@@ -82,7 +78,7 @@ class _Image:
         self.channels, self.inside = _range(channels)
         self.rows = max(TILE // self.channels.size, 1)
         self.pixels = self.height * self.width
-        self.steps = -(-self.pixels // self.rows)
+        self.steps = pl.cdiv(self.pixels, self.rows)
 
     def tile(self, step):
         """The indices (rows, channels) of a tile, and which of them there are."""
@@ -189,7 +185,7 @@ def _kernel_grad(means, hidden, hidden_grad, out_grad, reduce, reduce_bias, expa
     shapes = [(channels.size, numbers.size)] * 2 + [(channels.size,), (numbers.size,)]
     zeros = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
     by_reduce, by_expand, by_expand_bias, by_reduce_bias = lax.fori_loop(
-        0, -(-batch // _IMAGES), add, zeros
+        0, pl.cdiv(batch, _IMAGES), add, zeros
     )
     both = there[:, None] & inside[None]
     _store(reduce, by_reduce, channels[:, None], numbers[None], inside=both)
