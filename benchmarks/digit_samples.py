@@ -1,6 +1,6 @@
 """How many samples of a model of `digits` are digits, to a classifier of real ones.
 
-python benchmarks/digit_samples.py --workdir=DIR [--num=1000] [--temperature=0.7]
+python benchmarks/digit_samples.py --workdir=DIR [--num=1000] [--temperature=0.45]
 
 The classifier is a small network, trained on the 1,500 training digits at 8x8. Counted, in percent,
 is what it gives more than 0.9 to one class; test digits show what can be had. So that sameness does
@@ -20,7 +20,7 @@ from nvae_jax.data import digits
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 NUM = flags.DEFINE_integer("num", 1000, "how many samples", 2)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "of the prior")
+TEMPERATURE = flags.DEFINE_float("temperature", 0.45, "of the prior")
 SEEDS = flags.DEFINE_integer("seeds", 5, "classifiers, whose results are averaged", 1)
 SURE = 0.9  # the least probability of one class
 

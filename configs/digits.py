@@ -7,24 +7,26 @@ from configs import base
 
 
 def get_config():
-    """16×16 binarised digits; 3 scales of 2 groups, the coarsest 2×2: it sees whole digits."""
+    """16×16 binarised digits; 8 groups of 2×2. All latents see the whole digit, so that samples
+    have few strokes that do not belong together."""
     config = base.get_config()
     config.data.update(name="digits", image_size=16, binarize=True)
     config.model.update(
-        num_scales=3,
-        num_groups=2,
+        num_scales=1,
+        num_groups=8,
         adaptive_groups=False,
         latent_channels=4,
-        encoder_width=16,
-        decoder_width=16,
-        process_blocks=1,
-        preprocess_cells=2,
-        postprocess_cells=2,
+        encoder_width=8,
+        decoder_width=8,
+        process_blocks=3,
+        preprocess_cells=1,
+        postprocess_cells=1,
         encoder_cells_per_group=1,
         decoder_cells_per_group=1,
     )
+    config.objective.kl_anneal = 0.2
     config.optimizer.warmup_steps = 50
-    config.train.update(num_steps=1100, batch_size=50)
+    config.train.update(num_steps=4200, batch_size=25)
     config.eval.update(recalibration_passes=100)
-    config.log.update(every_steps=100, images_every_steps=500)
+    config.log.update(every_steps=200, images_every_steps=1000)
     return config

@@ -26,7 +26,7 @@ install_environment ""
 
 .venv/bin/python launch/train.py --config=configs/digits.py --workdir="$run"
 .venv/bin/python launch/evaluate.py --workdir="$run" --num_iw_samples=10
-.venv/bin/python launch/sample.py --workdir="$run" --num=100 --temperature=0.7 --out="$run/samples"
+.venv/bin/python launch/sample.py --workdir="$run" --num=100 --temperature=0.45 --out="$run/samples"
 cat <<EOF
 
 The run is in $run:

@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TINY = [
     "--config=configs/digits.py",
+    "--config.model.process_blocks=1",
     "--config.model.num_scales=2",
+    "--config.model.num_groups=2",
     "--config.model.encoder_width=8",
     "--config.model.decoder_width=8",
     "--config.model.preprocess_cells=1",

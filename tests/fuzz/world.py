@@ -33,7 +33,8 @@ from configs import digits
 
 def get_config():
     config = digits.get_config()
-    config.model.update(num_scales=2, num_groups=2, latent_channels=2, unroll=1)
+    config.model.update(process_blocks=1, num_scales=2, num_groups=2, latent_channels=2)
+    config.model.unroll = 1
     config.model.update(encoder_width=4, decoder_width=4)
     config.model.update(preprocess_cells=1, postprocess_cells=1, decoder_cell="residual")
     config.train.update(num_steps=2, batch_size=4)
