@@ -24,7 +24,7 @@ setup(
     python_requires=">=3.11",
     # The experiments are a package too, so that a run directory can be read from anywhere.
     packages=find_packages(include=["nvae_jax", "nvae_jax.*", "configs"]),
-    package_data={"nvae_jax.ops.native": ["*.cc", "*.h"]},
+    package_data={"nvae_jax.ops.cpu.native": ["*.cc", "*.h"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8.1",

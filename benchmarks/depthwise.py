@@ -24,7 +24,9 @@ import numpy as np
 import record
 
 from nvae_jax import allocator
-from nvae_jax.ops import depthwise
+from nvae_jax.ops.cpu import Cpu, Native
+from nvae_jax.ops.gpu import Gpu
+from nvae_jax.ops.portable import Portable
 
 KERNEL = 5
 # (operation, (B, H, W, C) of its input). Batch 32: the published MNIST model's two scales.
@@ -58,23 +60,22 @@ def repeat(x):
 
 def jax_operations(operation):
     """Name -> function of (x, kernel), for every way to compute `operation`."""
-    names = sorted(depthwise.IMPLEMENTATIONS)
+    on_cpu = jax.default_backend() == "cpu"
+    kinds = {"portable": Portable()} | (
+        {"cpu": Cpu(), "native": Native()} if on_cpu else {"pallas": Gpu()}
+    )
 
-    def conv(name):
+    def conv(ops):
         def run(x, kernel):
             if operation == "upsample":
                 x = repeat(x)
-            stride = 2 if operation == "stride 2" else 1
-            return depthwise.depthwise_conv(x, kernel, stride=stride, implementation=name)
+            return ops.depthwise_conv(x, kernel, stride=2 if operation == "stride 2" else 1)
 
         return run
 
-    def fused(name):
-        return lambda x, kernel: depthwise.upsample_depthwise_conv(x, kernel, implementation=name)
-
-    operations = {name: conv(name) for name in names}
+    operations = {name: conv(ops) for name, ops in kinds.items()}
     if operation == "upsample":
-        operations |= {f"{name}, fused": fused(name) for name in names}
+        operations |= {f"{n}, fused": ops.upsample_depthwise_conv for n, ops in kinds.items()}
     return operations
 
 

@@ -5,7 +5,7 @@ The defaults are the paper's where it has one for all its data sets (appendix A)
 
 from ml_collections import ConfigDict
 
-VERSION = 1  # goes up when a key is added, removed or renamed: see nvae_jax/run_directory.py
+VERSION = 2  # goes up when keys change, or names of values: see nvae_jax/run_directory.py
 
 
 def get_config():
@@ -53,10 +53,9 @@ def get_config():
     model.norm_groups = 1  # parts of a batch with batch-norm statistics of their own
     model.remat = "none"  # computed again in the backward pass: none, norm_act, cell or group
     model.dtype = "float32"  # of activations and convolutions: float32 or bfloat16
-    # Of convolutions, batch norm and what goes over all parameters: native (in C++), pallas (for
-    # NVIDIA's GPUs); library or shifted (depthwise convolutions).
-    # auto: native on a single CPU device where there is a C++ compiler, pallas on a single GPU,
-    # elsewhere by platform.
+    # What convolutions, batch norm and more are computed with: portable (plain JAX), cpu (plain JAX
+    # for CPUs), native (C++, one CPU device), pallas (one NVIDIA GPU).
+    # auto: the last of these that runs on the devices there are.
     model.implementation = "auto"
     # Of products of float32, for which "default" is TF32 on GPUs and bfloat16 on TPUs: default,
     # high or highest.

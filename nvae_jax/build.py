@@ -7,13 +7,12 @@ each checks the whole config by `schema` first.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property, partial, wraps
+from functools import cached_property, partial, wraps
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from nvae_jax import likelihoods, schema, sharding, state, steps
@@ -25,7 +24,9 @@ from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.initialize import initialize
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.objective import ObjectiveSettings
-from nvae_jax.ops import compiler, depthwise, native
+from nvae_jax.ops import choice, compiler
+from nvae_jax.ops.anywhere import Anywhere
+from nvae_jax.ops.portable import Portable
 from nvae_jax.optim import OptimizerSettings, adamax, learning_rate_schedule
 from nvae_jax.settings import EvaluationSettings, LoopSettings
 
@@ -35,8 +36,6 @@ PRECISIONS = {
     "high": jax.lax.Precision.HIGH,
     "highest": jax.lax.Precision.HIGHEST,
 }
-# Kernels for a single device: over several, XLA would gather an array for every call.
-ALONE = {"cpu": "native", "gpu": "pallas"}
 UNROLL_ALL = 10**6
 # On CPU and GPU, where loops copy what they stack. Models of more groups stay loops there too:
 # unrolled they compile for minutes.
@@ -59,9 +58,8 @@ def build_model(config, devices=None):
     """The `NVAE` module that a config describes.
 
     Args:
-      devices: that it runs on; None takes all that there are. On a single CPU device it gets the
-        kernels for that, which lower to something plainer on other platforms. () gives no kernel
-        that only suits some devices.
+      devices: that it runs on, which decide what it is computed with; None takes all that there
+        are. () gives what runs anywhere.
     """
     devices = jax.devices() if devices is None else devices
     model = config.model
@@ -83,7 +81,9 @@ def build_model(config, devices=None):
         remat=_one_of(remat.POLICIES, "model.remat", model.remat),
         dtype=_choose(DTYPES, "model.dtype", model.dtype),
         precision=_choose(PRECISIONS, "model.precision", model.precision),
-        implementation=_implementation(model.implementation, devices),
+        ops=choice.choose(
+            _one_of(choice.NAMES, "model.implementation", model.implementation), devices
+        ),
         **{key: model[key] for key in same.split()},
     )
 
@@ -91,37 +91,6 @@ def build_model(config, devices=None):
 def _default_unroll(hierarchy):
     straight = sum(hierarchy.groups) <= MOST_UNROLLED_GROUPS
     return UNROLL_ALL if straight and jax.default_backend() in ("cpu", "gpu") else 1
-
-
-def _implementation(name, devices):
-    """The name of kernels that suit the devices, or None for what runs on any."""
-    _one_of(("auto", *depthwise.IMPLEMENTATIONS), "model.implementation", name)
-    platforms = [device.platform for device in devices]
-    if name == "auto":
-        found = ALONE.get(platforms[0]) if len(platforms) == 1 else None
-        if found == "native" and native.problem():
-            _say_slower(native.problem())
-            return None
-        return found
-    problem = native.problem() if name == "native" else None
-    platform = next((p for p, kernels in ALONE.items() if kernels == name), None)
-    if platform and platforms and platforms != [platform]:
-        problem = (
-            f"it runs on one {platform.upper()} device, not on {len(platforms)} ({platforms[0]})"
-        )
-    if problem:
-        raise ValueError(f"model.implementation is {name!r}, but {problem}")
-    return name
-
-
-@cache
-def _say_slower(problem):
-    """Says so once; on the only device there is, so in one process only."""
-    logging.warning(
-        "without the C++ kernels a training step takes a quarter longer, and sampling and the "
-        "start of training twice as long: %s",
-        problem,
-    )
 
 
 @_of_checked
@@ -219,9 +188,14 @@ class Experiment:
             )
 
     def portable(self):
-        """The same without kernels that only run where it was built for: to lower for other
-        platforms, and to count the operations of."""
-        return dataclasses.replace(self, model=self.model.clone(implementation=None))
+        """The same in plain JAX: to count the operations of, and to compile for devices that are
+        not there."""
+        return dataclasses.replace(self, model=self.model.clone(ops=Portable()))
+
+    @property
+    def model_for_any_platform(self):
+        """The model for programs that are lowered for several platforms."""
+        return self.model.clone(ops=Anywhere())
 
     @property
     def image_shape(self):
@@ -289,9 +263,7 @@ class Experiment:
             in_shardings=(shardings, sharding.over_batch(self.mesh)),
             out_shardings=(shardings, sharding.replicated(self.mesh)),
             donate_argnums=0,
-            compiler_options=compiler.options(
-                self._platform, portable=self.model.implementation != "native"
-            ),
+            compiler_options=self.model.ops.compiler_options(self._platform),
         )
 
 
@@ -334,11 +306,11 @@ def check(config):
 @_of_checked
 def build_for_inference(config):
     """`build` on the devices that there are, whatever the model was trained on: the mesh is
-    training's, and C++ kernels that were asked for are used where they run."""
+    training's, and kernels that were asked for are used where they run."""
     config = config.copy_and_resolve_references()
     config.mesh.update(dataclasses.asdict(sharding.MeshSettings()))
-    if config.model.implementation == "native":
-        config.model.implementation = "auto"
+    if not choice.runs(config.model.implementation, jax.devices()):
+        config.model.implementation = choice.AUTO
     return build(config)
 
 

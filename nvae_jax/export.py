@@ -97,8 +97,7 @@ def export_run(run, out, *, batch_size=16, temperature=1.0, platforms=PLATFORMS,
     out = Path(out)
     names = ("export.json", "sampler.jax", "encoder.jax", "README.txt")
     outputs.check([out / name for name in names], metadata, overwrite=overwrite)
-    # A program that is to run elsewhere cannot call what was compiled here.
-    original = experiment.portable().model
+    original = experiment.model_for_any_platform
     model, variables = fold(original, run.variables)
     sampler = make_sampler(
         model, experiment.likelihood, variables, batch_size=batch_size, padding=padding

@@ -7,6 +7,8 @@ inverted residual's four. The first of a residual cell stands ahead of an activa
 scale and a shift.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -40,7 +42,7 @@ def fold(model, variables):
       a model and variables that give what the originals do without batch statistics, but for
       rounding. The variables have a collection `params` only.
     """
-    kernels = jax.device_get(jax.jit(effective_kernels)(variables["params"]))
+    kernels = jax.device_get(jax.jit(partial(effective_kernels, model))(variables["params"]))
     tree = _Folding(variables, traverse_util.flatten_dict(kernels))
     for path in sorted(tree.norms):
         if path[-1] == "norm_out":

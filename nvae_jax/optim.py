@@ -2,18 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from nvae_jax.ops import native
-
-# Parameters of fewer entries are updated as one vector: each array of the state costs a program of
-# its own, and most of a model's arrays are small. No array of this size is sharded.
-SMALL = 2**12
-B1, B2 = 0.9, 0.999  # decay of the first and of the infinity moment
+from nvae_jax.ops.portable.optimizer import joined
 
 
 @dataclass(frozen=True)
@@ -26,6 +20,9 @@ class OptimizerSettings:
     epsilon: added to |gradient| inside Adamax's maximum.
     gradient_clip: the largest Euclidean norm of all gradients together; 0: not clipped.
     """
+
+    B1: ClassVar = 0.9  # decay of the first moment
+    B2: ClassVar = 0.999  # and of the infinity moment
 
     num_steps: int
     learning_rate: float = 1e-2
@@ -56,20 +53,17 @@ def learning_rate_schedule(settings):
 
 
 class Optimizer(NamedTuple):
-    """An optax transformation, and its whole step as one function.
+    """An optax transformation, and what it was made of.
 
     init: parameters -> state.
     update: (gradients, state, params, accept=...) -> (updates, state), as in optax. With `accept`
       False the state stays as it is.
-    step: (gradients, state, params, accept, implementation=None) -> (params, state), the old ones
-      if not `accept`. By `nvae_jax.ops.native` if the implementation is "native", otherwise XLA's.
-    clip: the largest norm of all gradients together that is not clipped; 0: none is.
     """
 
     init: Callable[..., Any]
     update: Callable[..., Any]
-    step: Callable[..., Any]
-    clip: float
+    settings: OptimizerSettings
+    learning_rate: Callable[..., Any] | float
 
 
 def adamax(settings, learning_rate=None):
@@ -90,61 +84,10 @@ def adamax(settings, learning_rate=None):
     chain = optax.chain(
         *([optax.clip_by_global_norm(clip)] if clip else []),
         optax.add_decayed_weights(settings.weight_decay),
-        scale_by_adamax(B1, B2, settings.epsilon),
+        scale_by_adamax(settings.B1, settings.B2, settings.epsilon),
         skipping(optax.scale_by_learning_rate(learning_rate)),
     )
-    optimizer = joined(chain)
-
-    def step(gradients, state, params, accept, implementation=None):
-        if implementation == "native":
-            return _native_step(settings, learning_rate, gradients, state, params, accept)
-        updates, state = optimizer.update(gradients, state, params, accept=accept)
-        updated = optax.apply_updates(params, updates)
-        return optax.tree.where(accept, updated, params), state
-
-    return Optimizer(*optimizer, step, clip)
-
-
-def _native_step(settings, learning_rate, gradients, state, params, accept):
-    """The step of `adamax`, with everything but numbers in one call."""
-    *ahead, moments, old_rate = state
-    # What the chain's last part makes of m / u: of 1, here.
-    rate, new_rate = optax.scale_by_learning_rate(learning_rate).update(jnp.ones(()), old_rate)
-    count = optax.safe_increment(moments.count)
-    clip = settings.gradient_clip
-    factor = jnp.minimum(1.0, clip / global_norm(gradients, "native")) if clip else 1.0
-    scalars = jnp.stack([accept, factor, rate / (1 - B1**count)]).astype(jnp.float32)
-    old, structure = jax.tree.flatten(params)
-    (means, stored), largest = jax.tree.flatten(moments.mu), jax.tree.leaves(moments.nu)
-    replaced = [*old, *means, *largest]
-    new = native.call(
-        "adamax",
-        [array.shape for array in replaced],
-        scalars,
-        *jax.tree.leaves(gradients),
-        *replaced,
-        in_place={1 + len(old) + i: i for i in range(len(replaced))},
-        b1=B1,
-        b2=B2,
-        epsilon=float(settings.epsilon),
-        decay=float(settings.weight_decay),
-        **_places_in(moments.mu, params),
-    )
-    parts = new[: len(old)], new[len(old) : -len(largest)], new[-len(largest) :]
-    params, mu, nu = map(jax.tree.unflatten, (structure, stored, stored), parts)
-    count, rate_state = optax.tree.where(accept, (count, new_rate), (moments.count, old_rate))
-    return params, (*ahead, optax.ScaleByAdamState(count, mu, nu), rate_state)
-
-
-def _places_in(moments, params):
-    """For each parameter the array of `_join`'s that it is in, and the entry it starts at there."""
-    names, places, starts, end = sorted(moments), [], [], 0
-    for name, leaf in _named_leaves(params):
-        is_small = leaf.size < SMALL
-        places.append(names.index("small" if is_small else name))
-        starts.append(end if is_small else 0)
-        end += leaf.size if is_small else 0
-    return {"places": places, "starts": starts}
+    return Optimizer(*joined(chain), settings, learning_rate)
 
 
 def skipping(transformation):
@@ -170,54 +113,3 @@ def scale_by_adamax(b1, b2, epsilon):
         return jax.tree.map(lambda m, u: m / (correction * u), new.mu, new.nu), new
 
     return optax.GradientTransformationExtraArgs(adamax.init, update)
-
-
-def joined(optimizer, limit=SMALL):
-    """`optimizer` with all arrays of fewer than `limit` entries joined to one vector.
-
-    For optimisers that treat every entry alike. The state has the large arrays under their paths,
-    and the vector under "small".
-    """
-
-    def init(params):
-        return optimizer.init(_join(params, limit))
-
-    def update(gradients, state, params, **extra):
-        updates, state = optimizer.update(
-            _join(gradients, limit), state, _join(params, limit), **extra
-        )
-        return _part(updates, params, limit), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def global_norm(tree, implementation=None):
-    """The Euclidean norm of all entries of a tree of arrays; `implementation` as in `Optimizer`."""
-    if implementation == "native":
-        return native.call("norm", (), *jax.tree.leaves(tree))
-    return optax.tree.norm(_join(tree))
-
-
-def _join(tree, limit=SMALL):
-    leaves = _named_leaves(tree)
-    joined = {name: leaf for name, leaf in leaves if leaf.size >= limit}
-    small = [leaf.reshape(-1) for _, leaf in leaves if leaf.size < limit]
-    return {**joined, "small": jnp.concatenate(small)} if small else joined
-
-
-def _part(joined, like, limit):
-    """The inverse of `_join`, in the structure of the tree `like`."""
-    leaves, start = [], 0
-    for name, leaf in _named_leaves(like):
-        if leaf.size >= limit:
-            leaves.append(joined[name])
-        else:
-            part = jax.lax.slice_in_dim(joined["small"], start, start + leaf.size)
-            leaves.append(part.reshape(leaf.shape))
-            start += leaf.size
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _named_leaves(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]

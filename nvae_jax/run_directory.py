@@ -37,6 +37,8 @@ FREE = (
 )
 # Version: the keys that it added, with the values that stand for what was computed before it.
 ADDED = {1: {"data.max_value": 0}}
+# Version: the values that it renamed.
+RENAMED = {2: {"model.implementation": {"library": "portable", "shifted": "cpu"}}}
 
 
 def is_free(key):
@@ -77,7 +79,7 @@ def load_config(workdir, changes=None):
 
 
 def _migrated(stored):
-    """What config.json holds, with the keys that came after its version."""
+    """What config.json holds, with the keys and the names of values that came after its version."""
     if not isinstance(stored, dict):
         raise ValueError("it holds no JSON object")
     flat = schema.flatten(stored)
@@ -88,7 +90,10 @@ def _migrated(stored):
             "of newer programs"
         )
     for later in range(version + 1, base.VERSION + 1):
-        flat = {**ADDED[later], **flat}
+        flat = {**ADDED.get(later, {}), **flat}
+        for key, names in RENAMED.get(later, {}).items():
+            if flat.get(key) in names:
+                flat[key] = names[flat[key]]
     if lacking := schema.missing(flat):
         raise ValueError(
             f"it lacks {schema.few(lacking)}: write there what the run was trained with (today's "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -106,7 +106,7 @@ def build(model, optimizer, seed, images, averaged=False):
     """
     init_key, spectral_key, train_key = jax.random.split(jax.random.key(seed), 3)
     variables = initialize(model, init_key, images)
-    kernels = jax.eval_shape(effective_kernels, variables["params"])
+    kernels = jax.eval_shape(partial(effective_kernels, model), variables["params"])
     return State(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from nvae_jax import objective as obj
-from nvae_jax import optim, regularizers
+from nvae_jax import regularizers
 from nvae_jax.models.kernels import effective_kernels, with_kernels
 
 
@@ -58,10 +58,10 @@ def make_train_step(
         grads, (metrics, batch_stats, spectral) = gradients(
             state.batch_stats, state.spectral, images, key
         )
-        grad_norm = optim.global_norm(grads, model.implementation)
+        grad_norm = model.ops.global_norm(grads)
         finite = jnp.isfinite(metrics["loss"] + grad_norm)
-        params, opt_state = optimizer.step(
-            grads, state.opt_state, state.params, finite, model.implementation
+        params, opt_state = model.ops.optimizer_step(
+            optimizer, grads, state.opt_state, state.params, finite
         )
         # The optimiser has chosen between the old arrays and the new ones already.
         done = {"params": params, "opt_state": opt_state}
@@ -77,8 +77,8 @@ def make_train_step(
             learning_rate=learning_rate(state.step),
             nonfinite_steps=updated.nonfinite_steps,
         )
-        if optimizer.clip:
-            metrics["clipped_fraction"] = (finite & (grad_norm > optimizer.clip)).mean()
+        if clip := optimizer.settings.gradient_clip:
+            metrics["clipped_fraction"] = (finite & (grad_norm > clip)).mean()
         return updated, metrics
 
     return train_step
@@ -139,10 +139,8 @@ def training_loss(
     Returns:
       the loss, and (metrics in nats, new batch_stats, new spectral vectors).
     """
-    kernels = effective_kernels(variables["params"], model.implementation)
-    spectral_norm, kernels, spectral = regularizers.spectral_penalty(
-        kernels, spectral, rounds, model.implementation
-    )
+    kernels = effective_kernels(model, variables["params"])
+    spectral_norm, kernels, spectral = model.ops.spectral_penalty(kernels, spectral, rounds)
     plain, params = with_kernels(model, variables["params"], kernels)
     out, mutated = plain.apply(
         {**variables, "params": params}, images, train=True, mutable=["batch_stats"], **apply_kwargs

@@ -59,7 +59,7 @@ def golden(request):
 def tiny_config(**sections):
     """16×16 binarised digits, 2 scales of 2 groups, width 8; `sections` change keys."""
     config = digits.get_config()
-    config.model.update(num_scales=2, num_groups=2, latent_channels=4)
+    config.model.update(process_blocks=1, num_scales=2, num_groups=2, latent_channels=4)
     config.model.update(encoder_width=8, decoder_width=8, preprocess_cells=1, postprocess_cells=1)
     config.train.update(num_steps=6, batch_size=16)
     config.eval.update(recalibration_passes=3, recalibration_batch_size=4, batch_size=64)

@@ -1,6 +1,7 @@
 """Golden files: what the published code computed, and our model with the same weights."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -49,16 +50,17 @@ class Golden:
 class Model:
     """A golden file converted, with what its tests share."""
 
-    def __init__(self, golden, dtype="float32", implementation="auto", unroll=1):
+    def __init__(self, golden, dtype="float32", implementation=None, unroll=1):
         self.golden = golden
         self.config, self.variables = torch_checkpoint.convert_state(golden.state, golden.args)
+        # On CPU plain JAX, where no other is asked for; an accelerator's own there.
+        own = "cpu" if jax.default_backend() == "cpu" else "auto"
+        implementation = implementation or own
         # Accelerators multiply float32 with fewer bits unless told otherwise.
         self.config.model.update(dtype=dtype, precision="highest", implementation=implementation)
         # Loops over the groups, 1, compile faster.
         self.config.model.unroll = unroll
-        # On CPU, of the implementations the one asked for or XLA's; an accelerator's own there.
-        own = jax.default_backend() != "cpu" and implementation == "auto"
-        self.model = build.build_model(self.config, devices=None if own else ())
+        self.model = build.build_model(self.config, devices=jax.devices()[:1])
         self.likelihood = build.build_likelihood(self.config)
         self.images = golden.images("x")
         self.leaves = list(torch_checkpoint.leaves(self.config, golden.state))
@@ -92,7 +94,7 @@ class Model:
         """(loss, everything that goes with it), gradients at the golden β and λ."""
         meta = self.golden.meta
         alpha = objective.balance_alpha(self.model.hierarchy)
-        kernels = jax.eval_shape(effective_kernels, params)
+        kernels = jax.eval_shape(partial(effective_kernels, self.model), params)
         vectors = regularizers.init_spectral_vectors(jax.random.key(0), kernels)
 
         def loss(params):

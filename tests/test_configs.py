@@ -11,7 +11,10 @@ from ml_collections import ConfigDict
 
 from configs import digits
 from nvae_jax import build, schema
-from nvae_jax.ops import native
+from nvae_jax.ops import choice
+from nvae_jax.ops.cpu import Cpu, Native, native
+from nvae_jax.ops.gpu import Gpu
+from nvae_jax.ops.portable import Portable
 from tests.conftest import tiny_config
 
 CONFIGS = sorted(
@@ -82,7 +85,7 @@ def test_ffhq_has_the_papers_number_of_latent_variables():
         (
             "model.implementation",
             "fast",
-            "it must be one of: auto, library, shifted, pallas, native",
+            "it must be one of: auto, portable, cpu, native, pallas",
         ),
         ("model.encoder_width", 0, "model.encoder_width must be an integer from 1"),
         ("model.norm_groups", 3, "model.norm_groups=3 does not divide the 32 images"),
@@ -159,7 +162,7 @@ def test_build_and_build_model_check_what_python_gives():
         ({"eval.batch_size": 10**6, "data.image_size": 1024}, "eval.batch_size=1000000 images"),
         ({"model.encoder_width": 10**9}, "model.encoder_width must be an integer from 1 to 10,000"),
         (
-            {"model.encoder_width": 10**4, "model.process_blocks": 4},
+            {"model.encoder_width": 10**4, "model.process_blocks": 4, "model.num_scales": 3},
             "model.encoder_width=10000, .* has more than .*e.12 parameters: at most 1e.11",
         ),
     ],
@@ -172,21 +175,21 @@ def test_what_cannot_be_built_is_refused_from_its_arithmetic(changes, message):
 def test_native_kernels_are_for_one_cpu_device(monkeypatch):
     config, (device, *_) = load("fashion_mnist_small"), jax.devices("cpu")
     monkeypatch.setattr(native, "problem", lambda: None)
-    assert build.build_model(config, [device]).implementation == "native"
-    assert build.build_model(config, [device, device]).implementation is None
-    assert build.build_model(config, ()).implementation is None
-    everything = build.build_model(config, jax.devices()).implementation
-    assert build.build_model(config).implementation == everything
+    assert build.build_model(config, [device]).ops == Native()
+    assert build.build_model(config, [device, device]).ops == Cpu()
+    assert build.build_model(config, ()).ops == Portable()
+    everything = build.build_model(config, jax.devices()).ops
+    assert build.build_model(config).ops == everything
     gpu = SimpleNamespace(platform="gpu")
-    assert build.build_model(config, [gpu]).implementation == "pallas"
-    assert build.build_model(config, [gpu, gpu]).implementation is None
+    assert build.build_model(config, [gpu]).ops == Gpu()
+    assert build.build_model(config, [gpu, gpu]).ops == Portable()
     said = []
     monkeypatch.setattr(native, "problem", lambda: "there is no compiler")
-    monkeypatch.setattr(build.logging, "warning", lambda *line: said.append(line))
-    assert build.build_model(config, [device, device]).implementation is None
+    monkeypatch.setattr(choice.logging, "warning", lambda *line: said.append(line))
+    assert build.build_model(config, [device, device]).ops == Cpu()
     assert not said  # they would not have run there
     for _ in range(2):
-        assert build.build_model(config, [device]).implementation is None
+        assert build.build_model(config, [device]).ops == Cpu()
     assert len(said) == 1 and said[0][-1] == "there is no compiler"
     config.model.implementation = "native"
     with pytest.raises(ValueError, match="'native', but there is no compiler"):

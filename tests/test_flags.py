@@ -11,10 +11,10 @@ from nvae_jax import build, pictures, run_directory
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 TINY = """--config.model.num_scales=1 --config.model.num_groups=2 --config.model.encoder_width=4
- --config.model.decoder_width=4 --config.model.preprocess_cells=1 --config.model.latent_channels=2
- --config.model.postprocess_cells=1 --config.model.unroll=1 --config.train.batch_size=16
- --config.train.num_steps=1 --config.log.num_images=2 --config.eval.recalibration_batch_size=2
- --config.eval.recalibration_passes=1"""
+ --config.model.decoder_width=4 --config.model.process_blocks=1 --config.model.preprocess_cells=1
+ --config.model.postprocess_cells=1 --config.model.latent_channels=2 --config.model.unroll=1
+ --config.train.batch_size=16 --config.train.num_steps=1 --config.log.num_images=2
+ --config.eval.recalibration_batch_size=2 --config.eval.recalibration_passes=1"""
 RUN = "--workdir={run} --checkpoint=latest --config.data.workers=1"
 COMMON = f"{RUN} --batch_size=2 --seed=1 --overwrite"
 # Command: the flags of its calls. {run} is a run of one step, {in} has inputs, {out} is empty.

@@ -1,3 +1,5 @@
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,10 @@ import optax
 import pytest
 
 from nvae_jax import optim
-from tests.ops.implementations import NATIVE, NEEDS_COMPILER, XLA
+from nvae_jax.ops.cpu import Native
+from nvae_jax.ops.portable import Portable
+from nvae_jax.ops.portable.optimizer import joined as join_small
+from tests.ops.implementations import NATIVE, NEEDS_COMPILER, PORTABLE
 
 
 def settings(**keys):
@@ -45,39 +50,38 @@ def parameters(seed):
 @pytest.mark.parametrize("keys", [{}, {"gradient_clip": 0.5}, {"weight_decay": 0.0}])
 @pytest.mark.parametrize("learning_rate", [None, 0.05])
 def test_native_steps_are_those_of_the_chain(keys, learning_rate):
-    params = {name: parameters(0) for name in (None, "native")}
+    params = {ops: parameters(0) for ops in (Portable(), Native())}
     optimizer = optim.adamax(settings(**keys), learning_rate)
-    states = {name: optimizer.init(params[name]) for name in params}
-    step = jax.jit(optimizer.step, static_argnums=4)
+    states = {ops: optimizer.init(params[ops]) for ops in params}
+    step = jax.jit(lambda ops, *given: ops.optimizer_step(optimizer, *given), static_argnums=0)
     for i in range(4):
         gradients = parameters(i + 1)
-        for n in params:
+        for ops in params:
             accept = jnp.array(i != 2)
-            params[n], states[n] = step(gradients, states[n], params[n], accept, n)
-        chex.assert_trees_all_close(params["native"], params[None], rtol=1e-5, atol=1e-6)
-        chex.assert_trees_all_close(states["native"], states[None], rtol=1e-5, atol=1e-6)
+            params[ops], states[ops] = step(ops, gradients, states[ops], params[ops], accept)
+        for trees in (params, states):
+            chex.assert_trees_all_close(*trees.values(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
-def test_a_refused_step_leaves_no_trace(implementation):
+@pytest.mark.parametrize("ops", [PORTABLE, NATIVE])
+def test_a_refused_step_leaves_no_trace(ops):
     optimizer = optim.adamax(settings(warmup_steps=3, gradient_clip=1.0))
     params, broken = parameters(0), jax.tree.map(lambda p: jnp.nan * p, parameters(0))
     before = params, optimizer.init(params)
-    params, state = optimizer.step(
-        parameters(1), *reversed(before), jnp.array(True), implementation
-    )
-    after = optimizer.step(broken, state, params, jnp.array(False), implementation)
+    step = partial(ops.optimizer_step, optimizer)
+    params, state = step(parameters(1), *reversed(before), jnp.array(True))
+    after = step(broken, state, params, jnp.array(False))
     jax.tree.map(np.testing.assert_array_equal, after, (params, state))
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+@pytest.mark.parametrize("ops", [PORTABLE, NATIVE])
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_the_norm_of_all_gradients(implementation, broken):
+def test_the_norm_of_all_gradients(ops, broken):
     gradients = parameters(0)
     exact = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(gradients)))
-    np.testing.assert_allclose(optim.global_norm(gradients, implementation), exact, rtol=1e-6)
+    np.testing.assert_allclose(ops.global_norm(gradients), exact, rtol=1e-6)
     gradients["c"] = gradients["c"].at[299, 299].set(broken)
-    assert not np.isfinite(optim.global_norm(gradients, implementation))
+    assert not np.isfinite(ops.global_norm(gradients))
 
 
 def test_a_refused_update_leaves_no_trace():
@@ -124,7 +128,7 @@ def test_joining_small_arrays_changes_no_update():
         return jax.tree.map(normal, shapes, is_leaf=lambda shape: isinstance(shape, tuple))
 
     plain = optax.chain(optax.add_decayed_weights(0.1), optax.scale_by_adamax())
-    joined = optim.joined(plain, limit=16)
+    joined = join_small(plain, limit=16)
     params = draw()
     states = [optimizer.init(params) for optimizer in (plain, joined)]
     assert set(states[1][1].mu) == {"b", "small"}
@@ -134,4 +138,4 @@ def test_joining_small_arrays_changes_no_update():
         found, states[1] = joined.update(gradients, states[1], params)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
     norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(gradients)))
-    np.testing.assert_allclose(optim.global_norm(gradients), norm, rtol=1e-6)
+    np.testing.assert_allclose(Portable().global_norm(gradients), norm, rtol=1e-6)

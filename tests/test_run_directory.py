@@ -146,7 +146,15 @@ def test_older_versions_are_migrated(tmp_path, monkeypatch):
 
 
 def test_every_version_says_what_it_added():
-    assert list(run_directory.ADDED) == list(range(1, base.VERSION + 1))
+    told = [*run_directory.ADDED, *run_directory.RENAMED]
+    assert sorted(told) == list(range(1, base.VERSION + 1))
+
+
+def test_values_of_older_versions_have_their_new_names(tmp_path):
+    config = json.loads(tiny_config(model={"implementation": "portable"}).to_json())
+    config["version"], config["model"]["implementation"] = 1, "library"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert run_directory.load_config(tmp_path).model.implementation == "portable"
 
 
 def _hold(path, entered, leave):

@@ -11,6 +11,8 @@ import pytest
 from jax.extend import core
 
 from nvae_jax import build, optim, regularizers
+from nvae_jax.ops.cpu import Cpu, Native
+from nvae_jax.ops.portable import Portable
 from tests.conftest import tiny_config
 
 
@@ -57,7 +59,7 @@ def products_of_penalty(layers):
         for j, shape in enumerate(shapes)
     }
     vectors = regularizers.init_spectral_vectors(jax.random.key(0), kernels)
-    program = jax.make_jaxpr(regularizers.spectral_penalty)(kernels, vectors)
+    program = jax.make_jaxpr(Portable().spectral_penalty)(kernels, vectors, regularizers.ROUNDS)
     names = [equation.primitive.name for equation in equations(program.jaxpr)]
     return names.count("dot_general")
 
@@ -113,10 +115,9 @@ def test_a_scanned_program_does_not_grow_with_the_groups():
 def test_a_step_without_native_kernels_is_compiled_with_options_of_its_own(monkeypatch):
     asked, experiment = [], experiment_of()
     monkeypatch.setattr(build.compiler, "options", lambda _, **kind: asked.append(kind))
-    for implementation in ("native", None):
-        model = experiment.model.clone(implementation=implementation)
-        dataclasses.replace(experiment, model=model).train_step()
-    assert asked == [{"portable": False}, {"portable": True}]
+    for ops in (Native(), Cpu(), Portable()):
+        dataclasses.replace(experiment, model=experiment.model.clone(ops=ops)).train_step()
+    assert asked == [{}, {"straight": True}, {"straight": True}]
 
 
 def test_every_product_has_the_precision_asked_for():

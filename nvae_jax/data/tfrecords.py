@@ -100,10 +100,11 @@ def _scan(path: pathlib.Path) -> np.ndarray:
 
 def _parse(record: bytes, where: str) -> np.ndarray:
     try:
-        features = _example_class().FromString(record).features.feature
+        items = _example_class().FromString(record).features.feature
+        features = {item.key: item.value for item in items}
         shape = tuple(features["shape"].int64_list.value)
         data = features["data"].bytes_list.value[0]
-    except (message.DecodeError, IndexError) as error:
+    except (message.DecodeError, KeyError, IndexError) as error:
         raise CorruptError(f"{where}: damaged, or not an image of Glow's layout") from error
     if (
         len(shape) != 3
@@ -129,11 +130,11 @@ def _example_class():
     _add_field(feature, "bytes_list", 1, field.LABEL_OPTIONAL, ".nvae_jax.BytesList")
     _add_field(feature, "int64_list", 3, field.LABEL_OPTIONAL, ".nvae_jax.Int64List")
     features = file.message_type.add(name="Features")
-    entry = features.nested_type.add(name="FeatureEntry")
-    entry.options.map_entry = True
-    _add_field(entry, "key", 1, field.LABEL_OPTIONAL, field.TYPE_STRING)
-    _add_field(entry, "value", 2, field.LABEL_OPTIONAL, ".nvae_jax.Feature")
-    _add_field(features, "feature", 1, field.LABEL_REPEATED, ".nvae_jax.Features.FeatureEntry")
+    # A map is written as a list of its keys and values.
+    item = features.nested_type.add(name="Item")
+    _add_field(item, "key", 1, field.LABEL_OPTIONAL, field.TYPE_STRING)
+    _add_field(item, "value", 2, field.LABEL_OPTIONAL, ".nvae_jax.Feature")
+    _add_field(features, "feature", 1, field.LABEL_REPEATED, ".nvae_jax.Features.Item")
     example = file.message_type.add(name="Example")
     _add_field(example, "features", 1, field.LABEL_OPTIONAL, ".nvae_jax.Features")
     pool = descriptor_pool.DescriptorPool()

@@ -1,1 +1,1 @@
-"""Reading and writing checkpoints of other implementations."""
+"""Reading and writing checkpoints of other programs."""

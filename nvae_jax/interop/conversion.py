@@ -5,6 +5,7 @@ where this project's config has no such key.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -90,7 +91,7 @@ def fresh_state(experiment, variables, step):
     """
     variables = jax.tree.map(jnp.asarray, variables)
     spectral_key, train_key = jax.random.split(jax.random.key(experiment.seed))
-    kernels = jax.eval_shape(effective_kernels, variables["params"])
+    kernels = jax.eval_shape(partial(effective_kernels, experiment.model), variables["params"])
     opt_state = experiment.optimizer.init(variables["params"])
     return State(
         step=jnp.asarray(step, jnp.int32),

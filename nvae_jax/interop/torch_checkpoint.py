@@ -1,4 +1,4 @@
-"""The published PyTorch implementation's names and layouts, mapped onto this project's variables.
+"""The published PyTorch code's names and layouts, mapped onto this project's variables.
 
 `leaves` lists, for a config, every published array with its place in our tree; everything else
 follows from that list, in either direction.

@@ -17,8 +17,9 @@ from nvae_jax.models.layers import (
     upsample_bilinear,
     upsample_nearest,
 )
-from nvae_jax.ops.inverted_residual import inverted_residual
-from nvae_jax.ops.normalization import swish
+from nvae_jax.ops.interface import Ops
+from nvae_jax.ops.portable import Portable
+from nvae_jax.ops.portable.normalization import swish
 
 RESIDUAL_SCALE = 0.1
 # Expansion of the inverted residual: in the towers, and in pre- and postprocessing.
@@ -92,13 +93,12 @@ class InvertedResidualBody(nn.Module):
 
     def _between_fixed_norms(self, x, convs, norms):
         depthwise, kernels = convs[1], [conv.get_variable("params", "kernel") for conv in convs]
-        return inverted_residual(
+        return depthwise.ops.inverted_residual(
             x.astype(depthwise.dtype),
             [kernel.astype(depthwise.dtype) for kernel in kernels],
             norms,
             stride=depthwise.stride,
             upsample=depthwise.upsample,
-            implementation=depthwise.implementation,
             precision=depthwise.precision,
         )
 
@@ -134,7 +134,7 @@ class Cell(nn.Module):
     norm: Callable[..., nn.Module] = BatchNorm
     # Of squeeze and excitation.
     precision: Any = None
-    implementation: str | None = None
+    ops: Ops = Portable()
 
     @nn.compact
     def __call__(self, x, train):
@@ -145,7 +145,7 @@ class Cell(nn.Module):
         )(x, train)
         if not self.squeeze_excitation:
             return self._skip(x) + RESIDUAL_SCALE * residual
-        gated = SqueezeExcitation(RESIDUAL_SCALE, self.precision, self.implementation, name="se")
+        gated = SqueezeExcitation(RESIDUAL_SCALE, self.precision, self.ops, name="se")
         return gated(residual, self._skip(x))
 
     def _skip(self, x):

@@ -39,28 +39,6 @@ def causal_mask(shape, *, strict, flipped, latent_channels):
     return mask[::-1, ::-1] if flipped else mask
 
 
-def kernel_mask(path, shape):
-    """The mask of a kernel by its path among the parameters; None where it is not a flow's.
-
-    Args:
-      path: (..., half, convolution, "kernel").
-      shape: (k, k, in, out), or with a leading axis where stacked; the mask has one then too.
-    """
-    if not _is_in_flow(path):
-        return None
-    mask = _mask(path[-2], FLIPPED[path[-3]], shape[-4:])
-    return mask.reshape((1,) * (len(shape) - 4) + mask.shape)
-
-
-def log_scale_shift(path):
-    """What is added to a convolution's first log-scale, by its kernel's path (`kernel_mask`)."""
-    return LOG_SCALE_SHIFT[path[-2]] if _is_in_flow(path) else 0.0
-
-
-def _is_in_flow(path):
-    return len(path) >= 3 and path[-3] in FLIPPED and path[-2] in STRICT
-
-
 def _mask(convolution, flipped, shape):
     # Latents are the narrow side; the channels of a depthwise kernel have no order.
     latents = min(shape[2:])

@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from nvae_jax.models.remat import remat_group
-from nvae_jax.ops.stacks import unstack
+from nvae_jax.ops.portable import Portable
 
 # Collections with one entry a group.
 STACKED = ("params", "batch_stats")
 
 
-def run_groups(
-    parent, module, carry, inputs, train, *, name, length, unroll, remat, implementation=None
-):
+def run_groups(parent, module, carry, inputs, train, *, name, unroll, remat, ops):
     """Applies the groups one after the other.
 
     Args:
@@ -25,16 +23,16 @@ def run_groups(
       module: a `functools.partial` of a module class with __call__(carry, inputs, train) ->
         (carry, output), and with the factory of its cells as `cell`.
       carry: what the first group is given.
-      inputs: of all groups: a tree with a leading axis of groups, or a list of trees.
+      inputs: a list with the inputs of each group, trees of equal shapes.
       name: of the groups' variables in those of `parent`.
-      length: the number of groups.
-      unroll: groups that an iteration of the loop computes; no loop from `length` on.
+      unroll: groups that an iteration of the loop computes; no loop from as many on as there are.
       remat: one of `remat.POLICIES`.
-      implementation: see `nvae_jax.ops.stacks.unstack`.
+      ops: `ops.interface.Ops`, for taking the groups' variables apart.
 
     Returns:
-      the last carry, and all outputs: a tree with a leading axis, or a list without a loop.
+      the last carry, and a list with the output of each group.
     """
+    length = len(inputs)
     looped = unroll < length
     group, cell = remat_group(remat, module.func, module.keywords["cell"], looped)
     keywords = {**module.keywords, "cell": cell}
@@ -48,7 +46,8 @@ def run_groups(
             length=length,
             unroll=min(unroll, length),
         )
-        return scanned(**keywords, name=name)(carry, stacked(inputs), train)
+        carry, outputs = scanned(**keywords, name=name)(carry, _stacked(inputs), train)
+        return carry, Portable().unstack(outputs, length)
 
     mutable = [name for name in STACKED if parent.is_mutable_collection(name)]
     detached = group(**keywords, parent=None)
@@ -60,34 +59,16 @@ def run_groups(
 
     variables = parent.variables
     mine = {col: variables[col][name] for col in STACKED if name in variables.get(col, {})}
-    # Some kernels are best read where they are. Training needs gradients for all as one stack.
-    late = None if train else _is_kernel
-    each = {col: unstack(tree, length, implementation, late) for col, tree in mine.items()}
     outputs, changed = [], []
-    for i in range(length):
-        given = {collection: parts[i] for collection, parts in each.items()}
-        (carry, output), new = run(given, carry, at(inputs, i))
+    for given, x in zip(ops.unstack(mine, length), inputs, strict=True):
+        (carry, output), new = run(given, carry, x)
         outputs.append(output)
         changed.append(new)
     for collection in changed[0]:
-        parent.put_variable(collection, name, stacked([new[collection] for new in changed]))
+        parent.put_variable(collection, name, _stacked([new[collection] for new in changed]))
     return carry, outputs
 
 
-def _is_kernel(stack):
-    """Whether arrays of this rank are kernels (groups, k, k, in, out) of convolutions."""
-    return stack.ndim == 5
-
-
-def stacked(parts):
-    """A list of trees as one, with a leading axis; what is no list has that already."""
-    if not isinstance(parts, list):
-        return parts
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *parts)
-
-
-def at(parts, index):
-    """One of, or a slice of, what `stacked` takes."""
-    if isinstance(parts, list):
-        return parts[index]
-    return jax.tree.map(lambda a: a[index], parts)
+def _stacked(trees):
+    """A list of trees as one, whose arrays have a leading axis."""
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)

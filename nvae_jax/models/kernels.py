@@ -7,35 +7,30 @@ the stacks that the parameters come in, which is less to compile and to run.
 
 from flax import traverse_util
 
-from nvae_jax.models.flows import kernel_mask
-from nvae_jax.models.layers import PlainConv, effective_kernel
-from nvae_jax.ops.weight_norm import weight_norm
+from nvae_jax.models.layers import Conv, PlainConv
+from nvae_jax.models.owners import described
 
 
-def effective_kernels(params, implementation=None):
+def effective_kernels(model, params):
     """Masked and weight-normalised kernels of all convolutions.
 
     Args:
-      params: of an `NVAE` or a part of it.
-      implementation: see `nvae_jax.ops.weight_norm`.
+      model: an `NVAE`.
+      params: its parameters.
 
     Returns:
       the tree `params` with nothing left but `kernel` (k, k, in, out), groups stacked ahead.
     """
     flat = traverse_util.flatten_dict(params)
-    # The kernels of dense layers have two axes, three when stacked.
-    kernels = {p: array for p, array in flat.items() if p[-1] == "kernel" and array.ndim >= 4}
-    for path, kernel in kernels.items():
-        kernels[path] = effective_kernel(kernel, mask=kernel_mask(path, kernel.shape))
-    log_scales = {path: (*path[:-1], "log_scale") for path in kernels}
-    scaled = [path for path in kernels if log_scales[path] in flat]
-    normalized = weight_norm(
-        [kernels[path] for path in scaled],
-        [flat[log_scales[path]] for path in scaled],
-        implementation,
-    )
+    size, channels = model.hierarchy.image_size, params["stem"]["kernel"].shape[-2]
+    _, owners = described(model, (size, size, channels))
+    convs = {path: owner for path, owner in owners.items() if isinstance(owner, Conv)}
+    kernels = {path: conv.masked(flat[*path, "kernel"]) for path, conv in convs.items()}
+    scaled = sorted(path for path, conv in convs.items() if conv.weight_norm)
+    log_scales = [flat[*path, "log_scale"] for path in scaled]
+    normalized = model.ops.weight_norm([kernels[path] for path in scaled], log_scales)
     kernels.update(zip(scaled, normalized, strict=True))
-    return traverse_util.unflatten_dict(kernels)
+    return traverse_util.unflatten_dict({(*p, "kernel"): kernel for p, kernel in kernels.items()})
 
 
 def with_kernels(model, params, kernels):

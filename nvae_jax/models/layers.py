@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,17 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvae_jax.models.remat import name_conv_output
-from nvae_jax.ops.convolution import conv
-from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
-from nvae_jax.ops.normalization import affine, batch_norm, coefficients
-from nvae_jax.ops.squeeze_excitation import add_gated
-from nvae_jax.ops.stacks import Entry, taken
-from nvae_jax.ops.weight_norm import kernel_norm, weight_norm
+from nvae_jax.ops.interface import Ops
+from nvae_jax.ops.portable import Portable
+from nvae_jax.ops.portable.normalization import affine, coefficients
+from nvae_jax.ops.portable.weight_norm import kernel_norm, weight_norm
 
 # The standard deviation of a convolution's output after data-dependent initialisation.
 DATA_INIT_SCALE = 0.2
-# What batch norm's parameters and running statistics start from.
-NORM_START = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
 
 
 def fan_in(kernel_shape):
@@ -35,26 +31,9 @@ def fan_in_uniform(key, shape, fan_in):
     return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
 
 
-def norm_start(name, shape):
-    """The first value of batch norm's parameter or statistic `name`."""
-    return jnp.full(shape, NORM_START[name], jnp.float32)
-
-
-def first_log_scale(kernel, mask=None, shift=0.0):
-    """The log-scale (out,) that keeps the masked kernel's norms about as drawn, plus `shift`. For
-    stacks too, as `effective_kernel`."""
-    return jnp.log(kernel_norm(effective_kernel(kernel, mask=mask)) + 0.01) + shift
-
-
-def effective_kernel(kernel, log_scale=None, mask=None):
-    """What is convolved with: exp(log_scale) · v / (‖v‖ + 1e-5), v being the masked kernel and the
-    norm that of each output channel. Without `log_scale` (out,) it is v. Stacks have a leading axis
-    in kernel and log-scale."""
-    if mask is not None:
-        kernel = kernel * mask
-    if log_scale is None:
-        return kernel
-    return weight_norm([kernel], [log_scale])[0]
+def from_unit(unit, fan_in):
+    """What `fan_in_uniform` draws, of numbers that are uniform on [0, 1)."""
+    return (2.0 * unit - 1.0) / math.sqrt(fan_in)
 
 
 def per_channel(vector):
@@ -75,7 +54,6 @@ class Conv(nn.Module):
       log_scale_shift: added to the initial log-scale.
       data_init: the first batch sets log-scale and bias so that each output channel has mean 0 and
         standard deviation 1/5 (Salimans & Kingma 2016); that batch is the one `init` is given.
-      implementation: see `nvae_jax.ops.depthwise` and `nvae_jax.ops.convolution`.
     """
 
     features: int
@@ -90,7 +68,29 @@ class Conv(nn.Module):
     data_init: bool = False
     dtype: Any = jnp.float32
     precision: Any = None
-    implementation: str | None = None
+    ops: Ops = Portable()
+
+    RANDOM: ClassVar = ("kernel", "bias")  # parameters that begin as draws
+
+    def first_values(self, shapes, draws):
+        """The first values of the parameters {name: shape}, which have a leading axis where groups
+        are stacked, of `draws`, uniform on [0, 1), for those that are random."""
+        limits = fan_in(shapes["kernel"])
+        values = {name: from_unit(unit, limits) for name, unit in draws.items()}
+        if "log_scale" in shapes:
+            values["log_scale"] = self._first_log_scale(values["kernel"])
+        return values
+
+    def masked(self, kernel):
+        """A kernel (k, k, in, out), or a stack of them, with the mask on."""
+        if self.mask is None:
+            return kernel
+        mask = self.mask(kernel.shape[-4:])
+        return kernel * mask.reshape((1,) * (kernel.ndim - 4) + mask.shape)
+
+    def _first_log_scale(self, kernel):
+        """Keeps the norms about as drawn."""
+        return jnp.log(kernel_norm(self.masked(kernel)) + 0.01) + self.log_scale_shift
 
     @nn.compact
     def __call__(self, x):
@@ -107,27 +107,19 @@ class Conv(nn.Module):
     def _kernel(self, channels):
         per_group = 1 if self.depthwise else channels
         shape = (self.kernel_size, self.kernel_size, per_group, self.features)
-        kernel = self.get_variable("params", "kernel")
-        if isinstance(kernel, Entry):
-            kernel = taken(kernel)
-        else:
-            kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
-        mask = None if self.mask is None else self.mask(shape)
-        log_scale = None
-        if self.weight_norm:
-            shift = self.log_scale_shift
-            log_scale = self.param("log_scale", lambda _: first_log_scale(kernel, mask, shift))
-        return effective_kernel(kernel, log_scale, mask)
+        kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
+        if not self.weight_norm:
+            return self.masked(kernel)
+        log_scale = self.param("log_scale", lambda _: self._first_log_scale(kernel))
+        return weight_norm([self.masked(kernel)], [log_scale])[0]
 
     def _convolve(self, x, kernel):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        options = dict(implementation=self.implementation, precision=self.precision)
         if self.upsample:
-            y = upsample_depthwise_conv(x, kernel, **options)
-        elif self.depthwise:
-            y = depthwise_conv(x, kernel, stride=self.stride, **options)
+            y = self.ops.upsample_depthwise_conv(x, kernel, precision=self.precision)
         else:
-            y = conv(x, kernel, stride=self.stride, **options)
+            convolve = self.ops.depthwise_conv if self.depthwise else self.ops.conv
+            y = convolve(x, kernel, stride=self.stride, precision=self.precision)
         return name_conv_output(y)
 
     def _init_from_data(self, y):
@@ -146,7 +138,7 @@ class PlainConv(Conv):
     def __call__(self, x):
         """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`."""
         kernel, bias = (self.get_variable("params", name) for name in ("kernel", "bias"))
-        y = self._convolve(x, taken(kernel))
+        y = self._convolve(x, kernel)
         return y if bias is None else y + per_channel(bias.astype(self.dtype))
 
 
@@ -161,14 +153,21 @@ class BatchNorm(nn.Module):
       groups: equal parts of the batch, in order, that are normalised each by its own statistics.
         With more than one, the updated running statistics are (groups, C): their mean is what is
         meant, and cheaper to take once for all batch norms (`steps.training_loss`).
-      implementation: see `nvae_jax.ops.normalization`.
     """
 
     momentum: float = 0.05
     epsilon: float = 1e-5
     groups: int = 1
     dtype: Any = jnp.float32
-    implementation: str | None = None
+    ops: Ops = Portable()
+
+    RANDOM: ClassVar = ()
+
+    def first_values(self, shapes, draws):
+        """As `Conv.first_values`; of the running statistics too."""
+        del draws
+        starts = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
+        return {name: jnp.full(shape, starts[name], jnp.float32) for name, shape in shapes.items()}
 
     @nn.compact
     def __call__(self, x, train, copies=1, activation=None):
@@ -176,10 +175,11 @@ class BatchNorm(nn.Module):
         value occurs in the array whose statistics are meant: 4 ahead of a nearest-neighbour
         doubling."""
         shape = (x.shape[-1],)
-        scale = self.param("scale", lambda _: norm_start("scale", shape))
-        bias = self.param("bias", lambda _: norm_start("bias", shape))
-        running_mean = self.variable("batch_stats", "mean", norm_start, "mean", shape)
-        running_var = self.variable("batch_stats", "var", norm_start, "var", shape)
+        start = self.first_values(dict.fromkeys(("scale", "bias", "mean", "var"), shape), {})
+        scale, bias = (self.param(name, lambda _, n=name: start[n]) for name in ("scale", "bias"))
+        running_mean, running_var = (
+            self.variable("batch_stats", name, lambda n=name: start[n]) for name in ("mean", "var")
+        )
         if not train:
             y = affine(x, *self.fixed()).astype(self.dtype)
             return activation(y) if activation else y
@@ -199,8 +199,8 @@ class BatchNorm(nn.Module):
 
     def _by_batch(self, x, scale, bias, activation, center):
         def normalize(x):
-            options = (self.epsilon, self.implementation, activation, center)
-            return batch_norm(x, scale, bias, *options)
+            options = dict(activation=activation, center=center)
+            return self.ops.batch_norm(x, scale, bias, self.epsilon, **options)
 
         if self.groups == 1:
             return normalize(x)
@@ -218,12 +218,12 @@ class SqueezeExcitation(nn.Module):
 
     Attributes:
       scale: multiplies what is gated.
-      precision, implementation: see `nvae_jax.ops.squeeze_excitation`.
+      precision: of its products, as in `lax.dot`.
     """
 
     scale: float = 1.0
     precision: Any = None
-    implementation: str | None = None
+    ops: Ops = Portable()
 
     @nn.compact
     def __call__(self, x, skip):
@@ -232,14 +232,19 @@ class SqueezeExcitation(nn.Module):
         hidden = max(channels // 16, 4)
         reduce = Dense(hidden, name="reduce")(channels)
         expand = Dense(channels, name="expand")(hidden)
-        options = (self.scale, self.precision, self.implementation)
-        return add_gated(skip, x, reduce, expand, *options)
+        return self.ops.add_gated(skip, x, reduce, expand, self.scale, self.precision)
 
 
 class Dense(nn.Module):
     """The parameters of a dense layer, with the convolutions' initialisers."""
 
     features: int
+
+    RANDOM: ClassVar = ("kernel", "bias")
+
+    def first_values(self, shapes, draws):
+        """As `Conv.first_values`."""
+        return {name: from_unit(unit, fan_in(shapes["kernel"])) for name, unit in draws.items()}
 
     @nn.compact
     def __call__(self, inputs):

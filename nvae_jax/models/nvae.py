@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,11 +13,13 @@ from flax import struct
 
 from nvae_jax.distributions.normal import Normal
 from nvae_jax.models.cells import PROCESS_EXPANSION, Cell
-from nvae_jax.models.groups import at, run_groups, stacked
+from nvae_jax.models.groups import run_groups
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.latents import LatentGroup
 from nvae_jax.models.layers import BatchNorm, Conv
 from nvae_jax.models.remat import remat_cell
+from nvae_jax.ops.interface import Ops
+from nvae_jax.ops.portable import Portable
 
 
 @struct.dataclass
@@ -105,8 +107,8 @@ class BottomUp(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        """Maps (B, h, w, width) to the features of each scale in top-down order: (groups, B, h, w,
-        C), or a list of (B, h, w, C) where the groups are no loop."""
+        """Maps (B, h, w, width) to the features of each scale in top-down order: a list of (B, h,
+        w, C), one a group."""
         features = []
         for scale in range(self.hierarchy.num_scales):
             width = self.width * self.hierarchy.factor(scale)
@@ -117,20 +119,16 @@ class BottomUp(nn.Module):
                 x = down(2 * width, resample="down", name=f"down_{scale}")(x, train)
         # The first latent group sees the head's output instead of the last group's feature.
         head = nn.elu(self.conv(x.shape[-1], 1, name="head")(nn.elu(x)))
-        coarsest = features[-1]
-        if isinstance(coarsest, list):
-            features[-1] = [head, *coarsest[1:]]
-        else:
-            features[-1] = coarsest.at[0].set(head)
+        features[-1][0] = head
         return tuple(reversed(features))
 
     def _tower(self, scale, width, x, train):
         if self.hierarchy.is_single:
-            return x, x[None]
+            return x, [x]
         group = partial(EncoderGroup, width=width, num_cells=self.num_cells, cell=self.cell)
-        length, name = self.hierarchy.groups[scale], f"scale_{scale}"
-        x, recorded = self.run_groups(self, group, x, None, train, name=name, length=length)
-        return x, at(recorded, slice(None, None, -1))
+        inputs = [None] * self.hierarchy.groups[scale]
+        x, recorded = self.run_groups(self, group, x, inputs, train, name=f"scale_{scale}")
+        return x, recorded[::-1]
 
 
 class TopDown(nn.Module):
@@ -146,6 +144,13 @@ class TopDown(nn.Module):
     run_groups: Callable[..., Any]
     cell: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
+
+    RANDOM: ClassVar = ("start",)
+
+    def first_values(self, shapes, draws):
+        """As `layers.Conv.first_values`."""
+        del shapes
+        return draws
 
     @nn.compact
     def __call__(self, features, noise, temperature, train, source=None):
@@ -167,15 +172,11 @@ class TopDown(nn.Module):
             group, name = self._group(scale), f"scale_{scale}"
             if scale == top:
                 first = group(first=True, name="first_group")
-                state, term = first(state, at(inputs, 0), train)
+                state, term = first(state, inputs.pop(0), train)
                 terms.append(term)
-                inputs = at(inputs, slice(1, None))
-            length = self.hierarchy.groups[scale] - (scale == top)
-            if length:
-                state, more = self.run_groups(
-                    self, group, state, inputs, train, name=name, length=length
-                )
-                terms += [at(more, i) for i in range(length)]
+            if inputs:
+                state, more = self.run_groups(self, group, state, inputs, train, name=name)
+                terms += more
             if scale:
                 width = self.width * self.hierarchy.factor(scale - 1)
                 up = remat_cell(self.remat, self.cell)
@@ -205,16 +206,14 @@ class TopDown(nn.Module):
 
 
 def _group_inputs(hierarchy, scale, features, noise, temperature, source):
-    """(feature or None, noise, temperature, source or None) of a scale's groups: each stacked on a
-    leading axis, or a list of them where the features come as one."""
+    """A list with (feature or None, noise, temperature, source or None) of each of a scale's
+    groups."""
     scales = hierarchy.scale_of_group()
     mine = slice(scales.index(scale), scales.index(scale) + hierarchy.groups[scale])
-    feature = None if features is None else features[hierarchy.num_scales - 1 - scale]
-    source = None if source is None else source[mine]
-    if isinstance(feature, list):
-        sources = [None] * len(feature) if source is None else list(source)
-        return list(zip(feature, noise[mine], list(temperature[mine]), sources, strict=True))
-    return feature, jnp.stack(noise[mine]), temperature[mine], source
+    nothing = [None] * hierarchy.groups[scale]
+    feature = nothing if features is None else features[hierarchy.num_scales - 1 - scale]
+    source = nothing if source is None else list(source[mine])
+    return list(zip(feature, noise[mine], list(temperature[mine]), source, strict=True))
 
 
 class NVAE(nn.Module):
@@ -229,8 +228,7 @@ class NVAE(nn.Module):
       remat: what the backward pass computes again, one of `remat.POLICIES`.
       dtype: of activations and convolutions; parameters and statistics stay float32.
       precision: of all products, as in `lax.dot`.
-      implementation: of convolutions and batch norm, one of
-        `nvae_jax.ops.depthwise.IMPLEMENTATIONS`, or None to choose by platform.
+      ops: what the parts are computed with.
       bn_momentum: weight of a batch in the running statistics.
       norm_groups: parts of a batch with batch-norm statistics of their own; see `BatchNorm`.
       conv, norm: factories of the parts; `kernels` and `folding` put plainer ones in their place.
@@ -253,7 +251,7 @@ class NVAE(nn.Module):
     remat: str = "none"
     dtype: Any = jnp.float32
     precision: Any = None
-    implementation: str | None = None
+    ops: Ops = Portable()
     bn_momentum: float = 0.05
     norm_groups: int = 1
     conv: Callable[..., nn.Module] = Conv
@@ -264,14 +262,14 @@ class NVAE(nn.Module):
             self.conv,
             dtype=self.dtype,
             precision=self.precision,
-            implementation=self.implementation,
+            ops=self.ops,
         )
         norm = partial(
             self.norm,
             dtype=self.dtype,
             momentum=self.bn_momentum,
             groups=self.norm_groups,
-            implementation=self.implementation,
+            ops=self.ops,
         )
         cell = partial(
             Cell,
@@ -279,13 +277,13 @@ class NVAE(nn.Module):
             conv=conv,
             norm=norm,
             precision=self.precision,
-            implementation=self.implementation,
+            ops=self.ops,
         )
         groups = partial(
             run_groups,
             unroll=self.unroll,
             remat=self.remat,
-            implementation=self.implementation,
+            ops=self.ops,
         )
         encoder_cell = partial(cell, kind=self.encoder_cell)
         decoder_cell = partial(cell, kind=self.decoder_cell)
@@ -346,19 +344,16 @@ class NVAE(nn.Module):
         Returns:
           `Output`.
         """
-        return self.decode(self._features(x, train), train, noise)
+        return self.decode(self.encode(x, train), train, noise)
 
     def encode(self, x, train=False):
-        """The bottom-up features of `x` (B, H, W, C) in [0, 1]: one (groups, B, h, w, C) array a
-        scale, coarsest first, for `decode`."""
-        return tuple(stacked(feature) for feature in self._features(x, train))
-
-    def _features(self, x, train):
+        """The bottom-up features of `x` (B, H, W, C) in [0, 1], for `decode`: of each scale,
+        coarsest first, a list of (B, h, w, C), one a group."""
         return self.bottom_up(self.preprocess(self.stem(2.0 * x - 1.0), train), train)
 
     def decode(self, features, train=False, noise=None):
         """Draws z from the posterior given `encode`'s features, and decodes it to an `Output`."""
-        noise = self._noise(noise, at(features[0], 0).shape[0])
+        noise = self._noise(noise, features[0][0].shape[0])
         state, terms = self.top_down(features, noise, self._temperatures(1.0), train)
         kl = jnp.stack([t.kl for t in terms], axis=1)  # (B, groups, z)
         return Output(

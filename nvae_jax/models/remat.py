@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from nvae_jax.ops.normalization import STATISTICS
+from nvae_jax.ops.portable.normalization import STATISTICS
 
 POLICIES = ("none", "norm_act", "cell", "group")
 _CONV_OUTPUT = "conv_output"

@@ -1,1 +1,1 @@
-"""Kernels with a choice of implementation per platform."""
+"""What runs where: `interface` says what there is, `choice` who gets which."""

@@ -30,22 +30,22 @@ TPU = {}
 
 
 @cache
-def options(platform, *, runs_once=False, portable=False):
+def options(platform, *, runs_once=False, straight=False):
     """The options of a platform ("cpu", "gpu", "tpu") that this version of XLA knows; None where
     that leaves none. What XLA_FLAGS sets stays as it is set there.
 
     Args:
       platform: where the program runs.
       runs_once: whether its compilation takes longer than its run.
-      portable: whether it is a training step without the C++ kernels.
+      straight: whether it is thousands of small loops, as a training step without C++ kernels is.
     """
-    usual, if_portable, if_once = {
+    usual, if_straight, if_once = {
         "cpu": (CPU, CPU_PORTABLE, CPU_RUNS_ONCE),
         "gpu": (GPU, GPU, GPU_RUNS_ONCE),
         "tpu": (TPU, TPU, TPU),
     }[platform]
     flags = os.environ.get("XLA_FLAGS", "")
-    chosen = if_once if runs_once else if_portable if portable else usual
+    chosen = if_once if runs_once else if_straight if straight else usual
     chosen = {name: value for name, value in chosen.items() if f"--{name}=" not in flags}
     if not _known(chosen):
         chosen = {name: value for name, value in chosen.items() if _known({name: value})}

@@ -11,7 +11,7 @@ def count_flops(jaxpr, loop_rounds=1, rescaled=int):
 
     Args:
       jaxpr: of `jax.make_jaxpr(f)(...)` or `jax.jit(f).trace(...)`. Of `Experiment.portable`: what
-        kernels of `nvae_jax.ops.native` do is not seen.
+        kernels in C++ or Pallas do is not seen.
       loop_rounds: how often a loop runs whose length the program does not say.
       rescaled: applied to the operations of each product.
 

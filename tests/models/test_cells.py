@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nvae_jax.models import cells, layers
-from tests.ops.implementations import NATIVE, XLA
+from tests.ops.implementations import NATIVE, PORTABLE
 
 X = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype(np.float32)
 
@@ -48,11 +48,11 @@ def test_up_body_equals_doubling_first():
     )
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+@pytest.mark.parametrize("ops", [PORTABLE, NATIVE])
 @pytest.mark.parametrize("resample", [None, "down", "up"])
-def test_inverted_residual_with_fixed_statistics(resample, implementation):
+def test_inverted_residual_with_fixed_statistics(resample, ops):
     """A pass that does not train, against one in whose batch the running statistics hold."""
-    kernels = partial(layers.Conv, implementation=implementation)
+    kernels = partial(layers.Conv, ops=ops)
     body = cells.InvertedResidualBody(8, resample, conv=kernels)
     variables = body.init(jax.random.key(0), X, True)
     params = {

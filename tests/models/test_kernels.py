@@ -41,7 +41,9 @@ def test_the_model_with_given_kernels_is_the_model(experiment, variables):
         return out.kl.mean() + jnp.square(out.logits).mean()
 
     def given(params):
-        return apply(*with_kernels(experiment.model, params, effective_kernels(params)))
+        return apply(
+            *with_kernels(experiment.model, params, effective_kernels(experiment.model, params))
+        )
 
     own = jax.jit(jax.value_and_grad(lambda params: apply(experiment.model, params)))
     ours, theirs = jax.jit(jax.value_and_grad(given))(variables["params"]), own(variables["params"])
@@ -50,8 +52,10 @@ def test_the_model_with_given_kernels_is_the_model(experiment, variables):
         np.testing.assert_allclose(mine, wanted, rtol=1e-3, atol=1e-5 * largest)
 
 
-def test_every_convolution_has_a_kernel_and_nothing_else_does(variables):
+def test_every_convolution_has_a_kernel_and_nothing_else_does(experiment, variables):
     params = traverse_util.flatten_dict(variables["params"])
-    kernels = traverse_util.flatten_dict(effective_kernels(variables["params"]))
+    kernels = traverse_util.flatten_dict(effective_kernels(experiment.model, variables["params"]))
     dense = {path for path in params if path[-2] in ("reduce", "expand")}
     assert set(kernels) == {path for path in params if path[-1] == "kernel"} - dense
+    strict = [k for path, k in kernels.items() if path[-3:-1] == ("forward", "conv_in")]
+    assert strict and not any(k[..., 2, :, :, :].any() for k in map(np.asarray, strict))

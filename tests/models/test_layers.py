@@ -13,7 +13,7 @@ def normal(*shape, seed=0):
 
 
 def test_effective_kernel_has_norm_of_the_log_scale():
-    kernel = layers.effective_kernel(normal(3, 3, 2, 5), jnp.arange(5.0))
+    kernel = layers.weight_norm([normal(3, 3, 2, 5)], [jnp.arange(5.0)])[0]
     np.testing.assert_allclose(layers.kernel_norm(kernel), np.exp(np.arange(5.0)), rtol=1e-4)
 
 
@@ -21,7 +21,7 @@ def test_convolution_by_hand():
     x, conv = normal(1, 4, 4, 2), layers.Conv(3, 3, stride=2)
     variables = conv.init(jax.random.key(1), x)
     y, params = conv.apply(variables, x), variables["params"]
-    kernel = layers.effective_kernel(params["kernel"], params["log_scale"])
+    kernel = layers.weight_norm([params["kernel"]], [params["log_scale"]])[0]
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     # Output (i, j) is centred on input (2i, 2j): one row of zeros is ahead of the image.
     by_hand = np.einsum("hwc,hwco->o", padded[0, 2:5, 0:3], kernel) + variables["params"]["bias"]

@@ -11,7 +11,8 @@ from flax import traverse_util
 
 from nvae_jax import build
 from nvae_jax.models import cells
-from nvae_jax.models.initialize import _draw, initialize
+from nvae_jax.models.initialize import _first_values, initialize
+from nvae_jax.models.owners import described
 from tests.conftest import tiny_config
 
 
@@ -188,8 +189,9 @@ def initialized_by_modules(model, key, images):
     """`initialize`, with all that is not random left to the initialisers of the modules."""
     draw_key, latent_key = jax.random.split(key)
     rngs = {"params": latent_key, "latent": latent_key}
-    shapes = jax.eval_shape(model.init, rngs, images)["params"]
-    drawn = _draw(draw_key, traverse_util.flatten_dict(shapes))
+    shapes, owners = described(model, images.shape[1:])
+    values = _first_values(draw_key, {**shapes["params"], **shapes["batch_stats"]}, owners)
+    drawn = {path: v for path, v in values.items() if path[-1] in owners[path[:-1]].RANDOM}
     params = traverse_util.unflatten_dict(drawn)
     _, variables = model.apply(
         {"params": params}, images, mutable=["params", "batch_stats"], rngs=rngs

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvae_jax.ops.convolution import conv
-from tests.ops.implementations import NATIVE, XLA
+from nvae_jax.ops.cpu import Cpu
+from tests.ops.implementations import CPU, NATIVE, PORTABLE
 
 CASES = [(k, stride, size) for k in (1, 3, 5) for stride in (1, 2) for size in ((6, 8), (7, 5))]
 
@@ -37,24 +37,24 @@ def with_gradients(function, x, kernel, g):
     return y, *pullback(g)
 
 
-def check(given, stride, implementation):
+def check(given, stride, ops):
     with jax.enable_x64(True):
         expected = with_gradients(lambda x, w: reference(x, w, stride), *given)
     given = [a.astype(np.float32) for a in given]
-    ours = partial(conv, stride=stride, implementation=implementation)
+    ours = partial(ops.conv, stride=stride)
     found = jax.jit(partial(with_gradients, ours))(*given)
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+@pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
 @pytest.mark.parametrize(("k", "stride", "size"), CASES)
-def test_values_and_gradients(k, stride, size, implementation):
-    check(arrays(k, stride, size), stride, implementation)
+def test_values_and_gradients(k, stride, size, ops):
+    check(arrays(k, stride, size), stride, ops)
 
 
-@pytest.mark.parametrize("implementation", [NATIVE])
+@pytest.mark.parametrize("ops", [NATIVE])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("size", "batch", "channels"),
@@ -65,23 +65,23 @@ def test_values_and_gradients(k, stride, size, implementation):
         ((1, 9), 3, (1, 70)),
     ],
 )
-def test_native_blocks(size, batch, channels, stride, implementation):
-    check(arrays(3, stride, size, batch=batch, channels=channels), stride, implementation)
+def test_native_blocks(size, batch, channels, stride, ops):
+    check(arrays(3, stride, size, batch=batch, channels=channels), stride, ops)
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
-def test_an_empty_batch(implementation):
+@pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
+def test_an_empty_batch(ops):
     given = arrays(3, 1, (4, 4), np.float32, batch=0)
-    ours = partial(conv, implementation=implementation)
+    ours = ops.conv
     y, dx, dkernel = jax.jit(partial(with_gradients, ours))(*given)
     assert (y.shape, dx.shape) == ((0, 4, 4, 4), (0, 4, 4, 3)) and not np.asarray(dkernel).any()
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+@pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
 @pytest.mark.parametrize("k", [1, 3])
-def test_bfloat16_stays(k, implementation):
+def test_bfloat16_stays(k, ops):
     given = [jnp.asarray(a, jnp.bfloat16) for a in arrays(k, 1, (6, 6))]
-    found = with_gradients(partial(conv, implementation=implementation), *given)
+    found = with_gradients(ops.conv, *given)
     expected = with_gradients(lambda x, w: reference(x, w, 1), *given)
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == jnp.bfloat16
@@ -89,12 +89,12 @@ def test_bfloat16_stays(k, implementation):
         np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
-def test_under_vmap_scan_and_remat(implementation):
+@pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
+def test_under_vmap_scan_and_remat(ops):
     x, kernel, g = arrays(3, 1, (5, 6), np.float32)
     kernel, g = kernel[..., :3], g[..., :3]
     kernels = jnp.stack([kernel, 0.5 * kernel])
-    ours = partial(conv, implementation=implementation)
+    ours = ops.conv
 
     def scanned(x, kernels):
         step = jax.checkpoint(lambda x, w: (ours(x, w), None), prevent_cse=False)
@@ -114,7 +114,7 @@ def test_under_vmap_scan_and_remat(implementation):
 
 def test_gradients_on_cpu_have_the_order_that_its_kernels_want():
     given = arrays(3, 1, (6, 8), np.float32)
-    text = jax.jit(lambda *a: with_gradients(conv, *a)).lower(*given).as_text()
+    text = jax.jit(lambda *a: with_gradients(Cpu().conv, *a)).lower(*given).as_text()
     lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
     assert len(lines) == 3
     assert all("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line for line in lines)

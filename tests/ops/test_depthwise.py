@@ -5,7 +5,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +12,12 @@ import numpy as np
 import pytest
 from jax import export
 
-from nvae_jax.ops import native
-from nvae_jax.ops.depthwise import (
-    IMPLEMENTATIONS,
-    depthwise_conv,
-    shifted,
-    upsample_depthwise_conv,
-)
-from nvae_jax.ops.native import shared_library
-from tests.ops.implementations import NATIVE, NEEDS_COMPILER
+from nvae_jax.ops.anywhere import Anywhere
+from nvae_jax.ops.cpu import Cpu, Native, native, shifted
+from nvae_jax.ops.cpu.native import shared_library
+from nvae_jax.ops.portable import Portable
+from nvae_jax.ops.portable.depthwise import depthwise_conv
+from tests.ops.implementations import CPU, NATIVE, NEEDS_COMPILER, PORTABLE
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -101,19 +97,19 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("implementation", ["library", "shifted", NATIVE])
+@pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
 @pytest.mark.parametrize(("k", "stride", "size", "dtype"), CASES)
-def test_value_and_gradients(k, stride, size, dtype, implementation):
+def test_value_and_gradients(k, stride, size, dtype, ops):
     x, kernel, g = data(size, k, [-(-n // stride) for n in size], dtype)
 
     def operation(x, kernel):
-        return depthwise_conv(x, kernel, stride=stride, implementation=implementation)
+        return ops.depthwise_conv(x, kernel, stride=stride)
 
     actual = jax.jit(with_gradients(operation))(x, kernel, g)
     assert_close(actual, reference(x, kernel, g, stride), dtype)
 
 
-@pytest.mark.parametrize("implementation", ["library", "shifted", NATIVE])
+@pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
 @pytest.mark.parametrize(
     ("k", "size", "dtype"),
     [
@@ -123,11 +119,11 @@ def test_value_and_gradients(k, stride, size, dtype, implementation):
         (7, (3, 2), jnp.float32),
     ],
 )
-def test_upsample_value_and_gradients(k, size, dtype, implementation):
+def test_upsample_value_and_gradients(k, size, dtype, ops):
     x, kernel, g = data(size, k, [2 * n for n in size], dtype)
 
     def operation(x, kernel):
-        return upsample_depthwise_conv(x, kernel, implementation=implementation)
+        return ops.upsample_depthwise_conv(x, kernel)
 
     actual = jax.jit(with_gradients(operation))(x, kernel, g)
     assert_close(actual, upsample_reference(x, kernel, g), dtype)
@@ -140,7 +136,7 @@ def test_native_blocks(k, stride, channels):
     # More channels than a block has, or a part of one and of a register; several strips of rows.
     size = (45, 40)
     x, kernel, g = data(size, k, [-(-n // stride) for n in size], channels=channels)
-    operation = partial(depthwise_conv, stride=stride, implementation="native")
+    operation = partial(Native().depthwise_conv, stride=stride)
     actual = jax.jit(with_gradients(operation))(x, kernel, g)
     assert_close(actual, reference(x, kernel, g, stride), jnp.float32)
 
@@ -148,7 +144,7 @@ def test_native_blocks(k, stride, channels):
 @NEEDS_COMPILER
 def test_native_gives_the_same_bits_every_time():
     x, kernel, g = data((8, 8), 5, (8, 8), batch=7, channels=70)
-    run = jax.jit(with_gradients(partial(depthwise_conv, implementation="native")))
+    run = jax.jit(with_gradients(Native().depthwise_conv))
     first = run(x, kernel, g)
     for _ in range(20):
         for a, b in zip(run(x, kernel, g), first, strict=True):
@@ -191,44 +187,44 @@ def test_what_keeps_native_from_being_had(fresh_native, monkeypatch, compiler, m
     assert not kept(fresh_native)
     x, kernel, _ = data((4, 4), 3, (4, 4), channels=11)
     with pytest.raises(RuntimeError, match=message):
-        depthwise_conv(x, kernel, implementation="native")
+        Native().depthwise_conv(x, kernel)
 
 
 def test_bfloat16_is_accumulated_in_float32():
     # 256 + 24 ones: a bfloat16 sum would stop at 256.
     x, kernel = jnp.ones((1, 5, 5, 1), jnp.bfloat16), jnp.ones((5, 5, 1, 1), jnp.bfloat16)
     kernel = kernel.at[0, 0].set(256)
-    for implementation in ("library", "shifted"):  # "native" leaves it to "shifted"
-        assert depthwise_conv(x, kernel, implementation=implementation)[0, 2, 2, 0] == 280
+    for ops in (Portable(), Cpu()):  # `Native` leaves it to `Cpu`
+        assert ops.depthwise_conv(x, kernel)[0, 2, 2, 0] == 280
 
 
 def test_kernel_may_keep_its_own_dtype():
     x, kernel, g = data((4, 4), 3, (4, 4), jnp.bfloat16)
     kernel = kernel.astype(jnp.float32)
-    y, dx, dkernel = jax.jit(with_gradients(depthwise_conv))(x, kernel, g)
+    y, dx, dkernel = jax.jit(with_gradients(Native().depthwise_conv))(x, kernel, g)
     assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     assert_close([dkernel], [reference(x, kernel, g, 1)[2]], jnp.float32)
 
 
-@pytest.mark.parametrize("implementation", ["library", "shifted", NATIVE])
-def test_vmap_over_examples_and_over_kernels(implementation):
+@pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
+def test_vmap_over_examples_and_over_kernels(ops):
     x, kernel, g = data((4, 5), 3, (4, 5), batch=6)
     xs, gs = x.reshape(3, 2, 4, 5, 3), g.reshape(3, 2, 4, 5, 3)
     kernels = jnp.stack([kernel, 2 * kernel, kernel[::-1]])
-    operation = partial(depthwise_conv, implementation=implementation)
+    operation = ops.depthwise_conv
     actual = jax.jit(jax.vmap(with_gradients(operation)))(xs, kernels, gs)
     for i in range(3):
         expected = reference(xs[i], kernels[i], gs[i], 1)
         assert_close([a[i] for a in actual], expected, jnp.float32)
 
 
-@pytest.mark.parametrize("implementation", ["library", "shifted", NATIVE])
-def test_scan_and_remat_equal_a_plain_stack(implementation):
+@pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
+def test_scan_and_remat_equal_a_plain_stack(ops):
     x, kernel, _ = data((4, 4), 3, (4, 4))
     kernels = jnp.stack([kernel, kernel[::-1], kernel[:, ::-1]])
 
     def layer(x, kernel):
-        return jnp.tanh(depthwise_conv(x, kernel, implementation=implementation)), None
+        return jnp.tanh(ops.depthwise_conv(x, kernel)), None
 
     def plain(x, kernels):
         for i in range(3):
@@ -246,18 +242,19 @@ def test_scan_and_remat_equal_a_plain_stack(implementation):
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, sys
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
+from nvae_jax.ops.cpu import Cpu
+from nvae_jax.ops.portable import Portable
 
 assert jax.device_count() == 4
-implementation = sys.argv[1]
+ops = {"Cpu": Cpu, "Portable": Portable}[sys.argv[1]]()
 mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
 split, copied = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())
 x = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
 kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, 3))
 operations = [
-    lambda x, w: depthwise_conv(x, w, implementation=implementation),
-    lambda x, w: depthwise_conv(x, w, stride=2, implementation=implementation),
-    lambda x, w: upsample_depthwise_conv(x, w, implementation=implementation),
+    ops.depthwise_conv,
+    lambda x, w: ops.depthwise_conv(x, w, stride=2),
+    ops.upsample_depthwise_conv,
 ]
 def loss(operation):
     return lambda x, w: jnp.sum(jnp.sin(operation(x, w)))
@@ -276,28 +273,28 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("implementation", ["library", "shifted"])
-def test_a_sharded_batch_stays_sharded(implementation):
+@pytest.mark.parametrize("ops", [PORTABLE, CPU])
+def test_a_sharded_batch_stays_sharded(ops):
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": root,
     }
-    command = [sys.executable, "-W", "error", "-c", SHARDED, implementation]
+    command = [sys.executable, "-W", "error", "-c", SHARDED, type(ops).__name__]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and "done" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("operation", [depthwise_conv, upsample_depthwise_conv])
-def test_each_platform_gets_its_own_implementation(operation):
+@pytest.mark.parametrize("name", ["depthwise_conv", "upsample_depthwise_conv"])
+def test_a_program_for_all_platforms_has_what_each_wants(name):
     # Lowering needs no device of the platform.
     x, kernel, _ = data((4, 4), 5, (4, 4))
 
     def loss(x, kernel):
-        return jnp.sum(operation(x, kernel) ** 2)
+        return jnp.sum(getattr(Anywhere(), name)(x, kernel) ** 2)
 
-    trace = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(x, kernel)
+    trace = jax.jit(loss).trace(x, kernel)
     for platform, convolves in {"cpu": False, "cuda": True, "tpu": True}.items():
         text = trace.lower(lowering_platforms=(platform,)).as_text()
         assert ("stablehlo.convolution" in text) == convolves, platform
@@ -306,7 +303,7 @@ def test_each_platform_gets_its_own_implementation(operation):
     np.testing.assert_allclose(exported.call(x, kernel), loss(x, kernel), rtol=1e-5)
 
 
-def test_layers_of_equal_shape_are_traced_once(monkeypatch):
+def test_layers_of_equal_shape_are_traced_once():
     traced = []
 
     def counting(name, function):
@@ -318,13 +315,12 @@ def test_layers_of_equal_shape_are_traced_once(monkeypatch):
 
     names = ("correlate", "input_grad", "kernel_grad")
     counted = {name: counting(name, getattr(shifted, name)) for name in names}
-    monkeypatch.setitem(IMPLEMENTATIONS, "shifted", {None: SimpleNamespace(**counted)})
-    jax.clear_caches()
+    maps = type("Maps", (), {name: staticmethod(f) for name, f in counted.items()})
     x, kernel, _ = data((4, 4), 3, (4, 4))
 
     def loss(x, kernel):
         for _ in range(4):
-            x = jnp.tanh(depthwise_conv(x, kernel, implementation="shifted"))
+            x = jnp.tanh(depthwise_conv(x, kernel, maps=maps))
         return jnp.sum(x)
 
     jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel)
@@ -334,13 +330,11 @@ def test_layers_of_equal_shape_are_traced_once(monkeypatch):
 def test_wrong_arguments_are_named():
     x, kernel, _ = data((4, 4), 3, (4, 4))
     with pytest.raises(ValueError, match="stride"):
-        depthwise_conv(x, kernel, stride=3)
-    with pytest.raises(ValueError, match="known: library, native, pallas, shifted"):
-        depthwise_conv(x, kernel, implementation="fast")
+        Portable().depthwise_conv(x, kernel, stride=3)
     with pytest.raises(ValueError, match="expected x"):
-        depthwise_conv(x, kernel[:2, :2])
+        Portable().depthwise_conv(x, kernel[:2, :2])
     with pytest.raises(ValueError, match="expected x"):
-        upsample_depthwise_conv(x, kernel[..., :2])
+        Portable().upsample_depthwise_conv(x, kernel[..., :2])
 
 
 def test_tiles_cover_every_size():

@@ -8,10 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvae_jax.ops.depthwise import depthwise_conv, upsample_depthwise_conv
-from nvae_jax.ops.inverted_residual import inverted_residual
-from nvae_jax.ops.stacks import Entry
-from tests.ops.implementations import NATIVE, XLA
+from nvae_jax.ops.cpu import Cpu
+from tests.ops.implementations import CPU, NATIVE, PORTABLE
 
 # (shape of x, hidden channels, outputs): one image a task and several, the last task with fewer of
 # them; channels that fill no vector; hidden channels that are one block, a part of one and several.
@@ -45,9 +43,9 @@ def in_parts(x, kernels, norms, *, stride=1, upsample=False):
     x = jnp.einsum("bhwc,ce->bhwe", norm(x, *norms[0]), expand[0, 0])
     x = nn.swish(norm(x, *norms[1]))
     if upsample:
-        x = upsample_depthwise_conv(x, depthwise, implementation="shifted")
+        x = Cpu().upsample_depthwise_conv(x, depthwise)
     else:
-        x = depthwise_conv(x, depthwise, stride=stride, implementation="shifted")
+        x = Cpu().depthwise_conv(x, depthwise, stride=stride)
     x = nn.swish(norm(x, *norms[2]))
     return norm(jnp.einsum("bhwe,eo->bhwo", x, project[0, 0]), *norms[3])
 
@@ -73,63 +71,42 @@ def gradients(run):
     return jax.grad(total, (0, 1, 2))
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+@pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_values(case, implementation):
-    found = jax.jit(partial(inverted_residual, implementation=implementation))(
-        *arrays(case, dtype=np.float32)
-    )
+def test_values(case, ops):
+    found = jax.jit(ops.inverted_residual)(*arrays(case, dtype=np.float32))
     assert found.dtype == jnp.float32
     check(found, reference(case))
 
 
-@pytest.mark.parametrize("implementation", [NATIVE])
+@pytest.mark.parametrize("ops", [NATIVE])
 @pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 7])
-def test_sizes_of_kernels(k, upsample, implementation):
-    case, run = CASES[0], partial(inverted_residual, implementation=implementation)
+def test_sizes_of_kernels(k, upsample, ops):
+    case, run = CASES[0], ops.inverted_residual
     found = run(*arrays(case, k, np.float32), upsample=upsample)
     check(found, reference(case, k, upsample=upsample))
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+@pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
 @pytest.mark.parametrize("options", [{"stride": 2}, {"upsample": True}], ids=["down", "up"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_other_resolutions(case, options, implementation):
-    run = jax.jit(partial(inverted_residual, implementation=implementation, **options))
+def test_other_resolutions(case, options, ops):
+    run = jax.jit(partial(ops.inverted_residual, **options))
     check(run(*arrays(case, dtype=np.float32)), reference(case, **options))
 
 
 @pytest.mark.parametrize("upsample", [False, True])
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
-def test_gradients(implementation, upsample):
+@pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
+def test_gradients(ops, upsample):
     case = ((8, 8, 8, 5), 30, 6)
 
-    run = partial(inverted_residual, implementation=implementation, upsample=upsample)
+    run = partial(ops.inverted_residual, upsample=upsample)
     found = gradients(run)(*arrays(case, dtype=np.float32))
     check(found, reference(case, function=gradients, upsample=upsample), 1e-4)
 
 
-@pytest.mark.parametrize("implementation", [NATIVE])
-@pytest.mark.parametrize("options", [{}, {"stride": 2}])
-def test_kernels_that_are_still_in_their_stacks(options, implementation):
-    x, kernels, norms = arrays(CASES[0], dtype=np.float32)
-    run = partial(inverted_residual, implementation=implementation, **options)
-    # Each is another entry of its stack, the others being no numbers.
-    stacks = [
-        jnp.full((3, *kernel.shape), jnp.nan).at[i].set(kernel) for i, kernel in enumerate(kernels)
-    ]
-
-    def by_stacks(x, stacks, norms):
-        return run(x, [Entry(stack, jnp.asarray(i)) for i, stack in enumerate(stacks)], norms)
-
-    check(jax.jit(by_stacks)(x, stacks, norms), run(x, kernels, norms))
-    found = jax.jit(gradients(by_stacks))(x, stacks, norms)
-    found = found[0], [stack[i] for i, stack in enumerate(found[1])], found[2]
-    check(found, gradients(run)(x, kernels, norms))
-
-
-@pytest.mark.parametrize("implementation", [NATIVE])
+@pytest.mark.parametrize("ops", [NATIVE])
 @pytest.mark.parametrize(
     ("shape", "options", "at_once"),
     [
@@ -142,28 +119,28 @@ def test_kernels_that_are_still_in_their_stacks(options, implementation):
         ((32, 4, 4, 4), {}, True),
     ],
 )
-def test_one_call_where_it_pays(shape, options, at_once, implementation):
+def test_one_call_where_it_pays(shape, options, at_once, ops):
     given = arrays((shape, 24, 4), dtype=np.float32)
-    run = partial(inverted_residual, implementation=implementation, **options)
+    run = partial(ops.inverted_residual, **options)
     program = jax.jit(run).lower(*given).as_text()
     assert ("nvae_jax_inverted_residual" in program) == at_once
 
 
-@pytest.mark.parametrize("implementation", [NATIVE])
-def test_nothing_is_left_of_the_call_before(implementation):
+@pytest.mark.parametrize("ops", [NATIVE])
+def test_nothing_is_left_of_the_call_before(ops):
     # A larger call fills the buffers that a smaller one then works in.
-    run = partial(inverted_residual, implementation=implementation)
+    run = ops.inverted_residual
     small = arrays(((8, 8, 8, 3), 20, 4), dtype=np.float32)
     first = run(*small)
     run(*arrays(((16, 16, 16, 40), 240, 70), dtype=np.float32))
     np.testing.assert_array_equal(run(*small), first)
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
-def test_bfloat16(implementation):
+@pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
+def test_bfloat16(ops):
     x, kernels, norms = arrays(CASES[0], dtype=np.float32)
     x, kernels = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, kernels))
-    found = inverted_residual(x, kernels, norms, implementation=implementation)
+    found = ops.inverted_residual(x, kernels, norms)
     assert found.dtype == jnp.bfloat16
     found, expected = np.asarray(found.astype(jnp.float32)), np.asarray(reference(CASES[0]))
     assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()

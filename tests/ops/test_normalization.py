@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvae_jax.ops.normalization import affine, batch_norm, coefficients, swish
-from tests.ops.implementations import NATIVE, XLA
+from nvae_jax.ops.portable import Portable
+from nvae_jax.ops.portable.normalization import affine, coefficients, swish
+from tests.ops.implementations import CPU, NATIVE
 
 EPSILON = 1e-5
 
@@ -36,24 +37,24 @@ def with_gradients(function, given, g):
     return y, *pullback(g)
 
 
-def ours(*given, implementation=None, activation=None):
-    return batch_norm(*given, EPSILON, implementation, activation)[0]
+def ours(*given, ops, activation=None):
+    return ops.batch_norm(*given, EPSILON, activation=activation)[0]
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+@pytest.mark.parametrize("ops", [CPU, NATIVE])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
-def test_values_and_gradients(wrap, implementation):
+def test_values_and_gradients(wrap, ops):
     with jax.enable_x64(True):
         expected = with_gradients(reference, *arrays())
-    function = wrap(partial(ours, implementation=implementation))
+    function = wrap(partial(ours, ops=ops))
     found = jax.jit(lambda *a: with_gradients(function, *a))(*arrays(np.float32))
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("implementation", [NATIVE])
-def test_many_rows_and_channels(implementation):
+@pytest.mark.parametrize("ops", [NATIVE])
+def test_many_rows_and_channels(ops):
     # Several blocks of rows, the last of another size, and a mean that is large beside the spread.
     rng = np.random.default_rng(1)
     x = rng.normal(size=(7, 30, 31, 70)) + 100
@@ -61,15 +62,15 @@ def test_many_rows_and_channels(implementation):
     with jax.enable_x64(True):
         expected = with_gradients(reference, (x, scale, bias), g)
     *given, g = (a.astype(np.float32) for a in (x, scale, bias, g))
-    found = with_gradients(partial(ours, implementation=implementation), given, g)
+    found = with_gradients(partial(ours, ops=ops), given, g)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
+@pytest.mark.parametrize("ops", [CPU, NATIVE])
 @pytest.mark.parametrize("activation", [swish, nn.elu])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
-def test_activations_behind_it(wrap, activation, implementation):
+def test_activations_behind_it(wrap, activation, ops):
     # Channels that fill no vector of any machine, and where the gate is as good as 0 and 1.
     (x, scale, bias), g = arrays(shape=(5, 7, 31, 6))
     x, g = (np.concatenate([a] * 7, axis=-1) for a in (x, g))
@@ -77,7 +78,7 @@ def test_activations_behind_it(wrap, activation, implementation):
     with jax.enable_x64(True):
         expected = with_gradients(lambda *a: activation(reference(*a)), given, g)
     *given, g = (a.astype(np.float32) for a in (*given, g))
-    function = wrap(lambda *a: batch_norm(*a, EPSILON, implementation, activation)[0])
+    function = wrap(lambda *a: ops.batch_norm(*a, EPSILON, activation=activation)[0])
     found = jax.jit(lambda *a: with_gradients(function, *a))(given, g)
     for a, b in zip(map(np.asarray, found), map(np.asarray, expected), strict=True):
         # Channel by channel: they differ by orders of magnitude.
@@ -85,27 +86,27 @@ def test_activations_behind_it(wrap, activation, implementation):
         assert (np.abs(a - b).max(axes) <= 2e-4 * np.abs(b).max(axes) + 1e-4).all()
 
 
-@pytest.mark.parametrize("implementation", [NATIVE])
-def test_swish_far_from_zero(implementation):
+@pytest.mark.parametrize("ops", [NATIVE])
+def test_swish_far_from_zero(ops):
     x = jnp.array([-1.0, 1.0]).repeat(20)[:, None]
     for size in (50.0, 1e3, 1e30):
-        y = batch_norm(x, jnp.array([size]), jnp.zeros(1), 0.0, implementation, swish)[0]
+        y = ops.batch_norm(x, jnp.array([size]), jnp.zeros(1), 0.0, activation=swish)[0]
         np.testing.assert_allclose(y[:20], 0.0, atol=1e-15)
         np.testing.assert_allclose(y[20:], size, rtol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
-def test_swish_is_exact_to_the_last_bits(implementation):
+@pytest.mark.parametrize("ops", [CPU, NATIVE])
+def test_swish_is_exact_to_the_last_bits(ops):
     # Of batches of -1 and 1 batch norm makes -scale and scale, without rounding.
     x, scale = np.array([-1.0, 1.0]).repeat(20)[:, None].repeat(800, 1), np.linspace(0.1, 80, 800)
     x, scale = x.astype(np.float32), scale.astype(np.float32)
-    found = batch_norm(x, scale, np.zeros_like(scale), 0.0, implementation, swish)[0]
+    found = ops.batch_norm(x, scale, np.zeros_like(scale), 0.0, activation=swish)[0]
     normal = x.astype(np.float64) * scale
     np.testing.assert_allclose(found, normal / (1 + np.exp(-normal)), rtol=4e-7)
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
-def test_long_sums_hardly_round(implementation):
+@pytest.mark.parametrize("ops", [CPU, NATIVE])
+def test_long_sums_hardly_round(ops):
     # What rounding leaves of a gradient that is zero is noise that the optimiser enlarges.
     rng = np.random.default_rng(0)
     x, g = (rng.normal(size=(2, 16, 32, 32, 3)) + 1).astype(np.float32)
@@ -115,7 +116,7 @@ def test_long_sums_hardly_round(implementation):
         expected = np.asarray(
             with_gradients(lambda *a: swish(reference(*a)), wide, np.float64(g))[3]
         )
-    function = partial(ours, implementation=implementation, activation=swish)
+    function = partial(ours, ops=ops, activation=swish)
     found = jax.jit(lambda *a: with_gradients(function, *a))(given, g)
     dx, dbias = (np.asarray(found[i], np.float64) for i in (1, 3))
     total = np.abs(g).sum((0, 1, 2))
@@ -123,36 +124,34 @@ def test_long_sums_hardly_round(implementation):
     assert (np.abs(dx.sum((0, 1, 2))) <= 1e-7 * total).all()
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
-def test_statistics_of_the_batch_pass_no_gradient(implementation):
+@pytest.mark.parametrize("ops", [CPU, NATIVE])
+def test_statistics_of_the_batch_pass_no_gradient(ops):
     given, _ = arrays(np.float32)
-    _, mean, var = batch_norm(*given, EPSILON, implementation)
+    _, mean, var = ops.batch_norm(*given, EPSILON)
     np.testing.assert_allclose(mean, given[0].mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(var, given[0].var((0, 1, 2)), rtol=1e-4)
-    gradient = jax.grad(
-        lambda x: sum(batch_norm(x, *given[1:], EPSILON, implementation)[1:]).sum()
-    )(given[0])
+    gradient = jax.grad(lambda x: sum(ops.batch_norm(x, *given[1:], EPSILON)[1:]).sum())(given[0])
     assert not np.asarray(gradient).any()
     y = affine(given[0], *coefficients(*given[1:], mean, var, EPSILON))
-    expected = ours(*given, implementation=implementation)
+    expected = ours(*given, ops=ops)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
-def test_nothing_cancels_near_the_center(implementation):
+@pytest.mark.parametrize("ops", [CPU, NATIVE])
+def test_nothing_cancels_near_the_center(ops):
     rng = np.random.default_rng(0)
     x, ones = rng.normal(size=(4, 8, 8, 6)) + 1000, np.ones(6, np.float32)
     center = np.full(6, 1000.3, np.float32)
-    found = batch_norm(np.float32(x), ones, ones, EPSILON, implementation, center=center)
+    found = ops.batch_norm(np.float32(x), ones, ones, EPSILON, center=center)
     x = np.float32(x).astype(np.float64)
     np.testing.assert_allclose(found[1], x.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(found[2], x.var((0, 1, 2)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", [XLA, NATIVE])
-def test_under_vmap_statistics_are_of_each_group(implementation):
+@pytest.mark.parametrize("ops", [CPU, NATIVE])
+def test_under_vmap_statistics_are_of_each_group(ops):
     given, g = arrays(np.float32, (2, 4, 4, 5, 6))
-    over = jax.vmap(partial(ours, implementation=implementation), in_axes=(0, None, None))
+    over = jax.vmap(partial(ours, ops=ops), in_axes=(0, None, None))
     found = with_gradients(over, given, g)
     expected = with_gradients(jax.vmap(reference, in_axes=(0, None, None)), given, g)
     for a, b in zip(found, expected, strict=True):
@@ -162,12 +161,12 @@ def test_under_vmap_statistics_are_of_each_group(implementation):
 def test_bfloat16_takes_float32_statistics():
     (x, scale, bias), g = arrays(np.float32)
     x, g = jnp.asarray(x, jnp.bfloat16), jnp.asarray(g, jnp.bfloat16)
-    found = with_gradients(ours, (x, scale, bias), g)
+    found = with_gradients(partial(ours, ops=Portable()), (x, scale, bias), g)
     assert [a.dtype for a in found] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
     exact = (x.astype(jnp.float32), scale, bias), g.astype(jnp.float32)
     for a, b in zip(found, with_gradients(reference, *exact), strict=True):
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=1e-2 * np.abs(b).max())
-    assert batch_norm(x, scale, bias, EPSILON)[1].dtype == jnp.float32
+    assert Portable().batch_norm(x, scale, bias, EPSILON)[1].dtype == jnp.float32
 
 
 def test_swish_keeps_only_its_input():

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from nvae_jax import files
-from nvae_jax.ops.native import shared_library
+from nvae_jax.ops.cpu.native import shared_library
 from tests.ops.implementations import NEEDS_COMPILER
 
 pytestmark = NEEDS_COMPILER

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def tiny_run_config():
     """16×16 binarised digits, 2 scales of 2 groups, width 4, all of which compiles fast."""
     config = digits.get_config()
-    config.model.update(num_scales=2, num_groups=2, latent_channels=2)
+    config.model.update(process_blocks=1, num_scales=2, num_groups=2, latent_channels=2)
     config.model.update(encoder_width=4, decoder_width=4, decoder_cell="residual", unroll=1)
     config.eval.update(recalibration_passes=3, recalibration_batch_size=4, batch_size=8)
     return config

@@ -1,14 +1,48 @@
-"""Kernels for a single NVIDIA GPU, in Pallas by its Triton lowering.
+"""For one NVIDIA GPU: kernels in Pallas by its Triton lowering.
 
-Written for what a step on a GPU is bound by: passes over memory, and the number of kernels.
+Written for what a step on a GPU is bound by: passes over memory, and the number of kernels. Over
+several GPUs XLA would gather an array for every call.
 """
 
-from jax.experimental.pallas import triton as plgpu
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+from nvae_jax.ops.gpu import depthwise, normalization, squeeze_excitation
+from nvae_jax.ops.portable import Portable
+from nvae_jax.ops.portable.depthwise import depthwise_conv
+from nvae_jax.ops.portable.normalization import batch_norm
 
 
-def options(interpret, warps=4):
-    """Of `pallas_call`: `warps` of 32 threads a program, or, where `interpret`, no GPU at all."""
-    return {
-        "compiler_params": plgpu.CompilerParams(num_warps=warps, num_stages=2),
-        "interpret": interpret,
-    }
+@dataclass(frozen=True)
+class Gpu(Portable):
+    """Attributes:
+    interpret: run the kernels without a GPU, slowly: to test them.
+    """
+
+    interpret: bool = False
+
+    def depthwise_conv(self, x, kernel, *, stride=1, precision=None):
+        maps = _Kernels(depthwise, self.interpret)
+        return depthwise_conv(x, kernel, stride=stride, precision=precision, maps=maps)
+
+    def batch_norm(self, x, scale, bias, epsilon, *, activation=None, center=None):
+        kernels = _Kernels(normalization, self.interpret)
+        options = dict(activation=activation, center=center, kernels=kernels)
+        return batch_norm(x, scale, bias, epsilon, **options)
+
+    def add_gated(self, skip, x, reduce, expand, scale, precision=None):
+        if not squeeze_excitation.suits(x):
+            return super().add_gated(skip, x, reduce, expand, scale, precision)
+        return squeeze_excitation.add_gated(scale, self.interpret, skip, x, *reduce, *expand)
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """The functions of a module, with what they are to be told (hashable, so static under jit)."""
+
+    module: ModuleType
+    interpret: bool
+
+    def __getattr__(self, name):
+        return partial(getattr(self.module, name), interpret=self.interpret)

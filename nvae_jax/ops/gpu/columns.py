@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from nvae_jax.ops.gpu import options
+from nvae_jax.ops.gpu.options import options
 
 ROWS = 32  # of a tile, which a program holds in registers
 MOST_CHANNELS = 64  # of a tile; in bfloat16 128 bytes, a whole line of the cache

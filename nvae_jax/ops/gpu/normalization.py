@@ -2,15 +2,17 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from nvae_jax.ops.gpu import columns
 
 
+# jit, so that layers of equal shapes are traced and lowered once.
+@partial(jax.jit, static_argnames=("epsilon", "with_swish", "interpret"))
 def batch_norm(x, scale, bias, center, *, epsilon, with_swish, interpret=False):
-    """As `nvae_jax.ops.normalization.batch_norm`, for x (..., C): the normalised array, the mean
-    and the biased variance (C,)."""
+    """x (..., C) normalised, its mean and its biased variance (C,)."""
     rows = x.reshape(-1, x.shape[-1])
     sums = columns.column_sums(_deviations, [rows], [center], interpret=interpret)
     normalize = partial(_normalize, count=rows.shape[0], epsilon=epsilon, with_swish=with_swish)
@@ -20,6 +22,7 @@ def batch_norm(x, scale, bias, center, *, epsilon, with_swish, interpret=False):
     return y.reshape(x.shape), mean, var
 
 
+@partial(jax.jit, static_argnames=("epsilon", "with_swish", "interpret"))
 def gradients(x, scale, bias, mean, var, g, *, epsilon, with_swish, interpret=False):
     """Of the above for x (..., C), scale and bias (C,), by that of its first result."""
     arrays = [a.reshape(-1, x.shape[-1]) for a in (x, g)]

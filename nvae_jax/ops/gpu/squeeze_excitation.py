@@ -8,7 +8,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from nvae_jax.ops.gpu import options
+from nvae_jax.ops.gpu.options import options
 
 TILE = 2**12  # entries of an image that a program holds at once
 # Beyond these an image is too much for one program, and its gates are for registers.
@@ -20,8 +20,11 @@ def suits(x):
     return x.shape[1] * x.shape[2] <= MOST_PIXELS and x.shape[3] <= MOST_CHANNELS
 
 
-def add_gated(skip, x, reduce, reduce_bias, expand, expand_bias, *, scale, interpret=False):
-    """skip + scale · x · gate(means of x): see `nvae_jax.ops.squeeze_excitation`."""
+# jit, so that layers of equal shapes are traced and lowered once.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))
+def add_gated(scale, interpret, skip, x, reduce, reduce_bias, expand, expand_bias):
+    """skip + scale · x · gate(means of x): `Ops.add_gated`."""
     return pl.pallas_call(
         partial(_add_gated, scale=scale),
         out_shape=jax.ShapeDtypeStruct(skip.shape, skip.dtype),
@@ -31,8 +34,9 @@ def add_gated(skip, x, reduce, reduce_bias, expand, expand_bias, *, scale, inter
     )(skip, x, reduce, reduce_bias, expand, expand_bias)
 
 
-def gradients(x, reduce, reduce_bias, expand, expand_bias, g, *, scale, interpret=False):
-    """Of the above by x, the two kernels and the two biases; that by `skip` is g itself."""
+@partial(jax.jit, static_argnums=(0, 1))
+def _gradients(scale, interpret, arrays, g):
+    x, reduce, reduce_bias, expand, expand_bias = arrays
     batch, channels, hidden = x.shape[0], *reduce.shape
     wide, narrow = (jax.ShapeDtypeStruct((batch, n), jnp.float32) for n in (channels, hidden))
     dx, *vectors = pl.pallas_call(
@@ -43,13 +47,20 @@ def gradients(x, reduce, reduce_bias, expand, expand_bias, g, *, scale, interpre
         **options(interpret),
     )(x, reduce, reduce_bias, expand, expand_bias, g)
     given = (reduce, reduce_bias, expand, expand_bias)
-    return dx, *pl.pallas_call(
-        _kernel_grad,
-        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in given],
-        grid=(pl.cdiv(channels, _CHANNELS),),
-        name="squeeze_excitation_kernel_grad",
-        **options(interpret),
-    )(*vectors)
+    return (
+        g,
+        dx,
+        *pl.pallas_call(
+            _kernel_grad,
+            out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in given],
+            grid=(pl.cdiv(channels, _CHANNELS),),
+            name="squeeze_excitation_kernel_grad",
+            **options(interpret),
+        )(*vectors),
+    )
+
+
+add_gated.defvjp(lambda *arguments: (add_gated(*arguments), arguments[3:]), _gradients)
 
 
 def _load(ref, *at, inside):

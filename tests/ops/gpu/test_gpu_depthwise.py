@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from jax import export
 
-from nvae_jax.ops.depthwise import depthwise_conv, pallas, shifted
-from nvae_jax.ops.depthwise.geometry import convolving
+from nvae_jax.ops.cpu import shifted
+from nvae_jax.ops.gpu import Gpu
+from nvae_jax.ops.gpu import depthwise as gpu
+from nvae_jax.ops.portable.geometry import convolving
 
 
 @pytest.mark.parametrize("size, c, k", [((8, 8), 24, 5), ((19, 9), 90, 5), ((4, 20), 24, 3)])
@@ -20,7 +22,7 @@ def test_is_exact(size, c, k, name, dtype, tolerance):
     x = jnp.asarray(rng.normal(size=(2, *size, c)), dtype)
     w = jnp.asarray(rng.normal(size=(k, k, c)), jnp.float32)
     options = dict(geometry=convolving(size, k, 1), precision=None)
-    y = jax.jit(partial(getattr(pallas, name), interpret=True, **options))(x, w)
+    y = jax.jit(partial(getattr(gpu, name), interpret=True, **options))(x, w)
     with jax.enable_x64(True):
         a, b = (jnp.asarray(np.asarray(v, np.float64)) for v in (x, w))
         want = np.asarray(getattr(shifted, name)(a, b, **options))
@@ -31,7 +33,7 @@ def test_is_exact(size, c, k, name, dtype, tolerance):
 
 def test_lowers_for_cuda_with_its_gradient():
     def gradients(x, kernel):
-        return jax.vjp(partial(depthwise_conv, implementation="pallas"), x, kernel)[1](x)
+        return jax.vjp(Gpu().depthwise_conv, x, kernel)[1](x)
 
     shapes = (
         jax.ShapeDtypeStruct((2, 8, 8, 24), jnp.bfloat16),

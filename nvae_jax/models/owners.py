@@ -1,0 +1,43 @@
+"""The modules that parameters belong to, which know how they begin and what is convolved with."""
+
+from functools import cache
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from nvae_jax.ops.portable import Portable
+
+
+def described(model, image_shape):
+    """What a model's variables are, without any array.
+
+    Args:
+      model: an `NVAE`.
+      image_shape: (H, W, C).
+
+    Returns:
+      the shapes of its variables {collection: {path: shape}}, those of groups stacked on a leading
+      axis; and {path: module} of the modules that own them, unbound.
+    """
+    # In loops, a module of each scale stands for all its groups.
+    return _described(model.clone(unroll=1, ops=Portable()), tuple(image_shape))
+
+
+@cache  # tracing a pass of the model takes a second at published size
+def _described(model, image_shape):
+    owners = {}
+
+    def remember(call, args, kwargs, context):
+        owners[context.module.path] = context.module
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(remember):
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
+    flat = {
+        collection: {path: s.shape for path, s in traverse_util.flatten_dict(tree).items()}
+        for collection, tree in shapes.items()
+    }
+    paths = {path[:-1] for tree in flat.values() for path in tree}
+    return {"batch_stats": {}, **flat}, {p: owners[p].clone(parent=None, name=None) for p in paths}

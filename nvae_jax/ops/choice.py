@@ -1,0 +1,106 @@
+"""Which operations a run gets, by the name that its config gives them and by its devices.
+
+To add some: a folder with a class of `Ops` and a row in `IMPLEMENTATIONS`.
+"""
+
+import importlib
+from dataclasses import dataclass
+from functools import cache
+
+from absl import logging
+
+from nvae_jax.ops.portable import Portable
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A class of operations, and where it runs.
+
+    Attributes:
+      path: of its module and its name there; imported only where it is chosen.
+      platform: of JAX's devices; None: any.
+      alone: whether on a single device only.
+      slower: what a run without it loses, to be said where it could have been had.
+    """
+
+    path: tuple[str, str]
+    platform: str | None = None
+    alone: bool = False
+    slower: str = ""
+
+    def suits(self, devices):
+        """Whether it runs on these devices; what runs anywhere runs on none too."""
+        platforms = {device.platform for device in devices}
+        fits = self.platform is None or platforms == {self.platform}
+        return fits and (len(devices) == 1 or not self.alone)
+
+    def where(self):
+        """Where it runs, in words."""
+        return f"{'one' if self.alone else 'any'} {self.platform.upper()} device"
+
+    def make(self):
+        """The operations."""
+        module, name = self.path
+        return getattr(importlib.import_module(f"nvae_jax.ops.{module}"), name)()
+
+
+# From the slowest to the fastest.
+IMPLEMENTATIONS = {
+    "portable": Implementation(("portable", "Portable")),
+    "cpu": Implementation(("cpu", "Cpu"), "cpu"),
+    "native": Implementation(
+        ("cpu", "Native"),
+        "cpu",
+        alone=True,
+        slower="without the C++ kernels a training step takes a quarter longer, and sampling and "
+        "the start of training twice as long",
+    ),
+    "pallas": Implementation(("gpu", "Gpu"), "gpu", alone=True),
+}
+AUTO = "auto"
+NAMES = (AUTO, *IMPLEMENTATIONS)
+
+
+def choose(name, devices):
+    """The `Ops` that a config calls `name`, for these devices.
+
+    Args:
+      name: one of `NAMES`; "auto" takes the fastest that the devices can have.
+      devices: a sequence; () gives what runs anywhere.
+
+    Raises:
+      ValueError: the devices cannot have it; the message says why.
+    """
+    if name != AUTO:
+        return _required(name, devices)
+    for one in reversed(IMPLEMENTATIONS.values()):
+        if one.suits(devices):
+            ops = one.make()
+            if not ops.problem():
+                return ops
+            _say_slower(one.slower, ops.problem())
+    raise AssertionError("Portable suits all devices and has no problem")
+
+
+def runs(name, devices):
+    """Whether `choose` can give the devices what a config calls `name`."""
+    one = IMPLEMENTATIONS.get(name)
+    return one is None or (one.suits(devices) and not one.make().problem())
+
+
+def _required(name, devices):
+    one = IMPLEMENTATIONS[name]
+    problem = None
+    if devices and not one.suits(devices):
+        here = f"{len(devices)} ({devices[0].platform})"
+        problem = f"it runs on {one.where()}, not on {here}"
+    ops = one.make()
+    if problem := problem or ops.problem():
+        raise ValueError(f"model.implementation is {name!r}, but {problem}")
+    return ops if devices else Portable()
+
+
+@cache
+def _say_slower(what, problem):
+    """Says so once; on the only device there is, so in one process only."""
+    logging.warning("%s: %s", what, problem)

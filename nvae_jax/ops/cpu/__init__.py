@@ -1,0 +1,95 @@
+"""For CPUs: JAX that XLA's CPU backend makes good loops of, and kernels in C++."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from nvae_jax.ops import compiler
+from nvae_jax.ops.cpu import (
+    convolution,
+    inverted_residual,
+    native,
+    normalization,
+    optimizer,
+    ordered,
+    shifted,
+    spectral,
+    stacks,
+)
+from nvae_jax.ops.cpu import depthwise as native_depthwise
+from nvae_jax.ops.portable import Portable, depthwise
+from nvae_jax.ops.portable import normalization as portable_normalization
+from nvae_jax.ops.portable.convolution import pointwise
+
+
+@dataclass(frozen=True)
+class Cpu(Portable):
+    """Plain JAX, on any number of CPU devices."""
+
+    def conv(self, x, kernel, *, stride=1, precision=None):
+        if kernel.shape[0] == 1:
+            return pointwise(x, kernel, stride=stride, precision=precision)
+        return ordered.conv(x, kernel, stride, precision)
+
+    def depthwise_conv(self, x, kernel, *, stride=1, precision=None):
+        return depthwise.depthwise_conv(x, kernel, stride=stride, maps=shifted)
+
+    def upsample_depthwise_conv(self, x, kernel, *, precision=None):
+        return depthwise.upsample_depthwise_conv(x, kernel, maps=shifted)
+
+
+@dataclass(frozen=True)
+class Native(Cpu):
+    """C++ kernels for float32 on one CPU device: over several, XLA would gather an array for every
+    call. Other dtypes get what `Cpu` has."""
+
+    def problem(self):
+        return native.problem()
+
+    def compiler_options(self, platform):
+        return compiler.options(platform)
+
+    def conv(self, x, kernel, *, stride=1, precision=None):
+        if _is_exact(x, kernel) and kernel.shape[0] > 1 and stride <= 2:
+            return convolution.conv(x, kernel, stride)
+        return super().conv(x, kernel, stride=stride, precision=precision)
+
+    def depthwise_conv(self, x, kernel, *, stride=1, precision=None):
+        maps = native_depthwise if _is_exact(x, kernel) else shifted
+        return depthwise.depthwise_conv(x, kernel, stride=stride, maps=maps)
+
+    def upsample_depthwise_conv(self, x, kernel, *, precision=None):
+        maps = native_depthwise if _is_exact(x, kernel) else shifted
+        return depthwise.upsample_depthwise_conv(x, kernel, maps=maps)
+
+    def batch_norm(self, x, scale, bias, epsilon, *, activation=None, center=None):
+        kernels = normalization if _is_exact(x) else None
+        options = dict(activation=activation, center=center, kernels=kernels)
+        return portable_normalization.batch_norm(x, scale, bias, epsilon, **options)
+
+    def inverted_residual(self, x, kernels, norms, *, stride=1, upsample=False, precision=None):
+        if _is_exact(x, *kernels) and inverted_residual.suits(x, stride=stride, upsample=upsample):
+            kernels, norms = tuple(kernels), tuple(norms)
+            return inverted_residual.inverted_residual(self, upsample, precision, x, kernels, norms)
+        options = dict(stride=stride, upsample=upsample, precision=precision)
+        return super().inverted_residual(x, kernels, norms, **options)
+
+    def spectral_penalty(self, kernels, vectors, rounds):
+        return spectral.spectral_penalty(kernels, vectors, rounds)
+
+    def global_norm(self, tree):
+        return optimizer.global_norm(tree)
+
+    def optimizer_step(self, optimizer_, gradients, state, params, accept):
+        return optimizer.optimizer_step(optimizer_, gradients, state, params, accept)
+
+    def unstack(self, tree, length):
+        leaves, structure = jax.tree.flatten(tree)
+        if not leaves or not _is_exact(*leaves):
+            return super().unstack(tree, length)
+        return [jax.tree.unflatten(structure, entry) for entry in stacks.unstack(leaves, length)]
+
+
+def _is_exact(*arrays):
+    return all(array.dtype == jnp.float32 for array in arrays)

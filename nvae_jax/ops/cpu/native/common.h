@@ -1,0 +1,370 @@
+// What the kernels share: threads, memory, blocks of channels, and which taps meet which output.
+
+#ifndef NVAE_JAX_OPS_NATIVE_COMMON_H_
+#define NVAE_JAX_OPS_NATIVE_COMMON_H_
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <initializer_list>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "vectors.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::Result<Array>;
+
+// floor(a / b) for b > 0.
+inline Index FloorDiv(Index a, Index b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+// What a kernel is called with: threads, arrays to read and to write, and what `.Attr` adds.
+template <int Arrays, int Results, typename Binding>
+auto WithArrays(Binding&& binding) {
+  if constexpr (Arrays > 0) {
+    return WithArrays<Arrays - 1, Results>(std::move(binding).template Arg<Array>());
+  } else if constexpr (Results > 1) {
+    return WithArrays<0, Results - 1>(std::move(binding).template Ret<Array>());
+  } else {  // a binding can be returned, but not moved
+    return std::move(binding).template Ret<Array>();
+  }
+}
+template <int Arrays, int Results>
+auto Signature() {
+  return WithArrays<Arrays, Results>(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>());
+}
+
+// ---------------------------------------------------------------------------------------------
+// Errors
+
+// Refuses a call whose arrays or attributes are not what a kernel works on.
+inline void Require(bool fits, const char* what) {
+  if (!fits) throw std::invalid_argument(what);
+}
+
+inline bool HasShape(const Array& array, std::initializer_list<Index> sizes) {
+  auto dimensions = array.dimensions();
+  return std::equal(dimensions.begin(), dimensions.end(), sizes.begin(), sizes.end());
+}
+
+inline bool HasSize(const Array& array, Index size) {
+  return static_cast<Index>(array.element_count()) == size;
+}
+
+// Array i of a list, which has to be of float32.
+inline Array At(const ffi::RemainingArgs& arrays, Index i) {
+  auto array = arrays.get<Array>(i);
+  Require(array.has_value(), "an array is not of float32");
+  return *array;
+}
+inline Array At(const ffi::RemainingRets& arrays, Index i) {
+  auto array = arrays.get<Array>(i);
+  Require(array.has_value(), "a result is not of float32");
+  return **array;
+}
+
+// A kernel that lets no exception out, which would end the process.
+template <auto function>
+struct Guarded;
+template <typename... Arguments, ffi::Error (*function)(Arguments...)>
+struct Guarded<function> {
+  static ffi::Error Call(Arguments... arguments) {
+    try {
+      return function(std::move(arguments)...);
+    } catch (const std::invalid_argument& error) {
+      return ffi::Error::InvalidArgument(error.what());
+    } catch (const std::bad_alloc&) {
+      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory in a C++ kernel");
+    } catch (const std::exception& error) {
+      return ffi::Error::Internal(error.what());
+    }
+  }
+};
+
+// ---------------------------------------------------------------------------------------------
+// Threads
+
+// Runs task(0) … task(count - 1), on the caller's thread and on those of the pool. The caller waits
+// for tasks that have begun only, never for threads: XLA itself runs on the pool's. When all are
+// done it throws what the first of them threw.
+template <typename Task>
+void Parallel(ffi::ThreadPool& pool, Index count, const Task& task) {
+  struct Shared {
+    std::atomic<Index> next{0};
+    Index done = 0;
+    std::exception_ptr error;
+    std::mutex mutex;
+    std::condition_variable finished;
+  };
+  auto shared = std::make_shared<Shared>();
+  auto work = [shared, count, &task] {
+    Index ran = 0;
+    std::exception_ptr error;
+    for (Index i; (i = shared->next++) < count; ++ran) {
+      try {
+        task(i);
+      } catch (...) {
+        error = std::current_exception();
+      }
+    }
+    if (ran == 0) return;
+    std::lock_guard<std::mutex> lock(shared->mutex);
+    if (error && !shared->error) shared->error = error;
+    shared->done += ran;
+    if (shared->done == count) shared->finished.notify_all();
+  };
+  Index helpers = std::min<Index>(pool.num_threads(), count) - 1;
+  try {
+    for (Index i = 0; i < helpers; ++i) pool.Schedule([work] { work(); });
+  } catch (const std::bad_alloc&) {
+  }  // fewer of them do it too
+  work();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->finished.wait(lock, [&] { return shared->done == count; });
+  if (shared->error) std::rethrow_exception(shared->error);
+}
+
+// Runs first(0) … first(count - 1) and, when all of them have ended, then(0) … then(more - 1). For
+// less than two calls of `Parallel`: threads take long to wake up, and need not meet in between.
+template <typename First, typename Then>
+void Parallel(ffi::ThreadPool& pool, Index count, const First& first, Index more,
+              const Then& then) {
+  std::atomic<Index> ended{0};
+  std::atomic<bool> failed{false};
+  Parallel(pool, count + more, [&](Index i) {  // they begin in order
+    if (i < count) {
+      try {
+        first(i);
+      } catch (...) {
+        failed = true;
+        ++ended;
+        throw;
+      }
+      ++ended;
+    } else {
+      while (ended < count) std::this_thread::yield();
+      if (!failed) then(i - count);
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------
+// Memory
+
+// Floats from the start of a cache line: a vector that lies across two costs twice as much.
+class Buffer {
+ public:
+  explicit Buffer(Index size = 0) { Reserve(size); }
+  void Reserve(Index size) {
+    if (size > static_cast<Index>(lines_.size()) * 16) lines_.resize(CeilDiv(size, 16));
+  }
+  float* data() { return reinterpret_cast<float*>(lines_.data()); }
+  const float* data() const { return reinterpret_cast<const float*>(lines_.data()); }
+
+ private:
+  struct alignas(64) Line {
+    float values[16];
+  };
+  std::vector<Line> lines_;
+};
+
+// ---------------------------------------------------------------------------------------------
+// Sums over rows
+
+// The longest that float32 sums with hardly any rounding.
+constexpr Index kRowsToSum = 256;
+
+// Calls run(std::integral_constant<int, n>(), row, c) for all channels of all rows, a vector of
+// channels from c on, n rows at once.
+template <typename Run>
+[[gnu::flatten]] void ForRows(Index rows, Index channels, const Run& run) {
+  InParts<kTogether, 1>(rows, [&](auto n, Index row) {
+    for (Index c = 0; c < channels; c += kLanes) run(n, row, c);
+  });
+}
+
+// Adds to `Sums` vectors, `width` floats apart, the sums over n rows that
+// add(std::integral_constant<int, n>(), row, c, sums) finds for channels from c on. Rows are summed
+// before their sums are: fewer roundings of long ones.
+template <int Sums, typename Add>
+void SumRows(Index rows, Index channels, float* totals, Index width, const Add& add) {
+  ForRows(rows, channels, [&](auto n, Index row, Index c) {
+    Vector sums[Sums];
+    add(n, row, c, sums);
+    for (int i = 0; i < Sums; ++i) {
+      float* total = totals + i * width + c;
+      Store(total, Load(total) + sums[i]);
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------
+// Lists of arrays
+
+// Entries [begin, begin + count) of an array.
+struct Piece {
+  Index array, begin, count;
+};
+
+// Lists of pieces of about equal length in all, one for each task.
+inline std::vector<std::vector<Piece>> Tasks(const std::vector<Index>& sizes) {
+  constexpr Index kLength = 32 * 1024;
+  std::vector<std::vector<Piece>> tasks(1);
+  Index length = 0;
+  for (size_t array = 0; array < sizes.size(); ++array) {
+    for (Index begin = 0; begin < sizes[array]; begin += kLength) {
+      if (length >= kLength) {
+        tasks.emplace_back();
+        length = 0;
+      }
+      Index count = std::min(kLength, sizes[array] - begin);
+      tasks.back().push_back({static_cast<Index>(array), begin, count});
+      length += count;
+    }
+  }
+  return tasks;
+}
+
+// A kernel (k, k, in, out) as (rest, out), or one of a stack of them.
+struct Matrix {
+  Index array, index;   // which of the kernels, and which of its stack
+  Index offset;         // where it begins there
+  Index rows, columns;
+  Index first_row;      // rows of all the matrices before
+};
+
+// Of the first `count` of `kernels`.
+inline std::vector<Matrix> Matrices(const ffi::RemainingArgs& kernels, Index count) {
+  std::vector<Matrix> matrices;
+  Index first_row = 0;
+  for (Index i = 0; i < count; ++i) {
+    auto sizes = At(kernels, i).dimensions();
+    Index rank = sizes.size();
+    Require(rank == 4 || rank == 5, "a kernel is not (k, k, in, out), or a stack of them");
+    Index columns = sizes[rank - 1];
+    Index rows = sizes[rank - 4] * sizes[rank - 3] * sizes[rank - 2];
+    for (Index j = 0; j < (rank == 5 ? sizes[0] : 1); ++j, first_row += rows) {
+      matrices.push_back({i, j, j * rows * columns, rows, columns, first_row});
+    }
+  }
+  return matrices;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Arrays (B, H, W, C), in blocks of channels
+
+constexpr Index kBlock = 2 * kLanes;
+
+struct Image {  // a block of channels of one image
+  const float* data;
+  Index height, width, channels, valid;  // `valid` channels of the block are the array's
+};
+
+struct Shape {
+  Index batch, height, width, channels;
+  explicit Shape(const Array& a)
+      : batch(a.dimensions()[0]),
+        height(a.dimensions()[1]),
+        width(a.dimensions()[2]),
+        channels(a.dimensions()[3]) {}
+  Index pixels() const { return height * width; }
+  Index blocks() const { return CeilDiv(channels, kBlock); }
+  Index valid(Index block) const { return std::min(kBlock, channels - block * kBlock); }
+  Index at(Index b, Index block) const { return b * pixels() * channels + block * kBlock; }
+  Image image(const float* data, Index b, Index block) const {
+    return {data + at(b, block), height, width, channels, valid(block)};
+  }
+};
+
+// What a convolution of stride 1 or 2 maps to each other: inputs and outputs (B, H, W, C) and a
+// kernel (k, k, …) with `low` zeros in front.
+inline void RequireConvolution(const Array& in, const Array& out, const Array& kernel, size_t rank,
+                               Index stride, Index low) {
+  for (const Array& images : {in, out}) {
+    Require(images.dimensions().size() == 4, "images are not (B, H, W, C)");
+    for (int axis = 1; axis < 4; ++axis) Require(images.dimensions()[axis] > 0, "images are empty");
+  }
+  auto size = kernel.dimensions();
+  Require(size.size() == rank && size[0] == size[1] && size[0] > 0, "a kernel is not square");
+  Require(in.dimensions()[0] == out.dimensions()[0], "inputs and outputs are not as many images");
+  Require(in.dimensions()[3] == size[2] && out.dimensions()[3] == size[rank - 1],
+          "a kernel has not the channels of its images");
+  Require(stride == 1 || stride == 2, "a stride is not 1 or 2");
+  Require(low >= 0 && low < size[0], "low is not from 0 to the size of the kernel");
+}
+
+struct Pitch {  // floats from one row, one column to the next
+  Index row, column;
+};
+
+// Rows [row, row + rows) and columns [column, column + columns) of the image, with zeros outside of
+// it, as (rows, columns, kBlock).
+inline void Pack(const Image& image, Index row, Index rows, Index column, Index columns,
+                 float* out) {
+  Index first = std::min(columns, std::max<Index>(0, -column));
+  Index last = std::max(first, std::min(columns, image.width - column));
+  for (Index i = 0; i < rows; ++i, out += columns * kBlock) {
+    Index y = row + i;
+    if (y < 0 || y >= image.height) {
+      std::memset(out, 0, columns * kBlock * sizeof(float));
+      continue;
+    }
+    std::memset(out, 0, first * kBlock * sizeof(float));
+    const float* from = image.data + (y * image.width + column + first) * image.channels;
+    float* to = out + first * kBlock;
+    for (Index j = first; j < last; ++j, from += image.channels, to += kBlock) {
+      if (image.valid == kBlock) {
+        std::memcpy(to, from, kBlock * sizeof(float));
+      } else {
+        std::memset(to, 0, kBlock * sizeof(float));
+        std::memcpy(to, from, image.valid * sizeof(float));
+      }
+    }
+    std::memset(to, 0, (columns - last) * kBlock * sizeof(float));
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Gradients for the input
+
+// The gradient for input n is the sum of g[i] w[d] over all (i, d) with stride i + d - low = n. For
+// the n with n + low = p modulo stride only the taps p, p + stride, … count: along one axis, a
+// correlation of stride 1 with those taps turned round.
+struct Class {
+  Index first, count;  // inputs first, first + stride, …
+  Index taps, last;    // how many, and the last of them
+  Index start;         // the first i that the first of the inputs meets
+
+  // Of the inputs [begin, end), those of class p; k taps in all.
+  Class(Index p, Index begin, Index end, Index k, Index stride, Index low)
+      : first(begin + ((p - begin - low) % stride + stride) % stride),
+        count(first < end ? CeilDiv(end - first, stride) : 0),
+        taps(std::max<Index>(0, CeilDiv(k - p, stride))),
+        last(p + stride * (taps - 1)),
+        start(FloorDiv(first + low, stride) - (taps - 1)) {}
+};
+
+// What inputs [begin, end) meet along one axis: outputs [first, first + count).
+struct Reach {
+  Index first, count;
+  Reach(Index begin, Index end, Index k, Index stride, Index low)
+      : first(FloorDiv(begin + low, stride) - (CeilDiv(k, stride) - 1)),
+        count(FloorDiv(end - 1 + low, stride) - first + 1) {}
+};
+
+// Makes a map of ops/portable/depthwise.py, of as many arrays, known under `name`.
+#define NVAE_JAX_EXPORT_MAP(name, function, arrays)          \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, Guarded<function>::Call, \
+                                (Signature<arrays, 1>()).Attr<Index>("stride").Attr<Index>("low"))
+
+#endif  // NVAE_JAX_OPS_NATIVE_COMMON_H_

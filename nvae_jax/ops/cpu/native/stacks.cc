@@ -1,0 +1,70 @@
+// Stacked arrays to their entries and back, many of them at once: see ops/cpu/stacks.py.
+
+#include "common.h"
+
+namespace {
+
+struct Copy {
+  const float* from;
+  float* to;
+  Index count;
+};
+
+void Run(ffi::ThreadPool& pool, const std::vector<Copy>& copies) {
+  std::vector<Index> counts;
+  for (const Copy& copy : copies) counts.push_back(copy.count);
+  auto tasks = Tasks(counts);
+  Parallel(pool, tasks.size(), [&](Index task) {
+    for (const Piece& piece : tasks[task]) {
+      const Copy& copy = copies[piece.array];
+      std::memcpy(copy.to + piece.begin, copy.from + piece.begin, piece.count * sizeof(float));
+    }
+  });
+}
+
+// Refuses stacks that are not as large as all their entries.
+template <typename Stacks, typename Entries>
+void RequireWhole(const Stacks& stacks, const Entries& entries) {
+  Index n = stacks.size(), count = entries.size();
+  Require(n > 0 && count % n == 0, "the stacks have not as many entries each");
+  for (Index i = 0; i < count; ++i) {
+    Index size = At(entries, i).element_count();
+    Require(HasSize(At(stacks, i % n), size * (count / n)), "an entry is no part of its stack");
+  }
+}
+
+// Entries are in the order of their indices and then of the stacks.
+ffi::Error Unstack(ffi::ThreadPool pool, ffi::RemainingArgs stacks, ffi::RemainingRets entries) {
+  std::vector<Copy> copies;
+  Index n = stacks.size();
+  RequireWhole(stacks, entries);
+  for (size_t i = 0; i < entries.size(); ++i) {
+    Array stack = At(stacks, i % n), entry = At(entries, i);
+    Index size = entry.element_count();
+    copies.push_back({stack.typed_data() + i / n * size, entry.typed_data(), size});
+  }
+  Run(pool, copies);
+  return ffi::Error::Success();
+}
+
+ffi::Error Stack(ffi::ThreadPool pool, ffi::RemainingArgs entries, ffi::RemainingRets stacks) {
+  std::vector<Copy> copies;
+  Index n = stacks.size();
+  RequireWhole(stacks, entries);
+  for (size_t i = 0; i < entries.size(); ++i) {
+    Array entry = At(entries, i), stack = At(stacks, i % n);
+    Index size = entry.element_count();
+    copies.push_back({entry.typed_data(), stack.typed_data() + i / n * size, size});
+  }
+  Run(pool, copies);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    nvae_jax_unstack, Guarded<Unstack>::Call,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    nvae_jax_stack, Guarded<Stack>::Call,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());

@@ -1,0 +1,32 @@
+"""Batch norm with and without swish, and its gradient, by the C++ kernels in float32."""
+
+from functools import partial
+
+import jax
+
+from nvae_jax.ops.cpu import native
+from nvae_jax.ops.portable.normalization import normalize
+
+
+# jit, so that layers of equal shapes are traced and lowered once.
+@partial(jax.jit, static_argnames=("epsilon", "with_swish"))
+def batch_norm(x, scale, bias, _, *, epsilon, with_swish):
+    """x (..., C) normalised, its mean and its biased variance (C,)."""
+    rows, channels = x.reshape(-1, x.shape[-1]), x.shape[-1:]
+    mean, var = native.call("moments", [channels, channels], rows)
+    if not with_swish:
+        return normalize(x, scale, bias, mean, var, epsilon=epsilon, with_swish=False), mean, var
+    vectors = scale, bias, mean, var
+    y = native.call("norm_swish", rows.shape, rows, *vectors, epsilon=float(epsilon))
+    return y.reshape(x.shape), mean, var
+
+
+@partial(jax.jit, static_argnames=("epsilon", "with_swish"))
+def gradients(x, scale, bias, mean, var, g, *, epsilon, with_swish):
+    """Of `batch_norm` by x, scale and bias."""
+    kernel = "norm_swish_grad" if with_swish else "norm_grad"
+    rows, channels = (x.size // x.shape[-1], x.shape[-1]), x.shape[-1:]
+    arrays = x.reshape(rows), g.reshape(rows), scale, bias, mean, var
+    results = [rows, channels, channels]
+    dx, dscale, dbias = native.call(kernel, results, *arrays, epsilon=float(epsilon))
+    return dx.reshape(x.shape), dscale, dbias

@@ -1,0 +1,28 @@
+"""Dense convolution, by XLA's own."""
+
+from jax import lax
+
+ORDER = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(x, kernel, *, stride=1, precision=None):
+    """`Ops.conv`."""
+    if kernel.shape[0] == 1:
+        return pointwise(x, kernel, stride=stride, precision=precision)
+    pad = (kernel.shape[0] - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=ORDER,
+        precision=precision,
+    )
+
+
+def pointwise(x, kernel, *, stride=1, precision=None):
+    """`Ops.conv` for kernels (1, 1, C, O), as one product."""
+    x = x[:, ::stride, ::stride]
+    # Two-dimensional operands: for others XLA's CPU backend transposes, also in the gradients.
+    y = lax.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=precision)
+    return y.reshape(*x.shape[:-1], -1)

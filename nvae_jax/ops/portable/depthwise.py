@@ -1,0 +1,81 @@
+"""Depthwise convolution, and of a doubled array, of six linear maps that a platform may write.
+
+Everything is one linear map or a transpose of it, for a kernel w (k, k, C) of any size, a stride
+s and `low` zeros in front (as many behind as the output size asks for):
+
+  correlate:    y[i]  = sum_d x[s i + d - low] w[d]
+  input_grad:   dx[n] = sum of y'[i] w[d] over all (i, d) with s i + d - low = n
+  kernel_grad:  dw[d] = sum_i x[s i + d - low] y'[i]
+
+and the same for an array repeated twice: `upsample`, `upsample_input_grad`, `upsample_kernel_grad`.
+A module with these functions of (two arrays, the geometry, the precision), such as `library`, is
+what is called `maps` here.
+"""
+
+from functools import partial
+
+import jax
+
+from nvae_jax.ops.portable import library
+from nvae_jax.ops.portable.geometry import convolving, doubling
+
+
+def depthwise_conv(x, kernel, *, stride=1, precision=None, maps=library):
+    """`Ops.depthwise_conv` by the given maps."""
+    _check(x, kernel)
+    if stride not in (1, 2):
+        raise ValueError(f"stride must be 1 or 2, got {stride}")
+    geometry = convolving(x.shape[1:3], kernel.shape[0], stride)
+    return _apply(x, kernel[:, :, 0], _CONV, geometry, precision, maps)
+
+
+def upsample_depthwise_conv(x, kernel, *, precision=None, maps=library):
+    """`Ops.upsample_depthwise_conv` by the given maps, without making the repeated array.
+
+    Pixels that repeat share their kernel taps: repeating is the transpose of summing 2 x 2
+    blocks, so the two together are the transpose of a stride-2 correlation with k + 1 taps. An
+    output takes ((k + 1) / 2)^2 products instead of k^2 (9 for 25), in the gradients too.
+    """
+    _check(x, kernel)
+    geometry = doubling(x.shape[1:3], kernel.shape[0])
+    return _apply(x, kernel[:, :, 0], _UPSAMPLE, geometry, precision, maps)
+
+
+def _check(x, kernel):
+    k = kernel.shape[0]
+    if x.ndim != 4 or kernel.shape != (k, k, 1, x.shape[-1]) or k % 2 == 0:
+        raise ValueError(
+            "expected x (B, H, W, C) and kernel (k, k, 1, C) with k odd, "
+            f"got {x.shape} and {kernel.shape}"
+        )
+
+
+# (forward, gradient for x, gradient for the kernel) of the two operations; the arguments are
+# (x, w), (g, w) and (x, g), then the geometry and the precision.
+_CONV = ("correlate", "input_grad", "kernel_grad")
+_UPSAMPLE = ("upsample", "upsample_input_grad", "upsample_kernel_grad")
+
+
+# jit, so that layers of equal shapes are traced and lowered once.
+@partial(jax.jit, static_argnames=("name", "geometry", "precision", "maps"))
+def _run(name, a, b, geometry, precision, maps):
+    return getattr(maps, name)(a, b, geometry, precision)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _apply(x, w, operation, geometry, precision, maps):
+    return _run(operation[0], x, w, geometry, precision, maps)
+
+
+def _apply_fwd(x, w, *options):
+    return _apply(x, w, *options), (x, w)
+
+
+def _apply_bwd(operation, geometry, precision, maps, residuals, g):
+    x, w = residuals
+    dx = _run(operation[1], g, w, geometry, precision, maps)
+    dw = _run(operation[2], x, g, geometry, precision, maps)
+    return dx, dw.astype(w.dtype)
+
+
+_apply.defvjp(_apply_fwd, _apply_bwd)

@@ -1,0 +1,14 @@
+"""The body of an inverted residual cell with fixed statistics, for models that do not train."""
+
+from nvae_jax.ops.portable.normalization import affine, swish
+
+
+def inverted_residual(ops, x, kernels, norms, *, stride=1, upsample=False, precision=None):
+    """`Ops.inverted_residual`, of the other operations of `ops`."""
+    (expand, depthwise, project), (first, before, after, last) = kernels, norms
+    x = swish(affine(ops.conv(affine(x, *first), expand, precision=precision), *before))
+    if upsample:
+        x = ops.upsample_depthwise_conv(x, depthwise, precision=precision)
+    else:
+        x = ops.depthwise_conv(x, depthwise, stride=stride, precision=precision)
+    return affine(ops.conv(swish(affine(x, *after)), project, precision=precision), *last)
