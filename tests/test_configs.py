@@ -163,7 +163,7 @@ def test_build_and_build_model_check_what_python_gives():
         ({"model.encoder_width": 10**9}, "model.encoder_width must be an integer from 1 to 10,000"),
         (
             {"model.encoder_width": 10**4, "model.process_blocks": 4, "model.num_scales": 3},
-            "model.encoder_width=10000, .* has more than .*e.12 parameters: at most 1e.11",
+            "model.encoder_width=10000, .* has more than .*e.13 parameters: at most 1e.11",
         ),
     ],
 )
