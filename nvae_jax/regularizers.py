@@ -40,7 +40,7 @@ def init_spectral_vectors(key, kernels):
 
 
 def _unit_segments(x, lengths):
-    """`_unit` of the vectors of the given lengths that `x` (sum of lengths,) consists of."""
+    """`unit` of the vectors of the given lengths that `x` (sum of lengths,) consists of."""
     owner = np.repeat(np.arange(len(lengths)), lengths)
     squares = jax.ops.segment_sum(x**2, owner, len(lengths), indices_are_sorted=True)
     return x / (jnp.sqrt(squares) + 1e-12)[owner]

@@ -175,10 +175,13 @@ class BatchNorm(nn.Module):
         value occurs in the array whose statistics are meant: 4 ahead of a nearest-neighbour
         doubling."""
         shape = (x.shape[-1],)
-        start = self.first_values(dict.fromkeys(("scale", "bias", "mean", "var"), shape), {})
-        scale, bias = (self.param(name, lambda _, n=name: start[n]) for name in ("scale", "bias"))
+
+        def start(name):
+            return self.first_values({name: shape}, {})[name]
+
+        scale, bias = (self.param(name, lambda _, n=name: start(n)) for name in ("scale", "bias"))
         running_mean, running_var = (
-            self.variable("batch_stats", name, lambda n=name: start[n]) for name in ("mean", "var")
+            self.variable("batch_stats", name, start, name) for name in ("mean", "var")
         )
         if not train:
             y = affine(x, *self.fixed()).astype(self.dtype)

@@ -72,7 +72,9 @@ def choose(name, devices):
       ValueError: the devices cannot have it; the message says why.
     """
     if name != AUTO:
-        return _required(name, devices)
+        if problem := _problem(name, devices):
+            raise ValueError(f"model.implementation is {name!r}, but {problem}")
+        return IMPLEMENTATIONS[name].make() if devices else Portable()
     for one in reversed(IMPLEMENTATIONS.values()):
         if one.suits(devices):
             ops = one.make()
@@ -84,20 +86,15 @@ def choose(name, devices):
 
 def runs(name, devices):
     """Whether `choose` can give the devices what a config calls `name`."""
-    one = IMPLEMENTATIONS.get(name)
-    return one is None or (one.suits(devices) and not one.make().problem())
+    return name not in IMPLEMENTATIONS or not _problem(name, devices)
 
 
-def _required(name, devices):
+def _problem(name, devices):
+    """What keeps the devices from having one of `IMPLEMENTATIONS`, in words, or None."""
     one = IMPLEMENTATIONS[name]
-    problem = None
     if devices and not one.suits(devices):
-        here = f"{len(devices)} ({devices[0].platform})"
-        problem = f"it runs on {one.where()}, not on {here}"
-    ops = one.make()
-    if problem := problem or ops.problem():
-        raise ValueError(f"model.implementation is {name!r}, but {problem}")
-    return ops if devices else Portable()
+        return f"it runs on {one.where()}, not on {len(devices)} ({devices[0].platform})"
+    return one.make().problem()
 
 
 @cache

@@ -20,7 +20,6 @@ from nvae_jax.ops.cpu import (
 from nvae_jax.ops.cpu import depthwise as native_depthwise
 from nvae_jax.ops.portable import Portable, depthwise
 from nvae_jax.ops.portable import normalization as portable_normalization
-from nvae_jax.ops.portable.convolution import pointwise
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,19 @@ class Cpu(Portable):
 
     def conv(self, x, kernel, *, stride=1, precision=None):
         if kernel.shape[0] == 1:
-            return pointwise(x, kernel, stride=stride, precision=precision)
+            return super().conv(x, kernel, stride=stride, precision=precision)
         return ordered.conv(x, kernel, stride, precision)
 
     def depthwise_conv(self, x, kernel, *, stride=1, precision=None):
-        return depthwise.depthwise_conv(x, kernel, stride=stride, maps=shifted)
+        return depthwise.depthwise_conv(x, kernel, stride=stride, maps=self._maps(x, kernel))
 
     def upsample_depthwise_conv(self, x, kernel, *, precision=None):
-        return depthwise.upsample_depthwise_conv(x, kernel, maps=shifted)
+        return depthwise.upsample_depthwise_conv(x, kernel, maps=self._maps(x, kernel))
+
+    def _maps(self, x, kernel):
+        """What depthwise convolutions of these arrays are made of: see `portable.depthwise`."""
+        del x, kernel
+        return shifted
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,8 @@ class Native(Cpu):
             return convolution.conv(x, kernel, stride)
         return super().conv(x, kernel, stride=stride, precision=precision)
 
-    def depthwise_conv(self, x, kernel, *, stride=1, precision=None):
-        maps = native_depthwise if _is_exact(x, kernel) else shifted
-        return depthwise.depthwise_conv(x, kernel, stride=stride, maps=maps)
-
-    def upsample_depthwise_conv(self, x, kernel, *, precision=None):
-        maps = native_depthwise if _is_exact(x, kernel) else shifted
-        return depthwise.upsample_depthwise_conv(x, kernel, maps=maps)
+    def _maps(self, x, kernel):
+        return native_depthwise if _is_exact(x, kernel) else super()._maps(x, kernel)
 
     def batch_norm(self, x, scale, bias, epsilon, *, activation=None, center=None):
         kernels = normalization if _is_exact(x) else None

@@ -8,7 +8,7 @@ ORDER = ("NHWC", "HWIO", "NHWC")
 def conv(x, kernel, *, stride=1, precision=None):
     """`Ops.conv`."""
     if kernel.shape[0] == 1:
-        return pointwise(x, kernel, stride=stride, precision=precision)
+        return _pointwise(x, kernel, stride=stride, precision=precision)
     pad = (kernel.shape[0] - 1) // 2
     return lax.conv_general_dilated(
         x,
@@ -20,8 +20,8 @@ def conv(x, kernel, *, stride=1, precision=None):
     )
 
 
-def pointwise(x, kernel, *, stride=1, precision=None):
-    """`Ops.conv` for kernels (1, 1, C, O), as one product."""
+def _pointwise(x, kernel, *, stride, precision):
+    """Of kernels (1, 1, C, O): one product."""
     x = x[:, ::stride, ::stride]
     # Two-dimensional operands: for others XLA's CPU backend transposes, also in the gradients.
     y = lax.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=precision)

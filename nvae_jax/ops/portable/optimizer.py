@@ -50,7 +50,7 @@ def join(tree, limit=SMALL):
 
 
 def _part(joined, like, limit):
-    """The inverse of `_join`, in the structure of the tree `like`."""
+    """The inverse of `join`, in the structure of the tree `like`."""
     leaves, start = [], 0
     for name, leaf in named_leaves(like):
         if leaf.size >= limit:

@@ -61,6 +61,10 @@ inline bool HasSize(const Array& array, Index size) {
   return static_cast<Index>(array.element_count()) == size;
 }
 
+inline void RequireVectors(Index channels, std::initializer_list<Array> vectors) {
+  for (const Array& vector : vectors) Require(HasShape(vector, {channels}), "a vector is not (C,)");
+}
+
 // Array i of a list, which has to be of float32.
 inline Array At(const ffi::RemainingArgs& arrays, Index i) {
   auto array = arrays.get<Array>(i);

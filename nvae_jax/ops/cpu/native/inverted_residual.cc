@@ -151,10 +151,6 @@ void Affine(const float* from, Index from_pitch, Index pixels, Index channels, c
   }
 }
 
-void RequireVectors(Index channels, std::initializer_list<Array> vectors) {
-  for (const Array& vector : vectors) Require(HasShape(vector, {channels}), "a vector is not (C,)");
-}
-
 void RequireBody(const Array& x, const Array& expand, const Array& depthwise, const Array& project,
                  const Array& y, Index stride, Index low) {
   Require(x.dimensions().size() == 4 && project.dimensions().size() == 4,

@@ -23,10 +23,6 @@ struct Rows {
   Index size(Index block) const { return std::min(per_block, count - block * per_block); }
 };
 
-void RequireVectors(Index channels, std::initializer_list<Array> vectors) {
-  for (const Array& vector : vectors) Require(HasShape(vector, {channels}), "a vector is not (C,)");
-}
-
 // Mean and biased variance of every channel, from those of blocks of rows (Chan et al. 1983).
 ffi::Error Moments(ffi::ThreadPool pool, Array x, Result mean, Result var) {
   Rows rows(x);
