@@ -22,8 +22,9 @@ setup(
     description="NVAE (Vahdat & Kautz, NeurIPS 2020) in JAX and Flax",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # The experiments are a package too, so that a run directory can be read from anywhere.
-    packages=find_packages(include=["nvae_jax", "nvae_jax.*", "configs"]),
+    # With nvae_jax/commands and nvae_jax/configs, which are links to folders beside the package.
+    packages=find_packages(include=["nvae_jax", "nvae_jax.*"]),
+    entry_points={"console_scripts": ["nvae-jax = nvae_jax.__main__:main"]},
     package_data={"nvae_jax.ops.cpu.native": ["*.cc", "*.h"]},
     install_requires=[
         "absl-py>=2.1",

@@ -5,7 +5,7 @@
 Published on 8 V100 in 92 hours (90 epochs of 1,271 steps). Not yet run here.
 """
 
-from configs import cifar10
+from nvae_jax.configs import cifar10
 
 
 def get_config():

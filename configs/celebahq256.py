@@ -5,7 +5,7 @@
 Published on 24 V100 in 94 hours (300 epochs of 281 steps). Not yet run here.
 """
 
-from configs import cifar10
+from nvae_jax.configs import cifar10
 
 
 def get_config():

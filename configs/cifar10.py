@@ -5,7 +5,7 @@
 Published on 8 V100 in 55 hours (400 epochs of 195 steps). Not yet run here.
 """
 
-from configs import base
+from nvae_jax.configs import base
 
 
 def get_config():

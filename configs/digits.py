@@ -3,7 +3,7 @@
 bash launch/quickstart.sh
 """
 
-from configs import base
+from nvae_jax.configs import base
 
 
 def get_config():

@@ -4,7 +4,7 @@ apt-get install dataset-fashion-mnist    # or --config.data.dir=FOLDER with the 
 python launch/train.py --config=configs/fashion_mnist.py --workdir=DIR
 """
 
-from configs import mnist
+from nvae_jax.configs import mnist
 
 
 def get_config():

@@ -5,7 +5,7 @@ python launch/train.py --config=configs/fashion_mnist_small.py --workdir=DIR
 python launch/evaluate.py --workdir=DIR --num_iw_samples=10
 """
 
-from configs import fashion_mnist
+from nvae_jax.configs import fashion_mnist
 
 
 def get_config():

@@ -5,7 +5,7 @@
 Published on 24 V100 in 160 hours (200 epochs of 656 steps). Not yet run here.
 """
 
-from configs import celebahq256
+from nvae_jax.configs import celebahq256
 
 
 def get_config():

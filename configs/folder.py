@@ -8,7 +8,7 @@ resized again in every epoch. Image size, channels and likelihood follow from th
 a small one; see configs/celeba64.py and configs/ffhq256.py for the paper's.
 """
 
-from configs import base
+from nvae_jax.configs import base
 
 
 def get_config():

@@ -7,7 +7,7 @@ The later, box-downsampled ImageNet 32 gives other numbers: see the data source'
 Published on 24 V100 in 70 hours (45 epochs of 2,224 steps). Not yet run here.
 """
 
-from configs import cifar10
+from nvae_jax.configs import cifar10
 
 
 def get_config():

@@ -5,7 +5,7 @@
 Published on 2 V100 in 21 hours (400 epochs of 150 steps). Not yet run here.
 """
 
-from configs import base
+from nvae_jax.configs import base
 
 
 def get_config():

@@ -3,6 +3,7 @@
 import difflib
 import gc
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -56,7 +57,7 @@ def run(main):
     # would make tracing a program take a seventh longer.
     gc.freeze()
     try:
-        argv = _parse(sys.argv)
+        argv = _parse(sys.argv, sys.modules[main.__module__])
         _export_process_flags()
         _use_compilation_cache()
         main(argv)
@@ -80,10 +81,12 @@ def run(main):
         distributed.leave(1)
 
 
-def _parse(argv):
+def _parse(argv, command):
     if {"--help", "-h", "-help"} & set(argv[1:]):
-        print(sys.modules["__main__"].__doc__.strip())
-        print(flags.FLAGS.main_module_help())
+        script = command.__name__ == "__main__"  # or `nvae-jax` has imported it
+        text = command.__doc__ if script else _as_called(command.__doc__, argv[0])
+        print(text.strip())
+        print(flags.FLAGS.module_help(argv[0] if script else command.__name__))
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
@@ -94,6 +97,12 @@ def _parse(argv):
     if len(rest) > 1:
         raise flags.Error(f"unexpected argument {rest[1]!r}: flags look like --name=value")
     return rest
+
+
+def _as_called(docstring, name):
+    """A command's docstring with the calls of an installed command instead of those of a script."""
+    text = re.sub(r"python launch/\w+\.py", name, docstring)
+    return re.sub(r"configs/(\w+)\.py", r"\1", text)
 
 
 def _export_process_flags():

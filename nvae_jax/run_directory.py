@@ -12,8 +12,8 @@ from pathlib import Path
 
 from flax import traverse_util
 
-from configs import base
 from nvae_jax import distributed, files, paths, schema
+from nvae_jax.configs import base
 
 CONFIG, LOCK = "config.json", ".lock"
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"

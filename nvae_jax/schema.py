@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from configs import base
+from nvae_jax.configs import base
 
 LARGEST_INT = 2**31 - 1  # steps and seeds are int32 on the devices
 MANY = 10**6

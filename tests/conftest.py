@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
 from nvae_jax import build
+from nvae_jax.configs import digits
 from tests import forked
 from tests.published import GOLDEN_NAMES, Golden
 

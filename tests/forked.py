@@ -92,7 +92,8 @@ def serve():
     package = importlib.import_module("nvae_jax")
     importlib.import_module("ml_collections.config_flags")
     for module in pkgutil.walk_packages(package.__path__, "nvae_jax."):
-        importlib.import_module(module.name)
+        if not module.name.startswith("nvae_jax.commands."):  # they define flags
+            importlib.import_module(module.name)
     for memory in map(int, sys.argv[1:]):
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     for line in sys.stdin:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from configs import digits
 from nvae_jax import config_file
+from nvae_jax.configs import digits
 
 BASE = "from configs import base\nconfig = base.get_config()\ndef get_config():\n    "
 

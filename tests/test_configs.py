@@ -9,8 +9,8 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import digits
 from nvae_jax import build, schema
+from nvae_jax.configs import digits
 from nvae_jax.ops import choice
 from nvae_jax.ops.cpu import Cpu, Native, native
 from nvae_jax.ops.gpu import Gpu
@@ -31,7 +31,7 @@ PUBLISHED = {  # name: (parameters, groups fine to coarse, steps an epoch, epoch
 
 
 def load(name):
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"nvae_jax.configs.{name}").get_config()
     config.model.unroll = 1  # shapes do not depend on it, tracing time does
     if not config.data.image_size:  # one's own images: as if they were in colour, 64×64
         config.data.update(image_size=64, channels=3)
@@ -44,7 +44,7 @@ def test_every_config_builds_and_is_locked(name):
     config = load(name)
     with pytest.raises((AttributeError, KeyError)):
         config.model.no_such_key = 1
-    build.check(importlib.import_module(f"configs.{name}").get_config())  # reads no data
+    build.check(importlib.import_module(f"nvae_jax.configs.{name}").get_config())  # reads no data
     state = build.build(config).abstract_state()
     count = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
     assert count > 0

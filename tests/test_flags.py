@@ -122,7 +122,7 @@ def test_evaluate_prints_and_writes(commands, places, undocumented):
 
 
 def test_every_command_and_flag_is_there(commands):
-    assert set(CALLS) == {path.stem for path in LAUNCH.glob("*.py")}
+    assert set(CALLS) == {path.stem for path in LAUNCH.glob("[a-z]*.py")}
     unused = {}
     for command, calls in CALLS.items():
         shown = commands.run(command, "--help").stdout

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from configs import digits
 from nvae_jax import paths, run_directory, train
+from nvae_jax.configs import digits
 from nvae_jax.data.spec import DataSpec
 
 REFUSED = {

@@ -4,8 +4,8 @@ import multiprocessing
 import pytest
 from flax import traverse_util
 
-from configs import base
 from nvae_jax import run_directory, schema
+from nvae_jax.configs import base
 from tests.conftest import tiny_config
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from configs import base
+from nvae_jax.configs import base
 
 CELLS = {  # arch_instance -> (bottom-up, top-down)
     "res_mbconv": ("residual", "inverted_residual"),

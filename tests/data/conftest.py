@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base
 from nvae_jax import build
+from nvae_jax.configs import base
 from nvae_jax.data import pipeline
 
 

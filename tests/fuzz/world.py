@@ -28,7 +28,7 @@ from tests.tools.conftest import random_variables_of
 ROOT = Path(__file__).parents[2]
 # Keys of the tiny model, as one would write them into a config file.
 CONFIG = """
-from configs import digits
+from nvae_jax.configs import digits
 
 
 def get_config():

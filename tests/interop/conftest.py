@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import mnist
 from nvae_jax import build
+from nvae_jax.configs import mnist
 from nvae_jax.models.initialize import initialize
 
 NUM_IMAGES = 12

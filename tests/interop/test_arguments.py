@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import celeba64, celebahq256, cifar10, digits, ffhq256, imagenet32, mnist
+from nvae_jax.configs import celeba64, celebahq256, cifar10, digits, ffhq256, imagenet32, mnist
 from nvae_jax.interop.arguments import CELLS, convert_args, export_args, export_operations
 
 PUBLISHED = (mnist, cifar10, celeba64, imagenet32, celebahq256, ffhq256)

@@ -14,7 +14,7 @@ GROUPED = re.compile(r"feature_group_count = (\d+)")
 
 def lowered(name, dtype):
     """{platform: text} of a config's training step, traced once."""
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"nvae_jax.configs.{name}").get_config()
     config.model.update(unroll=1, dtype=dtype)
     experiment = build.build(config, jax.devices()[:1]).portable()
     traced = experiment.train_step().trace(

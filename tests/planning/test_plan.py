@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import folder
+from nvae_jax.configs import folder
 from nvae_jax.models.remat import POLICIES
 from nvae_jax.planning import compiled, estimate, hlo, plan, topology, tpu
 from nvae_jax.planning.collectives import count_collectives

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from configs import digits
 from nvae_jax import api, run_directory
 from nvae_jax.build import build
 from nvae_jax.checkpoint import Checkpoints
+from nvae_jax.configs import digits
 from nvae_jax.interop.conversion import fresh_state
 from nvae_jax.interop.torch_checkpoint import shapes
 
