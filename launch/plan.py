@@ -15,7 +15,7 @@ from nvae_jax import cli, config_file, options, schema
 from nvae_jax.planning import compiled, plan, topology
 
 CONFIG = options.define_path(
-    "config", None, "configuration file; --config.KEY=VALUE changes a key (see configs/base.py)"
+    "config", None, "name or file of a config; --config.KEY=VALUE changes a key of configs/base.py"
 )
 CHANGES = cli.define_changes()
 DEVICES = flags.DEFINE_integer("devices", None, "devices to plan for")

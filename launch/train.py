@@ -10,7 +10,7 @@ from absl import flags
 from nvae_jax import build, cli, config_file, options, run_directory, train
 
 CONFIG = options.define_path(
-    "config", None, "configuration file; --config.KEY=VALUE changes a key (see configs/base.py)"
+    "config", None, "name or file of a config; --config.KEY=VALUE changes a key of configs/base.py"
 )
 CHANGES = cli.define_changes()
 WORKDIR = options.define_path("workdir", None, "run directory", required=True)

@@ -17,7 +17,7 @@ def _refuse_to_run():
         names = [script]
     if names:
         print(
-            f"error: {names[0]} is no command: those are in launch/, such as launch/train.py",
+            f"error: {names[0]} is no command: python -m nvae_jax lists those there are",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -25,7 +25,7 @@ def main():
     sys.argv = [f"{program} {name}", *arguments]
     from nvae_jax import cli  # Imports JAX, for which nobody waits who misspelt a name.
 
-    cli.run(importlib.import_module(f"nvae_jax.commands.{name}").main)
+    cli.run(importlib.import_module(f"nvae_jax.commands.{name}").main, program)
 
 
 def _overview(program):

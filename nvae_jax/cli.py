@@ -43,8 +43,12 @@ def define_changes():
     return lambda: {key: flag.value for key, flag in defined.items() if flag.value is not None}
 
 
-def run(main):
+def run(main, program=""):
     """Parses the flags and calls `main(argv)`.
+
+    Args:
+      main: of a command.
+      program: what help and errors call the commands by, "nvae-jax"; "": scripts of launch/.
 
     A wrong flag, key, path or value ends in one line on stderr and exit status 2; a run stopped by
     a signal in 128 + its number; one that lost another process of its cluster in 1. Set
@@ -57,7 +61,7 @@ def run(main):
     # would make tracing a program take a seventh longer.
     gc.freeze()
     try:
-        argv = _parse(sys.argv, sys.modules[main.__module__])
+        argv = _parse(sys.argv, sys.modules[main.__module__], program)
         _export_process_flags()
         _use_compilation_cache()
         main(argv)
@@ -71,7 +75,7 @@ def run(main):
             raise
         lost = distributed.lost_process(error)
         cause = "another process of the cluster is gone: " if lost else ""
-        print(f"error: {cause}{_first_line(error)}", file=sys.stderr)
+        print(f"error: {cause}{as_called(_first_line(error), program)}", file=sys.stderr)
         distributed.leave(1 if lost else 2)
     except Exception:
         if not jax.distributed.is_initialized():
@@ -81,12 +85,11 @@ def run(main):
         distributed.leave(1)
 
 
-def _parse(argv, command):
+def _parse(argv, command, program):
     if {"--help", "-h", "-help"} & set(argv[1:]):
-        script = command.__name__ == "__main__"  # or `nvae-jax` has imported it
-        text = command.__doc__ if script else _as_called(command.__doc__, argv[0])
-        print(text.strip())
-        print(flags.FLAGS.module_help(argv[0] if script else command.__name__))
+        name = command.__name__ if program else argv[0]  # flags know a script by its path
+        flags_help = flags.FLAGS.module_help(name).replace(f"{name}:", f"{argv[0]}:", 1)
+        print(as_called(f"{command.__doc__.strip()}\n{flags_help}", program))
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
@@ -99,10 +102,12 @@ def _parse(argv, command):
     return rest
 
 
-def _as_called(docstring, name):
-    """A command's docstring with the calls of an installed command instead of those of a script."""
-    text = re.sub(r"python launch/\w+\.py", name, docstring)
-    return re.sub(r"configs/(\w+)\.py", r"\1", text)
+def as_called(text, program):
+    """`text`, where it names scripts of launch/ and files of configs/, for users of `program`."""
+    if not program:
+        return text
+    text = re.sub(r"(python )?(?<![\w/'])launch/(\w+)\.py", rf"{program} \2", text)
+    return re.sub(r"--config=configs/(\w+)\.py", r"--config=\1", text)
 
 
 def _export_process_flags():

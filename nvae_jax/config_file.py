@@ -1,5 +1,8 @@
-"""Runs a config file, and says in one line what is wrong with it."""
+"""Finds and runs a config file, and says in one line what is wrong with it."""
 
+import contextlib
+import difflib
+import sys
 from importlib import machinery, util
 from pathlib import Path
 
@@ -7,18 +10,19 @@ from ml_collections import ConfigDict
 
 from nvae_jax import schema
 
+FOLDER = Path(__file__).parent / "configs"
 
-def load(path):
+
+def load(name):
     """The config that a file's get_config() gives: whole, checked and locked.
 
     Args:
-      path: of a Python file such as configs/digits.py.
+      name: of a config of this package, such as "digits", or the path of a Python file.
 
     Raises:
       ValueError: there is no such file, running it fails, or what it gives is no config.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"--config: there is no file {str(path)!r}")
+    path = find(name)
     try:
         return schema.checked(_run(path))
     except KeyboardInterrupt:
@@ -26,21 +30,59 @@ def load(path):
     except ValueError as error:
         raise ValueError(f"{path}: {_first_line(error)}") from error
     except BaseException as error:  # of the user's code: it may even exit
-        kind = type(error).__name__
-        raise ValueError(f"{path} ends in {kind}: {_first_line(error)}") from error
+        raise ValueError(f"{path} ends in {_described(error)}") from error
+
+
+def find(name):
+    """The file of a config: the package's own where `name` is one of `names()`, else a path."""
+    known, text = names(), str(name)
+    if text in known:
+        return FOLDER / f"{text}.py"
+    if Path(name).is_file():
+        return name
+    message = f"--config: there is no file {text!r}"
+    if not text or Path(name).name != text:  # it was meant as a path
+        raise ValueError(message)
+    close = difflib.get_close_matches(Path(name).stem, known)
+    hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}"
+    raise ValueError(f"{message}, and no config of that name; {hint}")
+
+
+def names():
+    """The configs of this package, sorted."""
+    return sorted(file.stem for file in FOLDER.glob("[a-z]*.py"))
 
 
 def _run(path):
     loader = machinery.SourceFileLoader("config", str(path))
     module = util.module_from_spec(util.spec_from_loader("config", loader))
-    loader.exec_module(module)
-    get_config = getattr(module, "get_config", None)
-    if not callable(get_config):
-        raise ValueError("it has no function get_config()")
-    config = get_config()
+    with _importing_from_here():
+        loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise ValueError("it has no function get_config()")
+        config = get_config()
     if not isinstance(config, ConfigDict):
         raise ValueError(f"get_config() gives a {type(config).__name__}, not a ConfigDict")
     return config
+
+
+@contextlib.contextmanager
+def _importing_from_here():
+    """A config may import what is in the working directory, however the command was started."""
+    before = list(sys.path)
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _described(error):
+    text = f"{type(error).__name__}: {_first_line(error)}"
+    if isinstance(error, ImportError) and error.name == "configs":
+        text += "; those of this package are nvae_jax.configs"
+    return text
 
 
 def _first_line(error):

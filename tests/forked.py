@@ -53,10 +53,10 @@ class Commands:
         self._folder.cleanup()
 
     def run(self, name, *flags, cwd=ROOT, timeout=300, **environment):
-        """Runs launch/NAME.py to its end.
+        """Runs launch/NAME.py, or `python -m NAME`, to its end.
 
         Args:
-          name: of the script, without .py.
+          name: of the script, without .py, or "nvae_jax".
           *flags: its arguments.
           cwd: where it runs.
           timeout: seconds after which it and all it has started is killed.
@@ -69,7 +69,9 @@ class Commands:
         Raises:
           subprocess.TimeoutExpired: it was killed.
         """
-        script = str(ROOT / "launch" / f"{name}.py")
+        package = name == "nvae_jax"
+        path = ROOT / name / "__main__.py" if package else ROOT / "launch" / f"{name}.py"
+        script = str(path)
         changed = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **environment}
         out, error = (Path(self._folder.name) / stream for stream in ("stdout", "stderr"))
         call = {

@@ -107,7 +107,7 @@ def test_modules_that_are_no_commands_say_so(arguments):
         text=True,
     )
     assert done.returncode == 2
-    assert "is no command: those are in launch/" in done.stderr and done.stderr.count("\n") == 1
+    assert "is no command: python -m nvae_jax lists" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_sigterm_saves_and_a_second_process_is_refused(run, tmp_path):

@@ -1,5 +1,7 @@
 """Config files that are none: one line that names the file."""
 
+import sys
+
 import pytest
 
 from nvae_jax import config_file
@@ -71,6 +73,44 @@ def test_what_is_wrong_with_a_file_is_one_line_with_its_name(tmp_path, text, mes
     with pytest.raises(ValueError, match=f"mine.py.*{message}") as error:
         config_file.load(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_config_of_the_package_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_file.load("digits").to_dict() == digits.get_config().to_dict()
+    known = config_file.names()
+    assert {"base", "mnist", "ffhq256"} < set(known) and known == sorted(known)
+    with pytest.raises(
+        ValueError, match="no file 'mnits', and no config .* did you mean mnist"
+    ) as error:
+        config_file.load("mnits")
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="there are base, celeba64, .*mnist"):
+        config_file.load("zzz")
+
+
+def test_a_config_imports_what_is_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "own_settings").mkdir()
+    (tmp_path / "own_settings" / "steps.py").write_text("STEPS = 7")
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from own_settings.steps import STEPS\nfrom nvae_jax.configs import base\n"
+        "def get_config():\n    config = base.get_config()\n    config.train.num_steps = STEPS\n"
+        "    return config"
+    )
+    before = list(sys.path)
+    with pytest.raises(ValueError, match="No module named 'own_settings'"):
+        config_file.load(path)
+    monkeypatch.chdir(tmp_path)
+    assert config_file.load(path).train.num_steps == 7 and sys.path == before
+
+
+def test_a_config_that_lacks_the_top_level_configs_is_told_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "configs", None)
+    (tmp_path / "mine.py").write_text(f"{BASE}return config")
+    with pytest.raises(ValueError, match="configs.*; those of this package are nvae_jax.configs"):
+        config_file.load("mine.py")
 
 
 def test_what_is_no_file(tmp_path):

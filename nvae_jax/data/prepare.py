@@ -135,5 +135,5 @@ def _summary(manifest: dict) -> str:
 
 def _usage(spec: DataSpec, directory: pathlib.Path) -> str:
     own = spec.name == "folder"
-    chosen = "--config=configs/folder.py" if own else f"--config.data.name={spec.name}"
+    chosen = "--config=folder" if own else f"--config.data.name={spec.name}"
     return f"Train on it with {chosen} --config.data.dir={directory}"

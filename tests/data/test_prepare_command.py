@@ -27,7 +27,7 @@ def test_prepares_a_folder_and_says_how_to_use_it(pictures, tmp_path):
         "--name=folder", f"--manual_dir={pictures}", f"--data_dir={tmp_path}", "--image_size=16"
     )
     assert done.returncode == 0, done.stderr
-    assert f"--config=configs/folder.py --config.data.dir={tmp_path}/folder" in done.stdout
+    assert f"--config=folder --config.data.dir={tmp_path}/folder" in done.stdout
     assert (tmp_path / "folder" / "manifest.json").is_file()
 
 
