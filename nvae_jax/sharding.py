@@ -4,7 +4,9 @@ One device is the 1×1 mesh: there is no other code path. Nothing in the model k
 sums and means over a sharded batch are over the global one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp")
 # Smaller arrays are copied to every device: splitting them would save nothing.
 SMALLEST_SHARDED = 2**12
+Devices = Sequence[Any]  # of `jax.Device`, of which jaxlib tells type checkers nothing
 
 
 @dataclass(frozen=True)

@@ -75,17 +75,17 @@ def _read(path: pathlib.Path, file: BinaryIO) -> np.ndarray:
     # By content, not by name: browsers unpack .gz files and leave their names alone.
     is_packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
-    file = gzip.GzipFile(fileobj=file) if is_packed else file
-    shape = _read_header(path, file.read(_HEADER_BYTES))
+    unpacked = gzip.GzipFile(fileobj=file) if is_packed else file
+    shape = _read_header(path, unpacked.read(_HEADER_BYTES))
     expected = math.prod(shape)
     if expected == 0:
         raise DataError(f"{path}: is empty, its header says {'x'.join(map(str, shape))}")
     check_unpacked(expected, packed, path)
-    body = file.read(expected)
+    body = unpacked.read(expected)
     if len(body) < expected:
         raise DataError(f"{path}: truncated, {len(body)} of {expected} bytes of pixels")
     # Of what follows no more than a byte is unpacked; reading to the end checks gzip's checksum.
-    if file.read(1):
+    if unpacked.read(1):
         raise DataError(f"{path}: has bytes after the last image; not as it says")
     return np.frombuffer(body, np.uint8).reshape(*shape, 1)
 

@@ -46,22 +46,22 @@ class Images(Protocol):
     """
 
     @property
-    def shape(self) -> tuple[int, int, int, int]: ...
+    def shape(self) -> tuple[int, ...]: ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> np.ndarray: ...
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
 
 
 def probe(images: Images) -> tuple[int, int, int]:
     """(H, W, C) of the first image that can be read; raises its CorruptError if none of ten can."""
-    fault = None
+    faults = []
     for index in range(min(len(images), 10)):
         try:
             return images[index].shape
         except CorruptError as error:
-            fault = fault or error
-    raise fault
+            faults.append(error)
+    raise faults[0]
 
 
 def read_file(path: pathlib.Path, channels: int = 0, max_value: int = 0) -> np.ndarray:
@@ -153,7 +153,7 @@ def _check_claims(image: Image.Image, where: str, suffix: str):
             f"{where}: claims {image.width}x{image.height} pixels, more than {MAX_PIXELS} "
             "are refused"
         )
-    if suffix and suffix not in _SUFFIXES[image.format]:
+    if suffix and suffix not in _SUFFIXES[str(image.format)]:
         raise CorruptError(f"{where}: is a {image.format} file, not what its name says")
 
 

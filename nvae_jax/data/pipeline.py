@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -40,7 +41,7 @@ class _TrainExample:
     def __init__(self, images: sources.Images, spec: DataSpec, seed: int):
         self._images, self._spec, self._seed = images, spec, seed
 
-    def __call__(self, position: int, index: int) -> Batch:
+    def __call__(self, position: int, index: int) -> dict[str, Any]:
         epoch = position // len(self._images)
         image, index, skipped = self._read(index)
         rng = transforms.example_rng(self._seed, transforms.TRAIN_STREAM, epoch, index)
@@ -67,7 +68,7 @@ class _EvalExample:
     def __init__(self, images: sources.Images, spec: DataSpec, seed: int, length: int):
         self._images, self._spec, self._seed, self._length = images, spec, seed, length
 
-    def __call__(self, index: int) -> Batch:
+    def __call__(self, index: int) -> dict[str, Any]:
         if index >= self._length:
             return self._blank(-1)
         try:
@@ -79,7 +80,7 @@ class _EvalExample:
         image = transforms.to_model(image, self._spec, rng, train=False)
         return {"image": image, "mask": np.True_, "id": np.int64(index)}
 
-    def _blank(self, index: int) -> Batch:
+    def _blank(self, index: int) -> dict[str, Any]:
         image = np.zeros(self._spec.image_shape, np.float32)
         return {"image": image, "mask": np.False_, "id": np.int64(index)}
 
@@ -116,7 +117,7 @@ class TrainIterator(Iterator[Batch]):
         """What a checkpoint keeps: plain numbers, the same on every host."""
         return {"step": self._step, "num_examples": self._num_examples}
 
-    def set_state(self, state: dict[str, int]):
+    def set_state(self, state: dict[str, int]) -> None:
         """Goes to a step. Raises DataError when the state is of a data set of another size."""
         if state["num_examples"] != self._num_examples:
             raise DataError(
@@ -126,7 +127,7 @@ class TrainIterator(Iterator[Batch]):
         self.close()
         self._step = int(state["step"])
 
-    def close(self):
+    def close(self) -> None:
         """Stops reading ahead. The iterator can still be used."""
         if self._batches is not None:
             self._batches.close()
@@ -183,7 +184,7 @@ def eval_batches(
     shard_index: int = 0,
     shard_count: int = 1,
     max_examples: int | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Every example of a split exactly once, in order; the same number of batches on every host.
 
     Args: as for `train_iterator`, and
@@ -278,7 +279,7 @@ def _skip_or_raise(error: CorruptError, spec: DataSpec) -> CorruptError:
 
 def _counted(
     batches: grain.DatasetIterator, spec: DataSpec, images: sources.Images
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     skipped = 0
     try:
         for batch in batches:

@@ -7,6 +7,7 @@ import pathlib
 
 from nvae_jax.data import record_writer, records, sources
 from nvae_jax.data.spec import DataError, DataSpec
+from nvae_jax.data.tfds_set import Tfds
 
 
 def prepare(
@@ -55,7 +56,7 @@ def prepare(
     if sources.locate(spec):
         return _convert(spec, directory)
     if source.tfds:  # It knows the archives by name, and unpacks them.
-        return _run_tfds(spec, source, directory)
+        return _run_tfds(spec, source, source.tfds, directory)
     raise DataError(_nothing_found(spec, source))
 
 
@@ -83,7 +84,7 @@ def _without_files(spec: DataSpec, source: sources.Source, directory: pathlib.Pa
             f"python launch/prepare_data.py --name={spec.name} --manual_dir=MANUAL_DIR"
         )
     if source.tfds and not (source.place and pathlib.Path(source.place).is_dir()):
-        return _run_tfds(spec, source, directory)
+        return _run_tfds(spec, source, source.tfds, directory)
     counts = ", ".join(f"{len(sources.open_images(spec, s))} {s}" for s in sources.splits(spec))
     return f"Nothing to do: {spec.name} is on this machine ({counts} images)"
 
@@ -96,7 +97,9 @@ def _convert(spec: DataSpec, directory: pathlib.Path) -> str:
     return f"Prepared {_summary(manifest)}. {_usage(spec, directory)}"
 
 
-def _run_tfds(spec: DataSpec, source: sources.Source, directory: pathlib.Path) -> str:
+def _run_tfds(
+    spec: DataSpec, source: sources.Source, tfds_set: Tfds, directory: pathlib.Path
+) -> str:
     """Has tensorflow-datasets download and prepare, in a folder of its own for each data set."""
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
@@ -105,7 +108,7 @@ def _run_tfds(spec: DataSpec, source: sources.Source, directory: pathlib.Path) -
         )
     import tensorflow_datasets as tfds  # Takes seconds, and needed only here.
 
-    builder = source.tfds.builder(directory, file_format="array_record")
+    builder = tfds_set.builder(directory, file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=spec.dir or None)
     try:
         builder.download_and_prepare(download_config=config)

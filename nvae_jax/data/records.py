@@ -118,7 +118,7 @@ def _is_count(value, most: int = 2**62, least: int = 1) -> bool:
     return type(value) is int and least <= value <= most
 
 
-def _require(condition: bool, what: str):
+def _require(condition: object, what: str):
     if not condition:
         raise ValueError(f"its {what} cannot be")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -41,15 +42,15 @@ class Tfds:
         indices = views.one_in_ten(len(images), held_out=split == "validation")
         return views.Subset(images, indices)
 
-    def builder(self, directory: pathlib.Path, **options):
-        """The builder of tensorflow-datasets for this data set in `directory`."""
+    def builder(self, directory: pathlib.Path, **options: Any) -> Any:
+        """The `tfds.core.DatasetBuilder` of this data set in `directory`."""
         return _library().builder(self.name, data_dir=directory, **options)
 
 
 class TfdsImages:
     """The images of one split."""
 
-    def __init__(self, builder, split: str, channels: int):
+    def __init__(self, builder: Any, split: str, channels: int):
         self._where = f"{builder.data_path} split {split}"
         try:
             self._examples = builder.as_data_source(split=split)

@@ -7,6 +7,7 @@ import math
 import pathlib
 import struct
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
@@ -117,7 +118,7 @@ def _parse(record: bytes, where: str) -> np.ndarray:
 
 
 @functools.cache
-def _example_class():
+def _example_class() -> Any:
     """tf.train.Example, declared here so that TensorFlow is not needed to read it.
 
     https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/example/feature.proto

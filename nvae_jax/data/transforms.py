@@ -40,7 +40,9 @@ def pad(image: np.ndarray, padding: int) -> np.ndarray:
     return padded
 
 
-def to_model(image: np.ndarray, spec: DataSpec, rng: np.random.Generator, train: bool):
+def to_model(
+    image: np.ndarray, spec: DataSpec, rng: np.random.Generator, train: bool
+) -> np.ndarray:
     """One uint8 image (h, w, C) as the model takes it: float32 (H, W, C) in [0, 1]."""
     if train and spec.horizontal_flip:
         image = flip(image, rng)
@@ -51,7 +53,7 @@ def to_model(image: np.ndarray, spec: DataSpec, rng: np.random.Generator, train:
     return pad(image, spec.padding) if spec.padding else np.ascontiguousarray(image)
 
 
-def check_shape(shape: tuple[int, ...], spec: DataSpec):
+def check_shape(shape: tuple[int, ...], spec: DataSpec) -> None:
     """Raises DataError unless images of `shape` (h, w, c) are, once padded, what `spec` says."""
     height, width, channels = shape
     padded = (height + 2 * spec.padding, width + 2 * spec.padding, channels)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nvae_jax.data.images import Box, Images, fit
 
@@ -36,7 +37,7 @@ class Fitted:
 class Subset:
     """Some of the images, in a given order."""
 
-    def __init__(self, images: Images, indices: Sequence[int]):
+    def __init__(self, images: Images, indices: ArrayLike):
         self._images, self._indices = images, np.asarray(indices, np.int64)
         self.shape = (len(self._indices), *images.shape[1:])
 

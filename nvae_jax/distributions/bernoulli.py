@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import ArrayLike
 
 
 @struct.dataclass
@@ -11,15 +12,15 @@ class Bernoulli:
 
     logits: jax.Array
 
-    def log_prob_pixels(self, x):
+    def log_prob_pixels(self, x: jax.Array) -> jax.Array:
         """Log mass of each pixel of `x` (B, H, W, C) in {0, 1}, in nats, as (B, H, W, C)."""
         return x * self.logits - jax.nn.softplus(self.logits)
 
-    def sample(self, key, temperature=1.0):
+    def sample(self, key: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
         """Draws images (B, H, W, C) in {0, 1}; `temperature` divides the logits."""
         draw = jax.random.bernoulli(key, jax.nn.sigmoid(self.logits / temperature))
         return draw.astype(jnp.float32)
 
-    def mean(self):
+    def mean(self) -> jax.Array:
         """The probability of a one at each pixel, (B, H, W, C)."""
         return jax.nn.sigmoid(self.logits)

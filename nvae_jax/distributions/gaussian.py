@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import ArrayLike
 
 from nvae_jax.distributions.normal import Normal
 
@@ -14,20 +15,20 @@ class GaussianPixels:
     logits: jax.Array
 
     @property
-    def normal(self):
+    def normal(self) -> Normal:
         """The pixel distribution on [-1, 1], entries (B, H, W, C)."""
         return Normal.from_conv(self.logits)
 
-    def log_prob_pixels(self, x):
+    def log_prob_pixels(self, x: jax.Array) -> jax.Array:
         """Log density on [-1, 1] of each value of `x` (B, H, W, C) in [0, 1], in nats."""
         return self.normal.log_prob(2.0 * x - 1.0)
 
-    def sample(self, key, temperature=1.0):
+    def sample(self, key: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
         """Draws images (B, H, W, C), clipped to [0, 1]; `temperature` multiplies the scales."""
         noise = jax.random.normal(key, self.normal.mean.shape)
         return _to_unit(self.normal.sample(noise, temperature))
 
-    def mean(self):
+    def mean(self) -> jax.Array:
         """The mean image, clipped to [0, 1], (B, H, W, C)."""
         return _to_unit(self.normal.mean)
 

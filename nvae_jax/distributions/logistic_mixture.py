@@ -4,6 +4,7 @@ each colour conditioned on those before it, and of grey."""
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import ArrayLike
 
 MIN_LOG_SCALE = -7.0
 # Below this much probability in a bin, float32 differences of sigmoids are noise.
@@ -26,7 +27,7 @@ class LogisticMixture:
     num_bits: int = struct.field(pytree_node=False, default=8)
 
     @property
-    def num_mixtures(self):
+    def num_mixtures(self) -> int:
         """M, the number of components."""
         return self.logits.shape[-1] // 10
 
@@ -38,7 +39,7 @@ class LogisticMixture:
         log_scales = jnp.maximum(log_scales, MIN_LOG_SCALE)
         return self.logits[..., :m], means, log_scales, jnp.tanh(coefficients)
 
-    def log_prob_pixels(self, x):
+    def log_prob_pixels(self, x: jax.Array) -> jax.Array:
         """Log mass of each RGB pixel of `x` (B, H, W, 3) in [0, 1], in nats, as (B, H, W)."""
         mixture_logits, means, log_scales, coefficients = self._components()
         x = (2.0 * x - 1.0)[..., None]  # (B, H, W, 3, 1): broadcasts over components
@@ -49,7 +50,7 @@ class LogisticMixture:
         per_component = per_colour.sum(-2) + jax.nn.log_softmax(mixture_logits)
         return jax.nn.logsumexp(per_component, axis=-1)
 
-    def sample(self, key, temperature=1.0):
+    def sample(self, key: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
         """Draws images (B, H, W, 3) in [0, 1]; `temperature` divides the mixture logits and
         multiplies the scales."""
         mixture_logits, means, log_scales, coefficients = self._components()
@@ -61,7 +62,7 @@ class LogisticMixture:
         noise = jax.random.logistic(noise_key, means.shape)
         return _colour_recursion(means + temperature * jnp.exp(log_scales) * noise, coefficients)
 
-    def mean(self):
+    def mean(self) -> jax.Array:
         """The image of averaged means and coefficients, (B, H, W, 3) in [0, 1]."""
         mixture_logits, means, _, coefficients = self._components()
         weights = jax.nn.softmax(mixture_logits)[..., None, :]
@@ -81,14 +82,14 @@ class GreyLogisticMixture:
         mixture_logits, means, log_scales = jnp.split(self.logits, 3, axis=-1)
         return mixture_logits, means, jnp.maximum(log_scales, MIN_LOG_SCALE)
 
-    def log_prob_pixels(self, x):
+    def log_prob_pixels(self, x: jax.Array) -> jax.Array:
         """Log mass of each value of `x` (B, H, W, 1) in [0, 1], in nats, as (B, H, W)."""
         mixture_logits, means, log_scales = self._components()
         # Broadcasts over components.
         per_component = _discretized_log_prob(2.0 * x - 1.0, means, log_scales, self.num_bits)
         return jax.nn.logsumexp(per_component + jax.nn.log_softmax(mixture_logits), axis=-1)
 
-    def sample(self, key, temperature=1.0):
+    def sample(self, key: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
         """Draws images (B, H, W, 1) in [0, 1]; `temperature` divides the mixture logits and
         multiplies the scales."""
         mixture_logits, means, log_scales = self._components()
@@ -98,7 +99,7 @@ class GreyLogisticMixture:
         noise = jax.random.logistic(noise_key, mean.shape)
         return _to_unit(mean + temperature * jnp.exp(log_scale) * noise)
 
-    def mean(self):
+    def mean(self) -> jax.Array:
         """The image of averaged means, (B, H, W, 1) in [0, 1]."""
         mixture_logits, means, _ = self._components()
         return _to_unit((jax.nn.softmax(mixture_logits) * means).sum(-1, keepdims=True))

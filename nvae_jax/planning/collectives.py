@@ -1,7 +1,9 @@
-"""What devices send each other in a compiled program, read out of its text."""
+"""Counts the collectives in the text of a compiled program: what devices send each other."""
 
 from collections import Counter
 from dataclasses import dataclass, field
+
+from nvae_jax.planning.hlo import Program
 
 KINDS = (
     "all-reduce",
@@ -32,8 +34,8 @@ class Collectives:
     uncounted_loops: int = 0
 
 
-def count_collectives(program):
-    """`Collectives` of an `hlo.Program`; the body of a loop counts as often as it runs.
+def count_collectives(program: Program) -> Collectives:
+    """Counts the collectives of a program; the body of a loop counts as often as it runs.
 
     Of an asynchronous pair the end is counted. Of branches, of which one runs, all are.
     """

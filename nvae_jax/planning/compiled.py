@@ -1,14 +1,17 @@
-"""What the compiler of GPUs or TPUs that are not there says of a config's training step."""
+"""Compiles a config's training step for GPUs or TPUs that need not exist, and reports on it."""
 
 import re
 import time
 from dataclasses import dataclass
+
+from ml_collections import ConfigDict
 
 from nvae_jax import build, sharding
 from nvae_jax.planning import estimate, hlo
 from nvae_jax.planning.collectives import SMALL, Collectives, count_collectives
 from nvae_jax.planning.estimate import GB
 from nvae_jax.planning.kernels import Kernels, count_kernels
+from nvae_jax.planning.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Compiled:
     seconds: float
 
     @property
-    def total(self):
+    def total(self) -> int:
         """Bytes of memory that a device needs."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
@@ -43,8 +46,8 @@ class TooLarge(Exception):
     """The compiler could not place the program in a device's memory; the message is its own."""
 
 
-def compile_step(config, topology):
-    """`Compiled` training step of a config on what `topology.parse` gives.
+def compile_step(config: ConfigDict, topology: Topology) -> Compiled:
+    """Compiles a config's training step for a topology and returns what a device needs for it.
 
     Raises:
       ValueError: a bad config, no compiler, or one that fails.
@@ -59,7 +62,9 @@ def compile_step(config, topology):
             raise TooLarge(str(error)) from error
         raise ValueError(f"the compiler for {topology.name} fails: {error}") from error
     seconds = time.monotonic() - start
-    memory, program = compiled.memory_analysis(), hlo.parse(compiled.as_text())
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory and text  # which not every backend gives, but those of GPUs and TPUs do
+    program = hlo.parse(text)
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
@@ -81,8 +86,8 @@ def _lower_step(config, topology):
     return traced.lower(lowering_platforms=(topology.platform,))
 
 
-def report(config, topology):
-    """What the compiler says of a config on what `topology.parse` gives.
+def report(config: ConfigDict, topology: Topology) -> tuple[list[str], bool]:
+    """What the compiler of a topology says of a config's training step.
 
     Returns:
       (lines of text, whether a device has room).

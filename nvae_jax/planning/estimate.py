@@ -3,9 +3,10 @@
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from nvae_jax import build, regularizers, sharding
 from nvae_jax.planning.flops import count_flops
@@ -18,7 +19,7 @@ GB = 1e9  # bytes
 
 
 class Setting(NamedTuple):
-    """What decides over memory."""
+    """The settings that decide how much memory training takes."""
 
     dtype: str
     remat: str
@@ -42,8 +43,8 @@ class Need:
     peak: int
 
     @property
-    def total(self):
-        """Bytes."""
+    def total(self) -> int:
+        """Bytes of state and of all other arrays together."""
         return self.state + self.peak
 
 
@@ -54,7 +55,7 @@ class Estimator:
       ValueError: a bad config, or one whose image shape is that of its data.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         self._config = prepared(config)
         self._images = config.train.batch_size
         self.state = self._traceable("float32", "none").abstract_state()
@@ -62,12 +63,12 @@ class Estimator:
         self._peak = cache(self._peak)
 
     @property
-    def num_params(self):
-        """Trained numbers."""
+    def num_params(self) -> int:
+        """How many numbers are trained."""
         return sum(math.prod(p.shape) for p in jax.tree.leaves(self.state.params))
 
-    def need(self, setting, devices):
-        """`Need` of a device.
+    def need(self, setting: Setting, devices: int) -> Need:
+        """The memory that each of so many devices needs with a setting.
 
         Raises:
           ValueError: the devices do not share the batch evenly.
@@ -84,8 +85,8 @@ class Estimator:
             peak=self._peak(*traced, fixed=1 / setting.fsdp) + sums,
         )
 
-    def flops(self, setting, devices):
-        """Floating-point operations of a device in a step."""
+    def flops(self, setting: Setting, devices: int) -> int:
+        """Floating-point operations that each device does in a training step."""
         examples = self._images // (devices * setting.parts)
         jaxpr = self._trace(setting.dtype, setting.remat)
         rounds = regularizers.ROUNDS - 1
@@ -110,8 +111,8 @@ class Estimator:
         return build.build(config, jax.devices()[:1]).portable()
 
 
-def prepared(config):
-    """The config to plan with: its groups in loops, as on the devices that are meant.
+def prepared(config: ConfigDict) -> ConfigDict:
+    """A copy of the config to plan with: latent groups run in loops, as they do on accelerators.
 
     Raises:
       ValueError: the image shape is not in the config.
@@ -132,14 +133,14 @@ class _Device:
     process_index: int = 0
 
 
-def planned_mesh(devices, fsdp, data=-1):
-    """A mesh of devices that are not there."""
+def planned_mesh(devices: int, fsdp: int, data: int = -1) -> jax.sharding.Mesh:
+    """A mesh of so many devices, none of which has to exist."""
     settings = sharding.MeshSettings(data, fsdp)
     return sharding.make_mesh(settings, [_Device(i) for i in range(devices)])
 
 
-def bytes_on_device(arrays, mesh):
-    """What each device of a mesh holds of a tree of arrays that are placed like a state's."""
+def bytes_on_device(arrays: Any, mesh: jax.sharding.Mesh) -> int:
+    """Bytes on each device of a mesh, of a tree of arrays sharded as a training state is."""
     placed = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(s.shard_shape(a.shape), a.dtype),
         arrays,
@@ -148,13 +149,15 @@ def bytes_on_device(arrays, mesh):
     return sum(num_bytes(a) for a in jax.tree.leaves(placed))
 
 
-def num_bytes(array):
-    """Of an abstract array."""
+def num_bytes(array: jax.ShapeDtypeStruct) -> int:
+    """The size in bytes of an abstract array."""
     return math.prod(array.shape) * array.dtype.itemsize
 
 
-def rescaled(count, examples, fixed=1):
-    """A number of bytes or operations of a program traced with `EXAMPLES` examples, for another
-    number of them; `fixed` multiplies what does not grow with it."""
+def rescaled(count: int, examples: int, fixed: float = 1) -> int:
+    """Bytes or operations of a program traced with `EXAMPLES` examples, as they are for `examples`.
+
+    `fixed` multiplies what does not grow with the number of examples.
+    """
     per_example, rest = divmod(count, EXAMPLES)
     return int(count * fixed) if rest else per_example * examples

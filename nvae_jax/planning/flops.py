@@ -1,12 +1,15 @@
 """Floating-point operations of a traced program: its convolutions and matrix products."""
 
 import math
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 from jax.extend import core
 
 
-def count_flops(jaxpr, loop_rounds=1, rescaled=int):
+def count_flops(
+    jaxpr: core.Jaxpr | core.ClosedJaxpr, loop_rounds: int = 1, rescaled: Callable[[int], int] = int
+) -> int:
     """Multiplications and additions, two a product; everything else is not counted.
 
     Args:
@@ -52,7 +55,7 @@ def _convolution(eqn):
     return int(2 * math.prod(eqn.outvars[0].aval.shape) * Fraction(per_output, gaps))
 
 
-def subprograms(eqn):
+def subprograms(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
     """The jaxprs inside an equation: bodies of loops, branches, calls."""
     for value in eqn.params.values():
         for part in value if isinstance(value, tuple | list) else (value,):

@@ -1,11 +1,15 @@
-"""GPUs that are not there: XLA's compiler for them is in JAX's CUDA plugin, and needs no GPU."""
+"""GPUs to compile for: XLA's compiler for them is in JAX's CUDA plugin, and needs no GPU."""
 
 import os
 import re
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 from jax.experimental import topologies
+
+from nvae_jax.planning.kernels import Kernels
+from nvae_jax.sharding import Devices
 
 ACHIEVED = 0.9  # of a card's bandwidth, by a large copy on an H100 and on an H200
 LAUNCH = 2.5e-6  # seconds that a kernel takes on an H100 beside what it reads and writes
@@ -40,7 +44,7 @@ class Card:
     threads: int = 2048
 
 
-_HOPPER = dict(
+_HOPPER: dict[str, Any] = dict(
     capability=(9, 0), cores=132, lanes=128, clock=1.98, cache=50 * 2**20, shared=(233472, 232448)
 )
 CARDS = {
@@ -88,34 +92,34 @@ class Cluster:
     platform = "cuda"  # that programs are lowered for
 
     @property
-    def name(self):
-        """Such as h100, h100:8 or h100:2x8."""
+    def name(self) -> str:
+        """The topology's name, such as h100, h100:8 or h100:2x8."""
         hosts = f"{self.hosts}x" if self.hosts > 1 else ""
         return f"{self.kind}:{hosts}{self.per_host}" if self.num_devices > 1 else self.kind
 
     @property
-    def card(self):
-        """The `Card`."""
+    def card(self) -> Card:
+        """The kind of GPU."""
         return CARDS[self.kind]
 
     @property
-    def num_devices(self):
-        """GPUs."""
+    def num_devices(self) -> int:
+        """The number of GPUs."""
         return self.hosts * self.per_host
 
     @property
-    def hbm(self):
-        """Bytes of memory a GPU."""
+    def hbm(self) -> int:
+        """Bytes of memory of each GPU."""
         return self.card.memory
 
     @property
-    def compiler_options(self):
-        """To compile where there is no GPU to try kernels on; what XLA_FLAGS sets stays so."""
+    def compiler_options(self) -> dict[str, Any] | None:
+        """Options to compile without a GPU that kernels are timed on; None: XLA_FLAGS has them."""
         known = "--xla_gpu_autotune_level=" in os.environ.get("XLA_FLAGS", "")
         return None if known else {"xla_gpu_autotune_level": 0}
 
-    def devices(self):
-        """Devices to build a mesh of. They compile, and cannot run anything.
+    def devices(self) -> Devices:
+        """Devices to build a mesh of, which programs can be compiled for but not run on.
 
         Raises:
           ValueError: JAX's CUDA plugin is not installed.
@@ -134,22 +138,24 @@ class Cluster:
             topology=f"{self.hosts}x1x{self.per_host}",
         ).devices
 
-    def seconds(self, kernels):
-        """(for the bytes, for launching) of a `kernels.Kernels`; together, a fifth from what was
-        measured on an H100."""
+    def seconds(self, kernels: Kernels) -> tuple[float, float]:
+        """Seconds that kernels take (to move their bytes, to be launched).
+
+        Their sum was within a fifth of what was measured on an H100.
+        """
         return kernels.bytes / (ACHIEVED * self.card.bandwidth), kernels.count * LAUNCH
 
 
-def parse(name):
-    """`Cluster` of a name such as h100, h100:8 or h100:2x8, or None."""
+def parse(name: str) -> Cluster | None:
+    """The `Cluster` that a name such as h100, h100:8 or h100:2x8 stands for, or None."""
     found = _NAME.fullmatch(name)
     if not found or found[1] not in CARDS:
         return None
     return Cluster(found[1], int(found[2] or 1), int(found[3] or 1))
 
 
-def target_config(card):
-    """A `Card` in the words of XLA (stream_executor's GpuTargetConfigProto, as text)."""
+def target_config(card: Card) -> str:
+    """A `Card` as XLA's text format for it (GpuTargetConfigProto of stream_executor)."""
     major, minor = card.capability
     return f"""
         gpu_device_info {{

@@ -36,28 +36,28 @@ class Instruction:
     is_root: bool
 
     @property
-    def bytes(self):
-        """Of all arrays of the result."""
+    def bytes(self) -> int:
+        """Bytes of all arrays of the result."""
         return bytes_of(self.type)
 
     @property
-    def operands(self):
-        """Names of the instructions that it takes the results of."""
+    def operands(self) -> list[str]:
+        """Names of the instructions whose results it takes."""
         return _OPERAND.findall(self.rest.partition(")")[0])
 
     @property
-    def callees(self):
+    def callees(self) -> list[str]:
         """Names of all computations that it runs."""
         return self.branches + _CALLED.findall(self.rest)
 
     @property
-    def branches(self):
-        """Names of the computations that it runs one of."""
+    def branches(self) -> list[str]:
+        """Names of the computations of which it runs one."""
         found = _BRANCHES.search(self.rest)
         return found[1].replace("%", "").split(", ") if found else _EITHER.findall(self.rest)
 
     @property
-    def body(self):
+    def body(self) -> str | None:
         """The name of the computation that a fusion, call or loop runs, or None."""
         found = _BODY.search(self.rest)
         return found[1] if found else None
@@ -65,27 +65,34 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """Attributes:
-    computations: {name: {name: `Instruction`}}.
-    entry: the name of the one that runs first.
+    """A compiled program.
+
+    Attributes:
+      computations: {name: {name: `Instruction`}}.
+      entry: the name of the one that runs first.
     """
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
-    def trips(self, loop):
-        """How often a loop runs, or None: as the compiler says, or the one constant that its
-        condition compares the counter with (JAX's loops count up from 0)."""
+    def trips(self, loop: Instruction) -> int | None:
+        """How often a loop runs, or None where that is unknown.
+
+        The compiler says it, or it is the one constant that the loop's condition compares the
+        counter with: JAX's loops count up from 0.
+        """
         if known := _TRIPS.search(loop.rest):
             return int(known[1])
-        condition = self.computations.get(_CONDITION.search(loop.rest)[1], {}).values()
-        constants = [i.rest.partition(")")[0] for i in condition if i.operation == "constant"]
+        found = _CONDITION.search(loop.rest)
+        condition = self.computations.get(found[1], {}) if found else {}
+        instructions = condition.values()
+        constants = [i.rest.partition(")")[0] for i in instructions if i.operation == "constant"]
         single = len(constants) == 1 and constants[0].isdigit()
         return int(constants[0]) if single else None
 
 
-def parse(text):
-    """The `Program` of what `Compiled.as_text()` gives.
+def parse(text: str) -> Program:
+    """Parses the text that `Compiled.as_text()` returns.
 
     Raises:
       ValueError: it has no entry.
@@ -103,7 +110,7 @@ def parse(text):
     return Program(computations, entry)
 
 
-def bytes_of(kind):
+def bytes_of(kind: str) -> int:
     """Bytes of all arrays in the text of a type, such as (f32[8,4]{1,0}, pred[])."""
     total = 0
     for name, dims in _ARRAY.findall(kind):

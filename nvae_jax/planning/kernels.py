@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from nvae_jax.planning.hlo import Program
+
 # What runs nothing on the device.
 _FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all"}
 _FREE |= {"opt-barrier", "partition-id", "replica-id"}
@@ -11,7 +13,7 @@ _SLICES = {"slice", "dynamic-slice", "gather"}
 
 @dataclass(frozen=True)
 class Kernels:
-    """Of one run of a program on one device.
+    """What one run of a program launches on one device.
 
     Attributes:
       count: kernels, copies and calls of libraries.
@@ -28,13 +30,13 @@ class Kernels:
         loops = self.uncounted_loops + other.uncounted_loops
         return Kernels(self.count + other.count, self.bytes + other.bytes, loops)
 
-    def times(self, number):
-        """Of so many runs."""
+    def times(self, number: int) -> "Kernels":
+        """The sum over `number` runs."""
         return Kernels(number * self.count, number * self.bytes, self.uncounted_loops)
 
 
-def count_kernels(program, name=None):
-    """`Kernels` of an `hlo.Program`, or of its computation `name`."""
+def count_kernels(program: Program, name: str | None = None) -> Kernels:
+    """Counts the kernels of a program, or of its computation `name`."""
     total = Kernels()
     computation = program.computations[name or program.entry]
     for instruction in computation.values():

@@ -1,11 +1,18 @@
 """How much memory a traced program needs, judged by which of its arrays are alive at once."""
 
+from collections.abc import Callable
+from typing import Any
+
 from jax.extend import core
 
 from nvae_jax.planning.flops import subprograms
 
 
-def peak_bytes(jaxpr, size, aliased=0):
+def peak_bytes(
+    jaxpr: core.Jaxpr | core.ClosedJaxpr,
+    size: Callable[[Any], int],
+    aliased: int = 0,
+) -> int:
     """The most memory that a program's own arrays take, its arguments not counted.
 
     It is judged as if every operation ran in the order in which it was traced and wrote its result

@@ -3,11 +3,14 @@
 These are estimates; `compiled.report` asks the compiler of a device.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from ml_collections import ConfigDict
 
 from nvae_jax import sharding
 from nvae_jax.models.remat import POLICIES
-from nvae_jax.planning.estimate import GB, Estimator, Setting, bytes_on_device, planned_mesh
+from nvae_jax.planning.estimate import GB, Estimator, Need, Setting, bytes_on_device, planned_mesh
 
 TERA = 1e12
 # What estimates fall short by: the compiler of TPUs took 1.1 to 1.3 times as much for five of the
@@ -18,7 +21,7 @@ MOST = 10**6  # devices, GB and TFLOP/s: more than there will be
 
 @dataclass(frozen=True)
 class Budget:
-    """What there is to train on.
+    """The devices to train on.
 
     Attributes:
       devices: how many.
@@ -39,13 +42,13 @@ class Budget:
                     f"--{flag} must be a positive number of {unit}, at most {MOST}, not {value:g}"
                 )
 
-    def holds(self, need):
-        """Whether a device has room for a `Need`, and a little more."""
+    def holds(self, need: Need) -> bool:
+        """Whether a device has room for a `Need`, with `HEADROOM` to spare."""
         return need.total <= (1 - HEADROOM) * self.hbm * GB
 
 
-def report(config, budget):
-    """Says what there is to say before anything is rented.
+def report(config: ConfigDict, budget: Budget) -> tuple[list[str], bool]:
+    """Reports whether a config fits the devices, and with which settings it would.
 
     Args:
       config: a ConfigDict; its data need not be there.
@@ -86,7 +89,7 @@ def _asked(config, budget):
     )
 
 
-def choose(estimator, batch_size, budget, asked):
+def choose(estimator: Estimator, batch_size: int, budget: Budget, asked: Setting) -> Setting | None:
     """The first `Setting` that fits, or None.
 
     Preferred is what changes least: first the config as it is but for remat, then parameters
@@ -98,8 +101,8 @@ def choose(estimator, batch_size, budget, asked):
     return None
 
 
-def candidates(batch_size, devices, asked):
-    """`Setting`s in order of preference, from the one asked for on."""
+def candidates(batch_size: int, devices: int, asked: Setting) -> Iterator[Setting]:
+    """Settings to try in order of preference, from the one asked for on."""
     images = batch_size // devices
     for parts in _doubled(asked.parts, images):
         for dtype in dict.fromkeys((asked.dtype, "bfloat16")):
@@ -166,8 +169,8 @@ def _choice(setting, need, budget):
     return ["", f"fits with {need.total / GB:.2f} GB of {budget.hbm:g}:", text]
 
 
-def refusal(estimator, batch_size, budget, asked):
-    """Says that nothing fits, and what would."""
+def refusal(estimator: Estimator, batch_size: int, budget: Budget, asked: Setting) -> list[str]:
+    """The lines that say that no setting fits, and which devices would do."""
     *_, smallest = candidates(batch_size, budget.devices, asked)
     need = estimator.need(smallest, budget.devices)
     return [

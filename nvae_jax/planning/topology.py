@@ -1,13 +1,15 @@
-"""Devices that are not there, by name: of GPUs or a TPU slice. Their compilers run on any CPU."""
+"""Names of GPUs and TPU slices to compile for: their compilers run on any CPU."""
 
 from nvae_jax.planning import gpu, tpu
 
+Topology = gpu.Cluster | tpu.Slice
 
-def parse(name):
-    """`gpu.Cluster` or `tpu.Slice` of a name.
+
+def parse(name: str) -> Topology:
+    """The `gpu.Cluster` or `tpu.Slice` that a name such as h100:8 or v5e:4x4 stands for.
 
     Raises:
-      ValueError: it is none; the message says what is.
+      ValueError: the name is of another form; the message says which forms there are.
     """
     found = gpu.parse(name) or tpu.parse(name)
     if found is None:

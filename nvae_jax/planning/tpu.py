@@ -1,12 +1,15 @@
-"""TPU slices that are not there: their compiler is, in the package libtpu, and runs on any CPU."""
+"""TPU slices to compile for: their compiler is in the package libtpu, and runs on any CPU."""
 
 import importlib.util
 import math
 import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from jax.experimental import topologies
+
+from nvae_jax.sharding import Devices
 
 
 @dataclass(frozen=True)
@@ -47,22 +50,22 @@ class Slice:
     compiler_options = None
 
     @property
-    def name(self):
-        """As the compiler wants it."""
+    def name(self) -> str:
+        """The name of the topology as libtpu takes it."""
         return f"{self.generation}:{'x'.join(map(str, self.shape))}"
 
     @property
-    def num_devices(self):
-        """Chips."""
+    def num_devices(self) -> int:
+        """The number of chips."""
         return math.prod(self.shape)
 
     @property
-    def hbm(self):
-        """Bytes of memory a chip."""
+    def hbm(self) -> int:
+        """Bytes of memory of each chip."""
         return GENERATIONS[self.generation].hbm * 2**30
 
-    def devices(self):
-        """Devices to build a mesh of. They compile, and cannot run anything.
+    def devices(self) -> Devices:
+        """Devices to build a mesh of, which programs can be compiled for but not run on.
 
         Raises:
           ValueError: libtpu is not installed, or there is no such slice.
@@ -73,7 +76,7 @@ class Slice:
                 "pip install -e '.[tpu]'"
             )
         _pretend_to_be_on(self)
-        options = dict(GENERATIONS[self.generation].options)
+        options: dict[str, Any] = dict(GENERATIONS[self.generation].options)
         if math.prod(self.shape[:2]) < 4:  # a host has four chips, if the slice does
             options["chips_per_host_bounds"] = (*self.shape, 1)[:3]
         try:
@@ -85,8 +88,8 @@ class Slice:
         return description.devices
 
 
-def parse(name):
-    """`Slice` of a name such as v5e:4x4 or v4:2x2x2, or None."""
+def parse(name: str) -> Slice | None:
+    """The `Slice` that a name such as v5e:4x4 or v4:2x2x2 stands for, or None."""
     found = _NAME.fullmatch(name)
     if not found or found[1] not in GENERATIONS:
         return None
