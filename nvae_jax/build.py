@@ -202,8 +202,11 @@ class Experiment:
         """(H, W, C) of the images that the model sees."""
         return self.data.image_shape
 
-    def create_state(self, first_batch):
-        """A fresh training state on the mesh. `first_batch` holds images (B, H, W, C) in [0, 1]."""
+    def create_state(self, first_batch=None):
+        """A fresh training state on the mesh. `first_batch`, images (B, H, W, C) in [0, 1], is
+        wanted only by models of cells that are initialised from data."""
+        if self.model.needs_data_init and first_batch is None:
+            raise ValueError("cells of kind residual_elu are initialised from a batch of images")
         images = np.asarray(first_batch) if self.model.needs_data_init else self._one_image
         create = jax.jit(
             self._build_state,

@@ -1,12 +1,13 @@
 """A model's first variables, without compiling one random generator for every parameter.
 
-`model.init` is right too, and slow: it draws each parameter on its own, in a pass of the model.
-Here one draw serves all parameters that are random, and the modules that own them make their first
-values of it, for all groups of a scale at once.
+Flax's `Module.init` is right too, and takes minutes: it draws each parameter on its own, in a pass
+of the model. Here one draw serves all parameters that are random, and the modules that own them
+make their first values of it, for all groups of a scale at once.
 """
 
 import math
 from collections import defaultdict
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,22 @@ import numpy as np
 from flax import traverse_util
 
 from nvae_jax.models.owners import described
+from nvae_jax.ops import compiler
+
+
+def compiled(model, key, images):
+    """What `initialize` gives, compiled here unless an outer `jit` compiles it."""
+    if any(isinstance(value, jax.core.Tracer) for value in (key, images)):
+        return initialize(model, key, images)
+    if not model.needs_data_init:  # so that one program serves every batch size
+        images = np.zeros((1, *images.shape[1:]), np.float32)
+    return _program(model, jax.default_backend())(key, images)
+
+
+@cache
+def _program(model, platform):
+    options = compiler.options(platform, runs_once=True)
+    return jax.jit(partial(initialize, model), compiler_options=options)
 
 
 def initialize(model, key, images):

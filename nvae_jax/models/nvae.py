@@ -1,7 +1,7 @@
 """NVAE: bottom-up tower, ONE top-down pass (the posterior is optional), pre- and postprocessing."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 
 from nvae_jax.distributions.normal import Normal
+from nvae_jax.models import initialize
 from nvae_jax.models.cells import PROCESS_EXPANSION, Cell
 from nvae_jax.models.groups import run_groups
 from nvae_jax.models.hierarchy import Hierarchy
@@ -322,6 +323,24 @@ class NVAE(nn.Module):
             process(partial(decoder_cell, expansion=PROCESS_EXPANSION)),
         )
         self.image_head = conv(self.output_channels, 3)
+
+    @nn.nowrap
+    def init(self, rngs, x, *args, **kwargs):
+        """Fresh variables, those that a run begins with, in seconds; see `initialize`.
+
+        Args:
+          rngs: a PRNG key, or {"params": key}.
+          x: (B, H, W, C) in [0, 1]; values and B matter only if `needs_data_init`.
+          *args, **kwargs: those of `__call__`, on which no variable depends. With others (such as
+            `method`) Flax's own `init` runs, for minutes.
+
+        Returns:
+          {"params": ..., "batch_stats": ...}, float32.
+        """
+        if kwargs.keys() - {"train", "noise"}:
+            return super().init(rngs, x, *args, **kwargs)
+        key = rngs["params"] if isinstance(rngs, Mapping) else rngs
+        return initialize.compiled(self, key, x)
 
     def latent_shapes(self):
         """(h, w, z) of each group, top-down."""

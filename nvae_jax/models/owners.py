@@ -1,6 +1,6 @@
 """The modules that parameters belong to, which know how they begin and what is convolved with."""
 
-from functools import cache
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -34,7 +34,8 @@ def _described(model, image_shape):
         return call(*args, **kwargs)
 
     with nn.intercept_methods(remember):
-        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
+        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        shapes = jax.eval_shape(partial(nn.Module.init, model), jax.random.key(0), images)
     flat = {
         collection: {path: s.shape for path, s in traverse_util.flatten_dict(tree).items()}
         for collection, tree in shapes.items()

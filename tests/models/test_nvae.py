@@ -171,7 +171,7 @@ def test_initialize_has_the_distribution_of_init(tiny):
     experiment, _, images = tiny
     model = experiment.model.clone(unroll=1)
     ours = initialized(model, jax.random.key(0), images)
-    theirs = jax.jit(model.init)(jax.random.key(0), images)
+    theirs = jax.jit(partial(nn.Module.init, model))(jax.random.key(0), images)
     assert jax.tree.structure(ours["params"]) == jax.tree.structure(theirs["params"])
     assert jax.tree.structure(ours["batch_stats"]) == jax.tree.structure(theirs["batch_stats"])
 
@@ -182,6 +182,27 @@ def test_initialize_has_the_distribution_of_init(tiny):
             np.testing.assert_allclose(np.mean(a), np.mean(b), atol=0.3 * np.std(b) + 1e-6)
 
     jax.tree_util.tree_map_with_path(same_range, ours["params"], theirs["params"])
+
+
+def test_init_is_what_training_begins_with(tiny, monkeypatch):
+    """Eagerly, under jit and with keys by name, without Flax's pass of the model."""
+    experiment, state, images = tiny
+    described(experiment.model, images.shape[1:])
+    monkeypatch.setattr(nn.Module, "init", None)
+    key = jax.random.split(jax.random.key(experiment.seed), 3)[0]
+    init = experiment.model.init
+    eager = init(key, images)
+    jax.tree.map(np.testing.assert_array_equal, eager, state.trained)
+    jax.tree.map(np.testing.assert_array_equal, init({"params": key}, images[:1]), eager)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, jax.jit(init)(key, images), eager)
+
+
+def test_what_only_flax_can_init_goes_there(tiny):
+    experiment, state, images = tiny
+    init = partial(experiment.model.init, method="encode")
+    variables = jax.eval_shape(init, jax.random.key(0), images)
+    assert "bottom_up" in variables["params"] and "top_down" not in variables["params"]
 
 
 @partial(jax.jit, static_argnums=0)
