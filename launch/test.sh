@@ -4,11 +4,12 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-bash launch/test.sh [--with-torch] [pytest arguments]
+bash launch/test.sh [--quick] [--with-torch] [pytest arguments]
 
 Makes .venv, installs the test extra and runs the whole test suite, in several processes; "-n 0"
 runs it in one, as --pdb wants it.
 
+  --quick       only the tests in tests/quick.txt: some of every package, in about three minutes
   --with-torch  install PyTorch too, for the tests that read the published checkpoint format
 END
 }
@@ -20,6 +21,7 @@ torch='' arguments=()
 for argument in "$@"; do
   case $argument in
     --help | -h) usage && exit 0 ;;
+    --quick) arguments+=("@tests/quick.txt") ;;
     --with-torch) torch=1 ;;
     *) arguments+=("$argument") ;;
   esac
