@@ -1,12 +1,14 @@
 """Mixtures of discretised logistics over pixels (Salimans et al., PixelCNN++, 2017): of RGB, with
 each colour conditioned on those before it, and of grey."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import ArrayLike
 
-MIN_LOG_SCALE = -7.0
+MIN_LOG_SCALE = -7.0  # of up to 8 bits
 # Below this much probability in a bin, float32 differences of sigmoids are noise.
 MIN_BIN_MASS = 1e-5
 # Colours of [-1, 1] from here on count as the highest, which of 256 values the last two are: kept,
@@ -36,7 +38,7 @@ class LogisticMixture:
         m = self.num_mixtures
         slots = self.logits[..., m:].reshape(*self.logits.shape[:-1], 3, 3 * m)
         means, log_scales, coefficients = jnp.split(slots, 3, axis=-1)
-        log_scales = jnp.maximum(log_scales, MIN_LOG_SCALE)
+        log_scales = jnp.maximum(log_scales, _min_log_scale(self.num_bits))
         return self.logits[..., :m], means, log_scales, jnp.tanh(coefficients)
 
     def log_prob_pixels(self, x: jax.Array) -> jax.Array:
@@ -80,7 +82,7 @@ class GreyLogisticMixture:
     def _components(self):
         """Mixture logits, means and log-scales, (B, H, W, M) each."""
         mixture_logits, means, log_scales = jnp.split(self.logits, 3, axis=-1)
-        return mixture_logits, means, jnp.maximum(log_scales, MIN_LOG_SCALE)
+        return mixture_logits, means, jnp.maximum(log_scales, _min_log_scale(self.num_bits))
 
     def log_prob_pixels(self, x: jax.Array) -> jax.Array:
         """Log mass of each value of `x` (B, H, W, 1) in [0, 1], in nats, as (B, H, W)."""
@@ -118,25 +120,41 @@ def _condition_means(means, coefficients, red, green):
     return jnp.stack([means[..., 0, :], green_mean, blue_mean], axis=-2)
 
 
+def _min_log_scale(num_bits):
+    """The same width in bins for 8 bits and for all depths above."""
+    return MIN_LOG_SCALE - math.log(2.0) * max(num_bits - 8, 0)
+
+
 def _discretized_log_prob(x, means, log_scales, num_bits, highest=None):
     """Log mass of the bin around `x` in [-1, 1]; the outermost bins reach to infinity, the upper
-    one from values above `highest` on."""
+    one from values above `highest` on (up to 8 bits)."""
     half_bin = 1.0 / (2**num_bits - 1)
-    highest = 1.0 - half_bin if highest is None else highest
     centered = x - means
     inverse_scale = jnp.exp(-log_scales)
     upper = inverse_scale * (centered + half_bin)
     lower = inverse_scale * (centered - half_bin)
+    below, above = upper - jax.nn.softplus(upper), -jax.nn.softplus(lower)
+    if num_bits > 8:
+        highest = 1.0 - half_bin
+        # log(sigmoid(upper) - sigmoid(lower)) without a difference of nearly equal numbers.
+        inner = below + above + jnp.log(-jnp.expm1(-2.0 * half_bin * inverse_scale))
+    else:
+        highest = 1.0 - half_bin if highest is None else highest
+        inner = _published_inner(centered, upper, lower, log_scales, num_bits)
+    return jnp.where(x < half_bin - 1.0, below, jnp.where(x > highest, above, inner))
+
+
+def _published_inner(centered, upper, lower, log_scales, num_bits):
+    """Log mass of a bin between the outermost ones, as published numbers of up to 8 bits have it:
+    where float32 cannot tell it from noise, the density at its centre times its width."""
     mass = jax.nn.sigmoid(upper) - jax.nn.sigmoid(lower)
-    middle = inverse_scale * centered
+    middle = jnp.exp(-log_scales) * centered
     log_density = middle - log_scales - 2.0 * jax.nn.softplus(middle)
-    inner = jnp.where(
+    return jnp.where(
         mass > MIN_BIN_MASS,
         jnp.log(jnp.maximum(mass, 1e-10)),
         log_density - jnp.log((2**num_bits - 1) / 2),
     )
-    below, above = upper - jax.nn.softplus(upper), -jax.nn.softplus(lower)
-    return jnp.where(x < -0.999, below, jnp.where(x > highest, above, inner))
 
 
 def _colour_recursion(values, coefficients):
