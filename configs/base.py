@@ -20,8 +20,8 @@ def get_config():
     data.image_size = 32  # height and width, padding included; 0: from the data
     data.channels = 1  # 0: from the data
     data.padding = 0  # zeros on every side, part of image_size; not counted by the likelihood
-    data.max_value = 0  # white in pictures of 16 bits; 0: what they state, else 65535
-    data.num_bits = 8  # bits per colour value
+    data.max_value = 0  # white of 16 bits; 0: what is stated, else the highest of num_bits or of 16
+    data.num_bits = 8  # bits per colour value; above 8 of grey pictures and arrays of 16 bits
     data.binarize = False  # draw each pixel from Bernoulli(value / 255) every time it is read
     data.horizontal_flip = False  # at random, in training
     data.skip_corrupt = False  # count and leave out unreadable examples instead of stopping

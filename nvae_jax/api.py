@@ -9,8 +9,9 @@
     nats = run.log_prob(images, num_samples=10)
 
 Images are (N, H, W, C) float32 in [0, 1], of the size that the data set has, without padding; a
-model of binary images binarises those it is given at random. Latents are a list with one array
-(N, h, w, z) a group, coarsest first.
+model of binary images binarises those it is given at random. uint8 will do as well, or for models
+of more than 8 bits uint16 of values of so many bits. Latents are a list with one array (N, h, w, z)
+a group, coarsest first.
 """
 
 from collections.abc import Callable
@@ -122,6 +123,11 @@ class Run:
     def num_groups(self):
         """How many latent groups there are."""
         return len(self.latent_shapes)
+
+    @property
+    def num_bits(self):
+        """Of a value of the images."""
+        return self.experiment.data.num_bits
 
     def metadata(self, **more):
         """What files made with this run say about it, and `more`."""

@@ -66,6 +66,7 @@ def build_model(config, devices=None):
     for key in ("encoder_cell", "decoder_cell"):
         _one_of(cells.BODIES, f"model.{key}", model[key])
     _one_of(likelihoods.REGISTRY, "model.likelihood", model.likelihood)
+    likelihoods.check_bits(model.likelihood, config.data.num_bits)
     same = (
         "encoder_width decoder_width preprocess_cells postprocess_cells encoder_cells_per_group "
         "decoder_cells_per_group encoder_cell decoder_cell squeeze_excitation residual_posterior "

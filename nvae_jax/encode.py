@@ -60,7 +60,8 @@ def load_latents(path, kind="sample", groups=None):
 
 
 def decode_run(run, latents, out, *, source="latents", temperature=1.0, seed=0, overwrite=False):
-    """Writes images of latents: `decoded.npz` (key `images`, uint8) and `decoded.png`.
+    """Writes images of latents: `decoded.npz` (key `images`, as `pictures.to_values`) and
+    `decoded.png`.
 
     Args:
       run: an `api.Run`.
@@ -83,7 +84,8 @@ def decode_run(run, latents, out, *, source="latents", temperature=1.0, seed=0, 
     )
     arrays, grid = Path(out) / "decoded.npz", Path(out) / "decoded.png"
     outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
-    images = pictures.to_uint8(run.decode(latents, temperature=temperature, seed=seed))
-    pictures.save_arrays(arrays, images=images, **metadata)
-    pictures.save_grid(grid, images[:100], metadata)
+    images, bits = run.decode(latents, temperature=temperature, seed=seed), run.num_bits
+    values, about = pictures.to_values(images, bits), pictures.about_values(bits)
+    pictures.save_arrays(arrays, images=values, **metadata, **about)
+    pictures.save_grid(grid, images[:100], metadata, num_bits=bits)
     print(f"{len(images)} image(s) written to {arrays}")

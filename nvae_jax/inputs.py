@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from nvae_jax import paths
-from nvae_jax.data import faults, folder, numpy_files, pipeline, sources, transforms
+from nvae_jax.data import depth, faults, folder, numpy_files, pipeline, sources, transforms
 from nvae_jax.data.images import SUFFIXES
 from nvae_jax.data.spec import CorruptError
 from nvae_jax.likelihoods import crop
-from nvae_jax.pictures import to_uint8
+from nvae_jax.pictures import to_range
 
 ARRAYS = (".npz", ".npy")
 
@@ -22,7 +22,8 @@ def to_model(images, spec, seed=0, first=0):
     to fewer bits, padded.
 
     Args:
-      images: (N, h, w, C), float in [0, 1] or uint8, without padding.
+      images: (N, h, w, C), float in [0, 1] or uint8, without padding; for a model of more than 8
+        bits float, or uint16 of values of so many bits.
       spec: the run's `DataSpec`.
       seed: of the binarisation, where there is one.
       first: number of the first image, for its random numbers.
@@ -41,8 +42,9 @@ def to_model(images, spec, seed=0, first=0):
 
 
 def check(images, spec):
-    """Images without padding as uint8, of the run's shape. Raises ValueError as `to_model`."""
-    return _in_range(_shaped(np.asarray(images), spec))
+    """Images without padding of the run's shape, as integers over the whole range of its dtype.
+    Raises ValueError as `to_model`."""
+    return _in_range(_shaped(np.asarray(images), spec), spec)
 
 
 def _shaped(images, spec):
@@ -54,31 +56,39 @@ def _shaped(images, spec):
     return images
 
 
-def _in_range(images):
-    if images.dtype == np.uint8:
+def _in_range(images, spec):
+    if images.dtype == np.uint8 == spec.dtype:
         return images
+    if images.dtype == np.uint16 == spec.dtype:
+        white = 2**spec.num_bits - 1
+        if (high := images.max()) > white:
+            raise ValueError(f"uint16 images of this model are from 0 to {white}, not to {high}")
+        return depth.scale(images, white, spec.num_bits)
     if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"images must be float in [0, 1] or uint8, not {images.dtype}")
+        wanted = np.dtype(spec.dtype).name
+        raise ValueError(f"images must be float in [0, 1] or {wanted}, not {images.dtype}")
     if not np.isfinite(images).all():
         raise ValueError("images must be in [0, 1], but some values are not finite")
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
-        hint = ": divide by 255" if low >= 0 and 1 < high <= 255 else ""
+        white = 2 ** max(spec.num_bits, 8) - 1
+        hint = f": divide by {white}" if low >= 0 and 1 < high <= white else ""
         raise ValueError(f"images must be in [0, 1], not [{low:g}, {high:g}]{hint}")
-    return to_uint8(images)
+    return to_range(images, spec.num_bits)
 
 
 def load(path, spec=None):
     """Images from a file or a folder of pictures.
 
     Args:
-      path: `.npz` with the key `images`, or `.npy`: (N, H, W, C) uint8 or float in [0, 1]; or a
-        picture, which is one image, or a folder of them, read as those of a data set are.
+      path: `.npz` with the key `images`, or `.npy`: (N, H, W, C) uint8, uint16 or float in [0, 1];
+        or a picture, which is one image, or a folder of them, read as those of a data set are.
       spec: the run's `DataSpec`: pictures are made grey or coloured, cropped and resized as those
         of its data set. None takes a picture as it is.
 
     Returns:
-      images (N, H, W, C): arrays as stored; pictures are uint8, and are read when asked for.
+      images (N, H, W, C): arrays as stored, but uint16 as float in [0, 1]; pictures are of the
+        `spec`'s dtype over its whole range, and are read when asked for.
 
     Raises:
       ValueError: no such file, or it holds something else.
@@ -89,7 +99,7 @@ def load(path, spec=None):
     if path.is_dir():
         found = folder.pictures(path)
     elif path.suffix.lower() in ARRAYS:
-        return _load_array(path)
+        return _load_array(path, spec)
     else:
         found = [path] if path.suffix.lower() in SUFFIXES else []
     if not found:
@@ -97,7 +107,7 @@ def load(path, spec=None):
         raise ValueError(f"{path} has no images that are read here ({known}, or a folder of these)")
     if spec is None:
         return folder.FolderImages(found, 0, 0)
-    images = folder.FolderImages(found, 0, spec.channels, spec.max_value)
+    images = folder.FolderImages(found, 0, spec.channels, spec.max_value, spec.num_bits)
     return sources.fitted(images, spec)
 
 
@@ -110,17 +120,35 @@ def load_arrays(path):
     return numpy_files.load(path)
 
 
-def _load_array(path):
+def _load_array(path, spec):
     known = []
 
     def choose(names):
         known.extend(names)
-        return [name for name in names if name == "images"]
+        return [name for name in names if name in ("images", depth.NOTE)]
 
     arrays = numpy_files.load(path, choose)
     if "images" not in arrays:
         raise ValueError(f"{path} has no array `images`, only {', '.join(sorted(known))}")
-    return arrays["images"]
+    images = arrays["images"]
+    if spec is None or images.dtype != np.uint16 or not images.size:
+        return images
+    noted, bits = depth.noted_white(arrays), spec.num_bits
+    said = {"max_value": 0 if noted else spec.max_value, "stated": noted}
+    white = depth.find_white(images, path, bits=16, num_bits=bits, **said)
+    return images.astype(np.float32) / np.float32(white)
+
+
+def read(path, spec, first=0, end=None):
+    """Images number `first` to `end` - 1 of what `load` finds, as an array of the run's shape.
+
+    Raises:
+      ValueError: as `load`, another shape, or there are no such images.
+    """
+    loaded = _shaped(load(path, spec), spec)
+    if first >= loaded.shape[0]:
+        raise ValueError(f"there is no image number {first}, only {loaded.shape[0]}")
+    return _some_of(loaded, first, end)
 
 
 def _some_of(images, first, end):
@@ -128,7 +156,8 @@ def _some_of(images, first, end):
     if isinstance(images, np.ndarray):
         return images[first:end]
     try:
-        return np.stack([images[i] for i in range(len(images))[first:end]])
+        some = np.stack([images[i] for i in range(len(images))[first:end]])
+        return some if some.dtype == np.uint8 else some.astype(np.float32) / np.float32(65535)
     except CorruptError as error:
         raise faults.all_faults(images, error, "remove such files") from error
 
@@ -155,11 +184,8 @@ def select(experiment, *, images=None, split="test", num=8, first=0, seed=0):
     """
     end = None if num is None else first + num
     if images is not None:
-        loaded = load(images, experiment.data)
-        count = len(_shaped(loaded, experiment.data))
-        if first >= count:
-            raise ValueError(f"there is no image number {first}, only {count}")
-        chosen = to_model(_some_of(loaded, first, end), experiment.data, seed, first)
+        found = read(images, experiment.data, first, end)
+        chosen = to_model(found, experiment.data, seed, first)
     else:
         split = pipeline.resolve_split(experiment.data, split)
         size = pipeline.num_examples(experiment.data, split)

@@ -121,9 +121,11 @@ def interpolate_run(
         ends = ends_of_samples(run, num, seed)
     else:
         ends = ends_of_images(run, images, seed)
-    ways = pictures.to_uint8(interpolate(run, *ends, num_steps, temperature=temperature))
-    pictures.save_arrays(written[0], images=ways, **metadata)
-    pictures.save_grid(written[1], ways.reshape(-1, *ways.shape[2:]), metadata, num_steps)
+    ways, bits = interpolate(run, *ends, num_steps, temperature=temperature), run.num_bits
+    values, about = pictures.to_values(ways, bits), pictures.about_values(bits)
+    pictures.save_arrays(written[0], images=values, **metadata, **about)
+    flat = ways.reshape(-1, *ways.shape[2:])
+    pictures.save_grid(written[1], flat, metadata, num_steps, num_bits=bits)
     for path in written[2:]:
         pictures.save_animation(path, _frames(run, ends, temperature), metadata)
     print(f"{len(ways)} interpolation(s) in {out}: {', '.join(path.name for path in written)}")

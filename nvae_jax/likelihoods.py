@@ -21,6 +21,7 @@ class _Row:
     channels: Callable[[int], int]  # parameters per pixel -> image channels, where none are named
     allowed: tuple[int, ...] | None = None  # image channels it can model; None: any
     is_density: bool = False  # rather than a probability of pixel values
+    most_bits: int = 16  # of a value
 
 
 def _logistic_mixture(logits, num_bits, channels):
@@ -28,7 +29,9 @@ def _logistic_mixture(logits, num_bits, channels):
 
 
 REGISTRY = {
-    "bernoulli": _Row(lambda logits, bits, c: Bernoulli(logits), lambda c, m: c, lambda p: p),
+    "bernoulli": _Row(
+        lambda logits, bits, c: Bernoulli(logits), lambda c, m: c, lambda p: p, most_bits=8
+    ),
     "logistic_mixture": _Row(
         _logistic_mixture, lambda c, m: 10 * m if c == 3 else 3 * m, lambda p: 3, (1, 3)
     ),
@@ -62,6 +65,16 @@ def num_params(name, channels, num_mixtures=10):
             f"{channels} channel(s) use one of: {', '.join(sorted(fitting))}"
         )
     return row.num_params(channels, num_mixtures)
+
+
+def check_bits(name, num_bits):
+    """Raises ValueError where a likelihood says nothing of values of so many bits."""
+    if num_bits > _row(name).most_bits:
+        fitting = sorted(n for n, row in REGISTRY.items() if num_bits <= row.most_bits)
+        raise ValueError(
+            f"model.likelihood={name!r} is of values of up to {_row(name).most_bits} bits, not of "
+            f"data.num_bits={num_bits}: use one of {', '.join(fitting)}"
+        )
 
 
 def default(binary):

@@ -49,9 +49,11 @@ def samples_of(run, num, *, file=None, temperature=1.0, recalibrate_bn=True, see
       () -> (num, H, W, C) in [0, 1], and a dict.
     """
     if file is not None:
-        images = inputs.check(inputs.load(file), run.experiment.data)[:num]
+        spec = run.experiment.data
+        images = inputs.check(inputs.read(file, spec, end=num), spec)
         metadata = run.metadata(**inputs.describe(images, file))
-        return lambda: images.astype(np.float32) / 255, metadata
+        largest = np.iinfo(images.dtype).max
+        return lambda: images.astype(np.float32) / largest, metadata
     run = run.recalibrated(temperature) if recalibrate_bn else run
     run.check_room(num)
     metadata = run.metadata(
@@ -190,7 +192,8 @@ def nearest_run(
     results = {}
     for name, fraction in (("full", 1.0), ("crop", crop_fraction)):
         results[name] = find(queries, training_batches(spec), num, crop_fraction=fraction)
-    arrays, summary = {"samples": pictures.to_uint8(samples)}, dict(metadata)
+    arrays = {"samples": pictures.to_values(samples, spec.num_bits)}
+    arrays, summary = arrays | pictures.about_values(spec.num_bits), dict(metadata)
     for name, found in results.items():
         for source, part in (("sample", np.s_[: len(samples)]), ("test", np.s_[len(samples) :])):
             arrays[f"{source}_distance_{name}"] = found.distance[part]
@@ -199,7 +202,7 @@ def nearest_run(
             summary[f"median_{source}_distance_{name}"] = median
         file = "nearest.png" if name == "full" else f"nearest_{name}.png"
         picture = partial(_picture, spec, queries, len(samples), min(rows, len(test)))
-        pictures.save_grid(out / file, *picture(found, metadata))
+        pictures.save_grid(out / file, *picture(found, metadata), num_bits=spec.num_bits)
     pictures.save_arrays(out / "nearest.npz", **arrays, **metadata)
     files.write_json(out / "nearest.json", summary)
     _report(summary, out)

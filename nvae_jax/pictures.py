@@ -9,6 +9,7 @@ from einops import rearrange
 from PIL import Image, PngImagePlugin
 
 from nvae_jax import files
+from nvae_jax.data import depth
 
 ENLARGED = 800  # smaller pictures are enlarged, so that a person sees the pixels
 ANIMATION_SIZE = 320  # the same of animations, which have many frames
@@ -18,20 +19,43 @@ GREY = 128  # of grids, between pictures
 
 def to_uint8(images):
     """Images in [0, 1] as uint8, rounded."""
-    return np.round(np.clip(np.asarray(images, np.float32), 0, 1) * 255).astype(np.uint8)
+    return to_range(images, 8)
+
+
+def to_range(images, num_bits):
+    """Images in [0, 1], rounded: as uint8 of [0, 255], or for more than 8 bits as uint16 of
+    [0, 65535]."""
+    return _rounded(images, 255 if num_bits <= 8 else 65535)
+
+
+def to_values(images, num_bits):
+    """Images in [0, 1] as files of arrays hold them: uint8 of [0, 255], or for more than 8 bits the
+    values of so many bits, as uint16."""
+    return _rounded(images, 2 ** max(num_bits, 8) - 1)
+
+
+def about_values(num_bits):
+    """What files of arrays say beside values of more than 8 bits: {} or which of them is white."""
+    return {} if num_bits <= 8 else {depth.NOTE: 2**num_bits - 1}
+
+
+def _rounded(images, white):
+    scaled = np.round(np.clip(np.asarray(images, np.float32), 0, 1) * np.float32(white))
+    return scaled.astype(np.uint8 if white == 255 else np.uint16)
 
 
 def image_grid(images, columns=None):
-    """Lays out uint8 images (N, H, W, C) row by row, as (rows·(H+1), columns·(W+1), 3).
+    """Lays out uint8 or uint16 images (N, H, W, C) row by row, as (rows·(H+1), columns·(W+1), 3).
 
     `columns` defaults to a grid as square as N allows; missing places stay grey, and so does the
     line between neighbours.
     """
     columns = columns or int(np.ceil(np.sqrt(len(images))))
-    blanks = np.full((-len(images) % columns, *images.shape[1:]), GREY, np.uint8)
+    grey = GREY * (np.iinfo(images.dtype).max // 255)
+    blanks = np.full((-len(images) % columns, *images.shape[1:]), grey, images.dtype)
     images = np.concatenate([images, blanks])
     gutter = ((0, 0), (0, 1), (0, 1), (0, 0))
-    images = np.pad(images, gutter, constant_values=GREY)
+    images = np.pad(images, gutter, constant_values=grey)
     grid = rearrange(images, "(r c) h w d -> (r h) (c w) d", c=columns)
     return np.repeat(grid, 3, axis=-1) if grid.shape[-1] == 1 else grid
 
@@ -46,18 +70,21 @@ def pair_rows(above, below):
 
 
 def save_png(path, image, metadata=None, enlarge=False):
-    """Writes one uint8 (H, W, C) image; `metadata` {name: value} becomes its text chunks."""
+    """Writes one image (H, W, C), uint8, or uint16 over its whole range: with 16 bits if that is
+    grey, otherwise with 8. `metadata` {name: value} becomes its text chunks."""
     info = PngImagePlugin.PngInfo()
-    for name, value in (metadata or {}).items():
+    noted = about_values(16) if image.dtype == np.uint16 else {}
+    for name, value in {**(metadata or {}), **noted}.items():
         info.add_text(name, value if isinstance(value, str) else files.to_json(value))
     picture = _picture(image, ENLARGED if enlarge else 0)
     with files.replacing(path) as temporary:
         picture.save(temporary, "PNG", pnginfo=info, optimize=True)
 
 
-def save_grid(path, images, metadata=None, columns=None):
-    """Writes images (N, H, W, C), uint8 or in [0, 1], as one picture, row by row."""
-    images = images if images.dtype == np.uint8 else to_uint8(images)
+def save_grid(path, images, metadata=None, columns=None, num_bits=8):
+    """Writes images (N, H, W, C) as one picture, row by row: in [0, 1], or integers over the whole
+    range of their dtype. More than 8 bits make it a picture of 16, see `save_png`."""
+    images = images if images.dtype.kind == "u" else to_range(images, num_bits)
     save_png(path, image_grid(images, columns), metadata, enlarge=True)
 
 
@@ -101,6 +128,8 @@ def _picture(image, size):
     factor = max(1, size // max(image.shape[:2]))
     image = image.repeat(factor, 0).repeat(factor, 1)
     grey = (image == image[..., :1]).all()  # as one channel it takes less room
+    if image.dtype == np.uint16 and not grey:
+        image = depth.scale(image, 65535, 8)  # Pillow has no colours of 16 bits
     return Image.fromarray(image[..., 0] if grey else image)
 
 

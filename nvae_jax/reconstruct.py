@@ -79,5 +79,6 @@ def reconstruct_run(
     copies = reconstruct_partially(run, images, groups, temperature=temperature, seed=seed)
     pictures.save_arrays(arrays, images=images, reconstructions=copies, **metadata)
     rows = np.swapaxes(np.concatenate([images[None], copies]), 0, 1)
-    pictures.save_grid(grid, rows.reshape(-1, *rows.shape[2:]), metadata, rows.shape[1])
+    rows, columns = rows.reshape(-1, *rows.shape[2:]), rows.shape[1]
+    pictures.save_grid(grid, rows, metadata, columns, num_bits=run.num_bits)
     print(f"{len(images)} image(s), {groups} groups of the posterior: {grid}")

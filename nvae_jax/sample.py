@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from nvae_jax import capacity, outputs, pictures, progress
+from nvae_jax.data import depth
 from nvae_jax.likelihoods import crop
 from nvae_jax.noise import (
     group_temperatures,
@@ -34,7 +35,8 @@ def sample_images(
     draw_pixels=False,
     decoder_temperature=1.0,
 ):
-    """Yields `num` uint8 images from the prior in batches (B, H, W, C), without padding.
+    """Yields `num` images from the prior in batches (B, H, W, C), without padding: uint8, or of
+    models of more than 8 bits uint16 (`pictures.to_values`).
 
     Image i depends on the seed and on i, not on the batch size, `num` or the devices (but for the
     last bit of float32, which can round a pixel to the value beside it).
@@ -65,8 +67,8 @@ def sample_images(
         for start in range(0, num, batch_size):
             indices = spread(np.arange(start, start + batch_size))
             images = step(variables, key, indices, temperatures, decoder_temperature)
-            uncut = pictures.to_uint8(crop(np.asarray(images), experiment.data.padding))
-            yield uncut[: num - start]
+            uncut = crop(np.asarray(images), experiment.data.padding)
+            yield pictures.to_values(uncut[: num - start], experiment.data.num_bits)
 
     return batches()
 
@@ -103,8 +105,8 @@ def _check(num, batch_size, decoder_temperature):
         raise ValueError(f"decoder_temperature must be positive, not {decoder_temperature}")
 
 
-def write_images(batches, out, *, num, shape, png_files=False, metadata):
-    """Streams uint8 batches to the folder `out`; only the grid's images stay in memory.
+def write_images(batches, out, *, num, shape, num_bits=8, png_files=False, metadata):
+    """Streams batches of `pictures.to_values` to `out`; only the grid's images stay in memory.
 
     Args:
       batches: of (B, H, W, C), `num` images in all.
@@ -112,16 +114,19 @@ def write_images(batches, out, *, num, shape, png_files=False, metadata):
         first 100), and with `png_files` also `images/NNNNNN.png`.
       num: how many images.
       shape: (H, W, C) of one.
+      num_bits: of a value.
       png_files: whether to write each image on its own.
       metadata: {name: value}, which every file says.
     """
     out, first, done = Path(out), [], 0
+    dtype, about = pictures.to_values(0.0, num_bits).dtype, pictures.about_values(num_bits)
     stream = pictures.ArrayStream(
-        out / "samples.npz", "images", (num, *shape), np.uint8, **metadata
+        out / "samples.npz", "images", (num, *shape), dtype, **metadata, **about
     )
     with stream, progress.bar("sampling", unit="image", total=num) as bar:
         for batch in batches:
             stream.write(batch)
+            batch = depth.scale(batch, 2 ** max(num_bits, 8) - 1, num_bits)
             if done < GRID:
                 first.append(batch[: GRID - done])
             for number, image in enumerate(batch if png_files else (), done):
@@ -214,7 +219,8 @@ def sample_run(
     first = [Path(out) / "images" / f"{0:06d}.png"] if png_files else []
     outputs.check(written + first, metadata, overwrite=overwrite)
     capacity.check_memory(experiment, batch_size=min(batch_size, num))
-    capacity.check_disk(out, num=(num, math.prod(shape)))
+    bits = experiment.data.num_bits
+    capacity.check_disk(out, num=(num, math.prod(shape) * experiment.data.dtype().itemsize))
     if recalibrate_bn:
         statistics = recalibrated_statistics(
             workdir,
@@ -235,5 +241,6 @@ def sample_run(
         draw_pixels=decoder == "sample",
         decoder_temperature=decoder_temperature,
     )
-    write_images(batches, out, num=num, shape=shape, png_files=png_files, metadata=metadata)
+    about = {"shape": shape, "num_bits": bits, "png_files": png_files, "metadata": metadata}
+    write_images(batches, out, num=num, **about)
     print(f"{num} samples written to {written[0]} and {written[1]}")

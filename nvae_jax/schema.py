@@ -24,7 +24,7 @@ RANGES = {  # lowest and highest of every number; what several keys decide toget
     "data.channels": (0, 3),
     "data.padding": (0, 4096),
     "data.max_value": (0, 2**32 - 1),
-    "data.num_bits": (1, 8),
+    "data.num_bits": (1, 16),
     "data.workers": (0, 256),
     "model.num_scales": (1, 12),
     "model.num_groups": (1, 1000),

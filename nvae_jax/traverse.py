@@ -138,7 +138,9 @@ def traverse_run(
         noise = run.standardize(run.encode(images, seed=seed))
     starts = run.from_noise(noise, temperature=temperature)
     varied = traverse(run, noise, group, num_steps, channel=channel, seed=seed + 1, **options)
-    rows = pictures.to_uint8(np.concatenate([starts[:, None], varied], axis=1))
-    pictures.save_arrays(arrays, images=rows, **metadata)
-    pictures.save_grid(grid, rows.reshape(-1, *rows.shape[2:]), metadata, rows.shape[1])
+    rows, bits = np.concatenate([starts[:, None], varied], axis=1), run.num_bits
+    values, about = pictures.to_values(rows, bits), pictures.about_values(bits)
+    pictures.save_arrays(arrays, images=values, **metadata, **about)
+    flat = rows.reshape(-1, *rows.shape[2:])
+    pictures.save_grid(grid, flat, metadata, rows.shape[1], num_bits=bits)
     print(f"{num_steps} variations of group {group}: {grid}, {arrays}")

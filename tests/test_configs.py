@@ -90,7 +90,7 @@ def test_ffhq_has_the_papers_number_of_latent_variables():
         ("model.encoder_width", 0, "model.encoder_width must be an integer from 1"),
         ("model.norm_groups", 3, "model.norm_groups=3 does not divide the 32 images"),
         ("train.batch_size", 0, "train.batch_size must be an integer from 1"),
-        ("data.num_bits", 9, "data.num_bits must be an integer from 1 to 8, not 9"),
+        ("data.num_bits", 17, "data.num_bits must be an integer from 1 to 16, not 17"),
         ("data.channels", 2, "data.channels must be 1 or 3"),
         ("optimizer.learning_rate", -1.0, "optimizer.learning_rate must be a number from 1e-30"),
     ],

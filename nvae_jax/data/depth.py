@@ -1,9 +1,10 @@
-"""Pictures of more than 8 bits a value, brought to 8: which of their values is white?"""
+"""Values of more than 8 bits: which of them is white, and how they come to the range that all
+readers give: [0, 255] as uint8, or for models of more than 8 bits [0, 65535] as uint16."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from PIL import Image
@@ -12,14 +13,15 @@ from nvae_jax.data.spec import DataError
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_MAX = 258, 262, 341  # Tags of TIFF.
 _KEY = "--config.data.max_value"
+NOTE = "max_value"  # The text in a PNG, and the array beside images, that says what is white.
 
 
 def to_8_bit(image: Image.Image, content: bytes, where: str, max_value: int) -> Image.Image:
     """A picture as Pillow opens it, with values of 8 bits.
 
-    Grey values are scaled from [0, white] to [0, 255]. White is `max_value`, or where that is 0
-    what the file states, or else the largest value of its bits. Of colours, Pillow reads the high
-    byte.
+    Grey values are scaled from [0, white] to [0, 255]. White is what this program has noted in the
+    file, or `max_value`, or where that is 0 what the file states, or else the largest value of its
+    bits. Of colours, Pillow reads the high byte.
 
     Args:
       image: opened from `content`.
@@ -34,10 +36,88 @@ def to_8_bit(image: Image.Image, content: bytes, where: str, max_value: int) -> 
         raise DataError(f"{where}: holds floating-point values, where 8 or 16 bits are read")
     bits = _bits(image, content)
     if image.mode.startswith("I"):
-        return _grey(image, bits, content, where, max_value)
+        return Image.fromarray(_grey(image, bits, content, where, max_value, num_bits=8))
     if bits > 8:
         _check_colours(image, where, max_value)
     return image
+
+
+def to_16_bit(
+    image: Image.Image, content: bytes, where: str, max_value: int, num_bits: int
+) -> np.ndarray:
+    """A grey picture as uint16 (H, W, 1), scaled from [0, white] to [0, 65535].
+
+    The highest `num_bits` of these are exactly the picture's values where white is the largest of
+    so many bits. That is also what is taken for white where nothing says otherwise.
+
+    Args:
+      image: opened from `content`.
+      where: the file, for errors.
+      max_value: as for `to_8_bit`.
+      num_bits: from 9 to 16.
+
+    Raises:
+      DataError: a picture of 8 bits or of colours, or values above white. No fault of one picture.
+    """
+    if not image.mode.startswith("I"):
+        if _bits(image, content) > 8:
+            raise DataError(
+                f"{where}: colours of 16 bits are read with 8 from pictures, where data.num_bits="
+                f"{num_bits} asks for more: save them as uint16 arrays (data.name=arrays)"
+            )
+        raise DataError(f"{where}: has 8 bits a value, and data.num_bits={num_bits} asks for more")
+    return _grey(image, _bits(image, content), content, where, max_value, num_bits)[..., None]
+
+
+def scale(values: np.ndarray, white: int, num_bits: int) -> np.ndarray:
+    """Integers of [0, white] as uint8 of [0, 255], or for more than 8 bits as uint16 of [0, 65535],
+    rounded."""
+    dtype = np.uint8 if num_bits <= 8 else np.uint16
+    largest = np.iinfo(dtype).max
+    if white == largest:
+        return values.astype(dtype)
+    return ((values.astype(np.int64) * largest + white // 2) // white).astype(dtype)
+
+
+def find_white(
+    values: np.ndarray, where: object, *, bits: int, max_value: int, stated: int, num_bits: int
+) -> int:
+    """The value that is white, from what is said of it, or else from the number of bits.
+
+    Args:
+      values: of the image.
+      where: the file, for errors.
+      bits: that a value takes in the file.
+      max_value: what the user says, or 0.
+      stated: what the file says, or 0.
+      num_bits: of the model; more than 8 are taken for the file's.
+
+    Raises:
+      DataError: see `to_8_bit` and `to_16_bit`.
+    """
+    largest = 2**bits - 1
+    if max_value > largest:
+        raise DataError(f"{where}: {_KEY}={max_value} is more than its {bits} bits can say")
+    low, high = int(values.min()), int(values.max())
+    assumed = 2**num_bits - 1 if num_bits > 8 else largest
+    white = max_value or stated or assumed
+    if not (max_value or stated) and num_bits <= 8 and _is_nearly_black(high, largest):
+        raise DataError(
+            f"{where}: holds no value above {high} of {largest} and would be nearly black: say "
+            f"which is white with {_KEY} (--max_value of prepare_data), such as "
+            f"{2 ** high.bit_length() - 1}; or {largest}, if it is that dark"
+        )
+    if low < 0 or high > white:
+        by = f"{_KEY} says" if max_value else "it states" if stated else f"{num_bits} bits are"
+        named = f": say which is white with {_KEY}, such as {2 ** max(high, 1).bit_length() - 1}"
+        hint = "" if max_value or stated else named
+        raise DataError(f"{where}: has values from {low} to {high}, where {by} 0 to {white}{hint}")
+    if num_bits > 8 and white.bit_length() < num_bits:
+        raise DataError(
+            f"{where}: has {white.bit_length()} bits a value (0 to {white}), where data.num_bits="
+            f"{num_bits} asks for more"
+        )
+    return white
 
 
 def _bits(image: Image.Image, content: bytes) -> int:
@@ -47,29 +127,32 @@ def _bits(image: Image.Image, content: bytes) -> int:
     return max(tags.get(_BITS_PER_SAMPLE, (8,)))
 
 
-def _grey(image, bits, content, where, max_value):
+def _grey(image, bits, content, where, max_value, num_bits):
     values = np.asarray(image).astype(np.int64)
-    largest = 2**bits - 1
-    if max_value > largest:
-        raise DataError(f"{where}: {_KEY}={max_value} is more than its {bits} bits can say")
-    white = max_value or _stated(image, values, content, largest)
-    low, high = int(values.min()), int(values.max())
-    if not white:
-        white = largest
-        if _is_nearly_black(high, largest):
-            raise DataError(
-                f"{where}: holds no value above {high} of {largest} and would be nearly black: say "
-                f"which is white with {_KEY} (--max_value of prepare_data), such as "
-                f"{2 ** high.bit_length() - 1}; or {largest}, if it is that dark"
-            )
-    if low < 0 or high > white:
-        by = f"{_KEY} says" if max_value else "it states"
-        raise DataError(f"{where}: has values from {low} to {high}, where {by} 0 to {white}")
+    stated = _stated(image, values, content, 2**bits - 1)
+    if noted := _noted(image):
+        max_value, stated = 0, noted
+    white = find_white(
+        values, where, bits=bits, max_value=max_value, stated=stated, num_bits=num_bits
+    )
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # White is zero.
         values = white - values
     if "transparency" in image.info:
         values[values == image.info["transparency"]] = white
-    return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+    return scale(values, white, num_bits)
+
+
+def noted_white(arrays: Mapping[str, np.ndarray]) -> int:
+    """White as the files of arrays that this program writes note it beside the images, or 0."""
+    noted = arrays.get(NOTE)
+    whole = noted is not None and noted.shape == () and noted.dtype.kind in "iu"
+    return int(noted) if whole and 0 < noted < 2**16 else 0
+
+
+def _noted(image):
+    """White as `pictures.save_png` notes it, or 0."""
+    text = str(image.info.get(NOTE, ""))
+    return int(text) if text.isdecimal() and 0 < int(text) < 2**16 else 0
 
 
 def _stated(image, values, content, largest):

@@ -54,11 +54,13 @@ class Folder:
             splits = self._split(directory, pictures(directory))
         return dict.fromkeys(splits, splits) if any(splits.values()) else {}
 
-    def open(self, found: Splits, split: str, channels: int, max_value: int = 0) -> FolderImages:
+    def open(
+        self, found: Splits, split: str, channels: int, max_value: int = 0, num_bits: int = 8
+    ) -> FolderImages:
         """Opens a split; `channels` 0 means colour unless all (of a sample) are grey."""
         # Of all splits, so that none differs from the others.
         size, found_channels = _survey([path for paths in found.values() for path in paths])
-        return FolderImages(found[split], size, channels or found_channels, max_value)
+        return FolderImages(found[split], size, channels or found_channels, max_value, num_bits)
 
     def _split(self, directory: pathlib.Path, paths: Sequence[pathlib.Path]) -> Splits:
         if self._exact:
@@ -75,15 +77,22 @@ class Folder:
 class FolderImages:
     """Pictures of any size, read from their files. `shape` gives the size that suits them."""
 
-    def __init__(self, paths: Sequence[pathlib.Path], size: int, channels: int, max_value: int = 0):
-        self._paths, self._max_value = paths, max_value
+    def __init__(
+        self,
+        paths: Sequence[pathlib.Path],
+        size: int,
+        channels: int,
+        max_value: int = 0,
+        num_bits: int = 8,
+    ):
+        self._paths, self._values = paths, (max_value, num_bits)
         self.shape = (len(paths), size, size, channels)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return images_lib.read_file(self._paths[index], self.shape[-1], self._max_value)
+        return images_lib.read_file(self._paths[index], self.shape[-1], *self._values)
 
 
 def _named_splits(directory: pathlib.Path) -> dict[str, pathlib.Path]:

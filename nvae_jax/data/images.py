@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nvae_jax import files
-from nvae_jax.data.depth import to_8_bit
+from nvae_jax.data.depth import to_8_bit, to_16_bit
 from nvae_jax.data.limits import MAX_PIXELS
 from nvae_jax.data.spec import CorruptError, DataError
 
@@ -39,7 +39,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Images(Protocol):
-    """Random access to uint8 images (H, W, C) of one split; an array (N, H, W, C) is one.
+    """Random access to images (H, W, C) of one split; an array (N, H, W, C) is one. They are uint8,
+    or for models of more than 8 bits uint16 over the whole range.
 
     `shape` is (N, H, W, C). Reading raises CorruptError, naming file and record, for an image
     that cannot be read.
@@ -64,8 +65,10 @@ def probe(images: Images) -> tuple[int, int, int]:
     raise faults[0]
 
 
-def read_file(path: pathlib.Path, channels: int = 0, max_value: int = 0) -> np.ndarray:
-    """Decodes an image file to uint8 (H, W, C), refusing one that is not what its name says."""
+def read_file(
+    path: pathlib.Path, channels: int = 0, max_value: int = 0, num_bits: int = 8
+) -> np.ndarray:
+    """Decodes an image file, refusing one that is not what its name says; see `decode`."""
     try:
         with files.open_regular(path) as file:
             content = file.read(_LARGEST_FILE + 1)
@@ -73,7 +76,7 @@ def read_file(path: pathlib.Path, channels: int = 0, max_value: int = 0) -> np.n
         raise CorruptError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(content) > _LARGEST_FILE:
         raise CorruptError(f"{path}: more than {_LARGEST_FILE} bytes are refused")
-    return decode(content, str(path), channels, path.suffix.lower(), max_value)
+    return decode(content, str(path), channels, path.suffix.lower(), max_value, num_bits)
 
 
 def read_header(path: pathlib.Path) -> tuple[int, int, int]:
@@ -86,10 +89,15 @@ def read_header(path: pathlib.Path) -> tuple[int, int, int]:
 
 
 def decode(
-    content: bytes, where: str, channels: int = 0, suffix: str = "", max_value: int = 0
+    content: bytes,
+    where: str,
+    channels: int = 0,
+    suffix: str = "",
+    max_value: int = 0,
+    num_bits: int = 8,
 ) -> np.ndarray:
-    """Decodes a PNG, JPEG, WebP, BMP or TIFF to uint8 (H, W, C): turned as cameras note it, and
-    white where it is transparent.
+    """Decodes a PNG, JPEG, WebP, BMP or TIFF to (H, W, C): turned as cameras note it, and white
+    where it is transparent.
 
     Args:
       content: the encoded image.
@@ -97,6 +105,7 @@ def decode(
       channels: 1 or 3 converts to grey or colour; 0 takes the image as it is.
       suffix: the type that the file claims; "" makes no claim.
       max_value: of more than 8 bits, the value that is white; 0: see `depth.to_8_bit`.
+      num_bits: that are wanted. Up to 8 give uint8 of [0, 255], more uint16 of [0, 65535].
 
     Raises:
       CorruptError: the image is damaged, too large, of another type than claimed, or of none.
@@ -106,6 +115,8 @@ def decode(
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             _check_claims(image, where, suffix)
             ImageOps.exif_transpose(image, in_place=True)
+            if num_bits > 8:
+                return _check_grey(to_16_bit(image, content, where, max_value, num_bits), channels)
             return _to_array(to_8_bit(image, content, where, max_value), channels)
     except DataError:
         raise
@@ -122,7 +133,7 @@ def convert(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def encode(image: np.ndarray) -> bytes:
-    """Encodes uint8 (H, W, C), C 1 or 3, as PNG."""
+    """Encodes uint8 (H, W, C), C 1 or 3, or uint16 (H, W, 1) as PNG."""
     buffer = io.BytesIO()
     _to_pil(image).save(buffer, "PNG")
     return buffer.getvalue()
@@ -135,7 +146,7 @@ def is_encoded(content: bytes) -> bool:
 
 
 def fit(image: np.ndarray, size: int, box: Box | None = None) -> np.ndarray:
-    """Crops uint8 (H, W, C) and resizes it to (size, size, C), bilinear with antialiasing.
+    """Crops (H, W, C) and resizes it to (size, size, C), bilinear with antialiasing.
 
     `box` is (left, top, right, bottom); without one the largest square in the centre is taken.
     """
@@ -143,8 +154,20 @@ def fit(image: np.ndarray, size: int, box: Box | None = None) -> np.ndarray:
     image = image[top:bottom, left:right]
     if image.shape[:2] == (size, size):
         return image
+    if image.dtype == np.uint16:  # Pillow has no such colours.
+        return np.concatenate([_resized(c, size) for c in np.split(image, image.shape[-1], -1)], -1)
+    return _resized(image, size)
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
     resized = _to_pil(image).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(resized).reshape(size, size, -1)
+
+
+def _check_grey(image: np.ndarray, channels: int) -> np.ndarray:
+    if channels == 3:
+        raise DataError("data.channels=3: grey pictures of 16 bits are not made coloured")
+    return image
 
 
 def _check_claims(image: Image.Image, where: str, suffix: str):

@@ -51,6 +51,25 @@ def load(path: str | pathlib.Path, choose: Choice = list) -> dict[str, np.ndarra
         raise DataError(f"{path} cannot be read as .npz or .npy: {_reason(error)}") from error
 
 
+def mapped(path: str | pathlib.Path) -> np.ndarray:
+    """The array of an `.npy` file, mapped into memory: read where it is used, and not before.
+
+    Raises:
+      DataError: as `load` does.
+    """
+    path = pathlib.Path(path)
+    try:
+        files.check_regular(path)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive, as .npz files are")
+        return array
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {path}") from error
+    except Exception as error:  # As above.
+        raise DataError(f"{path} cannot be read as .npy: {_reason(error)}") from error
+
+
 def names(path: pathlib.Path) -> list[str]:
     """The names of the arrays in an `.npz` file. Raises DataError as `load` does."""
     found = []

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from absl import logging
 
 from nvae_jax.data import views
+from nvae_jax.data.arrays import Arrays
 from nvae_jax.data.celeba import CelebA
 from nvae_jax.data.cifar import Cifar
 from nvae_jax.data.digits import Digits
@@ -37,7 +38,8 @@ class Format(Protocol):
 
     `looks_like` describes its files. `find` returns what `open` needs for each split that is in
     the folder, without reading it; nothing for a folder of another format. `open` takes the
-    `DataSpec`'s channels and max_value, where these mean something to the format.
+    `DataSpec`'s channels and max_value, where these mean something to the format; those of sources
+    that are `deep` also num_bits, where that is more than 8.
     """
 
     looks_like: str
@@ -58,6 +60,7 @@ class Source:
       channels: 1 or 3; 0 takes what the data has.
       size: height and width where the user names none; 0 takes what the data has.
       resize: whether images are cropped and resized; else another size is an error.
+      deep: whether it may have more than 8 bits a value.
       boxes: the crop (left, top, right, bottom) for images of a certain (H, W) before resizing;
         the others are cropped to the largest square in their centre.
       wrap: what becomes of the images after that.
@@ -72,6 +75,7 @@ class Source:
     channels: int = 3
     size: int = 0
     resize: bool = False
+    deep: bool = False
     boxes: Mapping[tuple[int, int], Box] = dataclasses.field(default_factory=dict)
     wrap: Callable[[Images], Images] | None = None
     place: str = ""
@@ -192,7 +196,14 @@ SOURCES: dict[str, Source] = {
         (Folder(),),
         channels=0,
         resize=True,
+        deep=True,
         by_hand="put your pictures into MANUAL_DIR, in sub-folders as you like",
+    ),
+    "arrays": Source(
+        (Arrays(),),
+        channels=0,
+        deep=True,
+        by_hand="put train.npy, and validation.npy or test.npy, into MANUAL_DIR",
     ),
 }
 
@@ -201,7 +212,10 @@ def get_source(name: str) -> Source:
     """The row of a data set. Raises DataError that lists the known names."""
     if name not in SOURCES:
         known = ", ".join(sorted(SOURCES))
-        raise DataError(f"data.name: unknown data set {name!r}; known: {known}")
+        raise DataError(
+            f"data.name: unknown data set {name!r}; known: {known}; own images: "
+            "data.name=folder; own arrays: data.name=arrays"
+        )
     return SOURCES[name]
 
 
@@ -215,13 +229,27 @@ def open_images(spec: DataSpec, split: str) -> Images:
     if split not in found:
         raise DataError(_no_split(spec, split, tuple(found)))
     channels = spec.channels if source.channels == 0 else source.channels
-    images = form.open(found[split], split, channels, spec.max_value)
+    more = _depth(spec, source, form)
+    images = form.open(found[split], split, channels, spec.max_value, **more)
     if len(images) == 0:
         raise DataError(f"data set {spec.name!r}: its split {split!r} is empty")
     _compare_size(spec.name, split, len(images))
     if isinstance(form, Records):
         return images  # Brought to size when it was prepared.
     return _adapt(images, spec, source)
+
+
+def _depth(spec: DataSpec, source: Source, form: Format) -> dict[str, int]:
+    """What a format is told of more than 8 bits a value."""
+    if spec.num_bits <= 8:
+        return {}
+    if not source.deep or isinstance(form, Records):
+        held = "prepared data sets have" if source.deep else f"data set {spec.name!r} has"
+        raise DataError(
+            f"data.num_bits={spec.num_bits}: {held} 8 bits a value; more are read of grey pictures "
+            "(data.name=folder) and of arrays (data.name=arrays) themselves"
+        )
+    return {"num_bits": spec.num_bits}
 
 
 def fitted(images: Images, spec: DataSpec) -> Images:
@@ -287,7 +315,7 @@ def _missing(spec: DataSpec) -> str:
     source = get_source(spec.name)
     places = list(_places(spec, source))
     looked = " or ".join(str(place) for place in places)
-    absent = "" if any(place.is_dir() for place in places) else " (no such folder)"
+    absent = "" if any(place.exists() for place in places) else " (no such folder)"
     advice = source.advice and f" ({source.advice})"
     return (
         f"data set {spec.name!r} is not in {looked}{absent}{advice}. Name its folder with "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from nvae_jax import paths
 
 
@@ -27,7 +29,8 @@ class DataSpec:
       padding: zeros on each side, included in `image_size`.
       max_value: of pictures of more than 8 bits, the value that is white. 0: what the files state,
         or else the largest of their bits, which is refused where it would make them nearly black.
-      num_bits: bits per colour; fewer than 8 drops the low bits.
+      num_bits: bits per colour; fewer than there are drops the low ones. More than 8 are read of
+        grey pictures and of arrays of 16 bits.
       binarize: draw each pixel from Bernoulli(value / 255), anew every time it is read.
       horizontal_flip: mirror half of the training images, at random.
       skip_corrupt: count and leave out unreadable images instead of stopping.
@@ -57,7 +60,7 @@ class DataSpec:
             self.channels in (0, 1, 3),
             f"channels must be 1 or 3, not {self.channels}",
         )
-        _require(1 <= self.num_bits <= 8, f"num_bits must be 1 to 8, not {self.num_bits}")
+        _require(1 <= self.num_bits <= 16, f"num_bits must be 1 to 16, not {self.num_bits}")
         _require(
             0 <= self.max_value < 2**32,
             f"max_value must be 0, or the value of white, not {self.max_value}",
@@ -73,6 +76,11 @@ class DataSpec:
             not (self.binarize and self.num_bits != 8),
             "binarize takes all 8 bits as probabilities: leave num_bits at 8",
         )
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger]:
+        """Of images between their file and the model, over whose range their values lie."""
+        return np.uint8 if self.num_bits <= 8 else np.uint16
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

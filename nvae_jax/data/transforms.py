@@ -1,4 +1,5 @@
-"""What happens to one image between its file and the model: all on uint8 (H, W, C) arrays."""
+"""What happens to one image (H, W, C) between its file and the model, which begins as integers:
+uint8, or for models of more than 8 bits uint16, in either case over the whole range."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ def binarize(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def quantize(image: np.ndarray, num_bits: int) -> np.ndarray:
-    """Keeps the highest `num_bits` of uint8 (H, W, C) and scales them to float32 [0, 1]."""
-    return (image >> (8 - num_bits)).astype(np.float32) / np.float32(2**num_bits - 1)
+    """Keeps the highest `num_bits` of uint8 or uint16 and scales them to float32 [0, 1]."""
+    dropped = 8 * image.dtype.itemsize - num_bits
+    return (image >> dropped).astype(np.float32) / np.float32(2**num_bits - 1)
 
 
 def pad(image: np.ndarray, padding: int) -> np.ndarray:

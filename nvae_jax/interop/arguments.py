@@ -180,6 +180,8 @@ def _export_dataset(config):
             f"the published code models RGB images without padding only with {likelihood!r}, not "
             f"{data.channels} channel(s) with padding {data.padding}"
         )
+    if data.num_bits > 8:
+        raise ValueError(f"the published code has values of up to 8 bits, not of {data.num_bits}")
     if likelihood == "logistic_mixture" and config.model.num_mixtures == 1:
         raise ValueError("one mixture component means the Gaussian in the published code")
     return published or f"{data.name}_{data.image_size}"

@@ -1,4 +1,5 @@
-"""Pictures of more than 8 bits: scaled by what is known of them, or refused; never emptied."""
+"""Pictures of more than 8 bits: scaled by what is known of them, or refused; never emptied. And how
+models of more than 8 bits see them."""
 
 import struct
 import zlib
@@ -6,8 +7,8 @@ import zlib
 import numpy as np
 import pytest
 
-from nvae_jax.data import images
-from nvae_jax.data.spec import CorruptError, DataError
+from nvae_jax.data import images, pipeline, sources, transforms
+from nvae_jax.data.spec import CorruptError, DataError, DataSpec
 
 VALUES_12 = np.arange(4096, dtype=np.uint16).reshape(64, 64, 1)
 SCALED_12 = np.round(VALUES_12 * (255 / 4095)).astype(np.uint8)
@@ -97,3 +98,64 @@ def test_colours_of_sixteen_bits():
 def test_other_kinds_of_values_are_refused(dtype, message, encode):
     with pytest.raises(DataError, match=f"file: .*{message}"):
         images.decode(encode(VALUES_12.astype(dtype), "TIFF"), "file")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_deep_pictures_are_read_exactly(kind, bits, encode):
+    values = np.random.default_rng(0).integers(0, 2**bits, (16, 16, 1)).astype(np.uint16)
+    for content, white in (
+        (encode(values, kind), 0),  # of so many bits, because the model is
+        (encode(values, kind), 2**bits - 1),
+        (encode(values << 16 - bits, kind), 2**16 - 1),  # in the highest bits
+    ):
+        read = images.decode(content, "scan", max_value=white, num_bits=bits)
+        assert read.dtype == np.uint16
+        np.testing.assert_array_equal(read >> 16 - bits, values)
+        np.testing.assert_array_equal(
+            np.round(transforms.quantize(read, bits).astype(np.float64) * (2**bits - 1)), values
+        )
+
+
+def test_deep_pictures_that_do_not_fit(encode):
+    def refused(content, **options):
+        with pytest.raises(DataError) as caught:
+            images.decode(content, "scan", **{"num_bits": 12, **options})
+        assert not isinstance(caught.value, CorruptError)
+        return str(caught.value)
+
+    grey = np.zeros((4, 4, 1), np.uint8)
+    assert "scan: has 8 bits a value, and data.num_bits=12 asks for more" in refused(encode(grey))
+    assert "colours of 16 bits are read with 8" in refused(colours(np.repeat(VALUES_12, 3, -1)))
+    assert "colours" not in refused(encode(np.repeat(grey, 3, -1)))
+    message = refused(encode(VALUES_12), num_bits=10)
+    assert "values from 0 to 4095, where 10 bits are 0 to 1023: say which is white" in message
+    assert "has 12 bits a value (0 to 4095)" in refused(
+        with_significant_bits(encode(VALUES_12), 12), num_bits=14
+    )
+    assert "data.channels=3" in refused(encode(VALUES_12), channels=3)
+
+
+def test_deep_pictures_are_resized_with_all_their_bits():
+    ramp = np.tile(np.arange(64, dtype=np.uint16)[:, None, None] * 1000, (1, 64, 1))
+    for image in (ramp, np.repeat(ramp, 3, -1)):
+        small = images.fit(image, 16)
+        assert small.dtype == np.uint16 and small.shape == (16, 16, image.shape[-1])
+        np.testing.assert_allclose(small[4:-4, 5, 0], np.arange(4, 12) * 4000 + 1500, atol=2)
+
+
+def test_a_folder_of_deep_pictures_as_the_model_sees_it(tmp_path, encode):
+    values = np.random.default_rng(0).integers(0, 1024, (30, 16, 16, 1)).astype(np.uint16)
+    for i, image in enumerate(values):
+        (tmp_path / f"{i:02d}.png").write_bytes(encode(image))
+    spec = DataSpec("folder", dir=str(tmp_path), image_size=0, channels=0, num_bits=10)
+    spec = pipeline.describe(spec)
+    assert spec.image_shape == (16, 16, 1)
+    seen = [pipeline.preview(spec, split, 30) for split in ("train", "validation")]
+    found = np.round(np.concatenate(seen) * 1023).astype(int)
+    assert {i.tobytes() for i in found} == {i.astype(int).tobytes() for i in values}
+
+
+def test_sets_of_eight_bits_have_no_more():
+    with pytest.raises(DataError, match="data set 'digits' has 8 bits .*data.name=arrays"):
+        sources.open_images(DataSpec("digits", image_size=16, num_bits=12), "train")

@@ -82,7 +82,7 @@ def test_shape_mismatch_says_what_the_data_has_and_what_was_asked():
         {"name": ""},
         {"channels": 2},
         {"num_bits": 0},
-        {"num_bits": 9},
+        {"num_bits": 17},
         {"padding": -1},
         {"image_size": 4, "padding": 2},
         {"image_size": -32},

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvae_jax import inputs
+from nvae_jax import inputs, pictures
 from nvae_jax.data import images as images_lib
 from nvae_jax.data.spec import DataSpec
 
@@ -94,6 +94,38 @@ def test_pictures_are_brought_to_the_size_and_colour_of_the_run(tmp_path):
     faces = DataSpec("celeba64", image_size=64, channels=3)
     (face,) = inputs.load(tmp_path / "celebrity.png", faces)
     np.testing.assert_array_equal(face, images_lib.fit(aligned, 64, (15, 40, 163, 188)))
+
+
+def test_values_of_more_than_eight_bits(tmp_path):
+    """Arrays, pictures and arguments of the API, exactly; and what is written is read again."""
+    values = np.random.default_rng(0).integers(0, 4096, (3, 8, 8, 1)).astype(np.uint16)
+    deep = DataSpec("folder", image_size=8, channels=1, num_bits=12)
+    np.save(tmp_path / "a.npy", values)
+    np.savez(tmp_path / "own.npz", images=values, **pictures.about_values(12))
+    expected = values.astype(np.float32) / np.float32(4095)
+    pictures.save_png(tmp_path / "a.png", pictures.to_range(expected[0], 12))
+    for spec in (deep, dataclasses.replace(deep, max_value=4095)):
+        for given in ("a.npy", "own.npz", "a.png"):
+            read = inputs.read(tmp_path / given, spec)
+            np.testing.assert_array_equal(inputs.to_model(read, spec), expected[: len(read)])
+    # What is noted in a file is true whatever the run's own pictures are like.
+    for given in ("own.npz", "a.png"):
+        read = inputs.read(tmp_path / given, dataclasses.replace(deep, max_value=5000, num_bits=12))
+        np.testing.assert_array_equal(inputs.to_model(read, deep), expected[: len(read)])
+    for given in (values, expected):
+        np.testing.assert_array_equal(inputs.to_model(given, deep), expected)
+    for given, message in [
+        (values.astype(np.uint8), "float in .0, 1. or uint16, not uint8"),
+        (values + np.uint16(1), "are from 0 to 4095, not to 4096"),
+        (values.astype(np.float32), "divide by 4095"),
+    ]:
+        given.flat[0] = 4096 if given.dtype == np.uint16 else given.flat[0]
+        with pytest.raises(ValueError, match=message):
+            inputs.to_model(given, deep)
+    eight = inputs.read(
+        tmp_path / "a.npy", dataclasses.replace(GREY, image_size=12, max_value=4095)
+    )
+    np.testing.assert_allclose(eight, expected)
 
 
 def test_selection_of_pictures(run, tmp_path):

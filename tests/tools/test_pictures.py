@@ -25,6 +25,24 @@ def test_uint8_rounds_and_clips():
     )
 
 
+def test_values_of_more_than_eight_bits(tmp_path):
+    """Arrays hold the values themselves, and pictures 16 bits if they are grey."""
+    levels = np.linspace(0, 1, 4096, dtype=np.float32).reshape(1, 64, 64, 1)
+    values = pictures.to_values(levels, 12)
+    np.testing.assert_array_equal(values.ravel(), np.arange(4096))
+    assert values.dtype == np.uint16 and pictures.about_values(12) == {"max_value": 4095}
+    assert pictures.to_values(levels, 5).dtype == np.uint8 and not pictures.about_values(8)
+    pictures.save_grid(tmp_path / "grey.png", levels, {"step": 3}, num_bits=12)
+    with Image.open(tmp_path / "grey.png") as picture:
+        assert picture.mode == "I;16" and picture.text == {"step": "3", "max_value": "65535"}
+        found = np.asarray(picture)[: 12 * 64 : 12, : 12 * 64 : 12]
+        np.testing.assert_array_equal(found >> 4, values[0, ..., 0])
+    colour = np.concatenate([levels, 1 - levels, levels], -1)
+    pictures.save_grid(tmp_path / "colour.png", colour, num_bits=12)
+    with Image.open(tmp_path / "colour.png") as picture:
+        assert picture.mode == "RGB" and np.asarray(picture).max() == 255
+
+
 def test_grid_lays_out_row_by_row():
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
     grid = pictures.image_grid(images, columns=3)
