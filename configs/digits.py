@@ -1,4 +1,4 @@
-"""The quickstart: scikit-learn's 1,797 handwritten digits, which need no download.
+"""The quickstart: 1,797 handwritten digits that come with the package.
 
 bash launch/quickstart.sh
 """

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: makes .venv in the repository's root and installs the project there.
-# Running it again costs a second: it installs only when setup.py has changed since.
+# Running it again costs a second: it installs only when pyproject.toml has changed since.
 
 install_environment() { # install_environment EXTRAS, e.g. "[test]" or ""
   local extras="$1" python="${PYTHON:-python3}" stamp
@@ -15,7 +15,7 @@ install_environment() { # install_environment EXTRAS, e.g. "[test]" or ""
     }
   fi
   stamp=".venv/installed$extras"
-  if [ ! -e "$stamp" ] || [ setup.py -nt "$stamp" ]; then
+  if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
     echo "installing into .venv ..."
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras"
     touch "$stamp"

@@ -34,5 +34,7 @@ The run is in $run:
   reconstructions      $run/samples/step_*_reconstructions.png
                        (rows of test images, each above the row of its reconstructions)
   evaluation           $run/eval/
-  metrics              $run/metrics.jsonl   (or: tensorboard --logdir $run)
+  metrics              $run/metrics.jsonl
+                       (or: .venv/bin/pip install -e '.[tensorboard]'
+                            .venv/bin/tensorboard --logdir $run)
 EOF

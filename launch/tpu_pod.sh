@@ -222,7 +222,8 @@ until [ -e "$folder" ]; do folder=$(dirname "$folder"); done
 copy_and_start() {
   local archive=$scratch/nvae_jax.tar.gz
   # Each only after the other: errors do not end a function whose status is asked for.
-  run tar -czf "$archive" -C "$root" configs launch nvae_jax pyproject.toml setup.py &&
+  run tar -czf "$archive" -C "$root" configs launch nvae_jax \
+      pyproject.toml setup.py README.md LICENSE &&
     run gcloud compute tpus tpu-vm scp "$archive" "$name:nvae_jax.tar.gz" "${place[@]}" \
       --worker=all &&
     on all "$setup" &&

@@ -6,10 +6,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from nvae_jax import files, outputs, pictures, progress
+from nvae_jax import extras, files, outputs, pictures, progress
 from nvae_jax.data import pipeline
 from nvae_jax.likelihoods import bits_per_dim
 from nvae_jax.models.latents import POSTERIOR
@@ -137,31 +135,6 @@ def _add_up(groups, scale):
     }
 
 
-def draw_summary(summary):
-    """A figure: KL by group, active units by group, rate by scale. Returns uint8 (H, W, 3)."""
-    groups, scales = summary["groups"], summary["scales"]
-    colours = [f"C{group['scale']}" for group in groups]
-    figure = Figure(figsize=(10, 3.2), dpi=80, layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    numbers = [group["group"] for group in groups]
-    left.bar(numbers, [group["kl"] for group in groups], color=colours)
-    left.set(title="KL by group", xlabel="group, coarsest first", ylabel="nats per image")
-    fractions = [100 * group["active_units"] / group["units"] for group in groups]
-    middle.bar(numbers, fractions, color=colours)
-    middle.set(title="active units", xlabel="group, coarsest first", ylabel="%", ylim=(0, 100))
-    names = [f"{scale['size']}×{scale['size']}" for scale in scales]
-    rates = [scale["kl_bits_per_dim"] for scale in scales]
-    right.bar(names, rates, color=[f"C{scale['scale']}" for scale in scales])
-    right.set(title="rate by scale", xlabel="latent resolution", ylabel="bits per dimension")
-    return _rasterize(figure)
-
-
-def _rasterize(figure):
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
-
-
 def analyze_run(run, out, *, split="test", max_examples=None, seed=0, overwrite=False):
     """Writes `latents.json`, `latents.png` and `latents.npz` to the folder `out`.
 
@@ -183,6 +156,7 @@ def analyze_run(run, out, *, split="test", max_examples=None, seed=0, overwrite=
     Raises:
       ValueError: there are too few images, or the files may not be written; see `outputs.check`.
     """
+    charts = extras.load("nvae_jax.latent_charts", "plots", "analyze")
     spec = run.experiment.data
     split, out = pipeline.resolve_split(spec, split), Path(out)
     metadata = run.metadata(split=split, max_examples=max_examples or "all", seed=seed)
@@ -200,7 +174,7 @@ def analyze_run(run, out, *, split="test", max_examples=None, seed=0, overwrite=
         )
     summary = {**metadata, **summarize(run, count, moments)}
     files.write_json(written[0], summary)
-    pictures.save_png(written[1], draw_summary(summary), metadata)
+    pictures.save_png(written[1], charts.draw(summary), metadata)
     arrays = {f"kl_{i:02d}": kl for i, (kl, _) in enumerate(moments)}
     arrays.update({f"variance_{i:02d}": variance for i, (_, variance) in enumerate(moments)})
     pictures.save_arrays(written[2], **arrays, **metadata)

@@ -4,14 +4,13 @@ Each is a serialised `jax.export` program (StableHLO) with its weights inside, i
 convolutions.
 """
 
-import importlib.util
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax import capacity, files, outputs, progress, run_directory
+from nvae_jax import capacity, extras, files, outputs, progress, run_directory
 from nvae_jax.folding import fold
 from nvae_jax.likelihoods import crop
 from nvae_jax.models.latents import POSTERIOR
@@ -131,8 +130,7 @@ def _check(batch_size, platforms):
         raise ValueError(
             f"unknown platform {', '.join(sorted(unknown)) or '(none)'}; known: {known}"
         )
-    if importlib.util.find_spec("flatbuffers") is None:  # what jax.export writes with
-        raise ValueError("exporting needs flatbuffers: pip install 'nvae_jax[export]'")
+    extras.load("flatbuffers", "export", "exporting")  # what jax.export writes with
 
 
 def _write(path, function, shapes, platforms):

@@ -5,7 +5,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from einops import rearrange
 from PIL import Image, PngImagePlugin
 
 from nvae_jax import files
@@ -56,7 +55,8 @@ def image_grid(images, columns=None):
     images = np.concatenate([images, blanks])
     gutter = ((0, 0), (0, 1), (0, 1), (0, 0))
     images = np.pad(images, gutter, constant_values=grey)
-    grid = rearrange(images, "(r c) h w d -> (r h) (c w) d", c=columns)
+    rows = [np.concatenate(row, axis=1) for row in np.split(images, len(images) // columns)]
+    grid = np.concatenate(rows)
     return np.repeat(grid, 3, axis=-1) if grid.shape[-1] == 1 else grid
 
 

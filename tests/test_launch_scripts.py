@@ -175,7 +175,7 @@ def test_arguments_of_the_test_suite(tmp_path):
     for name in ("launch/test.sh", "launch/launcher.sh"):
         shutil.copy(ROOT / name, in_new_folder(tmp_path / name))
     (tmp_path / "launch/environment.sh").write_text("install_environment() { :; }\n")
-    (tmp_path / "setup.py").touch()
+    (tmp_path / "pyproject.toml").touch()
     code = f"""[[ $* == *--help ]] && exec {sys.executable} "$@"
 echo "$@" """
     stand_in(tmp_path, ".venv/bin/python", code)

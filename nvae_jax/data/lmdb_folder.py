@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nvae_jax import files
+from nvae_jax import extras, files
 from nvae_jax.data import images as images_lib
 from nvae_jax.data.spec import CorruptError, DataError
 
@@ -108,7 +108,7 @@ def _keys(path: pathlib.Path):
 # LMDB allows one open environment for a file and process; worker processes open their own.
 @functools.cache
 def _environment(path: str):
-    lmdb = _lmdb()
+    lmdb = extras.load("lmdb", "lmdb", "an LMDB database")
     try:
         return lmdb.open(
             path,
@@ -141,11 +141,3 @@ def _raw_image(record: bytes, where: str) -> np.ndarray:
     if not side or 3 * side * side != len(record):
         raise CorruptError(f"{where}: {len(record)} bytes are no square colour image")
     return np.frombuffer(record, np.uint8).reshape(side, side, 3)
-
-
-def _lmdb():
-    try:
-        import lmdb  # Only those who have such databases need it.
-    except ImportError as error:
-        raise DataError("LMDB databases need a package more: pip install lmdb") from error
-    return lmdb

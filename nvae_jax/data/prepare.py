@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import pathlib
 
+from nvae_jax import extras
 from nvae_jax.data import record_writer, records, sources
 from nvae_jax.data.spec import DataError, DataSpec
 from nvae_jax.data.tfds_set import Tfds
@@ -101,12 +102,12 @@ def _run_tfds(
     spec: DataSpec, source: sources.Source, tfds_set: Tfds, directory: pathlib.Path
 ) -> str:
     """Has tensorflow-datasets download and prepare, in a folder of its own for each data set."""
+    why = f"{_nothing_found(spec, source)}. To download it tensorflow-datasets"
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
-            f"{_nothing_found(spec, source)}. To download it, tensorflow-datasets needs "
-            "TensorFlow (training does not): pip install tensorflow"
+            f"{why} needs tensorflow (training does not): pip install 'nvae_jax[download]'"
         )
-    import tensorflow_datasets as tfds  # Takes seconds, and needed only here.
+    tfds = extras.load("tensorflow_datasets", "download", why)
 
     builder = tfds_set.builder(directory, file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=spec.dir or None)

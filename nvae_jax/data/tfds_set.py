@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nvae_jax import extras
 from nvae_jax.data import images as images_lib
 from nvae_jax.data import views
 from nvae_jax.data.spec import CorruptError, DataError
@@ -44,7 +45,8 @@ class Tfds:
 
     def builder(self, directory: pathlib.Path, **options: Any) -> Any:
         """The `tfds.core.DatasetBuilder` of this data set in `directory`."""
-        return _library().builder(self.name, data_dir=directory, **options)
+        tfds = extras.load("tensorflow_datasets", "tfds", f"data set {self.name}")  # takes seconds
+        return tfds.builder(self.name, data_dir=directory, **options)
 
 
 class TfdsImages:
@@ -70,14 +72,6 @@ class TfdsImages:
         except Exception as error:  # As above; also of array_record, which has none of its own.
             raise CorruptError(f"{self._where} example {index}: {_brief(error)}") from error
         return images_lib.convert(image, self.shape[-1])
-
-
-def _library():
-    try:
-        import tensorflow_datasets as tfds  # Takes seconds, and only these data sets need it.
-    except ImportError as error:
-        raise DataError(f"this data set needs a package more: pip install {error.name}") from error
-    return tfds
 
 
 def _brief(error: Exception) -> str:

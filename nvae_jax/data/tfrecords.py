@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import pathlib
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from nvae_jax import files
+from nvae_jax import extras, files
 from nvae_jax.data.images import probe
 from nvae_jax.data.limits import MAX_PIXELS
 from nvae_jax.data.spec import CorruptError, DataError
@@ -100,12 +97,13 @@ def _scan(path: pathlib.Path) -> np.ndarray:
 
 
 def _parse(record: bytes, where: str) -> np.ndarray:
+    proto = extras.load("nvae_jax.data.example_proto", "tfrecords", "a file of tfrecords")
     try:
-        items = _example_class().FromString(record).features.feature
+        items = proto.Example.FromString(record).features.feature
         features = {item.key: item.value for item in items}
         shape = tuple(features["shape"].int64_list.value)
         data = features["data"].bytes_list.value[0]
-    except (message.DecodeError, KeyError, IndexError) as error:
+    except (proto.DecodeError, KeyError, IndexError) as error:
         raise CorruptError(f"{where}: damaged, or not an image of Glow's layout") from error
     if (
         len(shape) != 3
@@ -115,40 +113,3 @@ def _parse(record: bytes, where: str) -> np.ndarray:
     ):
         raise CorruptError(f"{where}: {len(data)} bytes are no image of shape {shape}")
     return np.frombuffer(data, np.uint8).reshape(shape)
-
-
-@functools.cache
-def _example_class() -> Any:
-    """tf.train.Example, declared here so that TensorFlow is not needed to read it.
-
-    https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/example/feature.proto
-    """
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="nvae_jax/example.proto", package="nvae_jax")
-    for name, kind in (("BytesList", field.TYPE_BYTES), ("Int64List", field.TYPE_INT64)):
-        _add_field(file.message_type.add(name=name), "value", 1, field.LABEL_REPEATED, kind)
-    feature = file.message_type.add(name="Feature")
-    _add_field(feature, "bytes_list", 1, field.LABEL_OPTIONAL, ".nvae_jax.BytesList")
-    _add_field(feature, "int64_list", 3, field.LABEL_OPTIONAL, ".nvae_jax.Int64List")
-    features = file.message_type.add(name="Features")
-    # A map is written as a list of its keys and values.
-    item = features.nested_type.add(name="Item")
-    _add_field(item, "key", 1, field.LABEL_OPTIONAL, field.TYPE_STRING)
-    _add_field(item, "value", 2, field.LABEL_OPTIONAL, ".nvae_jax.Feature")
-    _add_field(features, "feature", 1, field.LABEL_REPEATED, ".nvae_jax.Features.Item")
-    example = file.message_type.add(name="Example")
-    _add_field(example, "features", 1, field.LABEL_OPTIONAL, ".nvae_jax.Features")
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("nvae_jax.Example"))
-
-
-def _add_field(owner, name: str, number: int, label: int, kind: int | str):
-    is_message = isinstance(kind, str)
-    owner.field.add(
-        name=name,
-        number=number,
-        label=label,
-        type=descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE if is_message else kind,
-        type_name=kind if is_message else None,
-    )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_jax import files, paths
+from nvae_jax import extras, files, paths
 
 NEEDED = ("state_dict", "args")
 LARGEST_COUNT = 2**31  # of updates: they are counted in int32
@@ -140,10 +140,4 @@ def write(path, published, operations):
 
 
 def _torch():
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(
-            "published checkpoints are PyTorch files: pip install 'nvae_jax[torch]' first"
-        ) from None
-    return torch
+    return extras.load("torch", "torch", "a published checkpoint, which is a PyTorch file,")

@@ -129,7 +129,7 @@ class Cluster:
         ):
             raise ValueError(
                 "a GPU topology needs XLA's GPU compiler, which is not installed: "
-                "pip install -e '.[gpu]'"
+                "pip install 'nvae_jax[gpu]'"
             )
         os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # it would look for a driver
         return topologies.get_topology_desc(

@@ -73,7 +73,7 @@ class Slice:
         if importlib.util.find_spec("libtpu") is None:
             raise ValueError(
                 "a TPU topology needs the TPU's compiler, which is not installed: "
-                "pip install -e '.[tpu]'"
+                "pip install 'nvae_jax[tpu]'"
             )
         _pretend_to_be_on(self)
         options: dict[str, Any] = dict(GENERATIONS[self.generation].options)

@@ -87,7 +87,10 @@ def test_what_cannot_be_prepared_says_what_to_do(name, tmp_path, monkeypatch):
     if source.by_hand:
         assert f"--name={name} --manual_dir=MANUAL_DIR" in message and source.by_hand in message
     else:
-        assert "pip install tensorflow" in message and source.formats[0].looks_like in message
+        assert (
+            "pip install 'nvae_jax[download]'" in message
+            and source.formats[0].looks_like in message
+        )
     assert not (tmp_path / "out" / name).exists()
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from nvae_jax.data import pipeline, sources
+from nvae_jax.data import digits, pipeline, sources
 from nvae_jax.data.lmdb_folder import Lmdb
 from nvae_jax.data.prepare import prepare
 from nvae_jax.data.spec import DataError, DataSpec
@@ -54,6 +54,8 @@ def test_digits_are_whole_disjoint_and_recognisable():
     # Shrunk again, each is most like the original digit it was made of: all are there, once.
     # (Enlarging blurs, so one or two may be as like to another.)
     small = np.concatenate([train, test]).reshape(-1, 8, 2, 8, 2).mean((2, 4)).reshape(-1, 64)
+    with np.load(digits.FILE) as file:
+        np.testing.assert_array_equal(file["images"], load_digits().images)
     original = load_digits().data[np.random.RandomState(0).permutation(1797)]
     small, original = (x - x.mean(1, keepdims=True) for x in (small, original))
     small, original = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (small, original))

@@ -27,7 +27,7 @@ def test_other_names_are_refused(name):
 
 def test_a_missing_compiler_is_said_with_how_to_get_it(monkeypatch):
     monkeypatch.setattr(metadata, "entry_points", lambda group: ())
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[gpu\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'nvae_jax\[gpu\]'"):
         topology.parse("h100").devices()
 
 

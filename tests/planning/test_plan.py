@@ -274,7 +274,7 @@ def test_topologies():
 
 def test_a_missing_compiler_is_said_with_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[tpu\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'nvae_jax\[tpu\]'"):
         topology.parse("v5e:2x2").devices()
 
 

@@ -1,0 +1,67 @@
+"""The base install is enough for training; what needs an extra says so in one line."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from nvae_jax import analyze, export, extras
+from nvae_jax.data import lmdb_folder, tfds_set, tfrecords
+from nvae_jax.interop import torch_file
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# The modules of packages that are not in the base install, though they are in that of tests.
+OPTIONAL = [
+    *("sklearn", "matplotlib", "einops", "lmdb", "flatbuffers", "torch", "tensorboard", "wandb"),
+    *("tensorflow", "tensorflow_datasets", "nvae_jax.data.example_proto"),
+]
+TRAINING = """
+import sys
+
+sys.modules.update(dict.fromkeys(sys.argv[1:]))
+import nvae_jax.commands.train
+from nvae_jax import api, checkpoint, evaluate, reporting, sample
+from nvae_jax.data import digits, sources
+
+print(digits.read_images("train").shape)
+"""
+
+
+def test_training_evaluation_and_sampling_need_no_extra():
+    command = [sys.executable, "-c", TRAINING, *OPTIONAL]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("(1500, 16, 16, 1)\n", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "use"),
+    [
+        ("lmdb", "lmdb", lambda path: lmdb_folder._environment(str(path))),
+        ("tensorflow_datasets", "tfds", tfds_set.Tfds("celeb_a_hq/256", ("train",)).builder),
+        (
+            "nvae_jax.data.example_proto",
+            "tfrecords",
+            lambda path: tfrecords._parse(b"", "record 0"),
+        ),
+        ("nvae_jax.latent_charts", "plots", lambda path: analyze.analyze_run(None, path)),
+        ("flatbuffers", "export", lambda path: export._check(1, ("cpu",))),
+        ("torch", "torch", torch_file.read),
+    ],
+)
+def test_a_missing_extra_is_one_line_that_names_it(module, extra, use, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError) as error:
+        use(tmp_path / "absent")
+    message = str(error.value)
+    assert message.endswith(f" needs {module}: pip install 'nvae_jax[{extra}]'")
+    assert "\n" not in message and extra in PROJECT["optional-dependencies"]
+
+
+def test_the_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="^it needs no_such_package: pip install 'nvae_jax.x.'$"):
+        extras.load("needs_more", "x", "it")
