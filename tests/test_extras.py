@@ -65,3 +65,9 @@ def test_the_package_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match="^it needs no_such_package: pip install 'nvae_jax.x.'$"):
         extras.load("needs_more", "x", "it")
+
+
+def test_the_documentation_has_every_extra():
+    page = (ROOT / "docs" / "getting-started.md").read_text()
+    table = "".join(line for line in page.splitlines() if line.startswith("| `"))
+    assert not [name for name in PROJECT["optional-dependencies"] if f"`{name}`" not in table]
