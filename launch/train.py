@@ -7,7 +7,7 @@ that do not change what is computed. --restart starts a run anew of which no che
 
 from absl import flags
 
-from nvae_jax import build, cli, config_file, options, run_directory, train
+from nvae_jax import build, cli, config_file, loggers, options, run_directory, train
 
 CONFIG = options.define_path(
     "config", None, "name or file of a config; --config.KEY=VALUE changes a key of configs/base.py"
@@ -18,15 +18,19 @@ CHECK = flags.DEFINE_bool(
     "check", False, "only check flags and config, as far as that needs no data and no devices"
 )
 RESTART = flags.DEFINE_bool("restart", False, "start a run anew of which no checkpoint is left")
+LOG = flags.DEFINE_list(
+    "log", ["tensorboard"], f"who gets metrics and pictures as well: {', '.join(loggers.MODULES)}"
+)
 
 
 def main(_):
     """Flags in, one call out."""
+    others = loggers.by_name(LOG.value)
     config = None if CONFIG.value is None else config_file.load(CONFIG.value)
     if CHECK.value:
         build.check(run_directory.chosen_config(WORKDIR.value, config, CHANGES()))
     else:
-        train.train(config, WORKDIR.value, CHANGES(), restart=RESTART.value)
+        train.train(config, WORKDIR.value, CHANGES(), restart=RESTART.value, loggers=others)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
-"""What a person sees of a run: metric rows, TensorBoard, image grids, progress."""
+"""What a person sees of a run on the terminal, and what a row of metrics holds."""
 
-import contextlib
-import json
 import sys
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from nvae_jax import distributed, files, pictures, run_directory, tensorboard
+from nvae_jax import distributed
 
 
 def say(line):
@@ -18,19 +15,13 @@ def say(line):
 
 
 class Silent:
-    """The writer and progress of every process but the first."""
+    """The progress of every process but the first."""
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         pass
-
-    def scalars(self, step, values):
-        """Writes nothing."""
-
-    def images(self, step, name, images):
-        """Writes nothing."""
 
     def advance(self, step):
         """Shows nothing."""
@@ -39,64 +30,9 @@ class Silent:
         """Shows nothing."""
 
 
-def metric_writer(workdir, step=0):
-    """A `MetricWriter` on the first process, a silent one on the others."""
-    return MetricWriter(workdir, step) if distributed.is_primary() else Silent()
-
-
 def progress(start, total, batch_size):
     """A `Progress` on the first process, a silent one on the others."""
     return Progress(start, total, batch_size) if distributed.is_primary() else Silent()
-
-
-class MetricWriter:
-    """Writes rows of scalars to `metrics.jsonl` and TensorBoard, and pictures to `samples/`.
-
-    Args:
-      workdir: the run directory.
-      step: where the run starts or resumes; rows after it, of a run that was cut off before its
-        next checkpoint, are dropped: the resumed run writes them again.
-    """
-
-    def __init__(self, workdir, step=0):
-        self._workdir = Path(workdir)
-        self._path = self._workdir / run_directory.METRICS
-        if self._path.exists():
-            run_directory.write_text(self._path, _rows_until(self._path, step))
-        self._board = tensorboard.Board(workdir, step)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, error, *_):
-        # With another error under way, that one is told.
-        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
-            self._board.close()
-
-    def scalars(self, step, values):
-        """One row: {name: number}."""
-        with files.named(self._path), open(self._path, "a") as file:
-            file.write(files.to_json({"step": step, **values}) + "\n")
-        self._board.scalars(step, values)
-
-    def images(self, step, name, images):
-        """A grid of (N, H, W, C) images in [0, 1], as `samples/step_NNNNNNNN_NAME.png`."""
-        grid = pictures.image_grid(pictures.to_uint8(images))
-        path = self._workdir / "samples" / f"step_{step:08d}_{name}.png"
-        pictures.save_png(path, grid, enlarge=True)
-        self._board.image(step, name, grid)
-
-
-def _rows_until(path, step):
-    """The file's complete rows up to `step`."""
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, TypeError, KeyError):
-            continue  # the row that a crash cut in two
-    return "".join(kept)
 
 
 def train_row(metrics, images_per_second, wait_fraction):

@@ -5,43 +5,43 @@ but as tracebacks.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from ml_collections import ConfigDict
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from nvae_jax import files
+from nvae_jax.loggers import Logger
 
 FLUSH_SECONDS = 30.0
 
 
-class Board:
-    """An event file of its own in the folder of a run.
+class TensorBoard(Logger):
+    """An event file of its own in the folder of a run."""
 
-    Args:
-      folder: of the run.
-      step: where the run resumes; what older files have of later steps is hidden.
-    """
-
-    def __init__(self, folder, step=0):
-        self._folder, self._flushed = Path(folder), time.monotonic()
+    def start(self, workdir: Path, config: ConfigDict, step: int) -> None:
+        """Opens the file; what older files have of steps after `step` is hidden."""
+        self._folder, self._flushed = workdir, time.monotonic()
         with files.named(self._folder):
             self._events = EventsWriter(str(self._folder / "events"))
         if step:
             self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def scalars(self, step, values):
-        """{name: number} of a step."""
-        parts = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    def metrics(self, step: int, row: Mapping[str, float]) -> None:
+        """Writes {name: number} of a step."""
+        parts = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
         self._write(step=step, summary=Summary(value=parts))
 
-    def image(self, step, name, image):
-        """A uint8 (H, W, 3) image of a step."""
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Writes a uint8 (H, W, 3) image of a step."""
         self._write(step=step, summary=summary.image(name, image, dataformats="HWC"))
 
-    def close(self):
+    def close(self) -> None:
         """Writes what is left."""
         with files.named(self._folder):
             self._events.close()
@@ -52,3 +52,6 @@ class Board:
             if time.monotonic() > self._flushed + FLUSH_SECONDS:
                 self._events.flush()
                 self._flushed = time.monotonic()
+
+
+make = TensorBoard

@@ -1,5 +1,7 @@
 """The training loop: knows no layer, no data set and no likelihood."""
 
+from functools import partial
+
 import jax
 import numpy as np
 
@@ -19,12 +21,13 @@ from nvae_jax.data import pipeline
 from nvae_jax.drawing import Drawing
 from nvae_jax.evaluate import HeldOut
 from nvae_jax.interrupt import Interrupt, Interrupted
+from nvae_jax.loggers import Loggers, by_name
 from nvae_jax.saving import Saving
 
 TERMS = ("reconstruction", "kl", "spectral", "bn", "loss", "gradient_norm")
 
 
-def train(config, workdir, changes=None, *, restart=False):
+def train(config, workdir, changes=None, *, restart=False, loggers=None):
     """Trains, or resumes the run in `workdir`.
 
     Args:
@@ -33,6 +36,8 @@ def train(config, workdir, changes=None, *, restart=False):
       changes: {"section.key": value} to change in the config; for a run's own, only what does not
         change what it computes, and for this start only.
       restart: whether a run begins anew that was trained, and of which no checkpoint is left.
+      loggers: `Logger`s that take metrics and pictures, besides the run's own metrics.jsonl and
+        samples/; None: TensorBoard.
 
     Raises:
       ValueError: a bad config or folder, in all processes if in any.
@@ -42,6 +47,7 @@ def train(config, workdir, changes=None, *, restart=False):
       Exception: of a step, with the state before it saved if that could be, and a note of which is.
     """
     workdir = paths.local(workdir, "workdir")
+    loggers = by_name(["tensorboard"]) if loggers is None else loggers
     config = run_directory.chosen_config(workdir, config, changes)
     distributed.initialize(build.build_distributed(config))
     # A bad config or missing data must not leave a run directory behind.
@@ -56,16 +62,17 @@ def train(config, workdir, changes=None, *, restart=False):
         with Checkpoints(
             workdir, keep=loop.keep_checkpoints, keep_best=loop.keep_best_checkpoints
         ) as checkpoints:
-            _Run(experiment, workdir, checkpoints, interrupt, restart).run()
+            start_logging = partial(Loggers(loggers).started, workdir, config)
+            _Run(experiment, workdir, checkpoints, interrupt, restart, start_logging).run()
 
 
 class _Run:
     """One process's share of a run: restores, steps, evaluates, draws and saves."""
 
-    def __init__(self, experiment, workdir, checkpoints, interrupt, restart):
+    def __init__(self, experiment, workdir, checkpoints, interrupt, restart, start_logging):
         self._experiment, self._loop = experiment, experiment.loop
         self._workdir, self._checkpoints, self._interrupt = workdir, checkpoints, interrupt
-        self._restart = restart
+        self._restart, self._start_logging = restart, start_logging
         with distributed.together():
             self._data = _open_data(experiment)
         self._agreement, self._pending = distributed.Agreement(), None
@@ -81,7 +88,7 @@ class _Run:
             reporting.say(f"{self._workdir}: already trained for {start} steps")
             return
         with (
-            reporting.metric_writer(self._workdir, start) as self._writer,
+            self._start_logging(start) as self._loggers,
             reporting.progress(start, total, self._loop.batch_size) as self._progress,
             self._saving.at_errors(self._report),
         ):
@@ -151,7 +158,7 @@ class _Run:
             self._saving.save(wait=bool(last or stop))
         if last or (not stop and _due(step, loop.images_every_steps)):
             for name, images in self._drawing(self._state.variables, step).items():
-                self._writer.images(step, name, images)
+                self._loggers.images(step, name, images)
         if stop and (not last or (evaluates and scores is None)):
             self._interrupted(step, stop)
 
@@ -187,7 +194,7 @@ class _Run:
         scores = self._held_out(self._state.variables, stopped=self._stop)
         if scores is not None:
             row = {f"{self._held_out.split}/{name}": value for name, value in scores.items()}
-            self._writer.scalars(step, row)
+            self._loggers.metrics(step, row)
             reporting.say(f"step {step}: {self._held_out.split} NELBO {scores['nelbo']:.4f} nats")
         return scores
 
@@ -206,7 +213,7 @@ class _Run:
                 row["train/clipped_fraction"] = float(np.mean(self._clipped))
             self._clipped = []
             row["train/skipped_examples"] = self._data.skipped
-            self._writer.scalars(step, row)
+            self._loggers.metrics(step, row)
             self._progress.report(step, row)
 
     def _check_finite(self, step, metrics):

@@ -21,7 +21,7 @@ COMMON = f"{RUN} --batch_size=2 --seed=1 --overwrite"
 CALLS = {
     "train": [
         "--config=configs/digits.py --workdir={out}/run --check --restart",
-        f"--config=configs/digits.py --workdir={{out}}/run {TINY}",
+        f"--config=configs/digits.py --workdir={{out}}/run {TINY} --log=tensorboard",
     ],
     "evaluate": [f"{COMMON} --split=test --num_iw_samples=2 --max_examples=3"],
     "sample": [

@@ -14,6 +14,7 @@ from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline
 from nvae_jax.data.spec import DataError
 from nvae_jax.interrupt import Interrupted
+from nvae_jax.loggers import Logger
 from tests.conftest import tiny_config
 
 STEPS = 7
@@ -85,6 +86,33 @@ def test_run_directory_has_what_it_should(whole):
         for step in (4, STEPS)
         for kind in ("samples", "reconstructions")
     }
+
+
+def test_any_logger_gets_rows_and_pictures_and_its_errors_change_nothing(tmp_path, whole, capsys):
+    class Keep(Logger):
+        def start(self, workdir, config, step):
+            self.started, self.rows, self.pictures = (workdir, config.train.num_steps, step), {}, {}
+
+        def metrics(self, step, row):
+            self.rows[step] = row
+
+        def image(self, step, name, image):
+            self.pictures[step, name] = image.shape
+
+    class Broken(Logger):
+        def metrics(self, step, row):
+            raise RuntimeError("no network")
+
+    keep, config = Keep(), config_for(log={"images_every_steps": 4, "every_steps": 1})
+    train.train(config, tmp_path / "run", loggers=[Broken(), keep])
+    assert keep.started == (tmp_path / "run", STEPS, 0)
+    assert [{"step": step, **row} for step, row in keep.rows.items()] == rows(tmp_path / "run")
+    kinds = ("samples", "reconstructions")
+    assert keep.pictures.keys() == {(step, kind) for step in (4, STEPS) for kind in kinds}
+    assert keep.pictures[4, "samples"] == (34, 34, 3)
+    assert capsys.readouterr().err.count("warning: the logger Broken.metrics of step 1") == 1
+    assert list(map(values, rows(tmp_path / "run"))) == list(map(values, rows(whole)))
+    assert not list((tmp_path / "run").glob("events*"))
 
 
 def test_training_again_does_nothing(whole, capsys):

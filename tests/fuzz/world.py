@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nvae_jax import reporting, run_directory
+from nvae_jax import run_directory
 from nvae_jax.build import build, build_model, resolve
 from nvae_jax.checkpoint import Checkpoints, load_run
 from nvae_jax.data.prepare import prepare
 from nvae_jax.interop.conversion import fresh_state
+from nvae_jax.loggers import Loggers
 from nvae_jax.recalibrate import recalibrated_statistics
 from tests.tools.conftest import random_variables_of
 
@@ -82,11 +83,11 @@ def _write_run(workdir):
     with (
         run_directory.open_for_training(workdir, config),
         Checkpoints(workdir) as saved,
-        reporting.metric_writer(workdir) as writer,
+        Loggers().started(workdir, config, 0) as loggers,
     ):
         for step in (1, 2):
             saved.save(state.replace(step=state.step + step), {"step": step, "num_examples": 1500})
-            writer.scalars(step, {"train/nelbo": 100.0})
+            loggers.metrics(step, {"train/nelbo": 100.0})
     experiment, snapshot = load_run(workdir)
     recalibrated_statistics(workdir, experiment, snapshot, temperature=1.0)
 

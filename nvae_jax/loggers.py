@@ -1,0 +1,176 @@
+"""Where a run's metrics and pictures go: its own folder, TensorBoard, Weights & Biases, or yours.
+
+To add one: a subclass of `Logger`, given to `train`; for a name in --log, a row of `MODULES` too.
+"""
+
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from nvae_jax import distributed, files, pictures, run_directory
+
+# Name in --log: module whose `make()` gives the logger. A name is that of the extra it needs, too.
+MODULES = {"tensorboard": "nvae_jax.tensorboard", "wandb": "nvae_jax.weights_and_biases"}
+
+
+class Logger:
+    """Base class: override what you need, the other methods do nothing.
+
+    The first process of a cluster calls it, between two steps, which wait for it. What `start`
+    raises ends the run before its first step. An error of any other method is a line of warning,
+    and training goes on: the run's own metrics.jsonl has every row.
+    """
+
+    def start(self, workdir: Path, config: ConfigDict, step: int) -> None:
+        """Called once, before everything else.
+
+        Args:
+          workdir: the run directory.
+          config: the run's, whole.
+          step: where it starts or resumes. Rows after it, if there are, were lost with a run that
+            was cut off, and come again.
+        """
+
+    def metrics(self, step: int, row: Mapping[str, float]) -> None:
+        """Takes {name: number} of a step; docs/metrics.md has the names and units."""
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Takes a grid of pictures, uint8 (H, W, 3); the name is "samples" or "reconstructions"."""
+
+    def close(self) -> None:
+        """Called once, at the end of the run or at the error that ends it."""
+
+
+class RunFolder(Logger):
+    """The run's own record: rows in `metrics.jsonl`, pictures in `samples/`."""
+
+    def start(self, workdir: Path, config: ConfigDict, step: int) -> None:
+        """Drops the rows after `step`."""
+        self._workdir, self._path = workdir, workdir / run_directory.METRICS
+        if self._path.exists():
+            run_directory.write_text(self._path, _rows_until(self._path, step))
+
+    def metrics(self, step: int, row: Mapping[str, float]) -> None:
+        """Appends a line of JSON."""
+        with files.named(self._path), open(self._path, "a") as file:
+            file.write(files.to_json({"step": step, **row}) + "\n")
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Writes `samples/step_NNNNNNNN_NAME.png`."""
+        path = self._workdir / "samples" / f"step_{step:08d}_{name}.png"
+        pictures.save_png(path, image, enlarge=True)
+
+
+def _rows_until(path: Path, step: int) -> str:
+    """The file's complete rows up to `step`."""
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, TypeError, KeyError):
+            continue  # the row that a crash cut in two
+    return "".join(kept)
+
+
+def by_name(names: Iterable[str]) -> list[Logger]:
+    """The loggers that --log names.
+
+    Raises:
+      ValueError: an unknown name, or one whose package is not installed.
+    """
+    return [_make(name) for name in dict.fromkeys(names) if name]
+
+
+def _make(name: str) -> Logger:
+    if name not in MODULES:
+        raise ValueError(f"unknown logger {name!r}; known: {', '.join(MODULES)}")
+    try:
+        return importlib.import_module(MODULES[name]).make()
+    except ImportError as error:
+        raise ValueError(
+            f"the logger {name} cannot be used ({error}): pip install 'nvae_jax[{name}]'"
+        ) from error
+
+
+class Loggers:
+    """The run folder's record and other loggers as one; nothing on all processes but the first.
+
+    Args:
+      others: besides `RunFolder`. Their errors are lines of warning, as `Logger` says; those of
+        the run's own record end the run.
+    """
+
+    def __init__(self, others: Iterable[Logger] = ()):
+        self._record, self._others = [RunFolder()], list(others)
+        if not distributed.is_primary():
+            self._record, self._others = [], []
+        self._failing = set()
+
+    @contextlib.contextmanager
+    def started(self, workdir: Path, config: ConfigDict, step: int) -> Iterator["Loggers"]:
+        """Starts all, and closes them at the end.
+
+        Raises:
+          ValueError: one that cannot start, in all processes.
+        """
+        with contextlib.ExitStack() as at_the_end:
+            with distributed.together():
+                for logger in [*self._record, *self._others]:
+                    self._start(logger, Path(workdir), config, step)
+                    at_the_end.callback(self._call, "close", logger)
+            yield self
+
+    def metrics(self, step: int, row: Mapping[str, float]) -> None:
+        """Hands on {name: number} of a step."""
+        for logger in self._record:
+            logger.metrics(step, row)
+        for logger in self._others:
+            self._call("metrics", logger, step, row)
+
+    def images(self, step: int, name: str, images: np.ndarray) -> None:
+        """Hands on images (N, H, W, C) in [0, 1] as a grid."""
+        grid = pictures.image_grid(pictures.to_uint8(images))
+        for logger in self._record:
+            logger.image(step, name, grid)
+        for logger in self._others:
+            self._call("image", logger, step, name, grid)
+
+    @staticmethod
+    def _start(logger, workdir, config, step):
+        try:
+            logger.start(workdir, config, step)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # of packages and users' code, in their own classes
+            raise ValueError(f"{_name(logger)} cannot start: {_in_a_line(error)}") from error
+
+    def _call(self, method, logger, *args):
+        """Calls a method, whose first error in a row becomes a line."""
+        try:
+            getattr(logger, method)(*args)
+            self._failing.discard(logger)
+        except Exception as error:  # a run of days must not end with it
+            if logger not in self._failing or method == "close":
+                step = f" of step {args[0]}" if args else ""
+                print(
+                    f"warning: {_name(logger)}.{method}{step} failed, training goes on: "
+                    f"{_in_a_line(error)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._failing.add(logger)
+
+
+def _name(logger):
+    return f"the logger {type(logger).__name__}"
+
+
+def _in_a_line(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
