@@ -182,6 +182,7 @@ echo "$@" """
     script = tmp_path / "launch" / "test.sh"
     status, output, _ = bash(script, "-n", "0", "--with-torch", "--maxfail=1", "tests/data")
     assert status == 0 and output.splitlines()[-1].endswith("-n 0 --maxfail=1 tests/data")
+    assert bash(script, "--quick")[1].splitlines()[-1].endswith(" @tests/quick.txt")
     status, output, error = bash(script, "--maxfial=1")
     assert (status, output) == (2, "")
     assert error == "error: unknown option --maxfial=1; see --help, and pytest --help\n"
