@@ -7,11 +7,12 @@ import pytest
 from nvae_jax import schema
 from tests.docs.pages import FENCE, PAGES, ROOT, SPAN
 
-PLACES = (ROOT, ROOT / "nvae_jax")
+FOLDERS = (".ci", "benchmarks", "configs", "launch", "nvae_jax", "tests")
+FILES = {f"/{file.relative_to(ROOT)}" for folder in FOLDERS for file in (ROOT / folder).rglob("*")}
 # The changelog tells of names that are no more; upper case stands for the reader's own.
 NOW = [page for page in PAGES if page.name != "changelog.md"]
-FILE = re.compile(r"[a-z_][a-z_0-9/.-]*\.(?:py|sh|sbatch|yaml|txt)")
-ATTRIBUTE = re.compile(r"(?:\w+/)*([a-z_]+)\.(\w+)")
+FILE = re.compile(r"[a-z_][a-z_0-9/.-]*\.(?:py|sh|sbatch|yaml)")
+ATTRIBUTE = re.compile(r"(?:\w+/)*([a-z_]+)\.(?!n?py$|json$)(\w+)")
 
 
 def spans(page):
@@ -24,8 +25,8 @@ def defines(file, name):
 
 @pytest.mark.parametrize("page", NOW, ids=lambda page: page.name)
 def test_named_files_exist(page):
-    files = [span for span in spans(page) if FILE.fullmatch(span)]
-    assert not [f for f in files if not any((place / f).exists() for place in PLACES)]
+    named = [span for span in spans(page) if FILE.fullmatch(span)]
+    assert not [name for name in named if not any(f.endswith(f"/{name}") for f in FILES)]
 
 
 @pytest.mark.parametrize("page", NOW, ids=lambda page: page.name)
