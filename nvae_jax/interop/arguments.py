@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from nvae_jax.configs import base
 
 CELLS = {  # arch_instance -> (bottom-up, top-down)
@@ -60,7 +62,7 @@ TRAINING_KEYS = {  # published name -> our section and key
 }
 
 
-def convert_args(args: Mapping[str, Any]):
+def convert_args(args: Mapping[str, Any]) -> ConfigDict:
     """The locked config that published command-line arguments describe.
 
     Raises:
@@ -128,7 +130,7 @@ def _convert_training(config, args):
     config.seed = int(args.get("seed", config.seed))
 
 
-def export_args(config, steps_per_epoch=1):
+def export_args(config: ConfigDict, steps_per_epoch: int = 1) -> dict[str, Any]:
     """The published command-line arguments that describe `config`.
 
     Args:
@@ -187,7 +189,7 @@ def _export_dataset(config):
     return published or f"{data.name}_{data.image_size}"
 
 
-def export_operations(config):
+def export_operations(config: ConfigDict) -> dict[str, list[str]]:
     """What the published files say about the cells: {place: the operations of a cell there}."""
     encoder, decoder = OPERATIONS[config.model.encoder_cell], OPERATIONS[config.model.decoder_cell]
     places = {"normal_enc": encoder(6), "down_enc": encoder(6)}

@@ -5,11 +5,15 @@ where this project's config has no such key.
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.typing import VariableDict
+from ml_collections import ConfigDict
 from optax import tree_utils
 
 from nvae_jax import build, files, paths, regularizers, run_directory
@@ -24,7 +28,9 @@ from nvae_jax.state import State
 PUBLISHED = "published.json"
 
 
-def convert_file(torch_path, workdir, *, num_devices=1, data_dir=""):
+def convert_file(
+    torch_path: str | Path, workdir: str | Path, *, num_devices: int = 1, data_dir: str = ""
+) -> int:
     """Makes a run directory of a published checkpoint.
 
     Evaluation and sampling use it as it is. Resuming goes on at the published step with the same
@@ -81,7 +87,7 @@ def _set_training(config, published, num_devices):
         config.optimizer.warmup_steps = round(per_epoch * args.get("warmup_epochs", 0))
 
 
-def fresh_state(experiment, variables, step):
+def fresh_state(experiment: build.Experiment, variables: VariableDict, step: int) -> State:
     """A training state at `step` with the given variables and an optimiser without history.
 
     Args:
@@ -113,7 +119,7 @@ def _at_step(opt_state, step):
     return tree_utils.tree_set(opt_state, is_schedule, count=jnp.asarray(step, jnp.int32))
 
 
-def data_state(config, step):
+def data_state(config: ConfigDict, step: int) -> dict[str, int]:
     """The position in the data after `step` steps, as `pipeline.TrainIterator` keeps it.
 
     Where the data are not there yet, the published number of training images stands in.
@@ -127,7 +133,12 @@ def data_state(config, step):
     return {"step": step, "num_examples": count}
 
 
-def export_run(workdir, torch_path, which="latest", changes=None):
+def export_run(
+    workdir: str | Path,
+    torch_path: str | Path,
+    which: str = "latest",
+    changes: Mapping[str, Any] | None = None,
+) -> int:
     """Writes a run's checkpoint in the published format.
 
     Args:

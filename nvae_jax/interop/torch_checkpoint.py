@@ -4,7 +4,7 @@
 follows from that list, in either direction.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from flax.typing import VariableDict
+from ml_collections import ConfigDict
 
 from nvae_jax.build import build_hierarchy, build_model, image_shape
 from nvae_jax.interop.arguments import convert_args
@@ -44,7 +46,7 @@ class Leaf:
     index: int | None  # position along the leading axis of stacked groups
     layout: str  # key of LAYOUTS
 
-    def name_in(self, arrays):
+    def name_in(self, arrays: Collection[str]) -> str | None:
         """The name that `arrays` has it under, or None."""
         return next((name for name in self.names if name in arrays), None)
 
@@ -64,7 +66,9 @@ class _Place:
         return Leaf(names, collection, (*self.path, name), self.index, layout)
 
 
-def convert_state(state: Mapping[str, np.ndarray], args: Mapping[str, Any]):
+def convert_state(
+    state: Mapping[str, np.ndarray], args: Mapping[str, Any]
+) -> tuple[ConfigDict, VariableDict]:
     """Arrays under published names to a config and this project's variables.
 
     Args:
@@ -87,7 +91,11 @@ def convert_state(state: Mapping[str, np.ndarray], args: Mapping[str, Any]):
     return config, variables
 
 
-def convert_tree(config, arrays, collections=("params", "batch_stats")):
+def convert_tree(
+    config: ConfigDict,
+    arrays: Mapping[str, np.ndarray],
+    collections: Sequence[str] = ("params", "batch_stats"),
+) -> tuple[VariableDict, set[str]]:
     """Arrays under published names (parameters, gradients, ...) as trees of our structure.
 
     Returns:
@@ -128,12 +136,13 @@ def _check_shapes(config, state):
         raise ValueError(_misfit(wrong, "of another shape"))
 
 
-def shapes(config):
+def shapes(config: ConfigDict) -> dict[tuple[str, ...], tuple[int, ...]]:
     """{(collection, *path): shape} of the config's model."""
     images = jnp.zeros((1, *image_shape(config)))
     init = build_model(config, devices=()).clone(unroll=1).init
     variables = jax.eval_shape(lambda: init(jax.random.key(0), images))
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables).items()}
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
+    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def _own_shape(leaf, expected):
@@ -143,7 +152,7 @@ def _own_shape(leaf, expected):
     return expected[path] if leaf.index is None else expected[path][1:]
 
 
-def export_state(config, variables):
+def export_state(config: ConfigDict, variables: VariableDict) -> dict[str, np.ndarray]:
     """The reverse of `convert_state`: arrays under published names.
 
     Args:
@@ -190,7 +199,7 @@ def _assemble(found, collections):
     return variables
 
 
-def leaves(config, state: Mapping[str, np.ndarray]) -> Iterator[Leaf]:
+def leaves(config: ConfigDict, state: Mapping[str, np.ndarray]) -> Iterator[Leaf]:
     """Every published array of the model that `config` describes.
 
     `state` matters for the degenerate one-group model only, whose single convolution from z is

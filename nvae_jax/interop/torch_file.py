@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class PublishedFile:
     step: int = 0  # updates done
 
 
-def read(path):
+def read(path: str | Path) -> PublishedFile:
     """Reads a published checkpoint without running anything that it may contain.
 
     Raises:
@@ -111,7 +112,7 @@ def _count(path, content, name):
     return int(value)
 
 
-def write(path, published, operations):
+def write(path: str | Path, published: PublishedFile, operations: Mapping[str, list[str]]) -> None:
     """Writes a checkpoint in the published format.
 
     Args:

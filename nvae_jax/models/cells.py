@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from nvae_jax.models.layers import (
@@ -38,7 +39,7 @@ class ResidualBody(nn.Module):
     norm: Callable[..., nn.Module] = BatchNorm
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (B, H, W, C) to (B, H', W', features)."""
         for i in range(2):
             if self.use_norm:
@@ -65,7 +66,7 @@ class InvertedResidualBody(nn.Module):
     norm: Callable[..., nn.Module] = BatchNorm
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (B, H, W, C) to (B, H', W', features)."""
         conv = partial(self.conv, use_bias=False, weight_norm=False)
         hidden, up = self.expansion * x.shape[-1], self.resample == "up"
@@ -111,7 +112,7 @@ BODIES = {
 }
 
 
-def body(kind):
+def body(kind: str) -> Callable[..., nn.Module]:
     """The body factory called `kind`.
 
     Raises:
@@ -137,7 +138,7 @@ class Cell(nn.Module):
     ops: Ops = Portable()
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (B, H, W, C) to (B, H', W', features)."""
         parts = dict(conv=self.conv, norm=self.norm)
         residual = body(self.kind)(
@@ -163,7 +164,7 @@ class SkipDown(nn.Module):
     conv: Callable[..., nn.Module] = Conv
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, H, W, C) to (B, H/2, W/2, features)."""
         x = swish(x)
         quarter = self.features // 4
@@ -183,7 +184,7 @@ class SkipUp(nn.Module):
     conv: Callable[..., nn.Module] = Conv
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, H, W, C) to (B, 2H, 2W, features)."""
         # A 1×1 convolution without bias commutes with resampling: do it where pixels are few.
         return upsample_bilinear(self.conv(self.features, 1, use_bias=False, name="conv")(x))

@@ -1,9 +1,10 @@
 """Flows of the posterior: additive autoregressive steps of volume 1 (paper, section 3.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from nvae_jax.models.layers import Conv
@@ -16,7 +17,9 @@ STRICT = {"conv_in": True, "conv_depthwise": False, "conv_out": False}
 LOG_SCALE_SHIFT = {"conv_in": 0.0, "conv_depthwise": 0.0, "conv_out": -np.log(10.0)}
 
 
-def causal_mask(shape, *, strict, flipped, latent_channels):
+def causal_mask(
+    shape: Sequence[int], *, strict: bool, flipped: bool, latent_channels: int
+) -> np.ndarray:
     """0/1 mask for a kernel (k, k, in, out) that is causal in raster order.
 
     Taps before the centre are open, those after it are shut. At the centre, with consecutive
@@ -52,7 +55,7 @@ class FlowHalf(nn.Module):
     conv: Callable[..., nn.Module] = Conv
 
     @nn.compact
-    def __call__(self, z):
+    def __call__(self, z: jax.Array) -> jax.Array:
         """Maps z (B, h, w, z) to the same shape; the log-determinant is 0."""
         latents = z.shape[-1]
         hidden = HIDDEN_PER_LATENT * latents
@@ -74,7 +77,7 @@ class FlowPair(nn.Module):
     conv: Callable[..., nn.Module] = Conv
 
     @nn.compact
-    def __call__(self, z):
+    def __call__(self, z: jax.Array) -> jax.Array:
         """Maps z (B, h, w, z) to the same shape."""
         for name, flipped in FLIPPED.items():
             z = FlowHalf(flipped=flipped, conv=self.conv, name=name)(z)

@@ -4,18 +4,34 @@ As a loop there is one program for all groups, which compiles soon. Written out,
 into and out of stacks of what the gradient keeps, and the compiler sees the groups side by side.
 """
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from nvae_jax.models.remat import remat_group
+from nvae_jax.ops.interface import Ops
 from nvae_jax.ops.portable import Portable
 
 # Collections with one entry a group.
 STACKED = ("params", "batch_stats")
 
 
-def run_groups(parent, module, carry, inputs, train, *, name, unroll, remat, ops):
+def run_groups(
+    parent: nn.Module,
+    module: partial,
+    carry: Any,
+    inputs: Sequence[Any],
+    train: bool,
+    *,
+    name: str,
+    unroll: int,
+    remat: str,
+    ops: Ops,
+) -> tuple[Any, list[Any]]:
     """Applies the groups one after the other.
 
     Args:
@@ -42,7 +58,7 @@ def run_groups(parent, module, carry, inputs, train, *, name, unroll, remat, ops
             group,
             variable_axes={collection: 0 for collection in STACKED},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]: one an argument
             length=length,
             unroll=min(unroll, length),
         )

@@ -34,7 +34,7 @@ class Hierarchy:
             )
 
     @property
-    def groups(self):
+    def groups(self) -> tuple[int, ...]:
         """Groups per scale, finest first."""
         counts = [self.num_groups]
         while len(counts) < self.num_scales:
@@ -43,24 +43,24 @@ class Hierarchy:
         return tuple(counts)
 
     @property
-    def is_single(self):
+    def is_single(self) -> bool:
         """One group in all: the degenerate case, which has no towers."""
         return self.groups == (1,)
 
-    def factor(self, scale):
+    def factor(self, scale: int) -> int:
         """How often the image's resolution is contained in the scale's, and its width in ours."""
         return 2 ** (self.process_blocks + scale)
 
-    def size(self, scale):
+    def size(self, scale: int) -> int:
         """Height and width of the scale's feature maps."""
         return self.image_size // self.factor(scale)
 
-    def scale_of_group(self):
+    def scale_of_group(self) -> tuple[int, ...]:
         """The scale of each group, top-down."""
         scales = reversed(range(self.num_scales))
         return tuple(scale for scale in scales for _ in range(self.groups[scale]))
 
-    def latent_shapes(self):
+    def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """(h, w, z) of each group, top-down."""
         return tuple(
             (self.size(scale), self.size(scale), self.latent_channels)

@@ -8,23 +8,31 @@ make their first values of it, for all groups of a scale at once.
 import math
 from collections import defaultdict
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from flax.typing import VariableDict
+from jax.core import Tracer
 
 from nvae_jax.models.owners import described
 from nvae_jax.ops import compiler
 
+if TYPE_CHECKING:
+    from nvae_jax.models.nvae import NVAE
 
-def compiled(model, key, images):
+
+def compiled(model: "NVAE", key: jax.Array, images: jax.Array | np.ndarray) -> VariableDict:
     """What `initialize` gives, compiled here unless an outer `jit` compiles it."""
-    if any(isinstance(value, jax.core.Tracer) for value in (key, images)):
+    if any(isinstance(value, Tracer) for value in (key, images)):
         return initialize(model, key, images)
     if not model.needs_data_init:  # so that one program serves every batch size
         images = np.zeros((1, *images.shape[1:]), np.float32)
-    return _program(model, jax.default_backend())(key, images)
+    platform = jax.default_backend()
+    program = _program(model, platform)  # pyright: ignore[reportArgumentType]: it can be hashed
+    return program(key, images)
 
 
 @cache
@@ -33,7 +41,7 @@ def _program(model, platform):
     return jax.jit(partial(initialize, model), compiler_options=options)
 
 
-def initialize(model, key, images):
+def initialize(model: "NVAE", key: jax.Array, images: jax.Array | np.ndarray) -> VariableDict:
     """Fresh variables of `model`; jit it.
 
     Args:
@@ -60,7 +68,7 @@ def initialize(model, key, images):
     return variables
 
 
-def _first_values(key, shapes, owners):
+def _first_values(key, shapes, owners) -> dict[tuple[str, ...], jax.Array]:
     """{path: array} for those variables {path: shape} that {path: module} have first values of."""
     owners = {path: owner for path, owner in owners.items() if hasattr(owner, "first_values")}
     mine, draws = defaultdict(dict), defaultdict(dict)

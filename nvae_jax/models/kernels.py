@@ -5,13 +5,17 @@ for the spectral penalty too, and takes them from here: the groups' kernels are 
 the stacks that the parameters come in, which is less to compile and to run.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from flax import traverse_util
 
 from nvae_jax.models.layers import Conv, PlainConv
+from nvae_jax.models.nvae import NVAE
 from nvae_jax.models.owners import described
 
 
-def effective_kernels(model, params):
+def effective_kernels(model: NVAE, params: Mapping[str, Any]) -> dict[str, Any]:
     """Masked and weight-normalised kernels of all convolutions.
 
     Args:
@@ -21,7 +25,7 @@ def effective_kernels(model, params):
     Returns:
       the tree `params` with nothing left but `kernel` (k, k, in, out), groups stacked ahead.
     """
-    flat = traverse_util.flatten_dict(params)
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
     size, channels = model.hierarchy.image_size, params["stem"]["kernel"].shape[-2]
     _, owners = described(model, (size, size, channels))
     convs = {path: owner for path, owner in owners.items() if isinstance(owner, Conv)}
@@ -33,7 +37,9 @@ def effective_kernels(model, params):
     return traverse_util.unflatten_dict({(*p, "kernel"): kernel for p, kernel in kernels.items()})
 
 
-def with_kernels(model, params, kernels):
+def with_kernels(
+    model: NVAE, params: Mapping[str, Any], kernels: Mapping[str, Any]
+) -> tuple[NVAE, dict[str, Any]]:
     """`model` and `params`, so changed that it convolves with `kernels` as they are."""
     flat, given = traverse_util.flatten_dict(params), traverse_util.flatten_dict(kernels)
     flat = {path: array for path, array in flat.items() if path[-1] != "log_scale"}

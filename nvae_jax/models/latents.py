@@ -52,7 +52,12 @@ class LatentGroup(nn.Module):
     conv: Callable[..., nn.Module] = Conv
 
     @nn.compact
-    def __call__(self, state, inputs, train):
+    def __call__(
+        self,
+        state: jax.Array,
+        inputs: tuple[jax.Array | None, jax.Array, jax.Array, jax.Array | None],
+        train: bool,
+    ) -> tuple[jax.Array, GroupTerms]:
         """Draws z and moves the state on.
 
         Args:

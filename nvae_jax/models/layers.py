@@ -1,7 +1,7 @@
 """Weight-normalised convolution, batch norm, squeeze-excitation and resampling."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -19,24 +19,24 @@ from nvae_jax.ops.portable.weight_norm import kernel_norm, weight_norm
 DATA_INIT_SCALE = 0.2
 
 
-def fan_in(kernel_shape):
+def fan_in(kernel_shape: Sequence[int]) -> int:
     """Inputs of each output of a kernel (k, k, in, out) or (in, out), stacked or not."""
     trailing = kernel_shape[-4:] if len(kernel_shape) >= 4 else kernel_shape[-2:]
     return math.prod(trailing[:-1])
 
 
-def fan_in_uniform(key, shape, fan_in):
+def fan_in_uniform(key: jax.Array, shape: Sequence[int], fan_in: int) -> jax.Array:
     """Uniform on ±1/sqrt(fan_in), the initialiser of every kernel and bias."""
     limit = 1.0 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
 
 
-def from_unit(unit, fan_in):
+def from_unit(unit: jax.Array, fan_in: int) -> jax.Array:
     """What `fan_in_uniform` draws, of numbers that are uniform on [0, 1)."""
     return (2.0 * unit - 1.0) / math.sqrt(fan_in)
 
 
-def per_channel(vector):
+def per_channel(vector: jax.Array) -> jax.Array:
     """A vector (C,) in a shape that multiplies (B, H, W, C) and kernels (k, k, in, C); stacked
     ones (groups, C) multiply stacked kernels."""
     return vector[..., None, None, None, :]
@@ -72,7 +72,9 @@ class Conv(nn.Module):
 
     RANDOM: ClassVar = ("kernel", "bias")  # parameters that begin as draws
 
-    def first_values(self, shapes, draws):
+    def first_values(
+        self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         """The first values of the parameters {name: shape}, which have a leading axis where groups
         are stacked, of `draws`, uniform on [0, 1), for those that are random."""
         limits = fan_in(shapes["kernel"])
@@ -81,7 +83,7 @@ class Conv(nn.Module):
             values["log_scale"] = self._first_log_scale(values["kernel"])
         return values
 
-    def masked(self, kernel):
+    def masked(self, kernel: jax.Array) -> jax.Array:
         """A kernel (k, k, in, out), or a stack of them, with the mask on."""
         if self.mask is None:
             return kernel
@@ -93,7 +95,7 @@ class Conv(nn.Module):
         return jnp.log(kernel_norm(self.masked(kernel)) + 0.01) + self.log_scale_shift
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`."""
         kernel = self._kernel(x.shape[-1])
         y = self._convolve(x, kernel)
@@ -135,7 +137,7 @@ class PlainConv(Conv):
     """A convolution with its kernel as it is, and with a bias where the variables have one."""
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves `x` (B, H, W, C) to (B, H/stride, W/stride, features) in `dtype`."""
         kernel, bias = (self.get_variable("params", name) for name in ("kernel", "bias"))
         y = self._convolve(x, kernel)
@@ -163,14 +165,22 @@ class BatchNorm(nn.Module):
 
     RANDOM: ClassVar = ()
 
-    def first_values(self, shapes, draws):
+    def first_values(
+        self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         """As `Conv.first_values`; of the running statistics too."""
         del draws
         starts = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
         return {name: jnp.full(shape, starts[name], jnp.float32) for name, shape in shapes.items()}
 
     @nn.compact
-    def __call__(self, x, train, copies=1, activation=None):
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool,
+        copies: int = 1,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
         """Normalises `x` (B, H, W, C), and applies `activation`. `copies` counts how often each
         value occurs in the array whose statistics are meant: 4 ahead of a nearest-neighbour
         doubling."""
@@ -184,7 +194,8 @@ class BatchNorm(nn.Module):
             self.variable("batch_stats", name, start, name) for name in ("mean", "var")
         )
         if not train:
-            y = affine(x, *self.fixed()).astype(self.dtype)
+            moments = running_mean.value, running_var.value
+            y = affine(x, *coefficients(scale, bias, *moments, self.epsilon)).astype(self.dtype)
             return activation(y) if activation else y
         y, mean, var = self._by_batch(x, scale, bias, activation, running_mean.value)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
@@ -194,7 +205,7 @@ class BatchNorm(nn.Module):
             running_var.value = self._moved(running_var.value, unbiased)
         return y.astype(self.dtype)
 
-    def fixed(self):
+    def fixed(self) -> tuple[jax.Array, jax.Array] | None:
         """The gain and the shift (C,) by the running statistics, or None where there are none."""
         scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
         mean, var = (self.get_variable("batch_stats", name) for name in ("mean", "var"))
@@ -229,7 +240,7 @@ class SqueezeExcitation(nn.Module):
     ops: Ops = Portable()
 
     @nn.compact
-    def __call__(self, x, skip):
+    def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
         """skip + scale · gated x, for arrays (B, H, W, C)."""
         channels = x.shape[-1]
         hidden = max(channels // 16, 4)
@@ -245,26 +256,28 @@ class Dense(nn.Module):
 
     RANDOM: ClassVar = ("kernel", "bias")
 
-    def first_values(self, shapes, draws):
+    def first_values(
+        self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         """As `Conv.first_values`."""
         return {name: from_unit(unit, fan_in(shapes["kernel"])) for name, unit in draws.items()}
 
     @nn.compact
-    def __call__(self, inputs):
+    def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
         """The kernel (inputs, features) and the bias (features,)."""
         shape = (inputs, self.features)
         kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
         return kernel, self.param("bias", fan_in_uniform, (self.features,), fan_in(shape))
 
 
-def upsample_nearest(x):
+def upsample_nearest(x: jax.Array) -> jax.Array:
     """Doubles (B, H, W, C) by repeating each pixel in a 2×2 block."""
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
 
 
-def upsample_bilinear(x):
+def upsample_bilinear(x: jax.Array) -> jax.Array:
     """Doubles (B, H, W, C) bilinearly with aligned corners: output i reads i·(n-1)/(2n-1)."""
     return _double(_double(x, 1), 2)
 

@@ -1,7 +1,7 @@
 """NVAE: bottom-up tower, ONE top-down pass (the posterior is optional), pre- and postprocessing."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from flax.core import FrozenDict
+from flax.typing import VariableDict
+from jax.typing import ArrayLike
 
 from nvae_jax.distributions.normal import Normal
 from nvae_jax.models import initialize
 from nvae_jax.models.cells import PROCESS_EXPANSION, Cell
 from nvae_jax.models.groups import run_groups
 from nvae_jax.models.hierarchy import Hierarchy
-from nvae_jax.models.latents import LatentGroup
+from nvae_jax.models.latents import GroupTerms, LatentGroup
 from nvae_jax.models.layers import BatchNorm, Conv
 from nvae_jax.models.remat import remat_cell
 from nvae_jax.ops.interface import Ops
@@ -53,7 +56,7 @@ class Preprocess(nn.Module):
     cell: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (B, H, W, C) to (B, H/2^blocks, W/2^blocks, C·2^blocks)."""
         for block in range(self.num_blocks):
             for i in range(self.num_cells - 1):
@@ -71,7 +74,7 @@ class Postprocess(nn.Module):
     cell: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps (B, h, w, C) to (B, h·2^blocks, w·2^blocks, C/2^blocks)."""
         for block in range(self.num_blocks):
             x = self.cell(x.shape[-1] // 2, resample="up", name=f"block_{block}_up")(x, train)
@@ -88,7 +91,7 @@ class EncoderGroup(nn.Module):
     cell: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x, _, train):
+    def __call__(self, x: jax.Array, _: None, train: bool) -> tuple[jax.Array, jax.Array]:
         """Maps (B, h, w, width) to itself, twice: as the scan's carry and as its output."""
         for i in range(self.num_cells):
             x = self.cell(self.width, name=f"cell_{i}")(x, train)
@@ -103,11 +106,11 @@ class BottomUp(nn.Module):
     num_cells: int
     remat: str
     run_groups: Callable[..., Any]
-    cell: Callable[..., nn.Module]
+    cell: partial
     conv: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> tuple[list[jax.Array], ...]:
         """Maps (B, h, w, width) to the features of each scale in top-down order: a list of (B, h,
         w, C), one a group."""
         features = []
@@ -143,18 +146,27 @@ class TopDown(nn.Module):
     residual_posterior: bool
     remat: str
     run_groups: Callable[..., Any]
-    cell: Callable[..., nn.Module]
+    cell: partial
     conv: Callable[..., nn.Module]
 
     RANDOM: ClassVar = ("start",)
 
-    def first_values(self, shapes, draws):
+    def first_values(
+        self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
+    ) -> Mapping[str, jax.Array]:
         """As `layers.Conv.first_values`."""
         del shapes
         return draws
 
     @nn.compact
-    def __call__(self, features, noise, temperature, train, source=None):
+    def __call__(
+        self,
+        features: Sequence[Sequence[jax.Array]] | None,
+        noise: Sequence[jax.Array],
+        temperature: jax.Array,
+        train: bool,
+        source: jax.Array | None = None,
+    ) -> tuple[jax.Array, list[GroupTerms]]:
         """Runs all groups.
 
         Args:
@@ -258,7 +270,7 @@ class NVAE(nn.Module):
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
 
-    def setup(self):
+    def setup(self) -> None:
         conv = partial(
             self.conv,
             dtype=self.dtype,
@@ -325,7 +337,7 @@ class NVAE(nn.Module):
         self.image_head = conv(self.output_channels, 3)
 
     @nn.nowrap
-    def init(self, rngs, x, *args, **kwargs):
+    def init(self, rngs: Any, x: jax.Array, *args: Any, **kwargs: Any) -> VariableDict | FrozenDict:
         """Fresh variables, those that a run begins with, in seconds; see `initialize`.
 
         Args:
@@ -342,16 +354,18 @@ class NVAE(nn.Module):
         key = rngs["params"] if isinstance(rngs, Mapping) else rngs
         return initialize.compiled(self, key, x)
 
-    def latent_shapes(self):
+    def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """(h, w, z) of each group, top-down."""
         return self.hierarchy.latent_shapes()
 
     @property
-    def needs_data_init(self):
+    def needs_data_init(self) -> bool:
         """Whether `init` must be given a real batch: cells without batch norm start from data."""
         return "residual_elu" in (self.encoder_cell, self.decoder_cell)
 
-    def __call__(self, x, train=False, noise=None):
+    def __call__(
+        self, x: jax.Array, train: bool = False, noise: Sequence[jax.Array] | None = None
+    ) -> Output:
         """Infers z from images and decodes it.
 
         Args:
@@ -365,12 +379,17 @@ class NVAE(nn.Module):
         """
         return self.decode(self.encode(x, train), train, noise)
 
-    def encode(self, x, train=False):
+    def encode(self, x: jax.Array, train: bool = False) -> tuple[list[jax.Array], ...]:
         """The bottom-up features of `x` (B, H, W, C) in [0, 1], for `decode`: of each scale,
         coarsest first, a list of (B, h, w, C), one a group."""
         return self.bottom_up(self.preprocess(self.stem(2.0 * x - 1.0), train), train)
 
-    def decode(self, features, train=False, noise=None):
+    def decode(
+        self,
+        features: Sequence[Sequence[jax.Array]],
+        train: bool = False,
+        noise: Sequence[jax.Array] | None = None,
+    ) -> Output:
         """Draws z from the posterior given `encode`'s features, and decodes it to an `Output`."""
         noise = self._noise(noise, features[0][0].shape[0])
         state, terms = self.top_down(features, noise, self._temperatures(1.0), train)
@@ -378,13 +397,19 @@ class NVAE(nn.Module):
         return Output(
             logits=self._image(state, train),
             kl=kl.sum(-1),
-            log_q=sum(t.log_q for t in terms),
-            log_p=sum(t.log_p for t in terms),
+            log_q=jnp.asarray(sum(t.log_q for t in terms)),
+            log_p=jnp.asarray(sum(t.log_p for t in terms)),
             kl_per_channel=kl.mean(0),
             latents=tuple(t.z for t in terms),
         )
 
-    def sample_logits(self, num=None, noise=None, temperature=1.0, train=False):
+    def sample_logits(
+        self,
+        num: int | None = None,
+        noise: Sequence[jax.Array] | None = None,
+        temperature: ArrayLike = 1.0,
+        train: bool = False,
+    ) -> jax.Array:
         """The likelihood's parameters (B, H, W, params) of a draw from the prior.
 
         Args:
@@ -399,7 +424,13 @@ class NVAE(nn.Module):
         state, _ = self.top_down(None, noise, self._temperatures(temperature), train)
         return self._image(state, train)
 
-    def compose(self, noise, source, temperature=1.0, features=None):
+    def compose(
+        self,
+        noise: Sequence[jax.Array],
+        source: ArrayLike,
+        temperature: ArrayLike = 1.0,
+        features: Sequence[Sequence[jax.Array]] | None = None,
+    ) -> Draw:
         """Draws each group from its own source, and decodes: partial reconstructions, given z.
 
         Args:

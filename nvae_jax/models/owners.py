@@ -1,6 +1,8 @@
 """The modules that parameters belong to, which know how they begin and what is convolved with."""
 
+from collections.abc import Sequence
 from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -9,8 +11,13 @@ from flax import traverse_util
 
 from nvae_jax.ops.portable import Portable
 
+if TYPE_CHECKING:  # which itself begins with `initialize`
+    from nvae_jax.models.nvae import NVAE
 
-def described(model, image_shape):
+
+def described(
+    model: "NVAE", image_shape: Sequence[int]
+) -> tuple[dict[str, dict[tuple[str, ...], tuple[int, ...]]], dict[tuple[str, ...], Any]]:
     """What a model's variables are, without any array.
 
     Args:
@@ -22,7 +29,8 @@ def described(model, image_shape):
       axis; and {path: module} of the modules that own them, unbound.
     """
     # In loops, a module of each scale stands for all its groups.
-    return _described(model.clone(unroll=1, ops=Portable()), tuple(image_shape))
+    looped, shape = model.clone(unroll=1, ops=Portable()), tuple(image_shape)
+    return _described(looped, shape)  # pyright: ignore[reportArgumentType]: it can be hashed
 
 
 @cache  # tracing a pass of the model takes a second at published size
@@ -36,9 +44,11 @@ def _described(model, image_shape):
     with nn.intercept_methods(remember):
         images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         shapes = jax.eval_shape(partial(nn.Module.init, model), jax.random.key(0), images)
-    flat = {
-        collection: {path: s.shape for path, s in traverse_util.flatten_dict(tree).items()}
-        for collection, tree in shapes.items()
-    }
+    flat = {collection: _flat_shapes(tree) for collection, tree in shapes.items()}
     paths = {path[:-1] for tree in flat.values() for path in tree}
     return {"batch_stats": {}, **flat}, {p: owners[p].clone(parent=None, name=None) for p in paths}
+
+
+def _flat_shapes(tree):
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(tree)
+    return {path: leaf.shape for path, leaf in flat.items()}

@@ -12,6 +12,7 @@ All keep the mean and the variance of every batch norm: they are small, and over
 costs a round of communication.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -24,12 +25,12 @@ POLICIES = ("none", "norm_act", "cell", "group")
 _CONV_OUTPUT = "conv_output"
 
 
-def name_conv_output(y):
+def name_conv_output(y: jax.Array) -> jax.Array:
     """Marks what `norm_act` keeps."""
     return checkpoint_name(y, _CONV_OUTPUT)
 
 
-def remat_cell(policy, cell, looped=False):
+def remat_cell(policy: str, cell: partial, looped: bool = False) -> partial:
     """A cell factory whose cells keep what the policy says.
 
     Args:
@@ -44,7 +45,9 @@ def remat_cell(policy, cell, looped=False):
     return partial(module, *cell.args, **cell.keywords)
 
 
-def remat_group(policy, group, cell, looped):
+def remat_group(
+    policy: str, group: Callable[..., nn.Module], cell: partial, looped: bool
+) -> tuple[Callable[..., nn.Module], partial]:
     """A group's module and the cell factory for it, one of which keeps what the policy says.
 
     Args:

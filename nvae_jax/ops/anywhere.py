@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import jax
 from jax import lax
 
 from nvae_jax.ops.cpu import Cpu
@@ -14,10 +16,10 @@ class Anywhere(Portable):
     """What `Cpu` has where a program is lowered for CPUs, and what `Portable` has elsewhere. Not to
     be differentiated."""
 
-    def depthwise_conv(self, x, kernel, **options):
+    def depthwise_conv(self, x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
         return _by_platform("depthwise_conv", x, kernel, options)
 
-    def upsample_depthwise_conv(self, x, kernel, **options):
+    def upsample_depthwise_conv(self, x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
         return _by_platform("upsample_depthwise_conv", x, kernel, options)
 
 

@@ -4,11 +4,14 @@ To add some: a folder with a class of `Ops` and a row in `IMPLEMENTATIONS`.
 """
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from absl import logging
 
+from nvae_jax.ops.interface import Ops
 from nvae_jax.ops.portable import Portable
 
 
@@ -28,17 +31,17 @@ class Implementation:
     alone: bool = False
     slower: str = ""
 
-    def suits(self, devices):
+    def suits(self, devices: Sequence[Any]) -> bool:
         """Whether it runs on these devices; what runs anywhere runs on none too."""
         platforms = {device.platform for device in devices}
         fits = self.platform is None or platforms == {self.platform}
         return fits and (len(devices) == 1 or not self.alone)
 
-    def where(self):
+    def where(self) -> str:
         """Where it runs, in words."""
-        return f"{'one' if self.alone else 'any'} {self.platform.upper()} device"
+        return f"{'one' if self.alone else 'any'} {str(self.platform).upper()} device"
 
-    def make(self):
+    def make(self) -> Ops:
         """The operations."""
         module, name = self.path
         return getattr(importlib.import_module(f"nvae_jax.ops.{module}"), name)()
@@ -61,7 +64,7 @@ AUTO = "auto"
 NAMES = (AUTO, *IMPLEMENTATIONS)
 
 
-def choose(name, devices):
+def choose(name: str, devices: Sequence[Any]) -> Ops:
     """The `Ops` that a config calls `name`, for these devices.
 
     Args:
@@ -84,7 +87,7 @@ def choose(name, devices):
     raise AssertionError("Portable suits all devices and has no problem")
 
 
-def runs(name, devices):
+def runs(name: str, devices: Sequence[Any]) -> bool:
     """Whether `choose` can give the devices what a config calls `name`."""
     return name not in IMPLEMENTATIONS or not _problem(name, devices)
 

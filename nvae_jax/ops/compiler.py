@@ -2,6 +2,7 @@
 
 import os
 from functools import cache
+from typing import Any
 
 import jax
 
@@ -30,7 +31,9 @@ TPU = {}
 
 
 @cache
-def options(platform, *, runs_once=False, straight=False):
+def options(
+    platform: str, *, runs_once: bool = False, straight: bool = False
+) -> dict[str, Any] | None:
     """The options of a platform ("cpu", "gpu", "tpu") that this version of XLA knows; None where
     that leaves none. What XLA_FLAGS sets stays as it is set there.
 

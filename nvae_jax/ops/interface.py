@@ -5,6 +5,12 @@ ones in their place, and can be deleted: `choice` decides which of them a run ge
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.lax import PrecisionLike
+from jax.typing import ArrayLike
 
 from nvae_jax.ops import compiler
 
@@ -17,16 +23,18 @@ class Ops(ABC):
     `precision` is that of products, as in `lax.dot`.
     """
 
-    def problem(self):
+    def problem(self) -> str | None:
         """What keeps these operations from being had on this machine, in words, or None."""
         return None
 
-    def compiler_options(self, platform):
+    def compiler_options(self, platform: str) -> dict[str, Any] | None:
         """Of a training step that is made of these, for a platform: see `compiler.options`."""
         return compiler.options(platform, straight=True)
 
     @abstractmethod
-    def conv(self, x, kernel, *, stride=1, precision=None):
+    def conv(
+        self, x: jax.Array, kernel: jax.Array, *, stride: int = 1, precision: PrecisionLike = None
+    ) -> jax.Array:
         """Cross-correlates with (k - 1) / 2 zeros on every side.
 
         Args:
@@ -39,7 +47,9 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def depthwise_conv(self, x, kernel, *, stride=1, precision=None):
+    def depthwise_conv(
+        self, x: jax.Array, kernel: jax.Array, *, stride: int = 1, precision: PrecisionLike = None
+    ) -> jax.Array:
         """Cross-correlates every channel with its own kernel, (k - 1) / 2 zeros on every side.
 
         Args:
@@ -55,11 +65,22 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def upsample_depthwise_conv(self, x, kernel, *, precision=None):
+    def upsample_depthwise_conv(
+        self, x: jax.Array, kernel: jax.Array, *, precision: PrecisionLike = None
+    ) -> jax.Array:
         """`depthwise_conv` of x repeated twice along H and W, (B, 2 H, 2 W, C)."""
 
     @abstractmethod
-    def batch_norm(self, x, scale, bias, epsilon, *, activation=None, center=None):
+    def batch_norm(
+        self,
+        x: jax.Array,
+        scale: jax.Array,
+        bias: jax.Array,
+        epsilon: float,
+        *,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+        center: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Normalises over all but the last axis, with statistics in float32.
 
         Under `jit` with a sharded batch the statistics are those of the global batch.
@@ -78,7 +99,15 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def add_gated(self, skip, x, reduce, expand, scale, precision=None):
+    def add_gated(
+        self,
+        skip: jax.Array,
+        x: jax.Array,
+        reduce: tuple[jax.Array, jax.Array],
+        expand: tuple[jax.Array, jax.Array],
+        scale: float,
+        precision: PrecisionLike = None,
+    ) -> jax.Array:
         """skip + scale · x · gate: squeeze and excitation (Hu et al. 2018) in a residual sum.
 
         Args:
@@ -93,7 +122,16 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def inverted_residual(self, x, kernels, norms, *, stride=1, upsample=False, precision=None):
+    def inverted_residual(
+        self,
+        x: jax.Array,
+        kernels: Sequence[jax.Array],
+        norms: Sequence[tuple[jax.Array, jax.Array]],
+        *,
+        stride: int = 1,
+        upsample: bool = False,
+        precision: PrecisionLike = None,
+    ) -> jax.Array:
         """The body of an inverted residual cell whose statistics are fixed: norm, 1×1 convolution,
         norm, swish, depthwise convolution, norm, swish, 1×1 convolution, norm (paper, section 3.1,
         figure 3a).
@@ -110,7 +148,9 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def weight_norm(self, kernels, log_scales):
+    def weight_norm(
+        self, kernels: Sequence[jax.Array], log_scales: Sequence[jax.Array]
+    ) -> list[jax.Array]:
         """exp(log_scale) · v / (‖v‖ + 1e-5), the norm being that of each output channel (Salimans &
         Kingma 2016, with the log of the scale as parameter).
 
@@ -123,7 +163,9 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def spectral_penalty(self, kernels, vectors, rounds):
+    def spectral_penalty(
+        self, kernels: Any, vectors: Mapping[str, jax.Array], rounds: ArrayLike
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         """The sum of all convolutions' largest singular values, as (out × rest) matrices (paper,
         section 3.2), by power iteration in full float32.
 
@@ -138,13 +180,15 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def unstack(self, tree, length):
+    def unstack(self, tree: Any, length: int) -> list[Any]:
         """The `length` entries of a tree of arrays with a leading axis, as a list of trees."""
 
     @abstractmethod
-    def global_norm(self, tree):
+    def global_norm(self, tree: Any) -> jax.Array:
         """The Euclidean norm of all entries of a tree of arrays."""
 
     @abstractmethod
-    def optimizer_step(self, optimizer, gradients, state, params, accept):
+    def optimizer_step(
+        self, optimizer: Any, gradients: Any, state: Any, params: Any, accept: ArrayLike
+    ) -> tuple[Any, Any]:
         """A step of an `optim.Optimizer`: (params, state), the old ones where not `accept`."""

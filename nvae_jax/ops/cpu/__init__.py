@@ -1,9 +1,13 @@
 """For CPUs: JAX that XLA's CPU backend makes good loops of, and kernels in C++."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.lax import PrecisionLike
+from jax.typing import ArrayLike
 
 from nvae_jax.ops import compiler
 from nvae_jax.ops.cpu import (
@@ -26,15 +30,21 @@ from nvae_jax.ops.portable import normalization as portable_normalization
 class Cpu(Portable):
     """Plain JAX, on any number of CPU devices."""
 
-    def conv(self, x, kernel, *, stride=1, precision=None):
+    def conv(
+        self, x: jax.Array, kernel: jax.Array, *, stride: int = 1, precision: PrecisionLike = None
+    ) -> jax.Array:
         if kernel.shape[0] == 1:
             return super().conv(x, kernel, stride=stride, precision=precision)
         return ordered.conv(x, kernel, stride, precision)
 
-    def depthwise_conv(self, x, kernel, *, stride=1, precision=None):
+    def depthwise_conv(
+        self, x: jax.Array, kernel: jax.Array, *, stride: int = 1, precision: PrecisionLike = None
+    ) -> jax.Array:
         return depthwise.depthwise_conv(x, kernel, stride=stride, maps=self._maps(x, kernel))
 
-    def upsample_depthwise_conv(self, x, kernel, *, precision=None):
+    def upsample_depthwise_conv(
+        self, x: jax.Array, kernel: jax.Array, *, precision: PrecisionLike = None
+    ) -> jax.Array:
         return depthwise.upsample_depthwise_conv(x, kernel, maps=self._maps(x, kernel))
 
     def _maps(self, x, kernel):
@@ -48,13 +58,15 @@ class Native(Cpu):
     """C++ kernels for float32 on one CPU device: over several, XLA would gather an array for every
     call. Other dtypes get what `Cpu` has."""
 
-    def problem(self):
+    def problem(self) -> str | None:
         return native.problem()
 
-    def compiler_options(self, platform):
+    def compiler_options(self, platform: str) -> dict[str, Any] | None:
         return compiler.options(platform)
 
-    def conv(self, x, kernel, *, stride=1, precision=None):
+    def conv(
+        self, x: jax.Array, kernel: jax.Array, *, stride: int = 1, precision: PrecisionLike = None
+    ) -> jax.Array:
         if _is_exact(x, kernel) and kernel.shape[0] > 1 and stride <= 2:
             return convolution.conv(x, kernel, stride)
         return super().conv(x, kernel, stride=stride, precision=precision)
@@ -62,32 +74,57 @@ class Native(Cpu):
     def _maps(self, x, kernel):
         return native_depthwise if _is_exact(x, kernel) else super()._maps(x, kernel)
 
-    def batch_norm(self, x, scale, bias, epsilon, *, activation=None, center=None):
+    def batch_norm(
+        self,
+        x: jax.Array,
+        scale: jax.Array,
+        bias: jax.Array,
+        epsilon: float,
+        *,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+        center: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         kernels = normalization if _is_exact(x) else None
-        options = dict(activation=activation, center=center, kernels=kernels)
-        return portable_normalization.batch_norm(x, scale, bias, epsilon, **options)
+        return portable_normalization.batch_norm(
+            x, scale, bias, epsilon, activation=activation, center=center, kernels=kernels
+        )
 
-    def inverted_residual(self, x, kernels, norms, *, stride=1, upsample=False, precision=None):
+    def inverted_residual(
+        self,
+        x: jax.Array,
+        kernels: Sequence[jax.Array],
+        norms: Sequence[tuple[jax.Array, jax.Array]],
+        *,
+        stride: int = 1,
+        upsample: bool = False,
+        precision: PrecisionLike = None,
+    ) -> jax.Array:
         if _is_exact(x, *kernels) and inverted_residual.suits(x, stride=stride, upsample=upsample):
             kernels, norms = tuple(kernels), tuple(norms)
             return inverted_residual.inverted_residual(self, upsample, precision, x, kernels, norms)
-        options = dict(stride=stride, upsample=upsample, precision=precision)
-        return super().inverted_residual(x, kernels, norms, **options)
+        return super().inverted_residual(
+            x, kernels, norms, stride=stride, upsample=upsample, precision=precision
+        )
 
-    def spectral_penalty(self, kernels, vectors, rounds):
+    def spectral_penalty(
+        self, kernels: Any, vectors: Mapping[str, jax.Array], rounds: ArrayLike
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         return spectral.spectral_penalty(kernels, vectors, rounds)
 
-    def global_norm(self, tree):
+    def global_norm(self, tree: Any) -> jax.Array:
         return optimizer.global_norm(tree)
 
-    def optimizer_step(self, optimizer_, gradients, state, params, accept):
+    def optimizer_step(
+        self, optimizer_: Any, gradients: Any, state: Any, params: Any, accept: ArrayLike
+    ) -> tuple[Any, Any]:
         return optimizer.optimizer_step(optimizer_, gradients, state, params, accept)
 
-    def unstack(self, tree, length):
+    def unstack(self, tree: Any, length: int) -> list[Any]:
         leaves, structure = jax.tree.flatten(tree)
         if not leaves or not _is_exact(*leaves):
             return super().unstack(tree, length)
-        return [jax.tree.unflatten(structure, entry) for entry in stacks.unstack(leaves, length)]
+        entries: Any = stacks.unstack(leaves, length)
+        return [jax.tree.unflatten(structure, entry) for entry in entries]
 
 
 def _is_exact(*arrays):

@@ -1,6 +1,7 @@
 """Dense convolution by the C++ kernels, at nearly the rate of a matrix product."""
 
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -10,7 +11,7 @@ from nvae_jax.ops.cpu import native
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 # jit, so that layers of equal shapes are traced and lowered once.
 @partial(jax.jit, static_argnums=2)
-def conv(x, kernel, stride):
+def conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """`Ops.conv` in float32, for kernels of more than one tap and strides 1 and 2."""
     height, width = (-(-n // stride) for n in x.shape[1:3])
     shape = (x.shape[0], height, width, kernel.shape[3])
@@ -25,7 +26,7 @@ def _gradients(stride, residuals, g):
     return dx, native.call("conv_kernel_grad", kernel.shape, x, g, **options)
 
 
-def _options(kernel, stride):
+def _options(kernel, stride) -> dict[str, Any]:
     return {"stride": stride, "low": (kernel.shape[0] - 1) // 2}
 
 

@@ -1,22 +1,31 @@
 """The maps of `portable.depthwise` by the C++ kernels, in float32."""
 
+import jax
+from jax.lax import PrecisionLike
+
 from nvae_jax.ops.cpu import native
-from nvae_jax.ops.portable.geometry import upsampling
+from nvae_jax.ops.portable.geometry import Geometry, upsampling
 
 
-def correlate(x, w, geometry, precision):
+def correlate(
+    x: jax.Array, w: jax.Array, geometry: Geometry, precision: PrecisionLike
+) -> jax.Array:
     del precision
     shape = (x.shape[0], *geometry.out_size, x.shape[3])
     return _call("depthwise_correlate", shape, x, w, geometry)
 
 
-def input_grad(g, w, geometry, precision):
+def input_grad(
+    g: jax.Array, w: jax.Array, geometry: Geometry, precision: PrecisionLike
+) -> jax.Array:
     del precision
     shape = (g.shape[0], *geometry.size, g.shape[3])
     return _call("depthwise_input_grad", shape, g, w, geometry)
 
 
-def kernel_grad(x, g, geometry, precision):
+def kernel_grad(
+    x: jax.Array, g: jax.Array, geometry: Geometry, precision: PrecisionLike
+) -> jax.Array:
     del precision
     shape = (geometry.kernel_size,) * 2 + x.shape[3:]
     return _call("depthwise_kernel_grad", shape, x, g, geometry)

@@ -6,10 +6,13 @@ them in its caches.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
+from jax.lax import PrecisionLike
 
 from nvae_jax.ops.cpu import native
+from nvae_jax.ops.interface import Ops
 from nvae_jax.ops.portable import inverted_residual as portable
 from nvae_jax.ops.portable.geometry import block_sums, convolving, doubling
 
@@ -18,7 +21,7 @@ from nvae_jax.ops.portable.geometry import block_sums, convolving, doubling
 _MOST_PIXELS, _TASK_PIXELS, _FEWEST_TASKS = 64 * 64, 64, 8
 
 
-def suits(x, *, stride, upsample):
+def suits(x: jax.Array, *, stride: int, upsample: bool) -> bool:
     """Whether images x (B, H, W, C) are small enough for a cache, and enough to be shared out."""
     batch, height, width, _ = x.shape
     pixels = height * width
@@ -30,7 +33,14 @@ def suits(x, *, stride, upsample):
 # jit, so that layers of equal shapes are traced and lowered once.
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def inverted_residual(ops, upsample, precision, x, kernels, norms):
+def inverted_residual(
+    ops: Ops,
+    upsample: bool,
+    precision: PrecisionLike,
+    x: jax.Array,
+    kernels: tuple[jax.Array, ...],
+    norms: tuple[tuple[jax.Array, jax.Array], ...],
+) -> jax.Array:
     """`Ops.inverted_residual` of stride 1; its derivative is that of the operations of `ops`."""
     del ops, precision
     expand, depthwise, project = kernels[0], kernels[1][:, :, 0], kernels[2]
@@ -40,9 +50,9 @@ def inverted_residual(ops, upsample, precision, x, kernels, norms):
     else:
         geometry, taps = convolving(x.shape[1:3], depthwise.shape[0], 1), depthwise[::-1, ::-1]
     shape = (x.shape[0], *geometry.size, project.shape[-1])
-    options = dict(stride=geometry.stride, low=geometry.low)
     arrays = x, expand, taps, project, *sum(norms, ())
-    return native.call("inverted_residual", shape, *arrays, **options)
+    places: dict[str, Any] = dict(stride=geometry.stride, low=geometry.low)
+    return native.call("inverted_residual", shape, *arrays, **places)
 
 
 def _forward(*arguments):

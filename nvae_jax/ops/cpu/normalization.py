@@ -10,7 +10,15 @@ from nvae_jax.ops.portable.normalization import normalize
 
 # jit, so that layers of equal shapes are traced and lowered once.
 @partial(jax.jit, static_argnames=("epsilon", "with_swish"))
-def batch_norm(x, scale, bias, _, *, epsilon, with_swish):
+def batch_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    _: jax.Array,
+    *,
+    epsilon: float,
+    with_swish: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x (..., C) normalised, its mean and its biased variance (C,)."""
     rows, channels = x.reshape(-1, x.shape[-1]), x.shape[-1:]
     mean, var = native.call("moments", [channels, channels], rows)
@@ -22,7 +30,17 @@ def batch_norm(x, scale, bias, _, *, epsilon, with_swish):
 
 
 @partial(jax.jit, static_argnames=("epsilon", "with_swish"))
-def gradients(x, scale, bias, mean, var, g, *, epsilon, with_swish):
+def gradients(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    g: jax.Array,
+    *,
+    epsilon: float,
+    with_swish: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of `batch_norm` by x, scale and bias."""
     kernel = "norm_swish_grad" if with_swish else "norm_grad"
     rows, channels = (x.size // x.shape[-1], x.shape[-1]), x.shape[-1:]

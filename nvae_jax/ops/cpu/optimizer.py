@@ -1,19 +1,24 @@
 """The optimiser's step by the C++ kernels: one call for all arrays, which compiles sooner."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from nvae_jax.ops.cpu import native
 from nvae_jax.ops.portable.optimizer import SMALL, named_leaves
 
 
-def global_norm(tree):
+def global_norm(tree: Any) -> jax.Array:
     """`Ops.global_norm`."""
     return native.call("norm", (), *jax.tree.leaves(tree))
 
 
-def optimizer_step(optimizer, gradients, state, params, accept):
+def optimizer_step(
+    optimizer: Any, gradients: Any, state: Any, params: Any, accept: ArrayLike
+) -> tuple[Any, Any]:
     """`Ops.optimizer_step`, with everything but numbers in one call."""
     settings = optimizer.settings
     *ahead, moments, old_rate = state

@@ -15,7 +15,7 @@ from nvae_jax.ops.portable import convolution
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv(x, kernel, stride, precision):
+def conv(x: jax.Array, kernel: jax.Array, stride: int, precision: lax.PrecisionLike) -> jax.Array:
     """`Ops.conv` for kernels of more than one tap."""
     return convolution.conv(x, kernel, stride=stride, precision=precision)
 

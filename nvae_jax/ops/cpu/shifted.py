@@ -5,6 +5,7 @@ with another dimension (a reshape next to the sum is enough) costs the vectorisa
 ten.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -15,7 +16,9 @@ from nvae_jax.ops.portable.geometry import Geometry, accumulator, padding, upsam
 _TILE = 16
 
 
-def correlate(x, w, geometry, precision):
+def correlate(
+    x: jax.Array, w: jax.Array, geometry: Geometry, precision: lax.PrecisionLike
+) -> jax.Array:
     del precision
     k, dtype = geometry.kernel_size, accumulator(x)
     padded, w = _pad(x, geometry, geometry.out_size), w.astype(dtype)
@@ -24,10 +27,12 @@ def correlate(x, w, geometry, precision):
         for dx in range(k):
             window = _strided(padded, (dy, dx), geometry.out_size, geometry.stride)
             total += window.astype(dtype) * w[None, None, None, dy, dx]
-    return total.astype(x.dtype)
+    return jnp.asarray(total, x.dtype)
 
 
-def input_grad(g, w, geometry, precision):
+def input_grad(
+    g: jax.Array, w: jax.Array, geometry: Geometry, precision: lax.PrecisionLike
+) -> jax.Array:
     back = _backward(geometry)
     if geometry.stride == 1:
         return correlate(g, w[::-1, ::-1], back, precision)
@@ -43,7 +48,7 @@ def input_grad(g, w, geometry, precision):
             window = _strided(padded, (dy, dx), back.out_size, 1)[:, :, None, :, None]
             total += window.astype(dtype) * w[None, None, dy, :, None, dx]
     height, width = back.out_size
-    total = total.astype(g.dtype).reshape(g.shape[0], 2 * height, 2 * width, g.shape[-1])
+    total = jnp.asarray(total, g.dtype).reshape(g.shape[0], 2 * height, 2 * width, g.shape[-1])
     return total[:, : geometry.size[0], : geometry.size[1]]
 
 
@@ -63,7 +68,9 @@ def _backward(geometry):
     return Geometry(out_size, blocks, taps, 1, taps - 1 - (low + front) // 2)
 
 
-def kernel_grad(x, g, geometry, precision):
+def kernel_grad(
+    x: jax.Array, g: jax.Array, geometry: Geometry, precision: lax.PrecisionLike
+) -> jax.Array:
     del precision
     k, stride = geometry.kernel_size, geometry.stride
     dtype = accumulator(x)
@@ -90,7 +97,7 @@ def kernel_grad(x, g, geometry, precision):
     # Sums over tiles and batch as products with ones: XLA's CPU backend computes a reduction over
     # leading dimensions far slower than a matrix product, and would not keep it out of the loop
     # above. The batch comes last, in a product of its own, so that a sharded batch stays sharded.
-    total = total.transpose(0, 1, 3, 2, 4, 5)
+    total = jnp.transpose(total, (0, 1, 3, 2, 4, 5))
     ones = jnp.ones(total.shape[:-1], dtype)
     total = jnp.einsum("byxij,byxijc->byxc", ones, total, precision="highest")
     ones = jnp.ones(total.shape[:1], dtype)

@@ -1,14 +1,20 @@
 """Spectral norms by the C++ kernels: one call for all convolutions, which compiles sooner."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from jax.typing import ArrayLike
 
 from nvae_jax.ops.cpu import native
 from nvae_jax.ops.portable.spectral import matrix_shape, shape_name, sorted_leaves
 
 
-def spectral_penalty(kernels, vectors, rounds):
+def spectral_penalty(
+    kernels: Any, vectors: Mapping[str, jax.Array], rounds: ArrayLike
+) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
     """`Ops.spectral_penalty`."""
     return _penalty(kernels, vectors, jnp.asarray(rounds, jnp.int32))
 
@@ -48,7 +54,7 @@ def _penalty_bwd(residuals, cotangents):
 _penalty.defvjp(_penalty_fwd, _penalty_bwd)
 
 
-def _places_of_vectors(kernels):
+def _places_of_vectors(kernels) -> dict[str, Any]:
     """For each kernel the array that its vectors are in, and the entry they start at there."""
     shapes = [matrix_shape(path, kernel) for path, kernel in sorted_leaves(kernels)]
     names, ends = sorted({shape_name(*shape) for shape in shapes}), {}

@@ -4,6 +4,7 @@ What reads the entries is then the same program for each of them. A compiler tha
 them part of it, and every one another: more to compile.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -13,7 +14,7 @@ from nvae_jax.ops.cpu import native
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 @partial(jax.jit, static_argnums=1)
-def unstack(leaves, length):
+def unstack(leaves: Sequence[jax.Array], length: int) -> list[list[jax.Array]]:
     """The `length` entries of each of a list of arrays, as a list of lists."""
     shapes = [leaf.shape[1:] for leaf in leaves]
     flat = native.call("unstack", shapes * length, *leaves)

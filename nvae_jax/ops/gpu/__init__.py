@@ -4,9 +4,13 @@ Written for what a step on a GPU is bound by: passes over memory, and the number
 several GPUs XLA would gather an array for every call.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+
+import jax
+from jax.lax import PrecisionLike
 
 from nvae_jax.ops.gpu import depthwise, normalization, squeeze_excitation
 from nvae_jax.ops.portable import Portable
@@ -16,22 +20,44 @@ from nvae_jax.ops.portable.normalization import batch_norm
 
 @dataclass(frozen=True)
 class Gpu(Portable):
-    """Attributes:
-    interpret: run the kernels without a GPU, slowly: to test them.
+    """What runs on one NVIDIA GPU.
+
+    Attributes:
+      interpret: run the kernels without a GPU, slowly: to test them.
     """
 
     interpret: bool = False
 
-    def depthwise_conv(self, x, kernel, *, stride=1, precision=None):
+    def depthwise_conv(
+        self, x: jax.Array, kernel: jax.Array, *, stride: int = 1, precision: PrecisionLike = None
+    ) -> jax.Array:
         maps = _Kernels(depthwise, self.interpret)
         return depthwise_conv(x, kernel, stride=stride, precision=precision, maps=maps)
 
-    def batch_norm(self, x, scale, bias, epsilon, *, activation=None, center=None):
+    def batch_norm(
+        self,
+        x: jax.Array,
+        scale: jax.Array,
+        bias: jax.Array,
+        epsilon: float,
+        *,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+        center: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         kernels = _Kernels(normalization, self.interpret)
-        options = dict(activation=activation, center=center, kernels=kernels)
-        return batch_norm(x, scale, bias, epsilon, **options)
+        return batch_norm(
+            x, scale, bias, epsilon, activation=activation, center=center, kernels=kernels
+        )
 
-    def add_gated(self, skip, x, reduce, expand, scale, precision=None):
+    def add_gated(
+        self,
+        skip: jax.Array,
+        x: jax.Array,
+        reduce: tuple[jax.Array, jax.Array],
+        expand: tuple[jax.Array, jax.Array],
+        scale: float,
+        precision: PrecisionLike = None,
+    ) -> jax.Array:
         if not squeeze_excitation.suits(x):
             return super().add_gated(skip, x, reduce, expand, scale, precision)
         return squeeze_excitation.add_gated(scale, self.interpret, skip, x, *reduce, *expand)

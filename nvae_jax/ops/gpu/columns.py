@@ -4,6 +4,7 @@ Both keep a GPU busy by their number of programs: a program has little work, and
 registers. (With 64 parts at most, and 2,048 rows a program, an H200 took three times as long.)
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -21,7 +22,13 @@ SUM_TILES = 4  # of a program that sums, at least
 PROGRAMS = 1024  # that sum, at most: eight for each of a card's multiprocessors
 
 
-def column_sums(terms, arrays, vectors, *, interpret=False):
+def column_sums(
+    terms: Callable[..., tuple[jax.Array, jax.Array]],
+    arrays: Sequence[jax.Array],
+    vectors: Sequence[jax.Array],
+    *,
+    interpret: bool = False,
+) -> jax.Array:
     """Sums by column of two functions of the rows.
 
     Args:
@@ -47,7 +54,14 @@ def column_sums(terms, arrays, vectors, *, interpret=False):
     return sums.sum(0)
 
 
-def map_rows(function, arrays, vectors, *, results, interpret=False):
+def map_rows(
+    function: Callable[..., tuple[jax.Array, ...]],
+    arrays: Sequence[jax.Array],
+    vectors: Sequence[jax.Array],
+    *,
+    results: int,
+    interpret: bool = False,
+) -> list[jax.Array]:
     """A map over the rows of arrays, and one of vectors.
 
     Args:

@@ -6,7 +6,8 @@ taps, is read once and added to all rows of outputs that it meets, whose sums st
 The rest is the library's, whose kernel gradient is the faster one.
 """
 
-from functools import partial
+from functools import partial, reduce
+from operator import and_
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +16,31 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from nvae_jax.ops.portable import library
-from nvae_jax.ops.portable.geometry import accumulator
+from nvae_jax.ops.portable.geometry import Geometry, accumulator
 
 # Powers of two: of 8 shapes of a block, that which was fastest on an H200.
 ROWS, COLUMNS, CHANNELS, WARPS = 16, 8, 64, 4
 
 
-def correlate(x, w, geometry, precision, interpret=False):
+def correlate(
+    x: jax.Array,
+    w: jax.Array,
+    geometry: Geometry,
+    precision: lax.PrecisionLike,
+    interpret: bool = False,
+) -> jax.Array:
     if geometry.stride > 1:
         return library.correlate(x, w, geometry, precision)
     return _convolve(x, w, geometry.out_size, geometry.low, interpret)
 
 
-def input_grad(g, w, geometry, precision, interpret=False):
+def input_grad(
+    g: jax.Array,
+    w: jax.Array,
+    geometry: Geometry,
+    precision: lax.PrecisionLike,
+    interpret: bool = False,
+) -> jax.Array:
     if geometry.stride > 1:
         return library.input_grad(g, w, geometry, precision)
     low = geometry.kernel_size - 1 - geometry.low
@@ -107,10 +120,8 @@ def _divide(n, by):
 
 
 def _inside(ref, at):
-    mask = True
-    for index, length in zip(at[1:], ref.shape[1:], strict=True):
-        mask = (index >= 0) & (index < length) & mask
-    return mask
+    lengths = zip(at[1:], ref.shape[1:], strict=True)
+    return reduce(and_, ((index >= 0) & (index < length) for index, length in lengths))
 
 
 def _load(ref, at):

@@ -11,7 +11,16 @@ from nvae_jax.ops.gpu import columns
 
 # jit, so that layers of equal shapes are traced and lowered once.
 @partial(jax.jit, static_argnames=("epsilon", "with_swish", "interpret"))
-def batch_norm(x, scale, bias, center, *, epsilon, with_swish, interpret=False):
+def batch_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    center: jax.Array,
+    *,
+    epsilon: float,
+    with_swish: bool,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x (..., C) normalised, its mean and its biased variance (C,)."""
     rows = x.reshape(-1, x.shape[-1])
     sums = columns.column_sums(_deviations, [rows], [center], interpret=interpret)
@@ -23,7 +32,18 @@ def batch_norm(x, scale, bias, center, *, epsilon, with_swish, interpret=False):
 
 
 @partial(jax.jit, static_argnames=("epsilon", "with_swish", "interpret"))
-def gradients(x, scale, bias, mean, var, g, *, epsilon, with_swish, interpret=False):
+def gradients(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    g: jax.Array,
+    *,
+    epsilon: float,
+    with_swish: bool,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of the above for x (..., C), scale and bias (C,), by that of its first result."""
     arrays = [a.reshape(-1, x.shape[-1]) for a in (x, g)]
     vectors, options = [scale, bias, mean, var], dict(epsilon=epsilon, with_swish=with_swish)

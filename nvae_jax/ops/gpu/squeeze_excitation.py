@@ -15,7 +15,7 @@ TILE = 2**12  # entries of an image that a program holds at once
 MOST_PIXELS, MOST_CHANNELS = 2**10, 2**9
 
 
-def suits(x):
+def suits(x: jax.Array) -> bool:
     """Whether images x (B, H, W, C) are small enough to be a program each."""
     return x.shape[1] * x.shape[2] <= MOST_PIXELS and x.shape[3] <= MOST_CHANNELS
 
@@ -23,7 +23,16 @@ def suits(x):
 # jit, so that layers of equal shapes are traced and lowered once.
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 @partial(jax.jit, static_argnums=(0, 1))
-def add_gated(scale, interpret, skip, x, reduce, reduce_bias, expand, expand_bias):
+def add_gated(
+    scale: float,
+    interpret: bool,
+    skip: jax.Array,
+    x: jax.Array,
+    reduce: jax.Array,
+    reduce_bias: jax.Array,
+    expand: jax.Array,
+    expand_bias: jax.Array,
+) -> jax.Array:
     """skip + scale · x · gate(means of x): `Ops.add_gated`."""
     return pl.pallas_call(
         partial(_add_gated, scale=scale),

@@ -1,11 +1,14 @@
 """Dense convolution, by XLA's own."""
 
+import jax
 from jax import lax
 
 ORDER = ("NHWC", "HWIO", "NHWC")
 
 
-def conv(x, kernel, *, stride=1, precision=None):
+def conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, precision: lax.PrecisionLike = None
+) -> jax.Array:
     """`Ops.conv`."""
     if kernel.shape[0] == 1:
         return _pointwise(x, kernel, stride=stride, precision=precision)

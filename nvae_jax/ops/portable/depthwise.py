@@ -13,14 +13,23 @@ what is called `maps` here.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
+from jax.lax import PrecisionLike
 
 from nvae_jax.ops.portable import library
 from nvae_jax.ops.portable.geometry import convolving, doubling
 
 
-def depthwise_conv(x, kernel, *, stride=1, precision=None, maps=library):
+def depthwise_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    precision: PrecisionLike = None,
+    maps: Any = library,
+) -> jax.Array:
     """`Ops.depthwise_conv` by the given maps."""
     _check(x, kernel)
     if stride not in (1, 2):
@@ -29,7 +38,9 @@ def depthwise_conv(x, kernel, *, stride=1, precision=None, maps=library):
     return _apply(x, kernel[:, :, 0], _CONV, geometry, precision, maps)
 
 
-def upsample_depthwise_conv(x, kernel, *, precision=None, maps=library):
+def upsample_depthwise_conv(
+    x: jax.Array, kernel: jax.Array, *, precision: PrecisionLike = None, maps: Any = library
+) -> jax.Array:
     """`Ops.upsample_depthwise_conv` by the given maps, without making the repeated array.
 
     Pixels that repeat share their kernel taps: repeating is the transpose of summing 2 x 2

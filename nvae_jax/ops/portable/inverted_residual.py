@@ -1,9 +1,24 @@
 """The body of an inverted residual cell with fixed statistics, for models that do not train."""
 
+from collections.abc import Sequence
+
+import jax
+from jax.lax import PrecisionLike
+
+from nvae_jax.ops.interface import Ops
 from nvae_jax.ops.portable.normalization import affine, swish
 
 
-def inverted_residual(ops, x, kernels, norms, *, stride=1, upsample=False, precision=None):
+def inverted_residual(
+    ops: Ops,
+    x: jax.Array,
+    kernels: Sequence[jax.Array],
+    norms: Sequence[tuple[jax.Array, jax.Array]],
+    *,
+    stride: int = 1,
+    upsample: bool = False,
+    precision: PrecisionLike = None,
+) -> jax.Array:
     """`Ops.inverted_residual`, of the other operations of `ops`."""
     (expand, depthwise, project), (first, before, after, last) = kernels, norms
     x = swish(affine(ops.conv(affine(x, *first), expand, precision=precision), *before))

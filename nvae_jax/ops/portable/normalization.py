@@ -4,7 +4,9 @@ What JAX derives keeps the centred input, the sigmoid and more beside the input:
 be written, stacked by the scans over groups, and read again, for arithmetic that costs less.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +17,22 @@ from jax.ad_checkpoint import checkpoint_name
 STATISTICS = "batch_statistics"
 
 
-def batch_norm(x, scale, bias, epsilon, *, activation=None, center=None, kernels=None):
+def batch_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    *,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
+    center: jax.Array | None = None,
+    kernels: Any = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`Ops.batch_norm`; by `kernels`, where given: a module with a `batch_norm` of arrays and its
     `gradients`, as `cpu.normalization`."""
     with_swish = activation is swish
     center = jnp.zeros_like(bias) if center is None else lax.stop_gradient(center)
-    y, mean, var = _batch_norm(x, scale, bias, center, epsilon, with_swish, kernels)
+    results: Any = _batch_norm(x, scale, bias, center, epsilon, with_swish, kernels)
+    y, mean, var = results
     if activation and not with_swish:
         y = activation(y)
     return y, lax.stop_gradient(mean), lax.stop_gradient(var)
@@ -36,20 +48,21 @@ def _batch_norm(x, scale, bias, center, epsilon, with_swish, kernels):
     return normalize(x, scale, bias, mean, var, **options), mean, var
 
 
-def _batch_norm_fwd(x, scale, bias, *options):
-    y, mean, var = _batch_norm(x, scale, bias, *options)
-    return (y, mean, var), (x, scale, bias, mean, var)
+def _batch_norm_fwd(*arguments):
+    results: Any = _batch_norm(*arguments)
+    return results, (*arguments[:3], *results[1:])
 
 
 def _batch_norm_bwd(epsilon, with_swish, kernels, residuals, cotangents):
-    function = kernels.gradients if kernels else gradients
-    return *function(*residuals, cotangents[0], epsilon=epsilon, with_swish=with_swish), None
+    (x, scale, bias, mean, var), (g, *_) = residuals, cotangents
+    function = partial(kernels.gradients if kernels else gradients, epsilon=epsilon)
+    return *function(x, scale, bias, mean, var, g, with_swish=with_swish), None
 
 
 _batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 
 
-def moments(x, center):
+def moments(x: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance (C,) of x (..., C), about `center` (C,)."""
     # Both sums need nothing but x: one pass over it, and over devices one exchange.
     axes, x = tuple(range(x.ndim - 1)), x.astype(jnp.float32) - _spread(center, x)
@@ -57,13 +70,32 @@ def moments(x, center):
     return center + offset, jnp.maximum(square - jnp.square(offset), 0.0)
 
 
-def normalize(x, scale, bias, mean, var, *, epsilon, with_swish):
+def normalize(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    *,
+    epsilon: float,
+    with_swish: bool,
+) -> jax.Array:
     """x (..., C) by its mean and variance, scaled, shifted and, `with_swish`, activated."""
     y = affine(x.astype(jnp.float32), *coefficients(scale, bias, mean, var, epsilon))
     return (swish(y) if with_swish else y).astype(x.dtype)
 
 
-def gradients(x, scale, bias, mean, var, g, *, epsilon, with_swish):
+def gradients(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    g: jax.Array,
+    *,
+    epsilon: float,
+    with_swish: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of `normalize` by x, of which mean and variance are, by scale and by bias."""
     axes, count, inverse = tuple(range(x.ndim - 1)), x.size // x.shape[-1], lax.rsqrt(var + epsilon)
     g = g.astype(jnp.float32)
@@ -77,20 +109,22 @@ def gradients(x, scale, bias, mean, var, g, *, epsilon, with_swish):
     return (_spread(scale * inverse, x) * inner).astype(x.dtype), scale_grad, bias_grad
 
 
-def coefficients(scale, bias, mean, var, epsilon):
+def coefficients(
+    scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array]:
     """Batch norm as gain · x + shift: the gain and the shift (C,), of vectors (C,)."""
     gain = scale * lax.rsqrt(var + epsilon)
     return gain, bias - mean * gain
 
 
-def affine(x, gain, shift):
+def affine(x: jax.Array, gain: jax.Array, shift: jax.Array) -> jax.Array:
     """gain · x + shift for vectors (C,), in float32; dtype of x."""
     y = x.astype(jnp.float32) * _spread(gain, x) + _spread(shift, x)
     return y.astype(x.dtype)
 
 
 @jax.custom_vjp
-def swish(x):
+def swish(x: jax.Array) -> jax.Array:
     """x · sigmoid(x)."""
     return x * jax.nn.sigmoid(x)
 

@@ -4,13 +4,18 @@ Matrices of one shape are iterated on together: one batched product a shape, not
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from jax.typing import ArrayLike
 
 
-def spectral_penalty(kernels, vectors, rounds):
+def spectral_penalty(
+    kernels: Any, vectors: Mapping[str, jax.Array], rounds: ArrayLike
+) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
     """`Ops.spectral_penalty`."""
     matrices = _matrices_by_shape(kernels)
     fixed = jax.lax.stop_gradient(matrices)
@@ -27,7 +32,7 @@ def spectral_penalty(kernels, vectors, rounds):
         image = _times_left(matrix, left)
         updated[name] = jax.lax.stop_gradient(unit(image))
         total += jnp.sum(image * updated[name])
-    return total, kernels, updated
+    return jnp.asarray(total), kernels, updated
 
 
 def _matrices_by_shape(kernels):
@@ -50,12 +55,12 @@ def _times_left(matrices, left):
     return jnp.einsum("nrc,nr->nc", matrices, left, precision="highest")
 
 
-def sorted_leaves(tree):
+def sorted_leaves(tree: Any) -> list[tuple[tuple[str, ...], jax.Array]]:
     """(path, kernel) pairs in the order of their paths."""
     return sorted(traverse_util.flatten_dict(tree).items())
 
 
-def matrix_shape(path, kernel):
+def matrix_shape(path: Sequence[str], kernel: jax.Array) -> tuple[int, int, int]:
     """(matrices, rows = rest, columns = out) of a kernel, with a leading axis where stacked."""
     if kernel.ndim not in (4, 5):
         raise ValueError(f"kernel {'/'.join(path)} has shape {kernel.shape}, not (k, k, in, out)")
@@ -63,11 +68,11 @@ def matrix_shape(path, kernel):
     return stack, math.prod(kernel.shape[-4:-1]), kernel.shape[-1]
 
 
-def shape_name(_, rows, columns):
+def shape_name(_: int, rows: int, columns: int) -> str:
     """What the vectors of matrices of a shape are kept under."""
     return f"{rows}x{columns}"
 
 
-def unit(x):
+def unit(x: jax.Array) -> jax.Array:
     """Vectors (..., n) divided by their norms."""
     return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-12)

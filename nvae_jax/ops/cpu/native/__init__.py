@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,13 @@ KERNELS = (
 )
 
 
-def call(name, results, *arrays, in_place=None, **attributes):
+def call(
+    name: str,
+    results: Any,
+    *arrays: jax.Array,
+    in_place: dict[int, int] | None = None,
+    **attributes: Any,
+) -> Any:
     """One kernel.
 
     Args:
@@ -76,7 +83,7 @@ def _target(name):
 
 
 @functools.cache
-def problem():
+def problem() -> str | None:
     """What keeps the kernels from being had here, or None. Compiles them, at the first time on a
     machine, and makes them known to XLA."""
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]

@@ -13,11 +13,13 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
-import jaxlib
 from absl import logging
 
 from nvae_jax import files
@@ -41,7 +43,7 @@ FLAGS = (
 )
 
 
-def load(compiler):
+def load(compiler: Sequence[str]) -> ctypes.CDLL:
     """The library as a `ctypes.CDLL`, compiled by `compiler` (a list: its command) where it is not
     kept yet. Where no folder can keep it, it is compiled for this process alone.
 
@@ -61,7 +63,8 @@ def load(compiler):
 
 def _folders():
     """Where the library may be kept: beside the programs that JAX keeps, or in the home folder."""
-    beside, home = jax.config.jax_compilation_cache_dir, files.cache_folder()
+    options: Any = jax.config  # whose attributes checkers do not know
+    beside, home = options.jax_compilation_cache_dir, files.cache_folder()
     roots = [Path(beside)] if beside and "://" not in beside else []
     return [root / "native" for root in (*roots, *([home] if home else []))]
 
@@ -146,7 +149,7 @@ def _compile(compiler, folder):
 def _identity(compiler):
     """A name of what the library is made of, and for."""
     texts = [(FOLDER / name).read_text() for name in (*SOURCES, *HEADERS)]
-    identity = "\n".join((*texts, jaxlib.__version__, *compiler, *FLAGS, _processor()))
+    identity = "\n".join((*texts, metadata.version("jaxlib"), *compiler, *FLAGS, _processor()))
     return f"kernels_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
