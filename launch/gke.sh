@@ -29,49 +29,35 @@ END
 # shellcheck source=launch/launcher.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 
-name='' image='' accelerator='' topology='' chips=4 restarts=50 spot='' dry_run=''
-claim='' bucket='' mount=/data
-# shellcheck disable=SC2034 # all are read through ${!option}
-for argument in "$@"; do
-  value=${argument#*=}
-  case $argument in
-    --help | -h) usage && exit 0 ;;
-    --name=*) name=$value ;;
-    --image=*) image=$value ;;
-    --accelerator=*) accelerator=$value ;;
-    --topology=*) topology=$value ;;
-    --chips-per-host=*) chips=$value ;;
-    --volume-claim=*) check_word --volume-claim "$value" && claim=$value ;;
-    --bucket=*) check_word --bucket "$value" && bucket=$value ;;
-    --mount=*) mount=${value%/} ;;
-    --restarts=*) restarts=$value ;;
-    --spot) spot=1 ;;
-    --dry-run) dry_run=1 ;;
-    *) add_flag "$argument" ;;
-  esac
-done
+name='' image='' accelerator='' topology='' chips_per_host=4 restarts=50 spot='' dry_run=''
+volume_claim='' bucket='' mount=/data
+read_options "name image accelerator topology chips-per-host volume-claim bucket mount restarts" \
+  "spot dry-run" add_flag "$@"
+mount=${mount%/}
 for option in name image accelerator topology; do
   [[ -n ${!option} ]] || die "--$option is missing; see --help"
   check_word "--$option" "${!option}"
 done
+[[ -z $volume_claim ]] || check_word --volume-claim "$volume_claim"
+[[ -z $bucket ]] || check_word --bucket "$bucket"
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
   die "--name must be of a-z, 0-9 and -, and start with a letter, not '$name'"
 [[ $topology =~ ^[0-9]{1,3}(x[0-9]{1,3}){1,2}$ ]] ||
   die "--topology must be such as 4x4, not '$topology'"
-check_number --chips-per-host "$chips" 1 8
+check_number --chips-per-host "$chips_per_host" 1 8
 check_number --restarts "$restarts" 0 1000
 
 all_chips=1
 for side in ${topology//x/ }; do all_chips=$((all_chips * 10#$side)); done
 check_number "the number of chips of --topology=$topology" "$all_chips" 1 16384
-((all_chips % chips == 0)) ||
-  die "--topology=$topology has $all_chips chips, which hosts of $chips cannot have"
+((all_chips % chips_per_host == 0)) ||
+  die "--topology=$topology has $all_chips chips, which hosts of $chips_per_host cannot have"
 
 check_flags
-[[ -n $claim || -n $bucket ]] ||
+[[ -n $volume_claim || -n $bucket ]] ||
   die "--volume-claim or --bucket is missing: --workdir=$workdir would be another folder in every" \
     "pod, and gone with it"
-[[ -z $claim || -z $bucket ]] || die "--volume-claim and --bucket: give one of them"
+[[ -z $volume_claim || -z $bucket ]] || die "--volume-claim and --bucket: give one of them"
 [[ $mount =~ ^(/[A-Za-z0-9_.-]+)+$ ]] || die "--mount must be such as /data, not '$mount'"
 [[ $workdir == "$mount"/?* && $workdir/ != */../* ]] ||
   die "--workdir=$workdir must be a folder in $mount, which all pods share (--mount)"
@@ -90,19 +76,19 @@ fill_in() {
 }
 without() { jobset=$(grep -v "# with --$1\$" <<<"$jobset"); }
 [[ -n $spot ]] || without spot
-[[ -n $claim ]] || without volume-claim
+[[ -n $volume_claim ]] || without volume-claim
 [[ -n $bucket ]] || without bucket
 jobset=$(grep -v '^#' <<<"$jobset")
 fill_in NAME "$name"
 fill_in RESTARTS "$restarts"
-fill_in HOSTS $((all_chips / chips))
+fill_in HOSTS $((all_chips / chips_per_host))
 fill_in ACCELERATOR "$accelerator"
 fill_in TOPOLOGY "$topology"
 fill_in IMAGE "$image"
-fill_in CLAIM "$claim"
+fill_in CLAIM "$volume_claim"
 fill_in BUCKET "$bucket"
 fill_in MOUNT "$mount"
-fill_in CHIPS_PER_HOST "$chips"
+fill_in CHIPS_PER_HOST "$chips_per_host"
 fill_in ARGS "$arguments"
 
 if [[ -n $dry_run ]]; then

@@ -20,6 +20,26 @@ quote() {
   esac
 }
 
+# read_options "NAME..." "SWITCH..." OTHER ARGUMENT...: sets the variable of each --NAME=VALUE, and
+# that of each --SWITCH to 1, with _ for every - of a name. The rest goes to the function OTHER, one
+# at a time.
+read_options() {
+  local values=" $1 " switches=" $2 " other=$3 argument name
+  for argument in "${@:4}"; do
+    name=${argument#--} name=${name%%=*}
+    if [[ $argument == --help || $argument == -h ]]; then
+      usage && exit 0
+    elif [[ $argument == --*=* && $name != *" "* && $values == *" $name "* ]]; then
+      [[ -n ${argument#*=} ]] || die "--$name must not be empty; see --help"
+      printf -v "${name//-/_}" %s "${argument#*=}"
+    elif [[ $argument == "--$name" && $name != *" "* && $switches == *" $name "* ]]; then
+      printf -v "${name//-/_}" 1
+    else
+      "$other" "$argument"
+    fi
+  done
+}
+
 # check_number NAME VALUE LOWEST HIGHEST
 check_number() {
   if ! [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || (($2 < $3 || $2 > $4)); then

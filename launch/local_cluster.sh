@@ -22,24 +22,18 @@ END
 # shellcheck source=launch/launcher.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 
-count='' devices=1 grace=30 dry_run=''
-while (($#)); do
-  case $1 in
-    --help | -h) usage && exit 0 ;;
-    --devices-per-process=*) devices=${1#*=} ;;
-    --grace=*) grace=${1#*=} ;;
-    --dry-run) dry_run=1 ;;
-    --) shift && break ;;
-    -*) die "unknown option $1; see --help" ;;
-    *)
-      [[ -z $count ]] || die "unexpected argument $1: COMMAND comes after --"
-      count=$1
-      ;;
-  esac
-  shift
-done
+count='' devices_per_process=1 grace=30 dry_run='' options=()
+while (($#)) && [[ $1 != -- ]]; do options+=("$1") && shift; done
+(($#)) && shift # what is left is COMMAND
+# shellcheck disable=SC2329 # called by read_options
+take_count() {
+  [[ $1 != -* ]] || die "unknown option $1; see --help"
+  [[ -z $count ]] || die "unexpected argument $1: COMMAND comes after --"
+  count=$1
+}
+read_options "devices-per-process grace" "dry-run" take_count ${options[@]+"${options[@]}"}
 check_number N "$count" 1 256
-check_number --devices-per-process "$devices" 1 256
+check_number --devices-per-process "$devices_per_process" 1 256
 check_number --grace "$grace" 0 86400
 (($#)) || die "no COMMAND after --; see --help"
 for word in "$@"; do [[ $word != --*=* ]] || check_paths "$word"; done
@@ -76,7 +70,7 @@ mark_lines() {
 port=$(free_port)
 environment=(
   "JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}"
-  "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices"
+  "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices_per_process"
   "JAX_COORDINATOR_ADDRESS=localhost:$port"
   "JAX_NUM_PROCESSES=$count"
 )

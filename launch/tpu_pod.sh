@@ -38,25 +38,9 @@ END
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 
 name='' zone='' accelerator='' version='' spot='' setup=true restarts=100 delete='' dry_run=''
-project=()
-# shellcheck disable=SC2034 # all are read through ${!option}
-for argument in "$@"; do
-  value=${argument#*=}
-  case $argument in
-    --help | -h) usage && exit 0 ;;
-    --name=*) name=$value ;;
-    --zone=*) zone=$value ;;
-    --accelerator=*) accelerator=$value ;;
-    --version=*) version=$value ;;
-    --project=*) check_word --project "$value" && project=("--project=$value") ;;
-    --spot) spot=1 ;;
-    --setup=*) setup=$value ;;
-    --restarts=*) restarts=$value ;;
-    --delete) delete=1 ;;
-    --dry-run) dry_run=1 ;;
-    *) add_flag "$argument" ;;
-  esac
-done
+project=''
+read_options "name zone accelerator version project setup restarts" "spot delete dry-run" \
+  add_flag "$@"
 for option in name zone accelerator; do
   [[ -n ${!option} ]] || die "--$option is missing; see --help"
   check_word "--$option" "${!option}"
@@ -72,7 +56,8 @@ if [[ -z $version ]]; then
   esac
 fi
 check_flags
-place=("--zone=$zone" ${project[@]+"${project[@]}"})
+[[ -z $project ]] || check_word --project "$project"
+place=("--zone=$zone" ${project:+"--project=$project"})
 seconds=${TPU_POD_POLL_SECONDS:-20} # between two looks at a state
 
 run() {

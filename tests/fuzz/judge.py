@@ -115,8 +115,7 @@ def parse_help(text):
 def options_of(script):
     """Names of a launcher's --flag=VALUE options but the run's own."""
     code = (ROOT / "launch" / script).read_text()
-    names = re.findall(r"^ +--([a-z-]+)=\*\)", code, re.MULTILINE)
-    return [name for name in names if name not in ("config", "workdir")]
+    return re.search(r'^read_options "([a-z -]*)"', code, re.MULTILINE)[1].split()
 
 
 def digests(folder):
