@@ -24,16 +24,16 @@ quote() {
 # that of each --SWITCH to 1, with _ for every - of a name. The rest goes to the function OTHER, one
 # at a time.
 read_options() {
-  local values=" $1 " switches=" $2 " other=$3 argument name
+  local values=" $1 " switches=" $2 " other=$3 argument option # none is an option itself
   for argument in "${@:4}"; do
-    name=${argument#--} name=${name%%=*}
+    option=${argument#--} option=${option%%=*}
     if [[ $argument == --help || $argument == -h ]]; then
       usage && exit 0
-    elif [[ $argument == --*=* && $name != *" "* && $values == *" $name "* ]]; then
-      [[ -n ${argument#*=} ]] || die "--$name must not be empty; see --help"
-      printf -v "${name//-/_}" %s "${argument#*=}"
-    elif [[ $argument == "--$name" && $name != *" "* && $switches == *" $name "* ]]; then
-      printf -v "${name//-/_}" 1
+    elif [[ $argument == --*=* && $option != *" "* && $values == *" $option "* ]]; then
+      [[ -n ${argument#*=} ]] || die "--$option must not be empty; see --help"
+      printf -v "${option//-/_}" %s "${argument#*=}"
+    elif [[ $argument == "--$option" && $option != *" "* && $switches == *" $option "* ]]; then
+      printf -v "${option//-/_}" 1
     else
       "$other" "$argument"
     fi
@@ -91,7 +91,8 @@ END
   if [[ -n $found ]]; then
     (cd "$root" && JAX_PLATFORMS=cpu "$found" launch/train.py --check "${flags[@]}") || exit 2
   else
-    [[ -f $config || -f $root/$config ]] || die "--config: there is no file $config"
+    [[ -f $config || -f $root/$config || -f $root/configs/$config.py ]] ||
+      die "--config: there is no file $config"
     echo "note: no Python with the project's packages here: config keys are not checked" >&2
   fi
 }

@@ -151,8 +151,9 @@ exit 2"""
     assert (status, output) == (2, "") and "there is no file configs/no.py" in error
     assert not (tmp_path / "called").exists()
     if "--dry-run" in script:
-        status, _, error = bash(*script, *RUN, **without_packages)
-        assert status == 0 and "config keys are not checked" in error
+        for config in (RUN[0], "--config=digits"):
+            status, _, error = bash(*script, config, *RUN[1:], **without_packages)
+            assert status == 0 and "config keys are not checked" in error
 
 
 def test_training_checks_flags_and_config_alone(commands, tmp_path):
