@@ -4,7 +4,25 @@ import re
 import sys
 from pathlib import Path
 
+from etils import epy
+
 __version__ = "0.1.0"
+__all__ = [
+    "Experiment",
+    "Logger",
+    "NVAE",
+    "Output",
+    "Run",
+    "State",
+    "build_experiment",
+    "build_likelihood",
+    "build_model",
+    "convert_state",
+    "get_config",
+    "load",
+    "make_likelihood",
+    "train_run",
+]
 
 
 def _refuse_to_run():
@@ -24,3 +42,16 @@ def _refuse_to_run():
 
 
 _refuse_to_run()
+
+# Imported at their first use: the package itself imports no JAX.
+with epy.lazy_api_imports(globals()):
+    from nvae_jax.api import Run, load
+    from nvae_jax.build import Experiment, build_likelihood, build_model
+    from nvae_jax.build import build as build_experiment
+    from nvae_jax.config_file import get_config
+    from nvae_jax.interop.torch_checkpoint import convert_state
+    from nvae_jax.likelihoods import make as make_likelihood
+    from nvae_jax.loggers import Logger
+    from nvae_jax.models.nvae import NVAE, Output
+    from nvae_jax.state import State
+    from nvae_jax.train import train as train_run

@@ -58,8 +58,12 @@ def build_model(config, devices=None):
     """The `NVAE` module that a config describes.
 
     Args:
+      config: a ConfigDict.
       devices: that it runs on, which decide what it is computed with; None takes all that there
         are. () gives what runs anywhere.
+
+    Raises:
+      ValueError: a key that nothing reads, or a value that it cannot have, in one line.
     """
     devices = jax.devices() if devices is None else devices
     model = config.model
@@ -109,7 +113,13 @@ def build_hierarchy(config):
 
 
 def build_likelihood(config):
-    """Maps the decoder's logits to an `likelihoods.ImageDistribution`."""
+    """The likelihood that a config describes: a function of the decoder's logits
+    (B, H, W, params) to an `likelihoods.ImageDistribution`, with `log_prob(x) -> (B,)` in nats,
+    `sample(key)` and `mean()`.
+
+    Args:
+      config: a ConfigDict.
+    """
     return partial(
         likelihoods.make,
         config.model.likelihood,

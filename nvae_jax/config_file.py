@@ -8,9 +8,30 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from nvae_jax import schema
+from nvae_jax import run_directory, schema
 
 FOLDER = Path(__file__).parent / "configs"
+
+
+def get_config(name="base", **changes):
+    """A config by name, with some of its values changed.
+
+        get_config("digits", seed=1, model={"num_groups": 4})
+
+    Args:
+      name: of a config of this package, the path of a Python file, or a run directory, which has
+        its config. "base" has the defaults, and a comment on every key.
+      **changes: values by key, those of a section as a dict.
+
+    Returns:
+      a `ConfigDict`, locked: a key that is not there is an error.
+
+    Raises:
+      ValueError: there is no such config, an unknown key, or a value that its key cannot have.
+    """
+    is_run = (Path(name) / run_directory.CONFIG).is_file()
+    config = run_directory.load_config(name) if is_run else load(name)
+    return schema.changed(config, schema.flatten(changes))
 
 
 def load(name):

@@ -91,12 +91,7 @@ def by_name(names: Iterable[str]) -> list[Logger]:
 def _make(name: str) -> Logger:
     if name not in MODULES:
         raise ValueError(f"unknown logger {name!r}; known: {', '.join(MODULES)}")
-    try:
-        return importlib.import_module(MODULES[name]).make()
-    except ImportError as error:
-        raise ValueError(
-            f"the logger {name} cannot be used ({error}): pip install 'nvae_jax[{name}]'"
-        ) from error
+    return importlib.import_module(MODULES[name]).make()
 
 
 class Loggers:

@@ -17,7 +17,8 @@ from nvae_jax.models.kernels import effective_kernels
 
 @struct.dataclass
 class State:
-    """One checkpoint holds all of it, so that a resumed run is the uninterrupted one."""
+    """All that training changes. A checkpoint holds it, so that a resumed run is the uninterrupted
+    one."""
 
     step: jax.Array  # () int32, updates done
     params: Any

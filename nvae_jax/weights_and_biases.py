@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from nvae_jax import extras
 from nvae_jax.loggers import Logger
 
 
@@ -16,9 +17,7 @@ class WeightsAndBiases(Logger):
     """
 
     def __init__(self):
-        import wandb  # an extra, and slow to import
-
-        self._wandb = wandb
+        self._wandb = extras.load("wandb", "wandb", "the logger wandb")
 
     def start(self, workdir: Path, config: ConfigDict, step: int) -> None:
         """Begins a run, or continues the one that `workdir` was logged to, if not from step 0."""

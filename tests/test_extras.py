@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nvae_jax import analyze, export, extras
+from nvae_jax import analyze, export, extras, loggers
 from nvae_jax.data import lmdb_folder, tfds_set, tfrecords
 from nvae_jax.interop import torch_file
 
@@ -49,6 +49,7 @@ def test_training_evaluation_and_sampling_need_no_extra():
         ("nvae_jax.latent_charts", "plots", lambda path: analyze.analyze_run(None, path)),
         ("flatbuffers", "export", lambda path: export._check(1, ("cpu",))),
         ("torch", "torch", torch_file.read),
+        ("wandb", "wandb", lambda path: loggers.by_name(["wandb"])),
     ],
 )
 def test_a_missing_extra_is_one_line_that_names_it(module, extra, use, tmp_path, monkeypatch):

@@ -343,8 +343,8 @@ class NVAE(nn.Module):
         Args:
           rngs: a PRNG key, or {"params": key}.
           x: (B, H, W, C) in [0, 1]; values and B matter only if `needs_data_init`.
-          *args, **kwargs: those of `__call__`, on which no variable depends. With others (such as
-            `method`) Flax's own `init` runs, for minutes.
+          *args: as in `__call__`; no variable depends on them.
+          **kwargs: the same. With others (such as `method`) Flax's own `init` runs, for minutes.
 
         Returns:
           {"params": ..., "batch_stats": ...}, float32.

@@ -1,0 +1,58 @@
+"""The scripts of examples/, in small."""
+
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import nvae_jax
+from tests.conftest import tiny_config
+from tests.tools.conftest import make_run, tiny_run_config, workdir  # noqa: F401
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def example(request):
+    """What the script that a test is named after defines."""
+    return runpy.run_path(str(EXAMPLES / f"{request.function.__name__.removeprefix('test_')}.py"))
+
+
+def test_there_is_a_test_of_each_and_they_are_short():
+    for path in EXAMPLES.glob("*.py"):
+        assert f"test_{path.stem}" in globals() and len(path.read_text().splitlines()) <= 60
+
+
+def test_own_data_and_loop(example, capsys):
+    images = example["squares"](40)
+    assert images.shape == (40, 16, 16, 1) and set(np.unique(images)) == {0, 1}
+    config = tiny_config(model={"unroll": 1})
+    model, variables, nats = example["train"](config, images, num_steps=8, batch_size=8)
+    begun = model.init(jax.random.key(0), images)
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, begun)
+    first = float(capsys.readouterr().out.split()[2])
+    assert np.isfinite(nats) and nats < first
+
+
+def test_fine_tune(example, workdir, capsys):  # noqa: F811
+    run = nvae_jax.load(workdir)
+    images = example["inverted_digits"](run, 8)
+    before = jax.device_get(run.variables)
+    after = example["fine_tune"](run, images, num_steps=4, batch_size=4)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(run.variables))
+    assert after.metadata()["step"] == 4
+    assert after.metadata()["weights"] != run.metadata()["weights"]
+    assert after.log_prob(images).mean() > run.log_prob(images).mean()
+    with pytest.raises(ValueError, match="not of this run's model"):
+        run.with_variables({"params": before["params"]})
+
+
+def test_latents_to_scikit_learn(example, workdir):  # noqa: F811
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    run, (images, labels) = nvae_jax.load(workdir), example["digits"]()
+    images, labels = images[:160], labels[:160]
+    found = example["features"](run, images[:3])
+    assert found.shape == (3, sum(h * w * z for h, w, z in run.latent_shapes))
+    assert example["accuracy"](run, images, labels) > 0.25  # of ten classes, by a random model
