@@ -88,6 +88,7 @@ class ArrayImages:
             raise DataError(
                 f"{self._where} is uint8, where data.num_bits={num_bits} asks for more bits"
             )
+        self[0]  # A range that does not fit shows before anything is done with the rest.
 
     def __len__(self) -> int:
         return self.shape[0]
