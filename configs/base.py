@@ -5,7 +5,7 @@ The defaults are the paper's where it has one for all its data sets (appendix A)
 
 from ml_collections import ConfigDict
 
-VERSION = 2  # goes up when keys change, or names of values: see nvae_jax/run_directory.py
+VERSION = 3  # goes up when keys change, or names of values: see nvae_jax/run_directory.py
 
 
 def get_config():
@@ -62,6 +62,9 @@ def get_config():
     model.precision = "default"
 
     config.objective = objective = ConfigDict()
+    # That the fractions below are of; 0: train.num_steps. A run that --extend makes longer has its
+    # first length here, so that the KL weight does not fall again.
+    objective.schedule_steps = 0
     objective.kl_constant = 0.0001  # fraction of the steps before the KL weight starts to rise
     objective.kl_anneal = 0.3  # fraction of the steps over which it rises to 1
     objective.kl_min = 0.0001  # where it starts
@@ -77,11 +80,18 @@ def get_config():
     optimizer.gradient_clip = 0.0  # largest norm of all gradients together; 0: not clipped
 
     config.train = train = ConfigDict()
+    # A finished run goes on to more with --extend: from then on the learning rate is that of a run
+    # of the new length, and so rises again; the KL weight stays (objective.schedule_steps).
     train.num_steps = 1000
     train.batch_size = 32  # over all devices
     train.accumulation_steps = 1  # parts that a batch is worked off in, to save memory
     train.ema_decay = 0.0  # of the averaged variables that are evaluated and sampled from; 0: none
     train.max_nonfinite_steps = 5  # so many skipped updates in a row stop the run
+    # A run (or published .pt) whose variables a new run starts from, at step 0: RUN, RUN@best or
+    # RUN@STEP; "": none. Read at the start, and never again.
+    train.init_from = ""
+    train.init_optimizer = False  # take along its optimiser's moments; schedules start anew
+    train.init_differences = "refuse"  # of arrays of other shapes; fresh: initialise those
 
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 100  # over all devices

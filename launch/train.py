@@ -2,7 +2,8 @@
 
 python launch/train.py --config=configs/X.py --workdir=DIR [--config.KEY=VALUE ...]
 python launch/train.py --workdir=DIR resumes; --config.KEY=VALUE then changes, for this start, keys
-that do not change what is computed. --restart starts a run anew of which no checkpoint is left.
+that do not change what is computed. --restart starts a run anew of which no checkpoint is left;
+--extend --config.train.num_steps=N trains a finished run on.
 """
 
 from absl import flags
@@ -18,6 +19,9 @@ CHECK = flags.DEFINE_bool(
     "check", False, "only check flags and config, as far as that needs no data and no devices"
 )
 RESTART = flags.DEFINE_bool("restart", False, "start a run anew of which no checkpoint is left")
+EXTEND = flags.DEFINE_bool(
+    "extend", False, "train a finished run on, to --config.train.num_steps; see docs/training.md"
+)
 LOG = flags.DEFINE_list(
     "log", ["tensorboard"], f"who gets metrics and pictures as well: {', '.join(loggers.MODULES)}"
 )
@@ -28,9 +32,12 @@ def main(_):
     others = loggers.by_name(LOG.value)
     config = None if CONFIG.value is None else config_file.load(CONFIG.value)
     if CHECK.value:
-        build.check(run_directory.chosen_config(WORKDIR.value, config, CHANGES()))
+        build.check(
+            run_directory.chosen_config(WORKDIR.value, config, CHANGES(), extend=EXTEND.value)
+        )
     else:
-        train.train(config, WORKDIR.value, CHANGES(), restart=RESTART.value, loggers=others)
+        how = {"restart": RESTART.value, "extend": EXTEND.value, "loggers": others}
+        train.train(config, WORKDIR.value, CHANGES(), **how)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from nvae_jax.ops import choice, compiler
 from nvae_jax.ops.anywhere import Anywhere
 from nvae_jax.ops.portable import Portable
 from nvae_jax.optim import OptimizerSettings, adamax, learning_rate_schedule
-from nvae_jax.settings import EvaluationSettings, LoopSettings
+from nvae_jax.settings import EvaluationSettings, LoopSettings, StartSettings
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 PRECISIONS = {
@@ -165,7 +165,9 @@ def build_data(config):
 @_of_checked
 def build_objective(config):
     """`ObjectiveSettings` over the config's steps."""
-    return ObjectiveSettings(num_steps=config.train.num_steps, **config.objective.to_dict())
+    settings = config.objective.to_dict()
+    num_steps = settings.pop("schedule_steps") or config.train.num_steps
+    return ObjectiveSettings(num_steps=num_steps, **settings)
 
 
 @_of_checked
@@ -186,6 +188,7 @@ class Experiment:
     optimizer: Any
     learning_rate: Callable[..., Any]
     seed: int
+    start: StartSettings
     loop: LoopSettings
     evaluation: EvaluationSettings
     mesh: Mesh
@@ -299,6 +302,7 @@ def build(config, devices=None):
         optimizer=optimizer,
         learning_rate=learning_rate,
         seed=config.seed,
+        start=build_start(config),
         loop=build_loop(config),
         evaluation=build_evaluation(config),
         mesh=mesh,
@@ -310,8 +314,9 @@ def check(config):
     machine that starts a run elsewhere."""
     sharding.MeshSettings(**config.mesh.to_dict())
     sources.get_source(config.data.name)
-    for part in (build_data, build_objective, build_optimizer, build_loop, build_evaluation):
+    for part in (build_data, build_objective, build_optimizer, build_start, build_loop):
         part(config)
+    build_evaluation(config)
     build_distributed(config)
     if config.data.image_size and config.data.channels:  # otherwise, the data's
         build_model(resolve(config), devices=())
@@ -349,6 +354,21 @@ def build_loop(config):
         checkpoint_every_steps=config.checkpoint.every_steps,
         keep_checkpoints=config.checkpoint.keep,
         keep_best_checkpoints=config.checkpoint.keep_best,
+    )
+
+
+@_of_checked
+def build_start(config):
+    """`StartSettings` from the section `train`."""
+    train = config.train
+    if train.init_optimizer and not train.init_from:
+        raise ValueError("train.init_optimizer is of another run's: name it with train.init_from")
+    return StartSettings(
+        init_from=train.init_from,
+        init_optimizer=train.init_optimizer,
+        init_differences=_one_of(
+            StartSettings.CHOICES, "train.init_differences", train.init_differences
+        ),
     )
 
 

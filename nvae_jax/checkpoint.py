@@ -7,6 +7,7 @@ import shutil
 from concurrent import futures
 from pathlib import Path
 
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -181,6 +182,36 @@ class Checkpoints:
             wanted = {"average": abstract_variables} if averaged else abstract_variables
             found, data_state = checkpoint_files.read(self._directory, step, wanted)
             return Snapshot(step, found["average"] if averaged else found), data_state
+
+        return self._first_readable(which, read)
+
+    def restore_as_stored(self, fields, place, which="latest"):
+        """Fields of a checkpoint in the shapes that they are stored in, whatever the model.
+
+        Args:
+          fields: of a training state; those that the checkpoint does not have are left out.
+          place: (array's name, shape) -> sharding.
+          which: as in `restore`.
+
+        Returns:
+          (step, {name: array}), or None where there is no checkpoint.
+
+        Raises:
+          ValueError: as in `restore`.
+        """
+
+        def read(step):
+            stored = checkpoint_files.stored_shapes(self._directory, step)
+            wanted = {field: stored[field] for field in fields if field in stored}
+            names = iter(checkpoint_files.by_name(wanted))
+            wanted = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(
+                    a.shape, a.dtype, sharding=place(next(names), a.shape)
+                ),
+                wanted,
+            )
+            found, _ = checkpoint_files.read(self._directory, step, wanted)
+            return step, checkpoint_files.by_name(found)
 
         return self._first_readable(which, read)
 

@@ -85,6 +85,21 @@ def read(directory, step, wanted):
     return found, data_state
 
 
+def by_name(tree):
+    """The arrays of a tree by their path, such as params/image_head/kernel, in the tree's order."""
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in paths}
+
+
+def stored_shapes(directory, step):
+    """{field: the shapes of its arrays} of what a checkpoint holds.
+
+    Raises:
+      Exception: of many kinds, where something is damaged or is missing.
+    """
+    return handlers()["state"].metadata(directory / str(step) / "state").tree
+
+
 def _kind(array):
     return array.shape, array.dtype
 

@@ -90,6 +90,21 @@ def adamax(settings, learning_rate=None):
     return Optimizer(*joined(chain), settings, learning_rate)
 
 
+def at_step(opt_state, step):
+    """An optimiser's state with its schedule at `step`, an int32 array; the count of its moments
+    stays, which is of the gradients that they have seen."""
+    return optax.tree_utils.tree_set(opt_state, _is_schedule, count=step)
+
+
+def with_schedule_of(opt_state, other):
+    """An optimiser's state with its schedule where that of another is."""
+    return at_step(opt_state, optax.tree_utils.tree_get(other, "count", filtering=_is_schedule))
+
+
+def _is_schedule(path, _):
+    return any(getattr(key, "tuple_name", "") == "ScaleByScheduleState" for key in path)
+
+
 def skipping(transformation):
     """`transformation` that keeps its old state where `accept` is False."""
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from nvae_jax import distributed
-from nvae_jax.run_directory import UNSAVED, has_rows
+from nvae_jax import checkpoint_files, distributed
+from nvae_jax.run_directory import CHECKPOINTS, UNSAVED, has_rows
 
 
 def restore(workdir, checkpoints, abstract_state, *, restart=False):
@@ -30,6 +30,12 @@ def restore(workdir, checkpoints, abstract_state, *, restart=False):
         if restored is None and distributed.is_primary():
             (Path(workdir) / UNSAVED).touch()
     return restored
+
+
+def begins(workdir, restart):
+    """Whether the run in `workdir` begins, as far as its files tell: the same in all processes."""
+    steps = checkpoint_files.steps(Path(workdir) / CHECKPOINTS)
+    return distributed.exchange(restart or _is_unsaved(workdir) or not steps)[0]
 
 
 def _check(workdir, restored, restart):

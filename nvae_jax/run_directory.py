@@ -1,6 +1,7 @@
 """A run's folder: its config, its lock, and the refusal of folders and configs that do not fit.
 
 config.json  checkpoints/  metrics.jsonl  TensorBoard event files  samples/  eval/
+config_history.jsonl: the configs that config.json held before the run was made longer
 """
 
 import contextlib
@@ -12,10 +13,11 @@ from pathlib import Path
 
 from flax import traverse_util
 
-from nvae_jax import distributed, files, paths, schema
+from nvae_jax import checkpoint_files, distributed, files, paths, schema
 from nvae_jax.configs import base
 
 CONFIG, LOCK = "config.json", ".lock"
+HISTORY = "config_history.jsonl"
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 UNSAVED = ".unsaved"  # there from the start of a run until its first checkpoint
 SHARING_SECONDS = 10  # that a network file system has to show all hosts what one of them wrote
@@ -35,8 +37,18 @@ FREE = (
     "log",
     "checkpoint",
 )
+LENGTH, PLANNED = "train.num_steps", "objective.schedule_steps"  # what --extend changes
+_TO_EXTEND = "; --extend trains a finished run on to more steps"
 # Version: the keys that it added, with the values that stand for what was computed before it.
-ADDED = {1: {"data.max_value": 0}}
+ADDED = {
+    1: {"data.max_value": 0},
+    3: {
+        "objective.schedule_steps": 0,
+        "train.init_from": "",
+        "train.init_optimizer": False,
+        "train.init_differences": "refuse",
+    },
+}
 # Version: the values that it renamed.
 RENAMED = {2: {"model.implementation": {"library": "portable", "shifted": "cpu"}}}
 
@@ -74,6 +86,7 @@ def load_config(workdir, changes=None):
         raise ValueError(
             f"{workdir} holds a run, in which {schema.few(fixed)} cannot change: drop it, or name "
             f"another --workdir; what can change: {', '.join(FREE)}"
+            + (_TO_EXTEND if LENGTH in fixed else "")
         )
     return schema.changed(config, changes)
 
@@ -102,23 +115,78 @@ def _migrated(stored):
     return traverse_util.unflatten_dict({**flat, "version": base.VERSION}, sep=".")
 
 
-def chosen_config(workdir, config=None, changes=None):
+def chosen_config(workdir, config=None, changes=None, *, extend=False):
     """The given config, or where it is None that of the run in `workdir`.
 
     Args:
       workdir: the run directory.
       config: a ConfigDict or None.
       changes: {"section.key": value} to change in it; see `load_config`.
+      extend: whether it is to make a finished run longer.
 
     Raises:
       ValueError: neither is there, or a change cannot be made.
     """
     workdir = paths.local(workdir, "workdir")
+    if extend:
+        return _extended(workdir, config, changes)
     if config is not None:
-        return schema.changed(config, changes)
+        config = schema.changed(config, changes)
+        return _as_planned(config, load_config(workdir)) if has_begun(workdir) else config
     if not (workdir / CONFIG).is_file():
         raise ValueError(f"{workdir} holds no run to resume: say which with --config=configs/X.py")
     return load_config(workdir, changes)
+
+
+def _as_planned(config, own):
+    """`config` with the run's own `PLANNED` length, where it does not say another."""
+    planned = config.objective.schedule_steps or own.objective.schedule_steps
+    return schema.changed(config, {PLANNED: planned})
+
+
+def _extended(workdir, config, changes):
+    """The config of the run in `workdir` made longer, or as it is if it has that length already."""
+    own = load_config(workdir)
+    if config is None and LENGTH not in (changes or {}):
+        raise ValueError(f"--extend needs the new length of the run: --config.{LENGTH}=N")
+    given = schema.changed(own if config is None else config, changes)
+    given, steps = _as_planned(given, own), given.train.num_steps
+    if steps < own.train.num_steps:
+        raise ValueError(
+            f"{workdir} is a run of {own.train.num_steps} steps: --extend makes it longer, not "
+            f"{steps} steps long"
+        )
+    if steps == own.train.num_steps:
+        return given
+    _check_finished(workdir, own.train.num_steps)
+    return schema.changed(given, {PLANNED: own.objective.schedule_steps or own.train.num_steps})
+
+
+def _check_finished(workdir, num_steps):
+    saved = checkpoint_files.steps(Path(workdir) / CHECKPOINTS)
+    if num_steps not in saved:
+        raise ValueError(
+            f"{workdir} is at step {max(saved, default=0)} of {num_steps}: --extend is for "
+            "finished runs, train it to its end without"
+        )
+
+
+def _extend(workdir, config):
+    """Makes the run as long as `config`. Its old config is kept first: whatever ends this in
+    between leaves the run as it was."""
+    own = load_config(workdir)
+    longer = {key: schema.flatten(config)[key] for key in (LENGTH, PLANNED)}
+    longer = schema.changed(own, longer)
+    _check_same(workdir, longer, config)
+    if longer.train.num_steps <= own.train.num_steps:
+        return
+    _check_finished(workdir, own.train.num_steps)
+    path = Path(workdir) / HISTORY
+    rows = path.read_text().splitlines() if path.is_file() else []
+    row = files.to_json({"until_step": own.train.num_steps, "config": own.to_dict()})
+    if row not in rows[-1:]:
+        write_text(path, "".join(f"{line}\n" for line in [*rows, row]))
+    save_config(workdir, longer)
 
 
 def save_config(workdir, config):
@@ -133,7 +201,7 @@ def write_text(path, text):
 
 
 @contextlib.contextmanager
-def open_for_training(workdir, config=None):
+def open_for_training(workdir, config=None, *, extend=False):
     """Locks `workdir` for one training run and gives the config of this start.
 
     config.json is not written again once a run `has_begun`: keys of `FREE` that differ later hold
@@ -143,6 +211,7 @@ def open_for_training(workdir, config=None):
     Args:
       workdir: a new or empty folder, or one that holds a run.
       config: what to train; None continues with the run's own.
+      extend: whether the run is made as long as the config says.
 
     Raises:
       ValueError: the folder holds something else, another config, or a running process.
@@ -151,7 +220,7 @@ def open_for_training(workdir, config=None):
     with contextlib.ExitStack() as stack:
         with distributed.together():
             if distributed.is_primary():
-                stack.enter_context(_locked(workdir, config))
+                stack.enter_context(_locked(workdir, config, extend))
         _check_shared(workdir)
         with distributed.together():
             config = _same_config(workdir, config)
@@ -159,7 +228,7 @@ def open_for_training(workdir, config=None):
 
 
 @contextlib.contextmanager
-def _locked(workdir, config):
+def _locked(workdir, config, extend):
     """Makes and locks the folder, in the process that writes."""
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is a file, where a run directory is wanted")
@@ -176,6 +245,8 @@ def _locked(workdir, config):
     with files.locked(workdir / LOCK, taken):
         if not (workdir / CONFIG).is_file() or (config is not None and not has_begun(workdir)):
             save_config(workdir, chosen)
+        if extend:
+            _extend(workdir, config)
         yield
 
 
@@ -216,16 +287,23 @@ def _same_config(workdir, config):
     own = load_config(workdir)
     if config is None:
         return own
+    _check_same(workdir, own, config)
+    return config
+
+
+def _check_same(workdir, own, config):
+    """Raises ValueError where another config differs from a run's own in keys that are not free."""
     stored, given = schema.flatten(own), schema.flatten(config)
-    different = [
-        f"{key} is {stored[key]!r} there and {value!r} here"
+    different = {
+        key: f"{key} is {stored[key]!r} there and {value!r} here"
         for key, value in given.items()
         if stored[key] != value and not is_free(key)
-    ]
+    }
     if different:
+        named = list(different.values())
         raise ValueError(
-            f"{workdir} holds a run with another config: {'; '.join(different[:5])}"
-            + (f" (and {len(different) - 5} more)" if len(different) > 5 else "")
+            f"{workdir} holds a run with another config: {'; '.join(named[:5])}"
+            + (f" (and {len(named) - 5} more)" if len(named) > 5 else "")
             + ": name another --workdir, or drop what differs"
+            + (_TO_EXTEND if LENGTH in different else "")
         )
-    return config

@@ -41,6 +41,7 @@ RANGES = {  # lowest and highest of every number; what several keys decide toget
     "model.num_mixtures": (1, 1000),
     "model.unroll": (0, LARGEST_INT),
     "model.norm_groups": (1, MANY),
+    "objective.schedule_steps": (0, LARGEST_INT),
     "objective.kl_constant": (0, 1),
     "objective.kl_anneal": (0, 1),
     "objective.kl_min": (0, 1),

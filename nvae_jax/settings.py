@@ -1,6 +1,7 @@
 """Settings of the training loop and of evaluation. `schema` has the range of each."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,23 @@ class LoopSettings:
     checkpoint_every_steps: int
     keep_checkpoints: int
     keep_best_checkpoints: int
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """What a new run begins with.
+
+    Attributes:
+      init_from: RUN[@latest|best|STEP], a run directory, or a published `.pt`; "": random values.
+      init_optimizer: whether the optimiser's moments come along.
+      init_differences: what becomes of arrays of other shapes: "refuse" or "fresh".
+    """
+
+    CHOICES: ClassVar = ("refuse", "fresh")
+
+    init_from: str = ""
+    init_optimizer: bool = False
+    init_differences: str = "refuse"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from nvae_jax import (
     resume,
     run_directory,
     sharding,
+    warm_start,
 )
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline
@@ -27,7 +28,7 @@ from nvae_jax.saving import Saving
 TERMS = ("reconstruction", "kl", "spectral", "bn", "loss", "gradient_norm")
 
 
-def train(config, workdir, changes=None, *, restart=False, loggers=None):
+def train(config, workdir, changes=None, *, restart=False, extend=False, loggers=None):
     """Trains, or resumes the run in `workdir`.
 
     Args:
@@ -36,6 +37,7 @@ def train(config, workdir, changes=None, *, restart=False, loggers=None):
       changes: {"section.key": value} to change in the config; for a run's own, only what does not
         change what it computes, and for this start only.
       restart: whether a run begins anew that was trained, and of which no checkpoint is left.
+      extend: whether a finished run goes on, to `train.num_steps` of the config or the changes.
       loggers: `Logger`s that take metrics and pictures, besides the run's own metrics.jsonl and
         samples/; None: TensorBoard.
 
@@ -48,7 +50,9 @@ def train(config, workdir, changes=None, *, restart=False, loggers=None):
     """
     workdir = paths.local(workdir, "workdir")
     loggers = by_name(["tensorboard"]) if loggers is None else loggers
-    config = run_directory.chosen_config(workdir, config, changes)
+    if restart and extend:
+        raise ValueError("--restart begins a run anew, --extend goes on with one: name one of them")
+    config = run_directory.chosen_config(workdir, config, changes, extend=extend)
     distributed.initialize(build.build_distributed(config))
     # A bad config or missing data must not leave a run directory behind.
     with distributed.together():
@@ -57,22 +61,26 @@ def train(config, workdir, changes=None, *, restart=False, loggers=None):
         data = _open_data(experiment)
         capacity.check_state(experiment.abstract_state())
     _check_same_data(data)
-    with Interrupt() as interrupt, run_directory.open_for_training(workdir, config):
+    warm = None
+    if experiment.start.init_from and resume.begins(workdir, restart):
+        warm = warm_start.read(experiment, workdir)
+    opened = run_directory.open_for_training(workdir, config, extend=extend)
+    with Interrupt() as interrupt, opened:
         loop = experiment.loop
         with Checkpoints(
             workdir, keep=loop.keep_checkpoints, keep_best=loop.keep_best_checkpoints
         ) as checkpoints:
             start_logging = partial(Loggers(loggers).started, workdir, config)
-            _Run(experiment, workdir, checkpoints, interrupt, restart, start_logging).run()
+            _Run(experiment, workdir, checkpoints, interrupt, restart, warm, start_logging).run()
 
 
 class _Run:
     """One process's share of a run: restores, steps, evaluates, draws and saves."""
 
-    def __init__(self, experiment, workdir, checkpoints, interrupt, restart, start_logging):
+    def __init__(self, experiment, workdir, checkpoints, interrupt, restart, warm, start_logging):
         self._experiment, self._loop = experiment, experiment.loop
         self._workdir, self._checkpoints, self._interrupt = workdir, checkpoints, interrupt
-        self._restart, self._start_logging = restart, start_logging
+        self._restart, self._warm, self._start_logging = restart, warm, start_logging
         with distributed.together():
             self._data = _open_data(experiment)
         self._agreement, self._pending = distributed.Agreement(), None
@@ -113,6 +121,15 @@ class _Run:
             return state
         state = self._experiment.create_state(self._next_images())
         self._data.set_state({**self._data.get_state(), "step": 0})
+        return state if self._warm is None else self._begin_from(self._warm, state)
+
+    def _begin_from(self, warm, state):
+        """A fresh state with what another run has learned, saved at once: the run that it is from
+        is not needed again."""
+        self._warm, state = None, warm.into(state)
+        self._checkpoints.save(state, self._data.get_state())
+        self._checkpoints.wait()
+        reporting.say(f"{self._workdir}: {warm.describe()}")
         return state
 
     def _next_images(self):

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -75,12 +76,30 @@ def losses(workdir):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """Losses of six steps on one device."""
+def run_alone(tmp_path_factory):
+    """A run of six steps on one device."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     code, out = finish(start(command(workdir, SIX)))
     assert code == 0, out
-    return losses(workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def alone(run_alone):
+    """Its losses."""
+    return losses(run_alone)
+
+
+def test_a_cluster_starts_from_a_run_of_one_device(tmp_path, run_alone):
+    workdir, source = tmp_path / "run", f"--config.train.init_from={run_alone}@latest"
+    more = ["--config.mesh.fsdp=2", "--config.train.num_steps=1", source]
+    code, out = finish(cluster(2, command(workdir, *more)))
+    assert code == 0 and f"starts from {run_alone}@latest, step 6" in out, out
+    found, place = [], jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for folder, step in ((run_alone, 6), (workdir, 0)):
+        with checkpoint.Checkpoints(folder, read_only=True) as saved:
+            found.append(saved.restore_as_stored(["params", "spectral"], lambda *_: place, step))
+    jax.tree.map(np.testing.assert_array_equal, found[0][1], found[1][1])
 
 
 STOPPING = """

@@ -22,6 +22,7 @@ CALLS = {
     "train": [
         "--config=configs/digits.py --workdir={out}/run --check --restart",
         f"--config=configs/digits.py --workdir={{out}}/run {TINY} --log=tensorboard",
+        "--workdir={out}/run --extend --config.train.num_steps=1 --config.data.workers=0",
     ],
     "evaluate": [f"{COMMON} --split=test --num_iw_samples=2 --max_examples=3"],
     "sample": [
@@ -79,10 +80,12 @@ def places(commands, tmp_path_factory):
     """{name: folder} of a run and of inputs."""
     root = tmp_path_factory.mktemp("flags")
     run, inputs = root / "run", root / "in"
+    said = ""
     for call in CALLS["train"]:
         done = commands.run("train", *call.format(out=root).split())
         assert done.returncode == 0, done.stderr
-    assert "step 1/1  NELBO" in done.stdout
+        said += done.stdout
+    assert "step 1/1  NELBO" in said and "already trained for 1 steps" in said
     rng = np.random.default_rng(0)
     (inputs / "pictures").mkdir(parents=True)
     images = rng.integers(0, 256, (3, 16, 16, 1), np.uint8)

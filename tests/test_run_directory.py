@@ -4,8 +4,9 @@ import multiprocessing
 import pytest
 from flax import traverse_util
 
-from nvae_jax import run_directory, schema
+from nvae_jax import build, run_directory, schema
 from nvae_jax.configs import base
+from nvae_jax.objective import kl_weight
 from tests.conftest import tiny_config
 
 
@@ -70,6 +71,108 @@ def test_changes_of_a_runs_config(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             run_directory.load_config(tmp_path, changes)
+
+
+def longer(workdir, num_steps, config=None, **changes):
+    """A start with --extend, as `train` makes it."""
+    changes = {"train.num_steps": num_steps, **changes}
+    chosen = run_directory.chosen_config(workdir, config, changes, extend=True)
+    with run_directory.open_for_training(workdir, chosen, extend=True) as config:
+        return config
+
+
+def history(workdir):
+    path = workdir / "config_history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run of six steps that has come to its end."""
+    with run_directory.open_for_training(tmp_path, tiny_config()):
+        begin(tmp_path)
+    (tmp_path / "checkpoints" / "6").mkdir(parents=True)
+    return tmp_path
+
+
+def test_a_finished_run_is_made_longer_and_its_config_kept(finished):
+    first = run_directory.load_config(finished)
+    config = longer(finished, 20, **{"data.workers": 1})
+    assert (config.train.num_steps, config.objective.schedule_steps) == (20, 6)
+    assert config.data.workers == 1
+    stored = run_directory.load_config(finished)
+    assert (stored.train.num_steps, stored.objective.schedule_steps) == (20, 6)
+    assert stored.data.workers == 0  # for that start only
+    assert history(finished) == [{"until_step": 6, "config": first.to_dict()}]
+    # The same command once more, such as after an interruption, and with the config's file.
+    assert longer(finished, 20) == longer(finished, 20, tiny_config()) == stored
+    with run_directory.open_for_training(
+        finished, run_directory.chosen_config(finished, tiny_config(train={"num_steps": 20}))
+    ) as config:
+        assert config == stored
+    (finished / "checkpoints" / "20").mkdir()
+    assert longer(finished, 30).objective.schedule_steps == 6  # what it was planned with at first
+    assert [row["until_step"] for row in history(finished)] == [6, 20]
+
+
+def test_what_cannot_be_made_longer(finished):
+    before = (finished / "config.json").read_bytes()
+    for call, message in [
+        (lambda: longer(finished, 5), "a run of 6 steps: --extend makes it longer, not 5 steps"),
+        (
+            lambda: longer(finished, 20, **{"optimizer.learning_rate": 0.5}),
+            "optimizer.learning_rate is 0.01 there and 0.5 here: name another --workdir, or drop",
+        ),
+        (
+            lambda: longer(finished, 20, tiny_config(data={"padding": 1})),
+            "data.padding is 0 there and 1 here",
+        ),
+        (
+            lambda: run_directory.chosen_config(finished, None, {"seed": 1}, extend=True),
+            "--extend needs the new length of the run: --config.train.num_steps=N",
+        ),
+        (
+            lambda: run_directory.chosen_config(finished, None, {"train.num_steps": 20}),
+            "train.num_steps cannot change: .*; --extend trains a finished run on to more steps",
+        ),
+        (
+            lambda: run_directory.open_for_training(
+                finished, tiny_config(train={"num_steps": 20})
+            ).__enter__(),
+            "train.num_steps is 6 there and 20 here: .*; --extend trains a finished run on",
+        ),
+        (lambda: longer(finished / "new", 20), "is not a run directory"),
+    ]:
+        with pytest.raises(ValueError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    (finished / "checkpoints" / "6").rename(finished / "checkpoints" / "4")
+    with pytest.raises(ValueError, match="is at step 4 of 6: --extend is for finished runs"):
+        longer(finished, 20)
+    assert (finished / "config.json").read_bytes() == before and not history(finished)
+    assert not (finished / "new").exists()
+
+
+def test_a_power_cut_between_the_two_files_leaves_the_run_as_it_was(finished, monkeypatch):
+    before = run_directory.load_config(finished)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "save_config", lambda *_: pytest.fail("power cut"))
+        with pytest.raises(pytest.fail.Exception):
+            longer(finished, 20)
+    assert run_directory.load_config(finished) == before and len(history(finished)) == 1
+    with run_directory.open_for_training(finished) as config:
+        assert config == before
+    assert longer(finished, 20).train.num_steps == 20
+    assert history(finished) == [{"until_step": 6, "config": before.to_dict()}]
+
+
+def test_the_kl_weight_of_a_longer_run_stays_and_its_learning_rate_is_planned_anew(finished):
+    config = longer(finished, 60)
+    objective, (_, rate) = build.build_objective(config), build.build_optimizer(config)
+    assert kl_weight(6, objective) == 1
+    assert kl_weight(6, build.build_objective(tiny_config(train={"num_steps": 60}))) < 1
+    _, planned = build.build_optimizer(tiny_config(train={"num_steps": 60}))
+    assert rate(6) == planned(6)
 
 
 def test_every_free_key_is_one():

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from nvae_jax import build, train
+from nvae_jax import build, run_directory, train
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline
 from nvae_jax.data.spec import DataError
@@ -120,6 +120,23 @@ def test_training_again_does_nothing(whole, capsys):
     train.train(None, whole)
     assert "already trained for 7 steps" in capsys.readouterr().out
     assert (whole / "metrics.jsonl").read_text() == before
+
+
+def test_a_finished_run_trains_on(tmp_path, whole, capsys):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    train.train(None, workdir, {"train.num_steps": STEPS + 2}, extend=True)
+    assert f"resumed at step {STEPS}" in capsys.readouterr().out
+    found, config = rows(workdir), run_directory.load_config(workdir)
+    assert [row["step"] for row in found] == list(range(1, STEPS + 3))
+    assert found[:STEPS] == rows(whole)
+    _, rate = build.build_optimizer(config)
+    for row in found[STEPS:]:
+        assert row["train/beta"] == 1
+        np.testing.assert_allclose(row["train/learning_rate"], rate(row["step"] - 1), rtol=1e-6)
+    state, data_state = saved(workdir, config)
+    assert int(state.step) == data_state["step"] == STEPS + 2
+    with pytest.raises(ValueError, match="--restart begins a run anew, --extend goes on"):
+        train.train(None, workdir, {"train.num_steps": 20}, extend=True, restart=True)
 
 
 @pytest.mark.parametrize(("signal_number", "step"), [(signal.SIGTERM, 4), (signal.SIGINT, 2)])

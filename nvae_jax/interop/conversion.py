@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax.typing import VariableDict
 from ml_collections import ConfigDict
-from optax import tree_utils
 
-from nvae_jax import build, files, paths, regularizers, run_directory
+from nvae_jax import build, files, optim, paths, regularizers, run_directory
 from nvae_jax.checkpoint import Checkpoints, load_snapshot
 from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataError
@@ -103,20 +102,11 @@ def fresh_state(experiment: build.Experiment, variables: VariableDict, step: int
         step=jnp.asarray(step, jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=_at_step(opt_state, step),
+        opt_state=optim.at_step(opt_state, jnp.asarray(step, jnp.int32)),
         spectral=regularizers.init_spectral_vectors(spectral_key, kernels),
         key=jax.random.key_data(train_key),
         nonfinite_steps=jnp.zeros((), jnp.int32),
     )
-
-
-def _at_step(opt_state, step):
-    """Moves the schedule on; the moments' own count stays 0, which is what they have seen."""
-
-    def is_schedule(path, _):
-        return any(getattr(key, "tuple_name", "") == "ScaleByScheduleState" for key in path)
-
-    return tree_utils.tree_set(opt_state, is_schedule, count=jnp.asarray(step, jnp.int32))
 
 
 def data_state(config: ConfigDict, step: int) -> dict[str, int]:

@@ -16,7 +16,12 @@ def every(flags_of, options_of, *, count=100, seed=0):
       seed: of these.
     """
     found = [*flag_cases.of_flags(flags_of), *flag_cases.of_keys(), *run_cases.of_config_files()]
-    found += [*run_cases.of_runs(), *input_cases.of_inputs(), *input_cases.of_data()]
+    found += [
+        *run_cases.of_runs(),
+        *run_cases.of_starts(),
+        *input_cases.of_inputs(),
+        *input_cases.of_data(),
+    ]
     found += [*input_cases.of_outputs(), *script_cases.of_scripts(options_of)]
     found += mixed(found, count, seed)
     return {case.id: case for case in found}

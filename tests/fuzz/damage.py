@@ -174,6 +174,18 @@ def npz_bomb(name):
     return damage
 
 
+def whole_array(function):
+    """What a function makes of the array in an .npy file."""
+    return lambda path: np.save(path, function(np.load(path)))
+
+
+def npy_bomb(path):
+    """A header that claims three gigabytes."""
+    with open(path, "wb") as file:
+        shape = {"descr": "|u1", "fortran_order": False, "shape": (12_000_000, 16, 16, 1)}
+        np.lib.format.write_array_header_1_0(file, shape)
+
+
 def gzip_bomb(path):
     """Three gigabytes in three megabytes."""
     with gzip.open(path, "wb", compresslevel=1) as file:

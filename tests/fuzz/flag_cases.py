@@ -56,7 +56,12 @@ KEY_STATUSES = {
     bool: {"True": RIGHT},
     str: {},
 }
-RIGHT_KEYS = {("seed", "-1"): EITHER, ("mesh.data", "-1"): RIGHT}
+RIGHT_KEYS = {
+    ("seed", "-1"): EITHER,
+    ("mesh.data", "-1"): RIGHT,
+    ("train.init_from", ""): RIGHT,
+    ("train.init_optimizer", "True"): REFUSED,  # of nothing
+}
 UNREAD = ("data.dir",)  # by the data set of the config: any value does
 ENDLESS = (("train.num_steps", "1000000000"),)
 # Values of Python, in a config file.
@@ -117,6 +122,9 @@ def of_keys():
             names = (key, repr(key.split(".")[-1]))
             command = _trainer(key, statuses)
             yield call(command, statuses=statuses, names=names, damage=damage, what=line)
+    for value in INPUTS:
+        if value:
+            yield call("train", f"--config.train.init_from={value}", names=("train.init_from",))
     for wrong in NO_KEYS:
         yield call("train", f"--config.{wrong}")
     for wrong in NO_VALUES:

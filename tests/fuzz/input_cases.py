@@ -76,8 +76,20 @@ DATA_SETS = {  # name, folder
     "prepared": ("folder", "prepared/folder"),
     "mnist": ("mnist", "idx"),
     "mnist npz": ("mnist", "npz"),
+    "npz": ("arrays", "npz"),
+    "npy": ("arrays", "npy"),
 }
 MANIFEST = "prepared/folder/manifest.json"
+ARRAYS = {
+    "floats": lambda a: a / 255,
+    "objects": lambda a: a.astype(object),
+    "none": lambda a: a[:0],
+    "2 channels": lambda a: np.concatenate([a, a], -1),
+    "channels first": lambda a: a.transpose(0, 3, 1, 2),
+    "another size": lambda a: a[:, :15],
+    "one image": lambda a: a[0, ..., 0],
+    "16 bits": lambda a: a.astype(np.uint16),  # nearly black
+}
 DATA_FILES = {
     "mnist": {
         "idx/train-images-idx3-ubyte.gz": ANY_FILE
@@ -96,6 +108,20 @@ DATA_FILES = {
             "none": arrays(images=lambda a: a[:0]),
             "bomb": damage.npz_bomb("images"),
         },
+    },
+    "npz": {
+        "npz/train.npz": ANY_FILE
+        | {what: arrays(images=function) for what, function in ARRAYS.items()}
+        | {
+            "no images": arrays(images=None, a=lambda _: np.ones(1), b=lambda _: np.ones(1)),
+            "bomb": damage.npz_bomb("images"),
+        },
+    },
+    "npy": {
+        "npy/train.npy": ANY_FILE
+        | {what: damage.whole_array(function) for what, function in ARRAYS.items()}
+        | {"an archive": copy_of("npz/train.npz"), "more than there is": damage.npy_bomb},
+        "npy": damage.FOLDER,
     },
     "folder": {
         "pictures/03.png": ANY_FILE

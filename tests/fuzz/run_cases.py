@@ -123,6 +123,37 @@ def of_config_files():
         yield call("train", names=("config.py",), damage={"config.py": function}, what=what)
 
 
+WRONG_LENGTHS = {  # flags of a call with --extend: words of its refusal
+    (): ("--extend",),
+    ("--config.train.num_steps=1",): ("--extend",),
+    ("--config.train.num_steps=9", "--config.seed=3"): ("seed",),
+    ("--config.train.num_steps=9", "--restart"): ("--extend",),
+    ("--config.train.num_steps=9", "--workdir=new"): ("new",),
+}
+
+
+def of_starts():
+    """Runs that start from others, and runs that are made longer."""
+    source = "--config.train.init_from=run"
+    for file, functions in RUN_FILES.items():
+        for name, function in functions.items():
+            damaged = {"damage": {f"run/{file}": function}, "what": f"{file}: {name}"}
+            yield call("train", source, statuses=EITHER, changes=("new*",), **damaged)
+    for what, damaged in BAD_RUNS.items():
+        if what != "config.json cut":  # which is not read
+            yield call("train", source, names=("run",), damage=damaged, what=what)
+    for which, name in {"@7": "7", "@best": "best", "@word": "run@word"}.items():
+        yield call("train", source + which, names=(name,))
+    yield call("train", source, "--config.model.encoder_width=8", names=("train.init_differences",))
+    yield Case("train", ("--config=config.py", "--workdir=run", source), names=("init_from",))
+    for flags, names in WRONG_LENGTHS.items():
+        yield Case("train", ("--workdir=run", "--extend", *flags), names=names)
+    cut = {"run/checkpoints/2": damage.remove}
+    flags = ("--workdir=run", "--extend", "--config.train.num_steps=9")
+    yield Case("train", flags, names=("--extend",), damage=cut, what="not finished")
+    yield Case("train", flags[:1] + flags[2:], names=("--extend",))
+
+
 def of_runs():
     """Damaged run directories, read and resumed."""
     for file, functions in RUN_FILES.items():

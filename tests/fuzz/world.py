@@ -93,7 +93,7 @@ def _write_run(workdir):
 
 
 def _write_data(folder, rng):
-    for name in ("pictures", "idx", "npz"):
+    for name in ("pictures", "idx", "npz", "npy"):
         (folder / name).mkdir()
     for i in range(12):
         picture = Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8))
@@ -105,3 +105,4 @@ def _write_data(folder, rng):
         (folder / "idx" / f"{stem}-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
     for split in ("train", "test"):
         np.savez(folder / "npz" / f"{split}.npz", images=pixels[..., None])
+        np.save(folder / "npy" / f"{split}.npy", pixels[..., None])

@@ -1,0 +1,200 @@
+"""Starts a new run from the variables of another run, or of a published checkpoint."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvae_jax import checkpoint, distributed, optim, paths, run_directory, schema, sharding
+from nvae_jax.checkpoint_files import by_name
+from nvae_jax.interop import torch_checkpoint, torch_file
+
+KEY = "train.init_from"
+VARIABLES = ("params", "batch_stats")
+MOST_NAMED = 3  # arrays of other shapes
+PUBLISHED = (".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a new run takes from elsewhere.
+
+    Attributes:
+      source: as the config names it.
+      step: updates that the arrays have seen.
+      arrays: {name: array} with the places and shapes that a training state has.
+      fresh: names of arrays of the new run that are not among them.
+      left_out: names of arrays of the source that the new run has no use for.
+    """
+
+    source: str
+    step: int
+    arrays: dict[str, jax.Array]
+    fresh: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    def into(self, state):
+        """A fresh training state with these arrays in place of its own; schedules start anew."""
+        leaves, structure = jax.tree.flatten(state.stored())
+        names = by_name(state.stored())
+        taken = [self.arrays.get(name, own) for name, own in zip(names, leaves, strict=True)]
+        state, fresh = state.replace(**jax.tree.unflatten(structure, taken)), state
+        return state.replace(opt_state=optim.with_schedule_of(state.opt_state, fresh.opt_state))
+
+    def describe(self):
+        """What it is, in a line."""
+        text = f"starts from {self.source}, step {self.step}"
+        if self.fresh:
+            text += f"; initialised afresh: {schema.few(self.fresh)}"
+        if self.left_out:
+            text += f"; not taken: {schema.few(self.left_out)}"
+        return text
+
+
+def parse(text: str) -> tuple[Path, Any]:
+    """RUN[@latest|best|STEP] as a path and a checkpoint; see `checkpoint.Checkpoints.restore`."""
+    named = re.fullmatch(r"(.*)@(latest|best|\d+)", text, re.DOTALL)
+    path, which = (named[1], checkpoint.parse_which(named[2])) if named else (text, "latest")
+    return paths.local(path, KEY), which
+
+
+def read(experiment, workdir) -> WarmStart:
+    """What the experiment's new run in `workdir` is to start from. All processes call it together.
+
+    Raises:
+      ValueError: the source is not there, is damaged, has NaN or infinity, is `workdir` itself, or
+        has arrays of other shapes, unless these may start afresh.
+    """
+    settings = experiment.start
+    with distributed.together():
+        path, which = parse(settings.init_from)
+        _check(path, which, workdir, settings)
+    places = by_name(experiment.abstract_state().stored())
+    if path.suffix in PUBLISHED:
+        with distributed.together():
+            step, arrays = _read_published(path, places)
+    else:
+        step, arrays = _read_run(path, which, experiment, places)
+    with distributed.together():
+        return _fitted(settings, step, arrays, places)
+
+
+def _check(path, which, workdir, settings):
+    named = f"{KEY}={settings.init_from}"
+    if path.suffix in PUBLISHED:
+        if which != "latest":
+            raise ValueError(f"{named}: a published checkpoint has no others beside it")
+        if settings.init_optimizer:
+            raise ValueError(f"{named}: a published checkpoint has no state for init_optimizer")
+        if not path.is_file():
+            raise ValueError(f"{named}: there is no file {path}")
+        return
+    if path.exists() and Path(workdir).exists() and path.samefile(workdir):
+        raise ValueError(f"{named}: this is the run's own folder, name another one")
+    if not (path / run_directory.CONFIG).is_file():
+        there = "" if path.exists() else ": there is nothing"
+        raise ValueError(f"{named} is neither a run directory nor a published .pt file{there}")
+
+
+def _read_published(path, places):
+    """(step, {name: array}) of a published checkpoint."""
+    published = torch_file.read(path)
+    _, variables = torch_checkpoint.convert_state(published.state, published.args)
+    arrays = {}
+    for name, array in by_name(variables).items():
+        place = _place(places, name, array.shape)
+        arrays[name] = jax.make_array_from_callback(array.shape, place, array.__getitem__)
+    return published.step, arrays
+
+
+def _read_run(path, which, experiment, places):
+    """(step, {name: array}) of a run's checkpoint."""
+    fields = [*VARIABLES, "spectral"]
+    fields += ["average"] * (experiment.loop.ema_decay > 0)
+    fields += ["opt_state"] * experiment.start.init_optimizer
+    with checkpoint.Checkpoints(path, read_only=True) as checkpoints:
+        found = checkpoints.restore_as_stored(
+            fields, lambda name, shape: _place(places, name, shape), which
+        )
+    if found is None:
+        raise ValueError(f"{KEY}: {path} has no checkpoint yet")
+    return found
+
+
+def _place(places, name, shape):
+    """Where an array is in the training state; everywhere if it has none of that shape."""
+    if name in places and places[name].shape == shape:
+        return places[name].sharding
+    return sharding.replicated(next(iter(places.values())).sharding.mesh)
+
+
+def _fitted(settings, step, arrays, places):
+    """A `WarmStart` of those arrays that have a place."""
+    if broken := [name for name, array in arrays.items() if not _is_finite(array)]:
+        raise ValueError(
+            f"{KEY}={settings.init_from}: NaN or infinity in {len(broken)} array(s) of step "
+            f"{step}, first {broken[0]}: name another checkpoint with @STEP"
+        )
+    wanted = [*VARIABLES, *["opt_state"] * settings.init_optimizer]
+    names = [name for name in {**places, **arrays} if name.partition("/")[0] in wanted]
+    shapes = {name: (_shape(arrays, name), _shape(places, name)) for name in names}
+    different = {name: both for name, both in shapes.items() if both[0] != both[1]}
+    fitting = {n: a for n, a in arrays.items() if _shape(places, n) == a.shape}
+    if different and (settings.init_differences == "refuse" or not _has_parameters(fitting)):
+        raise ValueError(_misfit(settings, different, len(names)))
+    return WarmStart(
+        settings.init_from,
+        step,
+        {**_averages(fitting, places), **fitting},
+        fresh=tuple(name for name, (_, here) in different.items() if here is not None),
+        left_out=tuple(name for name, (_, here) in different.items() if here is None),
+    )
+
+
+def _is_finite(array):
+    """Whether this process's part of it is."""
+    return all(np.isfinite(np.asarray(part.data)).all() for part in array.addressable_shards)
+
+
+def _shape(arrays, name):
+    return arrays[name].shape if name in arrays else None
+
+
+def _has_parameters(names):
+    return any(name.startswith("params/") for name in names)
+
+
+def _averages(arrays, places):
+    """Averages, where they are kept, that begin with the variables themselves: copies, because a
+    donated state must not hold one array twice."""
+    wanted = {f"average/{name}": array for name, array in arrays.items()}
+    wanted = {name: array for name, array in wanted.items() if name in places}
+    missing = {n: a for n, a in wanted.items() if n not in arrays}
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(missing) if missing else {}
+
+
+def _misfit(settings, different, count):
+    def side(shape, where):
+        return f"not {where}" if shape is None else f"{shape} {where}"
+
+    named = [
+        f"{name} is {side(there, 'there')} and {side(here, 'here')}"
+        for name, (there, here) in list(different.items())[:MOST_NAMED]
+    ]
+    more = len(different) - len(named)
+    hint = (
+        "change what makes the models differ, or set train.init_differences=fresh, which "
+        "initialises such arrays afresh"
+        if settings.init_differences == "refuse"
+        else "no parameter of it fits"
+    )
+    return (
+        f"{KEY}={settings.init_from}: {len(different)} of {count} arrays do not fit: "
+        f"{'; '.join(named)}{f'; and {more} more' if more else ''}: {hint}"
+    )
