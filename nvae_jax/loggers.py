@@ -106,7 +106,7 @@ class Loggers:
         self._record, self._others = [RunFolder()], list(others)
         if not distributed.is_primary():
             self._record, self._others = [], []
-        self._failing = set()
+        self._failing = set()  # ids, since a logger may have no hash
 
     @contextlib.contextmanager
     def started(self, workdir: Path, config: ConfigDict, step: int) -> Iterator["Loggers"]:
@@ -150,9 +150,9 @@ class Loggers:
         """Calls a method, whose first error in a row becomes a line."""
         try:
             getattr(logger, method)(*args)
-            self._failing.discard(logger)
+            self._failing.discard(id(logger))
         except Exception as error:  # a run of days must not end with it
-            if logger not in self._failing or method == "close":
+            if id(logger) not in self._failing or method == "close":
                 step = f" of step {args[0]}" if args else ""
                 print(
                     f"warning: {_name(logger)}.{method}{step} failed, training goes on: "
@@ -160,7 +160,7 @@ class Loggers:
                     file=sys.stderr,
                     flush=True,
                 )
-            self._failing.add(logger)
+            self._failing.add(id(logger))
 
 
 def _name(logger):
