@@ -7,7 +7,7 @@ import pytest
 from nvae_jax import schema
 from tests.docs.pages import FENCE, PAGES, ROOT, SPAN
 
-FOLDERS = (".ci", "benchmarks", "configs", "launch", "nvae_jax", "tests")
+FOLDERS = (".ci", "benchmarks", "configs", "examples", "launch", "nvae_jax", "tests")
 FILES = {f"/{file.relative_to(ROOT)}" for folder in FOLDERS for file in (ROOT / folder).rglob("*")}
 # The changelog tells of names that are no more; upper case stands for the reader's own.
 NOW = [page for page in PAGES if page.name != "changelog.md"]
@@ -35,3 +35,17 @@ def test_named_functions_exist(page):
     modules = [(ROOT / "nvae_jax" / f"{m[1]}.py", m[2]) for m in found if m]
     missing = [(file, name) for file, name in modules if file.exists() and not defines(file, name)]
     assert not missing
+
+
+def test_included_files_exist():
+    lines = [line for page in PAGES for line in page.read_text().splitlines() if "--8" in line]
+    files = [re.fullmatch(r'--8<-- "(.+)"', line) for line in lines]
+    assert len(files) > 2 and all(file and (ROOT / file[1]).exists() for file in files), lines
+
+
+def test_links_of_readme_lead_somewhere():
+    """Those of the pages in docs/ are checked where these are built."""
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((?!http)([^)#]+)|src=\"(.+?)\"", text)
+    assert len(links) > 10
+    assert not [link for link in map("".join, links) if not (ROOT / link).exists()]
