@@ -49,3 +49,10 @@ def test_links_of_readme_lead_somewhere():
     links = re.findall(r"\]\((?!http)([^)#]+)|src=\"(.+?)\"", text)
     assert len(links) > 10
     assert not [link for link in map("".join, links) if not (ROOT / link).exists()]
+
+
+def test_the_map_has_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    modules = [file.name for file in (ROOT / "nvae_jax").glob("*.py")]
+    assert len(modules) > 40
+    assert not [name for name in modules if not re.search(rf"`(\w+/)*{name}`", text)]
