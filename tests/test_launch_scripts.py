@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch")])
+KINDS = ("launch/*.sh", "launch/*.sbatch", ".ci/*")
+SCRIPTS = sorted(script for kind in KINDS for script in ROOT.glob(kind))
 RUN = ["--config=configs/digits.py", "--workdir=/data/run", "--config.data.name=it's"]
 LAUNCHED = "launch/train.py --config=configs/digits.py --workdir=/data/run"
 POD = ["launch/tpu_pod.sh", "--name=a", "--zone=z", "--accelerator=v5litepod-16"]
