@@ -1,4 +1,4 @@
-"""The training objective: NELBO, KL warm-up and KL balancing (paper, section 3.3 and appendix A).
+"""The training objective: NELBO, KL warm-up and KL balancing (paper, appendix A).
 
 Arrays in, arrays out; everything in nats.
 """

@@ -126,7 +126,7 @@ def _unless_nonfinite(updated, state, finite):
 def training_loss(
     model, likelihood, variables, images, *, spectral, rounds, alpha, beta, weight, **apply_kwargs
 ):
-    """The objective on one batch (paper, equations 2 and 9).
+    """The objective on one batch (paper, equation 1, section 3.2 and appendix A).
 
     Args:
       spectral: power-iteration vectors.

@@ -31,7 +31,7 @@ class GroupTerms:
 
 
 class LatentGroup(nn.Module):
-    """One group of the top-down network (paper, sections 2.1 and 3.2).
+    """One group of the top-down network (paper, sections 2 and 3.2).
 
     Attributes:
       width: channels of the top-down state.

@@ -1,6 +1,6 @@
 """What the backward pass keeps of the forward pass, and what it computes again.
 
-Memory against time (paper, section 3.2, "reducing the memory requirements"):
+Memory against time (paper, section 3.1, "reducing the memory requirements"):
 
   none      keeps every intermediate that a gradient wants.
   norm_act  keeps the outputs of convolutions; batch norms, activations and gates are computed
