@@ -1,4 +1,6 @@
-"""What the latents do: KL by group and scale, active units, rates: OUT/latents.json, .png, .npz.
+"""Says what the latents do: KL by group and scale, active units, rates.
+
+Writes OUT/latents.json, OUT/latents.png and OUT/latents.npz.
 
 python launch/analyze.py --workdir=DIR --out=OUT [--split=test] [--max_examples=N]
 """

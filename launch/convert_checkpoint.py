@@ -1,4 +1,4 @@
-"""Turns a published PyTorch checkpoint into a run directory, or with --export a run into one.
+"""Turns a published PyTorch checkpoint into a run; --export goes back.
 
 python launch/convert_checkpoint.py --torch=FILE.pt --workdir=DIR [--num_devices=N]
 python launch/convert_checkpoint.py --export --workdir=DIR --torch=NEW_FILE.pt

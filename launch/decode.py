@@ -1,4 +1,6 @@
-"""Latents to images: OUT/decoded.npz (uint8, key `images`) and OUT/decoded.png.
+"""Turns latents into images.
+
+Writes OUT/decoded.npz (uint8, key `images`) and OUT/decoded.png.
 
 python launch/decode.py --workdir=DIR --latents=FILE.npz --out=OUT [--groups=K --temperature=T]
 """

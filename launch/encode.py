@@ -1,4 +1,6 @@
-"""Images to latents: OUT.npz gets mean_NN and sample_NN for each latent group, coarsest first.
+"""Turns images into latents.
+
+OUT.npz gets mean_NN and sample_NN for each latent group, coarsest first.
 
 python launch/encode.py --workdir=DIR --out=OUT.npz [--images=FILE | --split=test --num=N]
 """

@@ -1,4 +1,6 @@
-"""Evaluates a run's checkpoint on every example of a split; writes DIR/eval/*.json.
+"""Evaluates a checkpoint on every example of a split.
+
+Prints NELBO, importance-weighted -log p and bits per dimension, and writes DIR/eval/*.json.
 
 python launch/evaluate.py --workdir=DIR [--num_iw_samples=K] [--split=test] [--max_examples=N]
   [--checkpoint=latest]

@@ -1,4 +1,6 @@
-"""Writes OUT/sampler.jax and OUT/encoder.jax: programs with weights that run without this package.
+"""Writes a sampler and an encoder that run without this package.
+
+OUT/sampler.jax and OUT/encoder.jax are programs with the weights in them.
 
 python launch/export.py --workdir=DIR --out=OUT --temperature=0.7
 """

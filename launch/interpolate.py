@@ -1,4 +1,6 @@
-"""Ways between pairs of images or of samples: OUT/interpolation.png, .npz and .gif or .webp.
+"""Draws the ways between pairs of images or of samples.
+
+Writes OUT/interpolation.png, .npz and .gif or .webp.
 
 python launch/interpolate.py --workdir=DIR --out=OUT --between=samples --temperature=0.7
 """

@@ -1,4 +1,6 @@
-"""Is it memorising? The training images nearest to samples and, as a baseline, to test images.
+"""Finds the training images nearest to samples: is it memorising?
+
+The baseline is what is nearest to test images.
 
 python launch/nearest.py --workdir=DIR --out=OUT --num=64 --temperature=0.7
 """

@@ -1,4 +1,4 @@
-"""Whether a config fits devices before they are rented, how fast it may be, what to change.
+"""Says whether a config fits devices, how fast it may be, what to change.
 
 python launch/plan.py --config=configs/X.py --devices=N [--hbm=GB] [--rate=TFLOP/s] estimates;
 python launch/plan.py --config=configs/X.py --topology=h100:8 asks the compiler of GPUs (h100, h200,

@@ -1,4 +1,4 @@
-"""Builds a data set that needs building, from files on disk or by download.
+"""Builds a data set that needs building, from files or by download.
 
 python launch/prepare_data.py --name=cifar10 --data_dir=DIR
 python launch/prepare_data.py --name=folder --manual_dir=PICTURES --data_dir=DIR --image_size=64

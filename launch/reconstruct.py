@@ -1,5 +1,6 @@
-"""Reconstructions by scale: each image, then the k coarsest groups from the posterior, the rest
-from the prior. OUT/reconstructions.png and OUT/reconstructions.npz.
+"""Reconstructs images by scale: the k coarsest groups, the rest from the prior.
+
+Writes OUT/reconstructions.png and OUT/reconstructions.npz.
 
 python launch/reconstruct.py --workdir=DIR --out=OUT [--groups=0,3,6] [--temperature=T]
 """

@@ -1,4 +1,6 @@
-"""Draws images from a run's prior: OUT/samples.npz (uint8, key `images`) and OUT/samples.png.
+"""Draws images from the prior of a run.
+
+Writes OUT/samples.npz (uint8, key `images`) and OUT/samples.png.
 
 python launch/sample.py --workdir=DIR --num=N --temperature=T [--recalibrate_bn] --out=OUT
   [--checkpoint=latest]

@@ -1,4 +1,6 @@
-"""Variations of one latent group, the others fixed: OUT/traversal_GG.png and .npz.
+"""Variations of one latent group, the others fixed.
+
+Writes OUT/traversal_GG.png and OUT/traversal_GG.npz.
 
 python launch/traverse.py --workdir=DIR --out=OUT --group=G [--channel=C] [--of=samples]
 """

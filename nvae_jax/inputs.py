@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nvae_jax import paths
+from nvae_jax import checks, paths
 from nvae_jax.data import depth, faults, folder, numpy_files, pipeline, sources, transforms
 from nvae_jax.data.images import SUFFIXES
 from nvae_jax.data.spec import CorruptError
@@ -50,9 +50,9 @@ def check(images, spec):
 def _shaped(images, spec):
     size = spec.image_size - 2 * spec.padding
     wanted = (size, size, spec.channels)
-    if len(images.shape) != 4 or images.shape[1:] != wanted or not len(images):
-        expected = ", ".join(map(str, wanted))
-        raise ValueError(f"images must be of shape (N, {expected}), not {images.shape}")
+    checks.array("images", images, ("N", *wanted))
+    if not len(images):
+        raise ValueError(f"there must be at least one image, not an array of shape {images.shape}")
     return images
 
 

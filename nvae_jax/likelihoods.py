@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nvae_jax import checks
 from nvae_jax.distributions.bernoulli import Bernoulli
 from nvae_jax.distributions.gaussian import GaussianPixels
 from nvae_jax.distributions.logistic_mixture import GreyLogisticMixture, LogisticMixture
@@ -109,6 +110,7 @@ class ImageDistribution:
 
     def log_prob(self, x):
         """log p(x | z) in nats, as (B,), for `x` (B, H, W, C) in [0, 1]; padding does not count."""
+        checks.array("images", x, ("B", *self.image_shape), float)
         terms = crop(self.log_prob_pixels(x), self.padding)
         return terms.sum(tuple(range(1, terms.ndim)))
 
@@ -134,6 +136,7 @@ def make(name, logits, *, num_bits=8, padding=None, channels=None):
         "logistic_mixture": a mixture of grey values must be asked for with 1.
     """
     row = _row(name)
+    checks.array("logits", logits, ("B", "H", "W", "params"), float)
     _, h, w, params = logits.shape
     if padding is None:
         padding = 2 if name == "bernoulli" and (h, w) == (32, 32) else 0

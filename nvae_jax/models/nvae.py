@@ -14,6 +14,7 @@ from flax.core import FrozenDict
 from flax.typing import VariableDict
 from jax.typing import ArrayLike
 
+from nvae_jax import checks
 from nvae_jax.distributions.normal import Normal
 from nvae_jax.models import initialize
 from nvae_jax.models.cells import PROCESS_EXPANSION, Cell
@@ -382,6 +383,8 @@ class NVAE(nn.Module):
     def encode(self, x: jax.Array, train: bool = False) -> tuple[list[jax.Array], ...]:
         """The bottom-up features of `x` (B, H, W, C) in [0, 1], for `decode`: of each scale,
         coarsest first, a list of (B, h, w, C), one a group."""
+        size = self.hierarchy.image_size
+        checks.array("images", x, ("B", size, size, "C"), float)
         return self.bottom_up(self.preprocess(self.stem(2.0 * x - 1.0), train), train)
 
     def decode(
@@ -472,4 +475,8 @@ class NVAE(nn.Module):
         given = [tuple(n.shape) for n in noise]
         if [s[1:] for s in given] != [s[1:] for s in shapes]:
             raise ValueError(f"noise has shapes {given}, the latent groups want {shapes}")
+        for group, value in enumerate(noise):
+            checks.array(
+                f"noise of group {group}", value, (len(noise[0]), *shapes[group][1:]), float
+            )
         return list(noise)
