@@ -1,48 +1,40 @@
-"""Trains a trained model on with other images, at a small learning rate, by the paper's step.
+"""Trains a trained model on with other images, at a small learning rate.
 
-python examples/fine_tune.py runs/digits
+python examples/fine_tune.py runs/digits runs/inverted
 """
 
 import sys
 
-import jax
 import numpy as np
 
 import nvae_jax
 
 
-def inverted_digits(run, num):
-    """Stands for your data: float32 (N, H, W, C) in [0, 1]. Here: the model's own, inverted."""
-    return 1.0 - run.sample(num)
+def inverted(run, num):
+    """Stands for your data: uint8 (N, H, W, C). Here: what the model knows, inverted."""
+    return np.uint8(255 * (1 - run.sample(num)))
 
 
-def fine_tune(run, images, num_steps, batch_size=25, learning_rate=1e-3, seed=0):
-    """Returns the run with new variables."""
+def fine_tune(source, images, workdir, num_steps, batch_size=25):
+    """A new run in `workdir`, begun from the variables of the run in `source`."""
+    np.save(f"{workdir}.npy", images)
+    # The old run's model. A config of your own does as well, if its arrays have the same shapes.
     config = nvae_jax.get_config(
-        run.workdir,
-        seed=seed,
-        train={"num_steps": num_steps, "batch_size": batch_size, "ema_decay": 0.0},
-        optimizer={"learning_rate": learning_rate, "min_learning_rate": 0.0, "warmup_steps": 0},
+        source,
+        data={"name": "arrays", "dir": f"{workdir}.npy"},
+        train={"init_from": str(source), "num_steps": num_steps, "batch_size": batch_size},
+        optimizer={"learning_rate": 1e-3, "warmup_steps": 0},
         # The latents are in use already: the KL term has its full weight from the start.
         objective={"kl_min": 1.0},
     )
-    experiment = nvae_jax.build_experiment(config)
-    # As NumPy arrays, since `update` reuses the memory of the state that it is given.
-    variables = jax.device_get(run.variables)
-    state = experiment.create_state(images[:batch_size]).replace(**variables)
-    update, order = experiment.train_step(), np.random.default_rng(seed)
-    # What the model takes: of the size it was trained at with padding, binary if it is.
-    images = run.prepare(images, seed)
-    for number in range(num_steps):
-        state, metrics = update(state, images[order.integers(0, len(images), batch_size)])
-        if number % 100 == 0:
-            print(f"step {number}: NELBO {float(metrics['nelbo']):.2f} nats")
-    return run.with_variables(state.variables, step=int(state.step))
+    nvae_jax.train_run(config, workdir)
+    return nvae_jax.load(workdir)
 
 
 if __name__ == "__main__":
-    before = nvae_jax.load(sys.argv[1])
-    images = inverted_digits(before, 1000)
-    after = fine_tune(before, images[100:], num_steps=500)
+    source, workdir = sys.argv[1:]
+    before = nvae_jax.load(source)
+    images = inverted(before, 1000)
+    after = fine_tune(source, images[100:], workdir, num_steps=500)
     for name, run in (("before", before), ("after", after)):
-        print(name, f"{-run.log_prob(images[:100]).mean():.2f} nats")
+        print(f"{name}: {-run.log_prob(images[:100]).mean():.2f} nats")

@@ -139,24 +139,6 @@ class Run:
             **more,
         }
 
-    def with_variables(self, variables, step=0):
-        """This run with other variables, such as those of a loop of your own.
-
-        Args:
-          variables: of the shapes of `variables`.
-          step: after how many updates, for `metadata`.
-
-        Raises:
-          ValueError: they have other shapes.
-        """
-        wanted, given = jax.tree.map(np.shape, (self.state.collections, variables))
-        if wanted != given:
-            raise ValueError(f"the variables are not of this run's model: {self.workdir}")
-        state = Snapshot(step, variables)
-        return replace(
-            self, state=state, make_variables=lambda: state.variables, recalibration="none"
-        )
-
     def recalibrated(self, temperature=1.0, passes=None, method="pooled"):
         """This run with batch statistics of its own prior samples, for sampling. They are computed
         when they are first used.

@@ -36,17 +36,15 @@ def test_own_data_and_loop(example, capsys):
     assert np.isfinite(nats) and nats < first
 
 
-def test_fine_tune(example, workdir, capsys):  # noqa: F811
-    run = nvae_jax.load(workdir)
-    images = example["inverted_digits"](run, 8)
-    before = jax.device_get(run.variables)
-    after = example["fine_tune"](run, images, num_steps=4, batch_size=4)
-    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(run.variables))
-    assert after.metadata()["step"] == 4
-    assert after.metadata()["weights"] != run.metadata()["weights"]
-    assert after.log_prob(images).mean() > run.log_prob(images).mean()
-    with pytest.raises(ValueError, match="not of this run's model"):
-        run.with_variables({"params": before["params"]})
+def test_fine_tune(example, workdir, tmp_path):  # noqa: F811
+    before = nvae_jax.load(workdir)
+    images = example["inverted"](before, 12)
+    assert images.dtype == np.uint8 and images.shape == (12, 16, 16, 1)
+    after = example["fine_tune"](workdir, images, tmp_path / "new", num_steps=4, batch_size=4)
+    assert (before.state.step, after.state.step) == (0, 4)
+    params = (jax.tree.leaves(run.variables["params"]) for run in (before, after))
+    change = [np.abs(new - old).max() for old, new in zip(*params, strict=True)]
+    assert 0 < max(change) < 0.01  # small steps, from where the old run was
 
 
 def test_latents_to_scikit_learn(example, workdir):  # noqa: F811
