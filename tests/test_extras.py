@@ -1,8 +1,11 @@
 """The base install is enough for training; what needs an extra says so in one line."""
 
+import ast
+import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -72,3 +75,34 @@ def test_the_documentation_has_every_extra():
     page = (ROOT / "docs" / "getting-started.md").read_text()
     table = "".join(line for line in page.splitlines() if line.startswith("| `"))
     assert not [name for name in PROJECT["optional-dependencies"] if f"`{name}`" not in table]
+
+
+def distribution(text):
+    """The name that a dependency or a package goes by, in one spelling."""
+    return re.sub("[-_.]+", "-", re.match(r"[\w.-]+", text)[0]).lower()
+
+
+def imported(file):
+    """The top-level names of all that a file imports, but the standard library's and its own."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        yield from {name.split(".")[0] for name in names} - {*sys.stdlib_module_names, "nvae_jax"}
+
+
+def test_what_the_package_imports_is_a_dependency():
+    """Not one of a dependency's own dependencies, which may change; but for the files that are
+    only imported with an extra."""
+    known = {distribution(text) for text in PROJECT["dependencies"]}
+    installed = metadata.packages_distributions()
+    folders = [ROOT / name for name in ("nvae_jax", "launch", "configs")]
+    found = {
+        (file.name, name)
+        for folder in folders
+        for file in folder.rglob("*.py")
+        for name in imported(file)
+        if not known & {distribution(text) for text in installed.get(name, ())}
+    }
+    assert found == {("example_proto.py", "google"), ("latent_charts.py", "matplotlib")}
