@@ -144,8 +144,8 @@ def _grey(image, bits, content, where, max_value, num_bits):
 
 def noted_white(arrays: Mapping[str, np.ndarray]) -> int:
     """White as the files of arrays that this program writes note it beside the images, or 0."""
-    noted = arrays.get(NOTE)
-    whole = noted is not None and noted.shape == () and noted.dtype.kind in "iu"
+    noted = arrays.get(NOTE, np.zeros(()))
+    whole = noted.shape == () and noted.dtype.kind in "iu"
     return int(noted) if whole and 0 < noted < 2**16 else 0
 
 

@@ -70,14 +70,15 @@ def test_order_of_bytes_and_of_axes_in_the_file(tmp_path):
     np.testing.assert_array_equal(images[0][..., 0], array[0])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("bits", [10, 12, 16])
-def test_deep_arrays_are_read_exactly(tmp_path, bits):
-    array = drawn((6, 8, 8), np.uint16, 2**bits)
+def test_deep_arrays_are_read_exactly(tmp_path, bits, channels):
+    array = drawn((6, 8, 8, channels), np.uint16, 2**bits)
     np.save(tmp_path / "train.npy", array)
     np.savez(tmp_path / "test.npz", images=array[:2], max_value=2**bits - 1)
     for split, count in (("train", 6), ("test", 2)):
         spec = pipeline.describe(spec_of(tmp_path, num_bits=bits))
-        seen = pipeline.preview(spec, split, 6)[..., 0]
+        seen = pipeline.preview(spec, split, 6)
         np.testing.assert_array_equal(np.round(seen * (2**bits - 1)), array[:count])
 
 
