@@ -84,7 +84,8 @@ def _run(path):
             raise ValueError("it has no function get_config()")
         config = get_config()
     if not isinstance(config, ConfigDict):
-        raise ValueError(f"get_config() gives a {type(config).__name__}, not a ConfigDict")
+        kind = "None" if config is None else f"a {type(config).__name__}"
+        raise ValueError(f"get_config() gives {kind}, not a ConfigDict")
     return config
 
 

@@ -32,7 +32,7 @@ def test_a_config_file_is_loaded_whole_and_locked(tmp_path):
         ("def get_config(:", "ends in SyntaxError: invalid syntax"),
         ("\0", "null bytes"),
         ("import no_such_module", "ends in ModuleNotFoundError: No module named 'no_such_module'"),
-        ("def get_config(): pass", "gives a NoneType, not a ConfigDict"),
+        ("def get_config(): pass", "gives None, not a ConfigDict"),
         ("def get_config(): return {}", "gives a dict, not a ConfigDict"),
         ("def get_config(x): pass", "ends in TypeError: get_config.. missing 1 required"),
         ("def get_config(): raise ValueError('bad\\nluck')", ": bad$"),
