@@ -79,17 +79,17 @@ def _traffic(compiled):
 def sample(variant, run):
     """The `Program` of drawing images from the prior."""
     experiment = variant.experiment()
-    draw = steps.make_sample_step(experiment.model, experiment.likelihood, variant.batch)
+    draw = steps.make_sample_step(experiment.model, experiment.likelihood)
     draw = jax.jit(draw, compiler_options=compiler.options(jax.default_backend()))
-    key = jax.random.key(0)
+    drawn = jax.random.key(0), np.arange(variant.batch), 0.7
 
     def measure(compiled):
         variables = filled(experiment.abstract_variables())
-        call = partial(compiled, variables, key, 0.7)
+        call = partial(compiled, variables, *drawn)
         return _rate(machine.sample_queued(call, run.reps), variant.batch)
 
     row = {"what": "sample", "name": variant.name, "batch": variant.batch}
-    return Program(row, lambda: draw.lower(experiment.abstract_variables(), key, 0.7), measure)
+    return Program(row, lambda: draw.lower(experiment.abstract_variables(), *drawn), measure)
 
 
 def _rate(times, batch):

@@ -85,10 +85,10 @@ def measure_train(experiment, state, batch, ceilings):
 def measure_sample(experiment, state, batch, ceilings):
     """Images from the prior at temperature 0.7."""
     model = experiment.portable().model.clone(unroll=1)
-    step = steps.make_sample_step(model, experiment.likelihood, batch)
-    arguments = (state.variables, jax.random.key(0), 0.7)
+    step = steps.make_sample_step(model, experiment.likelihood)
+    arguments = (state.variables, jax.random.key(0), np.arange(batch), 0.7)
     work = count_flops(jax.make_jaxpr(step)(*arguments))
-    step = steps.make_sample_step(experiment.model, experiment.likelihood, batch)
+    step = steps.make_sample_step(experiment.model, experiment.likelihood)
     return _measure(step, arguments, work, ceilings)
 
 

@@ -84,7 +84,7 @@ def get_config():
     # of the new length, and so rises again; the KL weight stays (objective.schedule_steps).
     train.num_steps = 1000
     train.batch_size = 32  # over all devices
-    train.accumulation_steps = 1  # parts that a batch is worked off in, to save memory
+    train.accumulation_steps = 1  # micro-batches that a batch is split into, to save memory
     train.ema_decay = 0.0  # of the averaged variables that are evaluated and sampled from; 0: none
     train.max_nonfinite_steps = 5  # so many skipped updates in a row stop the run
     # A run (or published .pt) whose variables a new run starts from, at step 0: RUN, RUN@best or

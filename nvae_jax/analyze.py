@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax import extras, files, outputs, pictures, progress
+from nvae_jax import extras, files, outputs, pictures, progress, sharding
 from nvae_jax.data import pipeline
 from nvae_jax.likelihoods import bits_per_dim
 from nvae_jax.models.latents import POSTERIOR
-from nvae_jax.noise import image_keys, latent_noise, spread
+from nvae_jax.noise import image_keys, latent_noise
 from nvae_jax.objective import ACTIVE_NATS, active_units
 
 USED_NATS = 0.01  # a latent variable with less KL than this is not in use
@@ -30,14 +30,14 @@ def make_moment_step(model):
         sources = np.full(groups, POSTERIOR)
         draw = apply(noise, sources, np.ones(groups), features, method="compose")
         mask = mask.astype(jnp.float32)
-        weigh = partial(jnp.einsum, "b,bhwz->hwz", mask, precision="highest")
+        masked_sum = partial(jnp.einsum, "b,bhwz->hwz", mask, precision="highest")
         sums = []
         for z, eps, prior, posterior in zip(
             draw.latents, noise, draw.prior, draw.posterior, strict=True
         ):
             mean = posterior.mean
             kl = _kl(model.num_flows, posterior, prior, z, eps)
-            sums.append((weigh(kl), weigh(mean), weigh(mean**2)))
+            sums.append((masked_sum(kl), masked_sum(mean), masked_sum(mean**2)))
         return sums
 
     return moment_step
@@ -69,7 +69,7 @@ def latent_moments(run, batches, *, seed=0, progress=None):
     sums, count, seen = None, 0, 0
     for batch in batches:
         indices = np.arange(seen, seen + len(batch["image"]))
-        placed = [spread(a) for a in (indices, batch["image"], batch["mask"])]
+        placed = [sharding.shard_batch(a) for a in (indices, batch["image"], batch["mask"])]
         moments = jax.device_get(step(run.variables, key, *placed))
         # Sums over a split are taken in float64: float32 would lose digits.
         moments = jax.tree.map(lambda a: np.asarray(a, np.float64), moments)

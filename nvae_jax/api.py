@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nvae_jax import capacity, checkpoint, inputs, paths, progress
+from nvae_jax import capacity, checkpoint, inputs, paths, progress, sharding, steps
 from nvae_jax.build import Experiment
 from nvae_jax.likelihoods import crop
 from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
@@ -32,8 +32,6 @@ from nvae_jax.noise import (
     group_temperatures,
     image_keys,
     latent_noise,
-    replicate,
-    spread,
 )
 from nvae_jax.recalibrate import recalibrated_statistics
 from nvae_jax.sample import describe_model
@@ -67,7 +65,8 @@ class Programs:
 
     def __init__(self, model, likelihood):
         self._model, self._likelihood = model, likelihood
-        self.compose, self.weigh = jax.jit(self._compose), jax.jit(self._weigh)
+        self.compose = jax.jit(self._compose)
+        self.log_weights = jax.jit(self._log_weights)
 
     def _compose(self, variables, key, sources, temperatures, batch):
         noise = latent_noise(self._model, image_keys(key, batch["index"]))
@@ -80,11 +79,10 @@ class Programs:
         standard = [(z - prior.mean) / prior.scale for z, prior in pairs]
         return self._likelihood(draw.logits).mean(), draw.latents, standard
 
-    def _weigh(self, variables, key, batch):
+    def _log_weights(self, variables, key, batch):
         noise = latent_noise(self._model, image_keys(key, batch["index"]))
         out = self._model.apply(variables, batch["image"], noise=noise)
-        log_likelihood = self._likelihood(out.logits).log_prob(batch["image"])
-        return log_likelihood + out.log_p - out.log_q
+        return steps.bound_terms(self._likelihood, out, batch["image"])["log_weight"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Run:
     @cached_property
     def variables(self):
         """The model's, as they are used: with running or recalibrated batch statistics."""
-        return replicate(self.make_variables())
+        return sharding.replicate(self.make_variables())
 
     @property
     def latent_shapes(self):
@@ -239,6 +237,7 @@ class Run:
             raise ValueError(f"num must be at least 1, not {num}")
         temperatures = group_temperatures(self.experiment.model.hierarchy, temperature)
         sources = np.full(self.num_groups, PRIOR)
+        # Not by `steps.make_sample_step`: this program is compiled for the other methods anyway.
         return self.compose(sources, temperatures, num=num, seed=seed)[0]
 
     def reconstruct(self, images, *, groups=None, temperature=1.0, seed=0):
@@ -276,7 +275,7 @@ class Run:
         weights = []
         for number in range(num_samples):
             key = jax.random.fold_in(jax.random.key(seed), number)
-            step = partial(self.programs.weigh, self.variables, key)
+            step = partial(self.programs.log_weights, self.variables, key)
             weights.append(self._in_batches(step, batches))
         return np.logaddexp.reduce(weights, axis=0) - np.log(num_samples)
 
@@ -348,7 +347,8 @@ class Run:
 def _rows(array, *, start, stop, size):
     """Rows of `array`, the first of them repeated up to `size`, on the devices."""
     part = array[start:stop]
-    return spread(np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)]))
+    padding = np.repeat(part[:1], size - len(part), axis=0)
+    return sharding.shard_batch(np.concatenate([part, padding]))
 
 
 def _first(count, array):

@@ -219,7 +219,7 @@ class Checkpoints:
         first = None
         for step in self._candidates(which):
             found, problem = _attempt(read, step)
-            problem = _first_problem(distributed.exchange(problem))
+            problem = _first_problem(distributed.all_gather(problem))
             if problem is None:
                 return found
             self._damaged.add(step)
@@ -238,7 +238,7 @@ class Checkpoints:
     def _candidates(self, which):
         """Steps in the order in which they are tried, the same in all processes."""
         scores = {}
-        for those_of_a_process in distributed.exchange(list(self._scores.items())):
+        for those_of_a_process in distributed.all_gather(list(self._scores.items())):
             scores.update(those_of_a_process)
         newest_first, best_first = sorted(scores, reverse=True), _rank(scores, scores)
         if not scores or which == "latest":
@@ -346,7 +346,7 @@ def load_run(workdir, which="latest", *, join=False, changes=None):
     config = run_directory.load_config(workdir, changes)
     if join:
         distributed.initialize(build.build_distributed(config))
-    with distributed.together():
+    with distributed.raise_together():
         experiment = build.build_for_inference(config)
     return experiment, load_snapshot(workdir, experiment, which)[0]
 

@@ -76,13 +76,13 @@ def run(main, program=""):
         lost = distributed.lost_process(error)
         cause = "another process of the cluster is gone: " if lost else ""
         print(f"error: {cause}{as_called(_first_line(error), program)}", file=sys.stderr)
-        distributed.leave(1 if lost else 2)
+        distributed.exit_without_waiting(1 if lost else 2)
     except Exception:
         if not jax.distributed.is_initialized():
             raise
         # In a cluster the others wait for a process that ends by itself, unless it leaves at once.
         traceback.print_exc()
-        distributed.leave(1)
+        distributed.exit_without_waiting(1)
 
 
 def _parse(argv, command, program):

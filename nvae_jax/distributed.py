@@ -3,7 +3,7 @@
 How a lost process ends the others: each sends heartbeats to process 0, and jax aborts every process
 once one has been silent for `timeout` seconds, or at once when process 0 is gone. That reaches a
 process stuck inside a collective, where Python code cannot. What it does not see is a process that
-fails by itself and then waits for the others to end: hence `leave`.
+fails by itself and then waits for the others to end: hence `exit_without_waiting`.
 """
 
 import contextlib
@@ -118,10 +118,10 @@ def barrier(name):
     multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * LONGEST_WAIT)
 
 
-_exchanges = itertools.count()
+_gathers = itertools.count()
 
 
-def exchange(value):
+def all_gather(value):
     """The `value`s of all processes, in the order of their indices; all must call it equally often.
 
     Args:
@@ -129,7 +129,7 @@ def exchange(value):
     """
     if jax.process_count() == 1:
         return [value]
-    barrier(f"exchange {next(_exchanges)}")
+    barrier(f"all_gather {next(_gathers)}")
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     longest = multihost_utils.process_allgather(np.int32(text.size)).max()
     row = np.full(-(-longest // 1024) * 1024, ord(" "), np.uint8)  # few sizes, few programs
@@ -138,12 +138,12 @@ def exchange(value):
 
 
 @contextlib.contextmanager
-def together():
+def raise_together():
     """A context, entered by all processes, that one process leaves with an error only with all.
 
     For checks: where any process raises ValueError or OSError, all raise ValueError. So every
     process ends as the command of one process would, and none is left waiting for another. Inside,
-    only a further `together` may wait for other processes.
+    only a further `raise_together` may wait for other processes.
 
     Raises:
       ValueError: the first process's error; it is named, unless all have the same.
@@ -156,7 +156,7 @@ def together():
         yield
     except (ValueError, OSError) as caught:
         error = caught
-    messages = exchange(None if error is None else str(error))
+    messages = all_gather(None if error is None else str(error))
     failed = [index for index, message in enumerate(messages) if message is not None]
     if failed:
         first = messages[failed[0]]
@@ -190,6 +190,11 @@ class Cluster:
 
 def find_cluster(settings, environment):
     """The cluster that this process belongs to, or None for a process on its own.
+
+    jax.distributed.initialize finds clusters by itself, and still finds out their addresses here.
+    But it has no answer for "none": called on a machine of its own it raises, and in an interactive
+    SLURM step of one task, under Open MPI 5 or on one host of a larger TPU slice it waits for
+    processes that never come. So this decides first whether there is a cluster to join.
 
     In order: explicit settings, Open MPI, SLURM, Cloud TPU.
 
@@ -308,7 +313,7 @@ def _keeping_signal_handlers():
             signal.signal(signal.SIGTERM, handler)
 
 
-class Agreement:
+class AllReduceMax:
     """The largest of the numbers that the processes give, the same in all of them.
 
     For what reaches one process and concerns all, such as a signal. All processes must call it
@@ -355,7 +360,7 @@ def lost_process(error):
     return jax.distributed.is_initialized() and LOST_CONNECTION.match(str(error)) is not None
 
 
-def leave(status):
+def exit_without_waiting(status):
     """Ends this process like sys.exit(status), but without waiting for others.
 
     For a process that failed by itself. At a usual end jax waits until all processes have come to

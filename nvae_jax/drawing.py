@@ -19,8 +19,7 @@ class Drawing:
         self._experiment, self._mesh = experiment, experiment.mesh
         self._count = experiment.loop.num_images
         model, likelihood = experiment.model, experiment.likelihood
-        size = sharding.round_up(self._mesh, self._count)
-        self.sample = self._compiled(steps.make_sample_step(model, likelihood, size))
+        self.sample = self._compiled(steps.make_sample_step(model, likelihood))
         self.reconstruct = self._compiled(steps.make_reconstruct_step(model, likelihood))
 
     def _compiled(self, step):
@@ -39,7 +38,8 @@ class Drawing:
         """{name: images (N, H, W, C) in [0, 1]} of the model after so many steps: "samples", and
         "reconstructions" of held-out images (above: the images, below: their copies)."""
         key = jax.random.fold_in(jax.random.key(self._experiment.seed), step)
-        samples = np.asarray(self.sample(variables, key, 1.0))[: self._count]
+        indices = np.arange(sharding.round_up(self._mesh, self._count))
+        samples = np.asarray(self.sample(variables, key, indices, 1.0))[: self._count]
         images = self._held_out()
         size = sharding.round_up(self._mesh, len(images))
         padded = np.concatenate([images, np.zeros((size - len(images), *images.shape[1:]))])

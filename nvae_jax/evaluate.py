@@ -222,7 +222,7 @@ def evaluate_run(
       ValueError: there are no such data, or a result of other settings is in the way.
       Interrupted: after SIGINT or SIGTERM to any host; nothing is written.
     """
-    with distributed.together():
+    with distributed.raise_together():
         used = pipeline.resolve_split(experiment.data, split)
         batches = _batches(experiment, used, batch_size, seed, max_examples)
         total = pipeline.num_examples(experiment.data, used)
@@ -239,8 +239,8 @@ def evaluate_run(
         if distributed.is_primary():
             outputs.check_settings([path], settings, overwrite=overwrite)
     if used != split:
-        reporting.say(f"{experiment.data.name} has no split {split!r}: evaluating {used!r}")
-    agreement, stop = distributed.Agreement(), 0
+        reporting.log(f"{experiment.data.name} has no split {split!r}: evaluating {used!r}")
+    max_signal, stop = distributed.AllReduceMax(), 0
     with (
         Interrupt("stopping") as interrupt,
         progress.bar("evaluating", unit="image", total=min(total, max_examples or total)) as bar,
@@ -249,7 +249,7 @@ def evaluate_run(
         def stopped():
             # A signal to any host stops all of them, at the same draw.
             nonlocal stop
-            stop = agreement(interrupt.received or 0)
+            stop = max_signal(interrupt.received or 0)
             return stop
 
         result = evaluate(
@@ -266,7 +266,7 @@ def evaluate_run(
     if result is None:
         raise Interrupted("stopped before the end: nothing was written", stop)
     result = {**settings, **result}
-    reporting.say(_report(result))
+    reporting.log(_report(result))
     if distributed.is_primary():
         _write(path, result)
     return result
@@ -286,7 +286,7 @@ def _write(path, result):
     except OSError as error:
         print(f"warning: the result is not kept: {error}", file=sys.stderr)
     else:
-        reporting.say(f"written to {path}")
+        reporting.log(f"written to {path}")
 
 
 def _report(result):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax import capacity, extras, files, outputs, progress, run_directory
+from nvae_jax import capacity, extras, files, outputs, progress, run_directory, steps
 from nvae_jax.folding import fold
 from nvae_jax.likelihoods import crop
 from nvae_jax.models.latents import POSTERIOR
@@ -38,16 +38,11 @@ coarsest first; at temperature 0 it gives means. It expects images as the model 
 def make_sampler(model, likelihood, variables, *, batch_size, padding):
     """(seed () uint32, first () int32, temperature ()) -> images (batch, h, w, C) in [0, 1]: the
     decoder's means for image numbers from `first` on."""
+    sample_step = steps.make_sample_step(model, likelihood)
 
     def sampler(seed, first, temperature):
         indices = first + jnp.arange(batch_size, dtype=jnp.int32)
-        logits = model.apply(
-            variables,
-            noise=latent_noise(model, image_keys(jax.random.key(seed), indices)),
-            temperature=temperature,
-            method="sample_logits",
-        )
-        return crop(likelihood(logits).mean(), padding)
+        return crop(sample_step(variables, jax.random.key(seed), indices, temperature), padding)
 
     return sampler
 

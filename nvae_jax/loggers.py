@@ -116,7 +116,7 @@ class Loggers:
           ValueError: one that cannot start, in all processes.
         """
         with contextlib.ExitStack() as at_the_end:
-            with distributed.together():
+            with distributed.raise_together():
                 for logger in [*self._record, *self._others]:
                     self._start(logger, Path(workdir), config, step)
                     at_the_end.callback(self._call, "close", logger)

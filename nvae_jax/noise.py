@@ -4,10 +4,7 @@ whatever the batch it is drawn in and the devices that draw it."""
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-
-from nvae_jax import sharding
 
 
 def image_keys(key, indices):
@@ -25,32 +22,10 @@ def latent_noise(model, keys):
     Returns:
       one (B, h, w, z) array a group, top-down.
     """
-    shapes = model.latent_shapes()
-    sizes = [math.prod(shape) for shape in shapes]
+    hierarchy = model.hierarchy
     # One draw for all groups: every call of the generator is a good deal to compile.
-    flat = jax.vmap(lambda key: jax.random.normal(key, (sum(sizes),)))(keys)
-    parts = jnp.split(flat, np.cumsum(sizes)[:-1], axis=1)
-    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def spread(array):
-    """Divides the leading axis of `array` among this process's devices, where it can be divided.
-
-    A program that computes everything from such an array divides its work the same way.
-    """
-    mesh = _local_mesh()
-    divided = len(array) % mesh.size == 0
-    place = sharding.over_batch if divided else sharding.replicated
-    return jax.device_put(array, place(mesh))
-
-
-def replicate(tree):
-    """Puts a copy of every array on each of this process's devices."""
-    return jax.device_put(tree, sharding.replicated(_local_mesh()))
-
-
-def _local_mesh():
-    return sharding.make_mesh(sharding.MeshSettings(), jax.local_devices())
+    flat = jax.vmap(lambda key: jax.random.normal(key, (hierarchy.num_latents,)))(keys)
+    return hierarchy.split_latents(flat)
 
 
 def group_temperatures(hierarchy, temperature):

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import optax
 
-from nvae_jax.ops.portable.optimizer import joined
+from nvae_jax.ops.portable.optimizer import with_small_concatenated
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class Optimizer(NamedTuple):
     """An optax transformation, and what it was made of.
 
     init: parameters -> state.
-    update: (gradients, state, params, accept=...) -> (updates, state), as in optax. With `accept`
-      False the state stays as it is.
+    update: (gradients, state, params) -> (updates, state), as in optax.
     """
 
     init: Callable[..., Any]
@@ -84,10 +82,10 @@ def adamax(settings, learning_rate=None):
     chain = optax.chain(
         *([optax.clip_by_global_norm(clip)] if clip else []),
         optax.add_decayed_weights(settings.weight_decay),
-        scale_by_adamax(settings.B1, settings.B2, settings.epsilon),
-        skipping(optax.scale_by_learning_rate(learning_rate)),
+        optax.scale_by_adamax(settings.B1, settings.B2, settings.epsilon),
+        optax.scale_by_learning_rate(learning_rate),
     )
-    return Optimizer(*joined(chain), settings, learning_rate)
+    return Optimizer(*with_small_concatenated(chain), settings, learning_rate)
 
 
 def at_step(opt_state, step):
@@ -103,28 +101,3 @@ def with_schedule_of(opt_state, other):
 
 def _is_schedule(path, _):
     return any(getattr(key, "tuple_name", "") == "ScaleByScheduleState" for key in path)
-
-
-def skipping(transformation):
-    """`transformation` that keeps its old state where `accept` is False."""
-
-    def update(gradients, state, params=None, *, accept=True, **_):
-        updates, new = transformation.update(gradients, state, params)
-        return updates, optax.tree.where(accept, new, state)
-
-    return optax.GradientTransformationExtraArgs(transformation.init, update)
-
-
-def scale_by_adamax(b1, b2, epsilon):
-    """`optax.scale_by_adamax`, `skipping`."""
-    adamax = skipping(optax.scale_by_adamax(b1, b2, epsilon))
-
-    def update(gradients, state, params=None, **extra):
-        _, new = adamax.update(gradients, state, params, **extra)
-        # The updates are made of the moments as they are stored. Else the compiler computes them
-        # from the old ones once more, which it then has to copy ahead of overwriting them.
-        new = jax.lax.optimization_barrier(new)
-        correction = 1 - b1**new.count
-        return jax.tree.map(lambda m, u: m / (correction * u), new.mu, new.nu), new
-
-    return optax.GradientTransformationExtraArgs(adamax.init, update)

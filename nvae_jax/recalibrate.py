@@ -9,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from nvae_jax import files, progress
+from nvae_jax import files, progress, sharding
 from nvae_jax.noise import (
     describe_temperature,
     group_temperatures,
     image_keys,
     latent_noise,
-    replicate,
-    spread,
 )
 
 METHODS = ("pooled", "published")
@@ -71,9 +69,9 @@ def recalibrate(
     model = model.clone(bn_momentum=momentum, norm_groups=1, dtype=jnp.float32)
     one_pass = jax.jit(partial(_pass, model))
     temperatures = group_temperatures(model.hierarchy, temperature)
-    variables = replicate(variables)
+    variables = sharding.replicate(variables)
     batches = (
-        (i, spread(np.arange(i * batch_size, (i + 1) * batch_size)))
+        (i, sharding.shard_batch(np.arange(i * batch_size, (i + 1) * batch_size)))
         for i in progress(range(passes))
     )
     run = _pooled if method == "pooled" else _moving
@@ -107,7 +105,7 @@ def _pooled(variables, one_pass, batches):
     for count, indices in batches:
         batch = one_pass(variables, indices)
         pooled, squares = (batch, None) if count == 0 else _pool(pooled, squares, batch, count + 1)
-    return pooled if squares is None else _add_spread(pooled, squares, count + 1)
+    return pooled if squares is None else _add_variance_of_means(pooled, squares, count + 1)
 
 
 @jax.jit
@@ -121,16 +119,16 @@ def _pool(mean, squares, batch, count):
 
 
 @jax.jit
-def _add_spread(mean, squares, count):
+def _add_variance_of_means(mean, squares, count):
     """Adds the variance of the batch means to the mean of the batch variances."""
 
     def pooled(path, value):
         if path[-1].key != "var":
             return value
-        spread = squares
+        deviations = squares
         for key in path[:-1]:
-            spread = spread[key.key]
-        return value + spread["mean"] / count
+            deviations = deviations[key.key]
+        return value + deviations["mean"] / count
 
     return jax.tree_util.tree_map_with_path(pooled, mean)
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from nvae_jax import distributed
 
 
-def say(line):
+def log(line):
     """Prints a line, on the first process only."""
     if distributed.is_primary():
         print(line, flush=True)

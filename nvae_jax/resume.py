@@ -25,7 +25,7 @@ def restore(workdir, checkpoints, abstract_state, *, restart=False):
         if not begins:
             raise ValueError(f"{error}; --restart starts anew") from error
         restored = None
-    with distributed.together():
+    with distributed.raise_together():
         _check(workdir, restored, restart)
         if restored is None and distributed.is_primary():
             (Path(workdir) / UNSAVED).touch()
@@ -35,7 +35,7 @@ def restore(workdir, checkpoints, abstract_state, *, restart=False):
 def begins(workdir, restart):
     """Whether the run in `workdir` begins, as far as its files tell: the same in all processes."""
     steps = checkpoint_files.steps(Path(workdir) / CHECKPOINTS)
-    return distributed.exchange(restart or _is_unsaved(workdir) or not steps)[0]
+    return distributed.all_gather(restart or _is_unsaved(workdir) or not steps)[0]
 
 
 def _check(workdir, restored, restart):

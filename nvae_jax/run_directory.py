@@ -218,11 +218,11 @@ def open_for_training(workdir, config=None, *, extend=False):
     """
     workdir = paths.local(workdir, "workdir")
     with contextlib.ExitStack() as stack:
-        with distributed.together():
+        with distributed.raise_together():
             if distributed.is_primary():
                 stack.enter_context(_locked(workdir, config, extend))
         _check_shared(workdir)
-        with distributed.together():
+        with distributed.raise_together():
             config = _same_config(workdir, config)
         yield config
 
@@ -267,12 +267,12 @@ def _check_shared(workdir):
     """Refuses a folder that is not the same one for all processes."""
     mark = workdir / f".shared_{secrets.token_hex(8)}"  # a new name: no host has it in a cache
     with contextlib.ExitStack() as at_the_end:
-        with distributed.together():
+        with distributed.raise_together():
             if distributed.is_primary():
                 at_the_end.callback(mark.unlink, missing_ok=True)
                 mark.touch()
-        mark, begin = workdir / distributed.exchange(mark.name)[0], time.monotonic()
-        with distributed.together():
+        mark, begin = workdir / distributed.all_gather(mark.name)[0], time.monotonic()
+        with distributed.raise_together():
             while not mark.exists():
                 if time.monotonic() > begin + SHARING_SECONDS:
                     raise ValueError(

@@ -1,27 +1,19 @@
 """Draws images from a trained model's prior and streams them to disk."""
 
 import math
-from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from nvae_jax import capacity, outputs, pictures, progress
+from nvae_jax import capacity, outputs, pictures, progress, sharding, steps
 from nvae_jax.data import depth
 from nvae_jax.likelihoods import crop
-from nvae_jax.noise import (
-    group_temperatures,
-    image_keys,
-    latent_noise,
-    replicate,
-    spread,
-)
+from nvae_jax.noise import group_temperatures
 from nvae_jax.ops import compiler
 from nvae_jax.recalibrate import recalibrated_statistics
 
 GRID = 100  # images of the grid, at most
-PIXELS = 2**32 - 1  # no image's number: the stream of keys that pixels are drawn with
 
 
 def sample_images(
@@ -57,44 +49,20 @@ def sample_images(
     _check(num, batch_size, decoder_temperature)
     temperatures = group_temperatures(experiment.model.hierarchy, temperature)
     step = jax.jit(
-        make_sample_step(experiment, draw_pixels=draw_pixels),
+        steps.make_sample_step(experiment.model, experiment.likelihood, draw_pixels=draw_pixels),
         compiler_options=compiler.options(jax.default_backend()),
     )
-    key, variables = jax.random.key(seed), replicate(variables)
+    key, variables = jax.random.key(seed), sharding.replicate(variables)
     batch_size = min(batch_size, num)
 
     def batches():
         for start in range(0, num, batch_size):
-            indices = spread(np.arange(start, start + batch_size))
+            indices = sharding.shard_batch(np.arange(start, start + batch_size))
             images = step(variables, key, indices, temperatures, decoder_temperature)
             uncut = crop(np.asarray(images), experiment.data.padding)
             yield pictures.to_values(uncut[: num - start], experiment.data.num_bits)
 
     return batches()
-
-
-def make_sample_step(experiment, *, draw_pixels):
-    """(variables, key, image numbers (B,), temperatures (groups,), the decoder's temperature) ->
-    images (B, H, W, C) in [0, 1]."""
-
-    def sample_step(variables, key, indices, temperatures, decoder_temperature):
-        logits = experiment.model.apply(
-            variables,
-            noise=latent_noise(experiment.model, image_keys(key, indices)),
-            temperature=temperatures,
-            method="sample_logits",
-        )
-        if not draw_pixels:
-            return experiment.likelihood(logits).mean()
-        draw = partial(_draw_pixels, experiment.likelihood, decoder_temperature)
-        pixel_keys = image_keys(jax.random.fold_in(key, PIXELS), indices)
-        return jax.vmap(draw)(logits, pixel_keys)
-
-    return sample_step
-
-
-def _draw_pixels(likelihood, temperature, logits, key):
-    return likelihood(logits[None]).sample(key, temperature)[0]
 
 
 def _check(num, batch_size, decoder_temperature):

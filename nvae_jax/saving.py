@@ -1,4 +1,4 @@
-"""When a run is saved, what becomes of saves that fail, and what is said of either."""
+"""When a run saves its state, and what happens when saving fails."""
 
 import contextlib
 
@@ -9,31 +9,31 @@ from nvae_jax.checkpoint import SaveError
 from nvae_jax.interrupt import Interrupted
 
 
-class Saving:
-    """Saves where a run has come to.
+class CheckpointSaver:
+    """Saves the latest state of a run.
 
-    A save that fails is said as soon as that is known, and tried once more with the state of then;
-    failing again, it ends the run. In a cluster the first failure ends it: the other processes,
-    which a save needs, do not know of it.
+    A failed save is reported as soon as it is known and tried once more, with the state that is the
+    latest then; a second failure ends the run. In a cluster the first failure ends it: saving needs
+    the other processes, which do not know of the failure.
 
     Args:
       checkpoints: of the run.
     """
 
     def __init__(self, checkpoints):
-        self._checkpoints, self._reached, self._scores = checkpoints, None, None
+        self._checkpoints, self._latest, self._scores = checkpoints, None, None
 
-    def reached(self, state, data_state):
-        """Takes the state after an update, and the position in the data."""
-        self._reached, self._scores = (state, data_state), None
+    def update(self, state, data_state):
+        """Sets the state to save, after an update, and the position in the data."""
+        self._latest, self._scores = (state, data_state), None
 
-    def scored(self, scores):
-        """Takes what the evaluation of the state that is `reached` found."""
+    def set_scores(self, scores):
+        """Sets the evaluation metrics of the latest state."""
         self._scores = scores
 
     def save(self, wait=False):
-        """Saves the state that is reached, in the background or at once; among updates that are
-        skipped as not finite the one before them, if there is one.
+        """Saves the latest state, in the background unless `wait`. While updates are skipped as not
+        finite, saves the state before the first of them, if there is one.
 
         Raises:
           SaveError: this failed twice.
@@ -44,7 +44,7 @@ class Saving:
             self._try_again(error)
 
     def check(self):
-        """Looks after the save in the background, without waiting for it.
+        """Reports a save in the background that has failed, without waiting for one.
 
         Raises:
           SaveError: it failed, and so did another.
@@ -54,15 +54,15 @@ class Saving:
         except SaveError as error:
             self._try_again(error)
 
-    def rescue(self):
-        """Saves if that can be, and raises nothing: for a run that ends with another error."""
+    def try_to_save(self):
+        """Saves, ignoring errors: for a run that ends with another error."""
         with contextlib.suppress(Exception):  # such as for an update that failed halfway
             self.save(wait=True)
 
     def _write(self, wait):
-        if self._reached is None:
+        if self._latest is None:
             return
-        state, data_state = self._reached
+        state, data_state = self._latest
         state, scores = state.before_skipped(), self._scores if state.is_good() else None
         if step := int(state.step):
             self._checkpoints.save(state, {**data_state, "step": step}, scores)
@@ -72,24 +72,24 @@ class Saving:
     def _try_again(self, error):
         if jax.process_count() > 1:
             raise error
-        reporting.say(f"{error}: trying once more")
+        reporting.log(f"{error}: trying once more")
         self._write(wait=True)
 
-    def newest(self):
-        """The newest step that is saved, and not only being written; None where there is none."""
+    def latest_step(self):
+        """The newest step that is completely saved, or None."""
         with contextlib.suppress(Exception):  # not to hide the error that this is asked for
             self._checkpoints.wait()
         return self._checkpoints.latest_step()
 
     def describe(self):
-        """What is saved, in words."""
-        newest = self.newest()
+        """One phrase that says what is saved, for messages."""
+        newest = self.latest_step()
         return "nothing is saved" if newest is None else f"the newest checkpoint is step {newest}"
 
     @contextlib.contextmanager
-    def at_errors(self, report):
-        """A context that an error leaves with the state saved where that can be, and with a note
-        that says which step is. Ahead of that it calls `report`."""
+    def saving_on_error(self, report):
+        """A context in which an error saves the latest state, if possible, and gets a note that
+        says which step is saved. Before saving it calls `report`."""
         try:
             yield
         except (Interrupted, FloatingPointError):  # which say themselves what is saved
@@ -99,6 +99,6 @@ class Saving:
             if jax.process_count() == 1 and not isinstance(error, SaveError):
                 with contextlib.suppress(Exception):
                     report()
-                self.rescue()
+                self.try_to_save()
             error.add_note(self.describe())
             raise

@@ -10,7 +10,7 @@ class LoopSettings:
 
     Attributes:
       batch_size: over all devices.
-      accumulation_steps: parts that a batch is worked off in.
+      accumulation_steps: micro-batches that a batch is split into.
       ema_decay: of the moving average of the variables; 0: none is kept.
       max_nonfinite_steps: skipped updates in a row that stop the run.
     """

@@ -70,13 +70,33 @@ def over_batch(mesh):
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def shard_batch(array):
+    """Divides the leading axis of `array` among this process's devices, where it can be divided.
+
+    A program that computes everything from such an array divides its work the same way.
+    """
+    mesh = _local_mesh()
+    divided = len(array) % mesh.size == 0
+    return jax.device_put(array, (over_batch if divided else replicated)(mesh))
+
+
+def replicate(tree):
+    """Puts a copy of every array on each of this process's devices."""
+    return jax.device_put(tree, replicated(_local_mesh()))
+
+
+def _local_mesh():
+    return make_mesh(MeshSettings(), jax.local_devices())
+
+
 def state_shardings(mesh, abstract_state):
-    """A sharding for every array of the state: the largest axis that `fsdp` divides is split."""
+    """A sharding for every array of the state: the largest axis that `fsdp` divides is split.
+    Vectors are not: the optimiser's vector of all small arrays is put together on every device."""
 
     def place(array):
         size = mesh.shape["fsdp"]
         axes = [a for a in range(array.ndim) if array.shape[a] % size == 0]
-        if size == 1 or array.size < SMALLEST_SHARDED or not axes:
+        if size == 1 or array.ndim < 2 or array.size < SMALLEST_SHARDED or not axes:
             return replicated(mesh)
         axis = max(axes, key=lambda a: array.shape[a])
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))

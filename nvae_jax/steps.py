@@ -7,6 +7,9 @@ import optax
 from nvae_jax import objective as obj
 from nvae_jax import regularizers
 from nvae_jax.models.kernels import effective_kernels, with_kernels
+from nvae_jax.noise import image_keys, latent_noise
+
+PIXELS = 2**32 - 1  # no image's number: the stream of keys that pixels are drawn with
 
 
 def make_train_step(
@@ -20,9 +23,9 @@ def make_train_step(
       objective: `ObjectiveSettings`.
       optimizer: an `optim.Optimizer`.
       learning_rate: maps a step to its rate, for the record.
-      accumulation_steps: parts that a batch is worked off in, one after the other; the gradient is
-        their mean. Batch norm and the balance of the KL see a part at a time, so a part must be
-        large enough for both; the moving statistics take every part in turn.
+      accumulation_steps: micro-batches that a batch is split into; the gradient is the mean of
+        theirs. Batch norm and the balance of the KL see one micro-batch at a time, which must be
+        large enough for both; the running statistics are updated by each in turn.
       ema_decay: of the moving average of the variables; 0: none is kept.
 
     Returns:
@@ -85,7 +88,7 @@ def make_train_step(
 
 
 def _accumulated(gradients, parts):
-    """`gradients` of a batch as the mean over its parts, of which one at a time is in memory."""
+    """`gradients` of a batch as the mean over its micro-batches, computed one after the other."""
 
     def accumulate(batch_stats, spectral, images, key):
         # Every part takes every n-th example, and so the same number from each device.
@@ -174,31 +177,50 @@ def make_encode_step(model):
     return lambda variables, images: model.apply(variables, images, method="encode")
 
 
+def bound_terms(likelihood, out, images):
+    """The terms of the bound for one posterior draw (paper, equation 1), in nats.
+
+    Args:
+      likelihood: maps logits to an image distribution.
+      out: the model's `Output` for `images` (B, H, W, C) in [0, 1].
+
+    Returns:
+      a dict of `reconstruction` = -log p(x | z) (B,), `kl` (B, groups), and
+      `log_weight` = log p(x, z) / q(z | x) (B,), for importance weighting.
+    """
+    log_likelihood = likelihood(out.logits).log_prob(images)
+    log_weight = log_likelihood + out.log_p - out.log_q
+    return {"reconstruction": -log_likelihood, "kl": out.kl, "log_weight": log_weight}
+
+
 def make_bound_step(model, likelihood):
-    """(variables, features, images, key) -> terms of one posterior draw, each (B,) nats, and the
-    KL by group (B, groups): a dict of `reconstruction`, `kl`, `log_weight`."""
+    """(variables, features, images, key) -> `bound_terms` of one posterior draw."""
 
     def bound_step(variables, features, images, key):
         out = model.apply(variables, features, method="decode", rngs={"latent": key})
-        log_likelihood = likelihood(out.logits).log_prob(images)
-        return {
-            "reconstruction": -log_likelihood,
-            "kl": out.kl,
-            "log_weight": log_likelihood + out.log_p - out.log_q,
-        }
+        return bound_terms(likelihood, out, images)
 
     return bound_step
 
 
-def make_sample_step(model, likelihood, num):
-    """(variables, key, temperature) -> the decoder's mean images (num, H, W, C) in [0, 1] for draws
-    from the prior."""
+def make_sample_step(model, likelihood, *, draw_pixels=False):
+    """(variables, key, image numbers (B,), temperature () or (groups,), the decoder's temperature
+    ()) -> images (B, H, W, C) in [0, 1] drawn from the prior: the decoder's means, or with
+    `draw_pixels` draws from its distribution. Image i depends on the key and its number alone."""
 
-    def sample_step(variables, key, temperature):
+    def sample_step(variables, key, indices, temperature, decoder_temperature=1.0):
+        noise = latent_noise(model, image_keys(key, indices))
         logits = model.apply(
-            variables, num, temperature=temperature, method="sample_logits", rngs={"latent": key}
+            variables, noise=noise, temperature=temperature, method="sample_logits"
         )
-        return likelihood(logits).mean()
+        if not draw_pixels:
+            return likelihood(logits).mean()
+
+        def draw(logits, key):
+            return likelihood(logits[None]).sample(key, decoder_temperature)[0]
+
+        pixel_keys = image_keys(jax.random.fold_in(key, PIXELS), indices)
+        return jax.vmap(draw)(logits, pixel_keys)
 
     return sample_step
 

@@ -23,7 +23,7 @@ from nvae_jax.drawing import Drawing
 from nvae_jax.evaluate import HeldOut
 from nvae_jax.interrupt import Interrupt, Interrupted
 from nvae_jax.loggers import Loggers, by_name
-from nvae_jax.saving import Saving
+from nvae_jax.saving import CheckpointSaver
 
 TERMS = ("reconstruction", "kl", "spectral", "bn", "loss", "gradient_norm")
 
@@ -55,7 +55,7 @@ def train(config, workdir, changes=None, *, restart=False, extend=False, loggers
     config = run_directory.chosen_config(workdir, config, changes, extend=extend)
     distributed.initialize(build.build_distributed(config))
     # A bad config or missing data must not leave a run directory behind.
-    with distributed.together():
+    with distributed.raise_together():
         config = build.resolve(config)
         experiment = build.build(config)
         data = _open_data(experiment)
@@ -81,10 +81,10 @@ class _Run:
         self._experiment, self._loop = experiment, experiment.loop
         self._workdir, self._checkpoints, self._interrupt = workdir, checkpoints, interrupt
         self._restart, self._warm, self._start_logging = restart, warm, start_logging
-        with distributed.together():
+        with distributed.raise_together():
             self._data = _open_data(experiment)
-        self._agreement, self._pending = distributed.Agreement(), None
-        self._saving, self._drawing = Saving(checkpoints), Drawing(experiment)
+        self._max_signal, self._pending = distributed.AllReduceMax(), None
+        self._saver, self._drawing = CheckpointSaver(checkpoints), Drawing(experiment)
         if experiment.evaluation.every_steps:
             self._held_out = HeldOut(experiment, experiment.evaluation.max_examples or None)
 
@@ -93,19 +93,19 @@ class _Run:
         start, total = int(self._state.step), self._loop.num_steps
         unscored = self._evaluates_at(start) and not self._checkpoints.is_scored(start)
         if start >= total and not unscored:
-            reporting.say(f"{self._workdir}: already trained for {start} steps")
+            reporting.log(f"{self._workdir}: already trained for {start} steps")
             return
         with (
             self._start_logging(start) as self._loggers,
             reporting.progress(start, total, self._loop.batch_size) as self._progress,
-            self._saving.at_errors(self._report),
+            self._saver.saving_on_error(self._report),
         ):
             if unscored:
                 self._make_up_for_evaluation(start)
             if start < total:
                 self._step_all(start)
         self._data.close()
-        reporting.say(f"{self._workdir}: trained for {total} steps; {self._saving.describe()}")
+        reporting.log(f"{self._workdir}: trained for {total} steps; {self._saver.describe()}")
 
     def _restore_or_create(self):
         restored = resume.restore(
@@ -117,7 +117,7 @@ class _Run:
         if restored is not None:
             state, data_state = restored
             self._data.set_state(data_state)
-            reporting.say(f"{self._workdir}: resumed at step {int(state.step)}")
+            reporting.log(f"{self._workdir}: resumed at step {int(state.step)}")
             return state
         state = self._experiment.create_state(self._next_images())
         self._data.set_state({**self._data.get_state(), "step": 0})
@@ -129,7 +129,7 @@ class _Run:
         self._warm, state = None, warm.into(state)
         self._checkpoints.save(state, self._data.get_state())
         self._checkpoints.wait()
-        reporting.say(f"{self._workdir}: {warm.describe()}")
+        reporting.log(f"{self._workdir}: {warm.describe()}")
         return state
 
     def _next_images(self):
@@ -143,12 +143,12 @@ class _Run:
         self._clock, self._clipped = progress.Clock(start, self._data), []
         for step in range(start + 1, self._loop.num_steps + 1):
             self._state, metrics = update(self._state, self._next_images())
-            self._saving.reached(self._state, self._data.get_state())
+            self._saver.update(self._state, self._data.get_state())
             # The metrics of the step before are fetched while this one runs.
             self._report()
             self._pending = step, metrics
             with self._clock.paused():
-                self._saving.check()
+                self._saver.check()
             stop = self._stop()
             if stop or self._is_due(step):
                 self._report()
@@ -168,11 +168,11 @@ class _Run:
         evaluates = self._evaluates_at(step)
         if evaluates and not stop:
             scores = self._evaluate(step)
-            self._saving.scored(scores)
+            self._saver.set_scores(scores)
             stop = self._stop()
         best = scores and loop.keep_best_checkpoints
         if last or stop or best or _due(step, loop.checkpoint_every_steps):
-            self._saving.save(wait=bool(last or stop))
+            self._saver.save(wait=bool(last or stop))
         if last or (not stop and _due(step, loop.images_every_steps)):
             for name, images in self._drawing(self._state.variables, step).items():
                 self._loggers.images(step, name, images)
@@ -180,7 +180,7 @@ class _Run:
             self._interrupted(step, stop)
 
     def _interrupted(self, step, stop):
-        newest = self._saving.newest()
+        newest = self._saver.latest_step()
         if newest is None:
             raise Interrupted(
                 f"stopped at step {step}: no update was finite, nothing is saved", stop
@@ -190,7 +190,7 @@ class _Run:
     def _stop(self):
         """The signal that any of the hosts has received, or 0: all of them stop at the same step,
         or in the middle of an evaluation."""
-        return self._agreement(self._interrupt.received or 0)
+        return self._max_signal(self._interrupt.received or 0)
 
     def _is_last(self, step):
         return step == self._loop.num_steps
@@ -212,7 +212,7 @@ class _Run:
         if scores is not None:
             row = {f"{self._held_out.split}/{name}": value for name, value in scores.items()}
             self._loggers.metrics(step, row)
-            reporting.say(f"step {step}: {self._held_out.split} NELBO {scores['nelbo']:.4f} nats")
+            reporting.log(f"step {step}: {self._held_out.split} NELBO {scores['nelbo']:.4f} nats")
         return scores
 
     def _report(self):
@@ -238,10 +238,10 @@ class _Run:
         if not in_a_row:
             return
         bad = [name for name in TERMS if not np.isfinite(metrics[name])]
-        reporting.say(f"step {step}: {', '.join(bad)} not finite, update skipped")
+        reporting.log(f"step {step}: {', '.join(bad)} not finite, update skipped")
         if in_a_row >= self._loop.max_nonfinite_steps:
-            self._saving.rescue()
-            saved = self._saving.newest()
+            self._saver.try_to_save()
+            saved = self._saver.latest_step()
             good = "no checkpoint yet" if saved is None else f"last good checkpoint: step {saved}"
             raise FloatingPointError(
                 f"step {step}: {bad[0]} is not finite, for {in_a_row} steps in a row; {good}"
@@ -251,10 +251,10 @@ class _Run:
         """A run must not end as if all were well when its last updates were skipped."""
         in_a_row = int(metrics["nonfinite_steps"])
         if in_a_row:
-            self._saving.rescue()
+            self._saver.try_to_save()
             raise FloatingPointError(
                 f"step {step}, the last: the updates of {in_a_row} steps in a row were not finite "
-                f"and were skipped; {self._saving.describe()}"
+                f"and were skipped; {self._saver.describe()}"
             )
 
 
@@ -273,7 +273,7 @@ def _open_data(experiment):
 
 def _check_same_data(data):
     """Refuses hosts that have other pictures: each would take its part of other batches."""
-    counts = distributed.exchange(data.get_state()["num_examples"])
+    counts = distributed.all_gather(data.get_state()["num_examples"])
     if len(set(counts)) > 1:
         raise ValueError(
             "all hosts need the same data set: the numbers of training images that processes 0 to "

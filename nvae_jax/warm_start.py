@@ -72,16 +72,16 @@ def read(experiment, workdir) -> WarmStart:
         has arrays of other shapes, unless these may start afresh.
     """
     settings = experiment.start
-    with distributed.together():
+    with distributed.raise_together():
         path, which = parse(settings.init_from)
         _check(path, which, workdir, settings)
     places = by_name(experiment.abstract_state().stored())
     if path.suffix in PUBLISHED:
-        with distributed.together():
+        with distributed.raise_together():
             step, arrays = _read_published(path, places)
     else:
         step, arrays = _read_run(path, which, experiment, places)
-    with distributed.together():
+    with distributed.raise_together():
         return _fitted(settings, step, arrays, places)
 
 

@@ -37,7 +37,7 @@ index = jax.process_index()
 AGREE = """
 assert jax.process_count() == 2 and jax.device_count() == 2
 found = [distributed.any_process(index == 1), distributed.any_process(False)]
-agreement = distributed.Agreement()
+agreement = distributed.AllReduceMax()
 found += [agreement(5 * index), agreement(0), agreement(0)]
 assert found == [True, False, 0, 5, 0], found
 """
@@ -47,11 +47,11 @@ import pathlib
 from nvae_jax import run_directory
 from tests.conftest import tiny_config
 text = "é" * 600 * index  # too long for one row of bytes
-assert distributed.exchange([index, text]) == [[0, ""], [1, "é" * 600]]
+assert distributed.all_gather([index, text]) == [[0, ""], [1, "é" * 600]]
 
 def fails_with(message, check):
     try:
-        with distributed.together():
+        with distributed.raise_together():
             check()
     except ValueError as error:
         return str(error) == message or str(error)
@@ -64,7 +64,7 @@ def in_all():
     raise ValueError("no such key")
 
 def inner():
-    with distributed.together():
+    with distributed.raise_together():
         only_in_one()
 
 assert fails_with("process 1: no such disk", only_in_one) is True
@@ -97,7 +97,7 @@ TRAIN = """
 from nvae_jax import cli
 
 def train(argv):
-    agreement = distributed.Agreement()
+    agreement = distributed.AllReduceMax()
     with Interrupt() as interrupt:
         for step in range(10**6):
             number = agreement(interrupt.received or 0)
@@ -335,11 +335,11 @@ def test_settings_win_over_the_environment():
 
 
 def test_one_process_needs_no_agreement():
-    agreement = distributed.Agreement()
+    agreement = distributed.AllReduceMax()
     assert [agreement(0), agreement(15), agreement(0)] == [0, 15, 0]
     assert distributed.any_process(True) and not distributed.any_process(False)
     with pytest.raises(SystemExit, match="2"):
-        distributed.leave(2)
+        distributed.exit_without_waiting(2)
 
 
 @pytest.fixture

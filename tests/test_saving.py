@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from nvae_jax.checkpoint import SaveError
-from nvae_jax.saving import Saving
+from nvae_jax.saving import CheckpointSaver
 from nvae_jax.state import State
 
 
@@ -31,12 +31,12 @@ class Disk:
 
 
 def saving_on(disk):
-    saving = Saving(disk)
+    saving = CheckpointSaver(disk)
     nothing = dict.fromkeys(("params", "batch_stats", "opt_state", "spectral", "key"))
 
     def reach(step, skipped=0):
         state = State(step=np.int32(step), nonfinite_steps=np.int32(skipped), **nothing)
-        saving.reached(state, {"step": step})
+        saving.update(state, {"step": step})
 
     return saving, reach
 
@@ -58,7 +58,7 @@ def test_failing_twice_ends_the_run_and_says_what_is_saved():
     reach(3)
     saving.save(wait=True)
     disk.failures = 2
-    with pytest.raises(SaveError, match="checkpoints/6") as caught, saving.at_errors(list):
+    with pytest.raises(SaveError, match="checkpoints/6") as caught, saving.saving_on_error(list):
         reach(6)
         saving.save(wait=True)
     assert caught.value.__notes__ == ["the newest checkpoint is step 3"]
@@ -68,7 +68,7 @@ def test_failing_twice_ends_the_run_and_says_what_is_saved():
 def test_an_error_is_told_after_the_state_is_saved():
     saving, reach = saving_on(Disk())
     reported = []
-    with pytest.raises(OSError) as caught, saving.at_errors(lambda: reported.append("row")):
+    with pytest.raises(OSError) as caught, saving.saving_on_error(lambda: reported.append("row")):
         reach(5)
         raise OSError("a damaged picture")
     assert reported == ["row"]
@@ -77,7 +77,7 @@ def test_an_error_is_told_after_the_state_is_saved():
 
 def test_no_error_of_saving_hides_the_first():
     saving, reach = saving_on(Disk(failures=9))
-    with pytest.raises(OSError, match="a damaged picture") as caught, saving.at_errors(list):
+    with pytest.raises(OSError, match="a damaged picture") as caught, saving.saving_on_error(list):
         reach(5)
         raise OSError("a damaged picture")
     assert caught.value.__notes__ == ["nothing is saved"]
@@ -87,7 +87,7 @@ def test_behind_skipped_updates_the_state_before_them_is_saved():
     saving, reach = saving_on(disk := Disk())
     reach(5, skipped=5)  # none was good
     saving.save(wait=True)
-    assert disk.steps == [] and saving.newest() is None
+    assert disk.steps == [] and saving.latest_step() is None
     reach(7, skipped=2)
     saving.save()
     assert int(disk.writing.step) == 5 and disk.writing.is_good()
@@ -96,6 +96,6 @@ def test_behind_skipped_updates_the_state_before_them_is_saved():
 def test_in_a_cluster_the_first_failure_ends_the_run(monkeypatch):
     saving, reach = saving_on(Disk(failures=1))
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(SaveError), saving.at_errors(list):
+    with pytest.raises(SaveError), saving.saving_on_error(list):
         reach(3)
         saving.save(wait=True)

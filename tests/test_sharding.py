@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from nvae_jax import sharding
 from tests.conftest import FAST_COMPILATION
@@ -153,3 +154,12 @@ def test_a_batch_is_there_before_a_program_asks_for_it():
     mesh = sharding.make_mesh(sharding.MeshSettings(), jax.devices("cpu")[:1])
     batch = np.ones((8, 2**18), np.float32)
     assert all(sharding.to_devices(mesh, batch).is_ready() for _ in range(10))
+
+
+def test_kernels_are_sharded_and_vectors_are_not():
+    mesh = jax.sharding.AbstractMesh((2, 4), sharding.AXES)
+    size = 4 * sharding.SMALLEST_SHARDED
+    state = {"small": np.zeros(size), "kernel": np.zeros((3, size)), "bias": np.zeros(4)}
+    found = sharding.state_shardings(mesh, state)
+    assert found["kernel"].spec == PartitionSpec(None, "fsdp")
+    assert found["small"].is_fully_replicated and found["bias"].is_fully_replicated

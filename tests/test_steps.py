@@ -1,4 +1,4 @@
-"""The update: batches worked off in parts, the moving average, clipping."""
+"""The update: gradient accumulation over micro-batches, the moving average, clipping."""
 
 import jax
 import jax.numpy as jnp

@@ -57,6 +57,6 @@ def _look_through(images: Images) -> tuple[list[str], int]:
 
 
 @functools.cache  # In every process that reads, once.
-def say_left_out(fault: str) -> None:
+def report_left_out(fault: str) -> None:
     """Tells the user of an image that is left out; not again when an epoch comes back to it."""
     logging.warning("left out: %s", fault)

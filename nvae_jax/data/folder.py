@@ -120,12 +120,12 @@ def pictures(directory: pathlib.Path) -> list[pathlib.Path]:
             else:
                 passed_over[pathlib.Path(name).suffix.lower() or "without an ending"] += 1
     if found:
-        _say_passed_over(directory, frozenset(passed_over.items()))
+        _report_passed_over(directory, frozenset(passed_over.items()))
     return sorted(found, key=lambda path: path.relative_to(directory).as_posix())
 
 
 @functools.cache  # Said once, however often a folder is opened.
-def _say_passed_over(directory: pathlib.Path, counts: frozenset[tuple[str, int]]):
+def _report_passed_over(directory: pathlib.Path, counts: frozenset[tuple[str, int]]):
     most = collections.Counter({kind: count for kind, count in counts if count}).most_common()
     named = [f"{count} {kind}" for kind, count in most[:_MOST_NAMED]]
     if rest := sum(count for _, count in most[_MOST_NAMED:]):

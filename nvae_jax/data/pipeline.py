@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags, logging
 
 from nvae_jax.data import sources, transforms
-from nvae_jax.data.faults import all_faults, say_left_out
+from nvae_jax.data.faults import all_faults, report_left_out
 from nvae_jax.data.spec import CorruptError, DataError, DataSpec
 
 Batch = dict[str, np.ndarray]
@@ -273,7 +273,7 @@ def _read(images: sources.Images, index: int, spec: DataSpec) -> np.ndarray:
 def _skip_or_raise(error: CorruptError, spec: DataSpec) -> CorruptError:
     if not spec.skip_corrupt:
         raise error
-    say_left_out(str(error))
+    report_left_out(str(error))
     return error
 
 

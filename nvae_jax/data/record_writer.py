@@ -14,7 +14,7 @@ import grain
 from array_record.python import array_record_module
 
 from nvae_jax import files
-from nvae_jax.data.faults import all_faults, say_left_out
+from nvae_jax.data.faults import all_faults, report_left_out
 from nvae_jax.data.images import Images, encode
 from nvae_jax.data.records import MANIFEST, VERSION
 from nvae_jax.data.spec import CorruptError, DataError
@@ -83,7 +83,7 @@ class _Encoder:
         except CorruptError as error:
             if not self._skip:
                 raise
-            say_left_out(str(error))
+            report_left_out(str(error))
             return None  # Grain leaves it out.
         if image.shape != self._shape:
             raise DataError(f"image {index} is {image.shape}, where others are {self._shape}")

