@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.ops.implementations import CPU, NATIVE
+from tests.ops.implementations import CPU, GPU, NATIVE
 
 RNG = np.random.default_rng(0)
 # One entry of the last is more than what a thread copies at once.
@@ -20,13 +20,13 @@ def by_hand(length):
     return [jax.tree.map(lambda a, i=i: a[i], TREE) for i in range(length)]
 
 
-@pytest.mark.parametrize("ops", [CPU, NATIVE])
+@pytest.mark.parametrize("ops", [CPU, NATIVE, GPU])
 def test_entries(ops):
     entries = jax.jit(ops.unstack, static_argnums=1)(TREE, 3)
     chex.assert_trees_all_equal(entries, by_hand(3))
 
 
-@pytest.mark.parametrize("ops", [CPU, NATIVE])
+@pytest.mark.parametrize("ops", [CPU, NATIVE, GPU])
 def test_gradients(ops):
     weights = jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape), jnp.float32), by_hand(3))
 
@@ -39,7 +39,7 @@ def test_gradients(ops):
     chex.assert_trees_all_close(jax.jit(jax.grad(total))(TREE), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("ops", [CPU, NATIVE])
+@pytest.mark.parametrize("ops", [CPU, NATIVE, GPU])
 def test_other_dtypes_and_trees_without_arrays(ops):
     tree = {"number": jnp.arange(6).reshape(2, 3), "none": None}
     entries = ops.unstack(tree, 2)

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import jax
 from jax.lax import PrecisionLike
 
-from nvae_jax.ops.gpu import depthwise, normalization, squeeze_excitation
+from nvae_jax.ops.gpu import depthwise, normalization, squeeze_excitation, stacks
 from nvae_jax.ops.portable import Portable
 from nvae_jax.ops.portable.depthwise import depthwise_conv
 from nvae_jax.ops.portable.normalization import batch_norm
+from nvae_jax.ops.portable.stacks import split
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,15 @@ class Gpu(Portable):
         if not squeeze_excitation.suits(x):
             return super().add_gated(skip, x, reduce, expand, scale, precision)
         return squeeze_excitation.add_gated(scale, self.interpret, skip, x, *reduce, *expand)
+
+    def unstack(self, tree: Any, length: int) -> list[Any]:
+        leaves, structure = jax.tree.flatten(tree)
+        small = [leaf for leaf in leaves if stacks.is_small(leaf)]
+        by_kernel = iter(stacks.unstack(small, length, self.interpret))
+        parts = [
+            next(by_kernel) if stacks.is_small(leaf) else split(leaf, length) for leaf in leaves
+        ]
+        return [jax.tree.unflatten(structure, [p[i] for p in parts]) for i in range(length)]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from nvae_jax.ops.portable import (
     optimizer,
     spectral,
     squeeze_excitation,
+    stacks,
     weight_norm,
 )
 
@@ -100,7 +101,5 @@ class Portable(Ops):
 
     def unstack(self, tree: Any, length: int) -> list[Any]:
         leaves, structure = jax.tree.flatten(tree)
-        # Not slices: the gradient of those is a sum of arrays of the whole size, one an entry.
-        parts = [lax.split(leaf, [1] * length) for leaf in leaves]
-        entries = [[part[i].squeeze(0) for part in parts] for i in range(length)]
-        return [jax.tree.unflatten(structure, entry) for entry in entries]
+        parts = [stacks.split(leaf, length) for leaf in leaves]
+        return [jax.tree.unflatten(structure, [p[i] for p in parts]) for i in range(length)]
