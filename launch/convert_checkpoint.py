@@ -6,7 +6,7 @@ python launch/convert_checkpoint.py --export --workdir=DIR --torch=NEW_FILE.pt
 
 from absl import flags
 
-from nvae_jax import cli, options
+from nvae_jax import cli, options, schema
 from nvae_jax.interop import conversion
 from nvae_jax.interrupt import ended_by_sigterm
 
@@ -14,7 +14,11 @@ TORCH = options.define_path("torch", None, "the .pt file", required=True)
 RUN = options.define_run()
 EXPORT = flags.DEFINE_bool("export", False, "from the run directory to the file")
 DEVICES = flags.DEFINE_integer(
-    "num_devices", 1, "that the model was trained on: the published batch size is that of one", 1
+    "num_devices",
+    1,
+    "that the model was trained on: the published batch size is that of one",
+    1,
+    schema.MANY,
 )
 DATA_DIR = options.define_path("data_dir", None, "folder of its data set, for evaluation")
 

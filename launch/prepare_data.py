@@ -4,10 +4,12 @@ python launch/prepare_data.py --name=cifar10 --data_dir=DIR
 python launch/prepare_data.py --name=folder --manual_dir=PICTURES --data_dir=DIR --image_size=64
 """
 
+import math
+
 from absl import flags
 
 from nvae_jax import cli, options
-from nvae_jax.data import sources
+from nvae_jax.data import limits, sources
 from nvae_jax.data.prepare import prepare
 
 _NAME = flags.DEFINE_string(
@@ -18,7 +20,11 @@ _DATA_DIR = options.define_path(
 )
 _MANUAL_DIR = options.define_path("manual_dir", None, "Folder with files that you already have.")
 _IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", 0, "Height and width to crop and resize to; 0 is the data set's own.", 0
+    "image_size",
+    0,
+    "Height and width to crop and resize to; 0 is the data set's own.",
+    0,
+    math.isqrt(limits.MAX_PIXELS),
 )
 _CHANNELS = flags.DEFINE_integer(
     "channels", 0, "1 makes your own pictures grey, 3 coloured; 0 leaves them as they are."

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nvae_jax import inputs, outputs, pictures, progress
+from nvae_jax.noise import group_temperatures
 
 MIN_ANGLE = 1e-4  # closer directions than this are as good as on a straight line
 
@@ -110,6 +111,7 @@ def interpolate_run(
     Raises:
       ValueError: as the functions above, or the files may not be written; see `outputs.check`.
     """
+    group_temperatures(run.experiment.model.hierarchy, temperature)  # for images too: checked
     temperature = np.atleast_1d(temperature if images is None else 1.0).tolist()
     about = inputs.describe_start(images, source, num)
     metadata = run.metadata(**about, steps=num_steps, temperature=temperature, seed=seed)

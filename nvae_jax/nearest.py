@@ -13,6 +13,7 @@ import numpy as np
 from nvae_jax import files, inputs, outputs, pictures, progress
 from nvae_jax.data import pipeline, sources, transforms
 from nvae_jax.likelihoods import crop
+from nvae_jax.noise import group_temperatures
 
 CHUNK = 4096
 FILES = ("nearest.json", "nearest.png", "nearest_crop.png", "nearest.npz")
@@ -48,6 +49,7 @@ def samples_of(run, num, *, file=None, temperature=1.0, recalibrate_bn=True, see
     Returns:
       () -> (num, H, W, C) in [0, 1], and a dict.
     """
+    group_temperatures(run.experiment.model.hierarchy, temperature)  # for a file too: checked
     if file is not None:
         spec = run.experiment.data
         images = inputs.check(inputs.read(file, spec, end=num), spec)

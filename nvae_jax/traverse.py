@@ -117,6 +117,7 @@ def traverse_run(
       ValueError: as `traverse`, or the files may not be written; see `outputs.check`.
     """
     check_group(run, group, channel)
+    group_temperatures(run.experiment.model.hierarchy, temperature)  # for images too: checked
     temperature = np.atleast_1d(temperature if images is None else 1.0).tolist()
     options = {"span": span, "others": others, "temperature": temperature}
     about = inputs.describe_start(images, source, num)

@@ -8,7 +8,7 @@ from tests.test_sharding import run_program
 DEVICES = """
 import json, re
 import jax, numpy as np
-from nvae_jax import build
+from nvae_jax import build, sharding
 from nvae_jax.drawing import Drawing
 from tests.conftest import tiny_config
 
@@ -16,7 +16,8 @@ experiment = build.build(tiny_config(model={"unroll": 1}, log={"num_images": 22}
 drawing = Drawing(experiment)
 state = experiment.create_state(np.zeros((4, 16, 16, 1), np.float32))
 images = drawing(state.variables, 3)
-program = drawing.sample.lower(state.variables, jax.random.key(0), np.arange(24), 1.0)
+count = sharding.round_up(experiment.mesh, 22)
+program = drawing.sample.lower(state.variables, jax.random.key(0), np.arange(count), 1.0)
 program = program.compile().as_text()
 activations = {int(count) for count in re.findall(r"f32\\[(\\d+),16,16,8\\]", program)}
 print(json.dumps([float(images[name].mean()) for name in ("samples", "reconstructions")]

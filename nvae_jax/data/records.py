@@ -84,6 +84,8 @@ def read_manifest(directory: pathlib.Path) -> dict:
     try:
         with files.open_regular(path) as file:
             manifest = json.loads(file.read())
+        if not isinstance(manifest, dict):
+            raise ValueError("it is no object")
         version = manifest["version"]
         if version == VERSION:
             _check_manifest(manifest)

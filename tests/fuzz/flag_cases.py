@@ -43,6 +43,8 @@ BY_COMMAND = {
     ("train", "workdir"): FOLDERS | {"pictures": REFUSED},
     ("convert_checkpoint", "workdir"): FOLDERS | {"run": REFUSED, "pictures": REFUSED},
     ("convert_checkpoint", "data_dir"): {"absent": EITHER, "gs://bucket/data": EITHER},
+    # Its right call has no --export, which this goes with.
+    ("convert_checkpoint", "checkpoint"): {"1": REFUSED, "best": REFUSED},
     ("decode", "groups"): INTEGERS,
     # Their right calls take images from a file, not from a split.
     **{(command, "split"): dict.fromkeys(TEXTS, EITHER) for command in OF_FILES},

@@ -60,4 +60,8 @@ def of_scripts(options_of):
                 yield Case(script, flags, statuses, (option,))
         if "--" not in right:
             for wrong in WRONG_RUNS:
-                yield Case(script, (*right, wrong), names=(wrong.strip("-").split("=")[0],))
+                yield Case(
+                    script,
+                    (*right, wrong),
+                    names=(wrong.strip("-").split("=")[0].removeprefix("config."),),
+                )
