@@ -12,7 +12,7 @@ import numpy as np
 from nvae_jax.ops.portable.spectral import matrix_shape, shape_name, sorted_leaves
 
 ROUNDS = 4  # of power iteration, each step
-FIRST_ROUNDS = 40  # at the first step
+EARLY_ROUNDS = 36  # ahead of the first step, whose vectors are random otherwise
 
 
 def init_spectral_vectors(key, kernels):

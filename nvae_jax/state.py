@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from functools import cached_property, partial
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from flax import struct
 from nvae_jax import regularizers
 from nvae_jax.models.initialize import initialize
 from nvae_jax.models.kernels import effective_kernels
+from nvae_jax.models.nvae import NVAE
 
 
 @struct.dataclass
@@ -107,15 +109,28 @@ def build(model, optimizer, seed, images, averaged=False):
     """
     init_key, spectral_key, train_key = jax.random.split(jax.random.key(seed), 3)
     variables = initialize(model, init_key, images)
-    kernels = jax.eval_shape(partial(effective_kernels, model), variables["params"])
     return State(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
-        spectral=regularizers.init_spectral_vectors(spectral_key, kernels),
+        spectral=first_spectral_vectors(spectral_key, model, variables["params"]),
         key=jax.random.key_data(train_key),
         nonfinite_steps=jnp.zeros((), jnp.int32),
         # Copies: a donated state must not hold one array twice.
         average=jax.tree.map(jnp.copy, variables) if averaged else {},
     )
+
+
+def first_spectral_vectors(
+    key: jax.Array, model: NVAE, params: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """Vectors that power iteration goes on with: random ones after its early rounds, so that the
+    first step needs no more rounds than any other.
+
+    Returns:
+      one (matrices, out) array for each shape of kernels' matrices, under the shape's name.
+    """
+    kernels = effective_kernels(model, params)
+    vectors = regularizers.init_spectral_vectors(key, kernels)
+    return model.ops.spectral_penalty(kernels, vectors, regularizers.EARLY_ROUNDS)[2]

@@ -36,7 +36,6 @@ def make_train_step(
 
     def train_step(state, images):
         beta = obj.kl_weight(state.step, objective)
-        rounds = jnp.where(state.step == 0, regularizers.FIRST_ROUNDS, regularizers.ROUNDS)
 
         def gradients(batch_stats, spectral, images, key):
             def loss_fn(params):
@@ -46,7 +45,7 @@ def make_train_step(
                     {"params": params, "batch_stats": batch_stats},
                     images,
                     spectral=spectral,
-                    rounds=rounds,
+                    rounds=regularizers.ROUNDS,
                     alpha=alpha,
                     beta=beta,
                     weight=obj.regularizer_weight(beta, objective),

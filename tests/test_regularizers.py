@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from nvae_jax import regularizers
+from nvae_jax.models.kernels import effective_kernels
 from nvae_jax.ops.cpu import Native
 from nvae_jax.ops.portable import Portable
 from tests.ops.implementations import NATIVE, NEEDS_COMPILER, PORTABLE
@@ -52,6 +53,17 @@ def test_vectors_persist(ops):
     np.testing.assert_allclose(twice, once, rtol=1e-6)
     first, *_ = ops.spectral_penalty(KERNELS, start(), 1)
     assert first < once < exact() * (1 + 1e-6)
+
+
+def test_a_training_begins_with_vectors_that_have_had_early_rounds(tiny):
+    experiment, state, _ = tiny
+    ops, kernels = Portable(), effective_kernels(experiment.model, state.params)
+    penalty, *_ = ops.spectral_penalty(kernels, state.spectral, regularizers.ROUNDS)
+    random = regularizers.init_spectral_vectors(jax.random.key(0), kernels)
+    converged, *_ = ops.spectral_penalty(kernels, random, 400)
+    unprepared, *_ = ops.spectral_penalty(kernels, random, regularizers.ROUNDS)
+    np.testing.assert_allclose(penalty, converged, rtol=2e-3)
+    assert unprepared < 0.99 * converged
 
 
 def test_one_array_of_vectors_a_shape():

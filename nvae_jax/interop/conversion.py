@@ -6,7 +6,6 @@ where this project's config has no such key.
 
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,13 @@ import jax.numpy as jnp
 from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
-from nvae_jax import build, files, optim, paths, regularizers, run_directory
+from nvae_jax import build, files, optim, paths, run_directory
 from nvae_jax.checkpoint import Checkpoints, load_snapshot
 from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataError
 from nvae_jax.interop import torch_checkpoint, torch_file
 from nvae_jax.interop.arguments import export_args, export_operations
-from nvae_jax.models.kernels import effective_kernels
-from nvae_jax.state import State
+from nvae_jax.state import State, first_spectral_vectors
 
 PUBLISHED = "published.json"
 
@@ -96,14 +94,13 @@ def fresh_state(experiment: build.Experiment, variables: VariableDict, step: int
     """
     variables = jax.tree.map(jnp.asarray, variables)
     spectral_key, train_key = jax.random.split(jax.random.key(experiment.seed))
-    kernels = jax.eval_shape(partial(effective_kernels, experiment.model), variables["params"])
     opt_state = experiment.optimizer.init(variables["params"])
     return State(
         step=jnp.asarray(step, jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optim.at_step(opt_state, jnp.asarray(step, jnp.int32)),
-        spectral=regularizers.init_spectral_vectors(spectral_key, kernels),
+        spectral=first_spectral_vectors(spectral_key, experiment.model, variables["params"]),
         key=jax.random.key_data(train_key),
         nonfinite_steps=jnp.zeros((), jnp.int32),
     )

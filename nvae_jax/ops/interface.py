@@ -164,7 +164,7 @@ class Ops(ABC):
 
     @abstractmethod
     def spectral_penalty(
-        self, kernels: Any, vectors: Mapping[str, jax.Array], rounds: ArrayLike
+        self, kernels: Any, vectors: Mapping[str, jax.Array], rounds: int
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         """The sum of all convolutions' largest singular values, as (out × rest) matrices (paper,
         section 3.2), by power iteration in full float32.
@@ -172,7 +172,7 @@ class Ops(ABC):
         Args:
           kernels: from `models.kernels.effective_kernels`, (k, k, in, out), stacked or not.
           vectors: what the last step left, or `regularizers.init_spectral_vectors`.
-          rounds: of power iteration, at least 1; may be traced.
+          rounds: of power iteration, at least 1.
 
         Returns:
           the penalty, with gradient through the kernels only; the kernels, to be used from here on

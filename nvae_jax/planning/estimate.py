@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from nvae_jax import build, regularizers, sharding
+from nvae_jax import build, sharding
 from nvae_jax.planning.flops import count_flops
 from nvae_jax.planning.liveness import peak_bytes
 
@@ -89,8 +89,7 @@ class Estimator:
         """Floating-point operations that each device does in a training step."""
         examples = self._images // (devices * setting.parts)
         jaxpr = self._trace(setting.dtype, setting.remat)
-        rounds = regularizers.ROUNDS - 1
-        return setting.parts * count_flops(jaxpr, rounds, lambda n: rescaled(n, examples))
+        return setting.parts * count_flops(jaxpr, lambda n: rescaled(n, examples))
 
     def _peak(self, dtype, remat, examples, fixed):
         return peak_bytes(

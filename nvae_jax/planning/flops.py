@@ -7,25 +7,22 @@ from fractions import Fraction
 from jax.extend import core
 
 
-def count_flops(
-    jaxpr: core.Jaxpr | core.ClosedJaxpr, loop_rounds: int = 1, rescaled: Callable[[int], int] = int
-) -> int:
+def count_flops(jaxpr: core.Jaxpr | core.ClosedJaxpr, rescaled: Callable[[int], int] = int) -> int:
     """Multiplications and additions, two a product; everything else is not counted.
 
     Args:
       jaxpr: of `jax.make_jaxpr(f)(...)` or `jax.jit(f).trace(...)`. Of `Experiment.portable`: what
         kernels in C++ or Pallas do is not seen.
-      loop_rounds: how often a loop runs whose length the program does not say.
       rescaled: applied to the operations of each product.
 
     Returns:
       an integer. Of branches, the one with most is counted: of a choice by platform, that is the
-      one that calls the library.
+      one that calls the library. A loop whose length the program does not say counts once.
     """
-    return _count(getattr(jaxpr, "jaxpr", jaxpr), loop_rounds, rescaled)
+    return _count(getattr(jaxpr, "jaxpr", jaxpr), rescaled)
 
 
-def _count(jaxpr, loop_rounds, rescaled):
+def _count(jaxpr, rescaled):
     total = 0
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
@@ -34,8 +31,8 @@ def _count(jaxpr, loop_rounds, rescaled):
         elif name == "conv_general_dilated":
             total += rescaled(_convolution(eqn))
         else:
-            inner = [_count(sub, loop_rounds, rescaled) for sub in subprograms(eqn)]
-            times = {"scan": eqn.params.get("length"), "while": loop_rounds}.get(name, 1)
+            inner = [_count(sub, rescaled) for sub in subprograms(eqn)]
+            times = eqn.params["length"] if name == "scan" else 1
             total += times * (max(inner, default=0) if name == "cond" else sum(inner))
     return total
 

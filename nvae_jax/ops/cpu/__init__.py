@@ -107,7 +107,7 @@ class Native(Cpu):
         )
 
     def spectral_penalty(
-        self, kernels: Any, vectors: Mapping[str, jax.Array], rounds: ArrayLike
+        self, kernels: Any, vectors: Mapping[str, jax.Array], rounds: int
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         return spectral.spectral_penalty(kernels, vectors, rounds)
 

@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jax.typing import ArrayLike
 
 from nvae_jax.ops.cpu import native
 from nvae_jax.ops.portable.spectral import matrix_shape, shape_name, sorted_leaves
 
 
 def spectral_penalty(
-    kernels: Any, vectors: Mapping[str, jax.Array], rounds: ArrayLike
+    kernels: Any, vectors: Mapping[str, jax.Array], rounds: int
 ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
     """`Ops.spectral_penalty`."""
     return _penalty(kernels, vectors, jnp.asarray(rounds, jnp.int32))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax import lax
 from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
@@ -87,7 +86,7 @@ class Portable(Ops):
         return weight_norm.weight_norm(kernels, log_scales)
 
     def spectral_penalty(
-        self, kernels: Any, vectors: Mapping[str, jax.Array], rounds: ArrayLike
+        self, kernels: Any, vectors: Mapping[str, jax.Array], rounds: int
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         return spectral.spectral_penalty(kernels, vectors, rounds)
 

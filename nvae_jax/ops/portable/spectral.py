@@ -10,20 +10,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jax.typing import ArrayLike
 
 
 def spectral_penalty(
-    kernels: Any, vectors: Mapping[str, jax.Array], rounds: ArrayLike
+    kernels: Any, vectors: Mapping[str, jax.Array], rounds: int
 ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
     """`Ops.spectral_penalty`."""
     matrices = _matrices_by_shape(kernels)
     fixed = jax.lax.stop_gradient(matrices)
 
+    # Between the two products a vector need not be of length one.
     def one_round(_, right):
         return {name: unit(_times_left(m, _times(m, right[name]))) for name, m in fixed.items()}
 
-    # A loop, though it is short: unrolled, it would be a large part of the program to compile.
+    # A loop, though it is short: unrolled, it would be a large part of the program to compile. Its
+    # length is known ahead: a GPU would stop after each round to ask whether there is another.
     right = jax.lax.fori_loop(0, rounds - 1, one_round, vectors)
     total, updated = 0.0, {}
     for name, matrix in matrices.items():
