@@ -56,10 +56,12 @@ class Optimizer(NamedTuple):
 
     init: parameters -> state.
     update: (gradients, state, params) -> (updates, state), as in optax.
+    concatenated: the same for trees of `ops.portable.optimizer.concatenate_small`.
     """
 
     init: Callable[..., Any]
     update: Callable[..., Any]
+    concatenated: optax.GradientTransformation
     settings: OptimizerSettings
     learning_rate: Callable[..., Any] | float
 
@@ -85,7 +87,7 @@ def adamax(settings, learning_rate=None):
         optax.scale_by_adamax(settings.B1, settings.B2, settings.epsilon),
         optax.scale_by_learning_rate(learning_rate),
     )
-    return Optimizer(*with_small_concatenated(chain), settings, learning_rate)
+    return Optimizer(*with_small_concatenated(chain), chain, settings, learning_rate)
 
 
 def at_step(opt_state, step):

@@ -8,10 +8,9 @@ import optax
 import pytest
 
 from nvae_jax import optim
-from nvae_jax.ops.cpu import Native
 from nvae_jax.ops.portable import Portable
 from nvae_jax.ops.portable.optimizer import with_small_concatenated
-from tests.ops.implementations import NATIVE, NEEDS_COMPILER, PORTABLE
+from tests.ops.implementations import GPU, NATIVE, PORTABLE
 
 
 def settings(**keys):
@@ -46,11 +45,11 @@ def parameters(seed):
     )
 
 
-@NEEDS_COMPILER
+@pytest.mark.parametrize("other", [NATIVE, GPU])
 @pytest.mark.parametrize("keys", [{}, {"gradient_clip": 0.5}, {"weight_decay": 0.0}])
 @pytest.mark.parametrize("learning_rate", [None, 0.05])
-def test_native_steps_are_those_of_the_chain(keys, learning_rate):
-    params = {ops: parameters(0) for ops in (Portable(), Native())}
+def test_steps_by_kernels_are_those_of_the_chain(other, keys, learning_rate):
+    params = {ops: parameters(0) for ops in (Portable(), other)}
     optimizer = optim.adamax(settings(**keys), learning_rate)
     states = {ops: optimizer.init(params[ops]) for ops in params}
     step = jax.jit(lambda ops, *given: ops.optimizer_step(optimizer, *given), static_argnums=0)
@@ -63,7 +62,7 @@ def test_native_steps_are_those_of_the_chain(keys, learning_rate):
             chex.assert_trees_all_close(*trees.values(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("ops", [PORTABLE, NATIVE])
+@pytest.mark.parametrize("ops", [PORTABLE, NATIVE, GPU])
 def test_a_refused_step_leaves_no_trace(ops):
     optimizer = optim.adamax(settings(warmup_steps=3, gradient_clip=1.0))
     params, broken = parameters(0), jax.tree.map(lambda p: jnp.nan * p, parameters(0))

@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 from jax.lax import PrecisionLike
+from jax.typing import ArrayLike
 
-from nvae_jax.ops.gpu import depthwise, normalization, squeeze_excitation, stacks
+from nvae_jax.ops.gpu import depthwise, normalization, optimizer, squeeze_excitation, stacks
 from nvae_jax.ops.portable import Portable
 from nvae_jax.ops.portable.depthwise import depthwise_conv
 from nvae_jax.ops.portable.normalization import batch_norm
@@ -72,6 +73,13 @@ class Gpu(Portable):
             next(by_kernel) if stacks.is_small(leaf) else split(leaf, length) for leaf in leaves
         ]
         return [jax.tree.unflatten(structure, [p[i] for p in parts]) for i in range(length)]
+
+    def optimizer_step(
+        self, optimizer_: Any, gradients: Any, state: Any, params: Any, accept: ArrayLike
+    ) -> tuple[Any, Any]:
+        return optimizer.optimizer_step(
+            optimizer_, gradients, state, params, accept, self.interpret
+        )
 
 
 @dataclass(frozen=True)
