@@ -90,18 +90,6 @@ def alone(run_alone):
     return losses(run_alone)
 
 
-def test_a_cluster_starts_from_a_run_of_one_device(tmp_path, run_alone):
-    workdir, source = tmp_path / "run", f"--config.train.init_from={run_alone}@latest"
-    more = ["--config.mesh.fsdp=2", "--config.train.num_steps=1", source]
-    code, out = finish(cluster(2, command(workdir, *more)))
-    assert code == 0 and f"starts from {run_alone}@latest, step 6" in out, out
-    found, place = [], jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    for folder, step in ((run_alone, 6), (workdir, 0)):
-        with checkpoint.Checkpoints(folder, read_only=True) as saved:
-            found.append(saved.restore_as_stored(["params", "spectral"], lambda *_: place, step))
-    jax.tree.map(np.testing.assert_array_equal, found[0][1], found[1][1])
-
-
 STOPPING = """
 import runpy, signal, sys
 from nvae_jax.data import pipeline
@@ -164,9 +152,10 @@ def wait_for_step(process, workdir, step):
 
 
 def wait_for_checkpoint(process, workdir):
-    """Waits until a checkpoint is complete: they are written beside the steps that follow."""
+    """Waits until a checkpoint is complete besides that of the start: they are written beside the
+    steps that follow."""
     names = lambda: (path.name for path in (workdir / "checkpoints").glob("*"))  # noqa: E731
-    wait_until(process, lambda: any(name.isdigit() for name in names()))
+    wait_until(process, lambda: any(name.isdigit() and int(name) for name in names()))
 
 
 def trainer_of(workdir, index):
@@ -199,11 +188,22 @@ def next_loss(workdir):
     return step, float(experiment.train_step()(state, images)[1]["loss"])
 
 
-def test_a_cluster_that_lost_a_process_continues(tmp_path):
-    """One of two processes is killed; the other ends by itself; the restarted cluster repeats the
-    steps since the last checkpoint bit for bit, and one process alone computes the same."""
+def assert_same_variables(one, other):
+    """Of two (workdir, step)."""
+    place, found = jax.sharding.SingleDeviceSharding(jax.devices()[0]), []
+    for workdir, step in (one, other):
+        with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+            found.append(saved.restore_as_stored(["params", "spectral"], lambda *_: place, step))
+    jax.tree.map(np.testing.assert_array_equal, found[0][1], found[1][1])
+
+
+def test_a_cluster_that_lost_a_process_continues(tmp_path, run_alone):
+    """One of two processes, which start from a run of one device, is killed; the other ends by
+    itself; the restarted cluster repeats the steps since the last checkpoint bit for bit, and one
+    process alone computes the same."""
     workdir, copy = tmp_path / "run", tmp_path / "copy"
-    process = cluster(2, command(workdir, ENDLESS))
+    more = [ENDLESS, f"--config.train.init_from={run_alone}@latest", "--config.checkpoint.keep=99"]
+    process = cluster(2, command(workdir, *more))
     wait_for_step(process, workdir, 3)
     wait_for_checkpoint(process, workdir)
     os.kill(trainer_of(workdir, 1), signal.SIGKILL)
@@ -211,10 +211,12 @@ def test_a_cluster_that_lost_a_process_continues(tmp_path):
     code, out = finish(process)
     assert code not in (0, 2), out
     assert time.monotonic() - killed < TIMEOUT + 15, out
+    assert f"starts from {run_alone}@latest, step 6" in out
+    assert_same_variables((run_alone, 6), (workdir, 0))
     before = losses(workdir)
     shutil.copytree(workdir, copy)
 
-    process = cluster(2, command(workdir, ENDLESS))
+    process = cluster(2, command(workdir, *more))
     wait_for_step(process, workdir, max(before) + 2)
     process.terminate()
     code, out = finish(process)
