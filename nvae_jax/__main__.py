@@ -9,7 +9,7 @@ from pathlib import Path
 COMMANDS = Path(__file__).parent / "commands"
 
 
-def main():
+def main() -> None:
     """Runs the command that the first argument names, with the arguments after it."""
     program = "nvae-jax" if Path(sys.argv[0]).name == "nvae-jax" else "python -m nvae_jax"
     name, *arguments = sys.argv[1:] or ["--help"]
@@ -45,8 +45,8 @@ def _overview(program):
 def _summaries():
     """{command: first line of its docstring}, without importing any."""
     files = sorted(COMMANDS.glob("[a-z]*.py"))
-    docstrings = {file.stem: ast.get_docstring(ast.parse(file.read_text())) for file in files}
-    return {name: text.splitlines()[0] for name, text in docstrings.items()}
+    docstrings = {file.stem: ast.get_docstring(ast.parse(file.read_text())) or "" for file in files}
+    return {name: text.partition("\n")[0] for name, text in docstrings.items()}
 
 
 if __name__ == "__main__":

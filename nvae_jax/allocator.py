@@ -12,7 +12,7 @@ import jax
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # as malloc.h numbers them
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Makes glibc's allocator keep what it has; does nothing where there is no glibc.
 
     More is then held than a step needs: glibc aligns a large block by cutting it from a larger one,

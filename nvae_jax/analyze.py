@@ -1,16 +1,20 @@
 """What the latents do: KL by group and scale, active units, variables in use, rates."""
 
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nvae_jax import extras, files, outputs, pictures, progress, sharding
+from nvae_jax.api import Run
 from nvae_jax.data import pipeline
 from nvae_jax.likelihoods import bits_per_dim
 from nvae_jax.models.latents import POSTERIOR
+from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import image_keys, latent_noise
 from nvae_jax.objective import ACTIVE_NATS, active_units
 
@@ -19,7 +23,7 @@ USED_VARIANCE = 0.01  # nor is one whose posterior mean hardly changes from imag
 COUNTS = ("kl", "kl_bits_per_dim", "active_units", "units", "used_variables", "variables")
 
 
-def make_moment_step(model):
+def make_moment_step(model: NVAE) -> Callable[..., Any]:
     """(variables, key, image numbers (B,), images (B, H, W, C), mask (B,)) -> for each group sums
     over the images, of (h, w, z): KL in nats, posterior mean and its square."""
 
@@ -28,7 +32,7 @@ def make_moment_step(model):
         apply, groups = partial(model.apply, variables), len(noise)
         features = apply(images, method="encode")
         sources = np.full(groups, POSTERIOR)
-        draw = apply(noise, sources, np.ones(groups), features, method="compose")
+        draw: Any = apply(noise, sources, np.ones(groups), features, method="compose")
         mask = mask.astype(jnp.float32)
         masked_sum = partial(jnp.einsum, "b,bhwz->hwz", mask, precision="highest")
         sums = []
@@ -50,7 +54,13 @@ def _kl(num_flows, posterior, prior, z, noise):
     return posterior.log_prob(posterior.sample(noise)) - prior.log_prob(z)
 
 
-def latent_moments(run, batches, *, seed=0, progress=None):
+def latent_moments(
+    run: Run,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    *,
+    seed: int = 0,
+    progress: Callable[[int], Any] | None = None,
+) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
     """KL, and variance of the posterior's mean, of every latent variable over images.
 
     Args:
@@ -77,7 +87,7 @@ def latent_moments(run, batches, *, seed=0, progress=None):
         count, seen = count + int(batch["mask"].sum()), seen + len(indices)
         if progress:
             progress(count)
-    if count < 2:
+    if sums is None or count < 2:
         raise ValueError("a variance needs at least two images")
     return count, [
         (kl / count, np.maximum(squares / count - (mean / count) ** 2, 0.0))
@@ -85,7 +95,7 @@ def latent_moments(run, batches, *, seed=0, progress=None):
     ]
 
 
-def summarize(run, count, moments):
+def summarize(run: Run, count: int, moments: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     """The moments as numbers a group, a scale and in all; see `analyze_run`."""
     hierarchy = run.experiment.model.hierarchy
     num_dims = _num_dims(run)
@@ -135,7 +145,15 @@ def _add_up(groups, scale):
     }
 
 
-def analyze_run(run, out, *, split="test", max_examples=None, seed=0, overwrite=False):
+def analyze_run(
+    run: Run,
+    out: str | Path,
+    *,
+    split: str = "test",
+    max_examples: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
     """Writes `latents.json`, `latents.png` and `latents.npz` to the folder `out`.
 
     A unit is a latent channel, active where its KL exceeds 0.1 nats an image (see

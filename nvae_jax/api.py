@@ -14,7 +14,7 @@ of more than 8 bits uint16 of values of so many bits. Latents are a list with on
 a group, coarsest first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,11 +22,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nvae_jax import capacity, checkpoint, inputs, paths, progress, sharding, steps
 from nvae_jax.build import Experiment
-from nvae_jax.likelihoods import crop
+from nvae_jax.likelihoods import Likelihood, crop
 from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
+from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import (
     describe_temperature,
     group_temperatures,
@@ -38,7 +40,12 @@ from nvae_jax.sample import describe_model
 from nvae_jax.state import Snapshot
 
 
-def load(workdir, batch_size=None, which="latest", changes=None):
+def load(
+    workdir: str | Path,
+    batch_size: int | None = None,
+    which: str | int = "latest",
+    changes: Mapping[str, Any] | None = None,
+) -> "Run":
     """A checkpoint of the run in `workdir`, as a `Run`.
 
     Args:
@@ -63,7 +70,7 @@ def load(workdir, batch_size=None, which="latest", changes=None):
 class Programs:
     """The compiled passes, shared by runs that differ in their variables only."""
 
-    def __init__(self, model, likelihood):
+    def __init__(self, model: NVAE, likelihood: Likelihood):
         self._model, self._likelihood = model, likelihood
         self.compose = jax.jit(self._compose)
         self.log_weights = jax.jit(self._log_weights)
@@ -74,7 +81,7 @@ class Programs:
         apply, features = partial(self._model.apply, variables), None
         if "image" in batch:
             features = apply(batch["image"], method="encode")
-        draw = apply(noise, sources, temperatures, features, method="compose")
+        draw: Any = apply(noise, sources, temperatures, features, method="compose")
         pairs = zip(draw.latents, draw.prior, strict=True)
         standard = [(z - prior.mean) / prior.scale for z, prior in pairs]
         return self._likelihood(draw.logits).mean(), draw.latents, standard
@@ -108,26 +115,26 @@ class Run:
     recalibration: str = "none"
 
     @cached_property
-    def variables(self):
+    def variables(self) -> dict[str, Any]:
         """The model's, as they are used: with running or recalibrated batch statistics."""
         return sharding.replicate(self.make_variables())
 
     @property
-    def latent_shapes(self):
+    def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """(h, w, z) of each group, coarsest first."""
         return self.experiment.model.latent_shapes()
 
     @property
-    def num_groups(self):
+    def num_groups(self) -> int:
         """How many latent groups there are."""
         return len(self.latent_shapes)
 
     @property
-    def num_bits(self):
+    def num_bits(self) -> int:
         """Of a value of the images."""
         return self.experiment.data.num_bits
 
-    def metadata(self, **more):
+    def metadata(self, **more: Any) -> dict[str, Any]:
         """What files made with this run say about it, and `more`."""
         return {
             "model": describe_model(self.experiment),
@@ -137,7 +144,9 @@ class Run:
             **more,
         }
 
-    def recalibrated(self, temperature=1.0, passes=None, method="pooled"):
+    def recalibrated(
+        self, temperature: ArrayLike = 1.0, passes: int | None = None, method: str = "pooled"
+    ) -> "Run":
         """This run with batch statistics of its own prior samples, for sampling. They are computed
         when they are first used.
 
@@ -168,7 +177,9 @@ class Run:
             f"images at temperature {describe_temperature(temperature)}",
         )
 
-    def encode(self, images, *, temperature=1.0, seed=0):
+    def encode(
+        self, images: ArrayLike, *, temperature: float = 1.0, seed: int = 0
+    ) -> list[np.ndarray]:
         """Draws latents from the posterior.
 
         Args:
@@ -188,7 +199,9 @@ class Run:
         _, latents, _ = self.compose(sources, temperatures, images=prepared, seed=seed)
         return latents
 
-    def decode(self, latents, *, temperature=1.0, seed=0):
+    def decode(
+        self, latents: Sequence[np.ndarray], *, temperature: ArrayLike = 1.0, seed: int = 0
+    ) -> np.ndarray:
         """Images of given latents.
 
         Args:
@@ -206,7 +219,7 @@ class Run:
         sources = np.where(given, GIVEN, PRIOR)
         return self.compose(sources, temperatures, latents=latents, seed=seed)[0]
 
-    def standardize(self, latents):
+    def standardize(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Latents as the noise of the prior: (z - mean) / scale, given the groups above.
 
         The prior makes the same latents of that noise: `from_noise` decodes it.
@@ -215,20 +228,22 @@ class Run:
         sources = np.full(self.num_groups, GIVEN)
         return self.compose(sources, np.ones(self.num_groups), latents=latents)[2]
 
-    def from_noise(self, noise, *, temperature=1.0):
+    def from_noise(
+        self, noise: Sequence[np.ndarray], *, temperature: ArrayLike = 1.0
+    ) -> np.ndarray:
         """Images of given noise of the prior: a list of (N, h, w, z), one a group."""
         noise = self._check_latents(noise, complete=True)
         temperatures = group_temperatures(self.experiment.model.hierarchy, temperature)
         sources = np.full(self.num_groups, PRIOR)
         return self.compose(sources, temperatures, latents=noise)[0]
 
-    def draw_noise(self, num, seed=0):
+    def draw_noise(self, num: int, seed: int = 0) -> list[np.ndarray]:
         """Noise of the prior for `num` images: that of image i depends on `seed` and i alone."""
         self.check_room(num)
         keys = image_keys(jax.random.key(seed), np.arange(num))
         return [np.asarray(n) for n in latent_noise(self.experiment.model, keys)]
 
-    def sample(self, num, *, temperature=1.0, seed=0):
+    def sample(self, num: int, *, temperature: ArrayLike = 1.0, seed: int = 0) -> np.ndarray:
         """The decoder's mean images (num, H, W, C) in [0, 1] of draws from the prior.
 
         `recalibrated` first, at the same temperature, makes them better.
@@ -240,7 +255,14 @@ class Run:
         # Not by `steps.make_sample_step`: this program is compiled for the other methods anyway.
         return self.compose(sources, temperatures, num=num, seed=seed)[0]
 
-    def reconstruct(self, images, *, groups=None, temperature=1.0, seed=0):
+    def reconstruct(
+        self,
+        images: ArrayLike,
+        *,
+        groups: int | None = None,
+        temperature: ArrayLike = 1.0,
+        seed: int = 0,
+    ) -> np.ndarray:
         """The decoder's mean images of posterior draws.
 
         Args:
@@ -260,7 +282,7 @@ class Run:
         prepared = self.prepare(images, seed)
         return self.compose(sources, temperatures, images=prepared, seed=seed)[0]
 
-    def log_prob(self, images, *, num_samples=1, seed=0):
+    def log_prob(self, images: ArrayLike, *, num_samples: int = 1, seed: int = 0) -> np.ndarray:
         """A lower bound on log p(x) in nats, (N,): importance-weighted over posterior draws.
 
         Args:
@@ -279,15 +301,24 @@ class Run:
             weights.append(self._in_batches(step, batches))
         return np.logaddexp.reduce(weights, axis=0) - np.log(num_samples)
 
-    def prepare(self, images, seed=0):
+    def prepare(self, images: ArrayLike, seed: int = 0) -> np.ndarray:
         """Images as the model takes them; see `inputs.to_model`."""
         return inputs.to_model(images, self.experiment.data, seed)
 
-    def check_room(self, num):
+    def check_room(self, num: int) -> None:
         """Raises ValueError where `num` images are more than the memory holds."""
         capacity.check_memory(self.experiment, num=num)
 
-    def compose(self, sources, temperatures, *, images=None, latents=(), num=None, seed=0):
+    def compose(
+        self,
+        sources: ArrayLike,
+        temperatures: ArrayLike,
+        *,
+        images: np.ndarray | None = None,
+        latents: Sequence[np.ndarray] = (),
+        num: int | None = None,
+        seed: int = 0,
+    ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
         """The one pass behind everything here.
 
         Args:
@@ -302,7 +333,7 @@ class Run:
         Returns:
           images (N, H, W, C) in [0, 1], latents, and latents as noise of the prior.
         """
-        num = len(images) if images is not None else len(latents[0]) if len(latents) else num
+        num = len(images) if images is not None else len(latents[0]) if len(latents) else num or 0
         self.check_room(num)
         batches = {"index": np.arange(num), "latents": [np.asarray(z) for z in latents]}
         if images is not None:

@@ -13,12 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from nvae_jax import likelihoods, schema, sharding, state, steps
 from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataSpec
 from nvae_jax.distributed import DistributedSettings
+from nvae_jax.likelihoods import Likelihood
 from nvae_jax.models import cells, remat
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.initialize import initialize
@@ -27,8 +30,9 @@ from nvae_jax.objective import ObjectiveSettings
 from nvae_jax.ops import choice, compiler
 from nvae_jax.ops.anywhere import Anywhere
 from nvae_jax.ops.portable import Portable
-from nvae_jax.optim import OptimizerSettings, adamax, learning_rate_schedule
+from nvae_jax.optim import Optimizer, OptimizerSettings, adamax, learning_rate_schedule
 from nvae_jax.settings import EvaluationSettings, LoopSettings, StartSettings
+from nvae_jax.sharding import Devices
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 PRECISIONS = {
@@ -54,7 +58,7 @@ def _of_checked(function):
 
 
 @_of_checked
-def build_model(config, devices=None):
+def build_model(config: ConfigDict, devices: Devices | None = None) -> NVAE:
     """The `NVAE` module that a config describes.
 
     Args:
@@ -99,7 +103,7 @@ def _default_unroll(hierarchy):
 
 
 @_of_checked
-def build_hierarchy(config):
+def build_hierarchy(config: ConfigDict) -> Hierarchy:
     """The arithmetic of the config's latent hierarchy."""
     if not (config.data.image_size and config.data.channels):
         raise ValueError(
@@ -112,7 +116,7 @@ def build_hierarchy(config):
     )
 
 
-def build_likelihood(config):
+def build_likelihood(config: ConfigDict) -> Likelihood:
     """The likelihood that a config describes: a function of the decoder's logits
     (B, H, W, params) to an `likelihoods.ImageDistribution`, with `log_prob(x) -> (B,)` in nats,
     `sample(key)` and `mean()`.
@@ -129,7 +133,7 @@ def build_likelihood(config):
     )
 
 
-def image_shape(config):
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """(H, W, C) of the images that the model sees."""
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
@@ -145,7 +149,7 @@ def _one_of(names, key, value):
 
 
 @_of_checked
-def resolve(config):
+def resolve(config: ConfigDict) -> ConfigDict:
     """A copy of the config with what follows from the data filled in: image size and channels that
     are 0, and the likelihood "auto"."""
     config = config.copy_and_resolve_references()
@@ -157,13 +161,13 @@ def resolve(config):
 
 
 @_of_checked
-def build_data(config):
+def build_data(config: ConfigDict) -> DataSpec:
     """The `DataSpec` of the config's data set."""
     return DataSpec(**config.data.to_dict())
 
 
 @_of_checked
-def build_objective(config):
+def build_objective(config: ConfigDict) -> ObjectiveSettings:
     """`ObjectiveSettings` over the config's steps."""
     settings = config.objective.to_dict()
     num_steps = settings.pop("schedule_steps") or config.train.num_steps
@@ -171,7 +175,7 @@ def build_objective(config):
 
 
 @_of_checked
-def build_optimizer(config):
+def build_optimizer(config: ConfigDict) -> tuple[Optimizer, optax.Schedule]:
     """(`optim.Optimizer`, learning rate schedule) over the config's steps."""
     settings = OptimizerSettings(num_steps=config.train.num_steps, **config.optimizer.to_dict())
     return adamax(settings), learning_rate_schedule(settings)
@@ -201,22 +205,22 @@ class Experiment:
                 "of train.batch_size / train.accumulation_steps"
             )
 
-    def portable(self):
+    def portable(self) -> "Experiment":
         """The same in plain JAX: to count the operations of, and to compile for devices that are
         not there."""
         return dataclasses.replace(self, model=self.model.clone(ops=Portable()))
 
     @property
-    def model_for_any_platform(self):
+    def model_for_any_platform(self) -> NVAE:
         """The model for programs that are lowered for several platforms."""
         return self.model.clone(ops=Anywhere())
 
     @property
-    def image_shape(self):
+    def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the images that the model sees."""
         return self.data.image_shape
 
-    def create_state(self, first_batch=None):
+    def create_state(self, first_batch: np.ndarray | None = None) -> state.State:
         """A fresh training state on the mesh. `first_batch`, images (B, H, W, C) in [0, 1], is
         wanted only by models of cells that are initialised from data."""
         if self.model.needs_data_init and first_batch is None:
@@ -229,7 +233,7 @@ class Experiment:
         )
         return create(self.seed, images)
 
-    def abstract_state(self):
+    def abstract_state(self) -> state.State:
         """The shapes of a training state, and where on the mesh its arrays are."""
         return self._abstract_state
 
@@ -251,7 +255,7 @@ class Experiment:
         shapes = jax.eval_shape(self._build_state, self.seed, self._one_image)
         return sharding.with_shardings(shapes, sharding.state_shardings(self.mesh, shapes))
 
-    def abstract_variables(self):
+    def abstract_variables(self) -> dict[str, Any]:
         """The shapes of the model's variables, copied to every device."""
         shapes = jax.eval_shape(
             partial(initialize, self.model), jax.random.key(self.seed), self._one_image
@@ -259,12 +263,12 @@ class Experiment:
         everywhere = sharding.replicated(self.mesh)
         return sharding.with_shardings(shapes, jax.tree.map(lambda _: everywhere, shapes))
 
-    def abstract_images(self):
+    def abstract_images(self) -> jax.ShapeDtypeStruct:
         """The shape of a global training batch, and where on the mesh it is."""
         shape = (self.loop.batch_size, *self.image_shape)
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.over_batch(self.mesh))
 
-    def train_step(self):
+    def train_step(self) -> jax.stages.Wrapped:
         """The jitted update, (state, images) -> (state, metrics); the state given is donated."""
         shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state())
         return jax.jit(
@@ -285,7 +289,7 @@ class Experiment:
 
 
 @_of_checked
-def build(config, devices=None):
+def build(config: ConfigDict, devices: Devices | None = None) -> Experiment:
     """Everything at once: one place where a bad config shows before anything is written.
 
     Args:
@@ -309,7 +313,7 @@ def build(config, devices=None):
     )
 
 
-def check(config):
+def check(config: ConfigDict) -> None:
     """Refuses what `build` would, as far as that can be told without its data and devices: on the
     machine that starts a run elsewhere."""
     sharding.MeshSettings(**config.mesh.to_dict())
@@ -323,7 +327,7 @@ def check(config):
 
 
 @_of_checked
-def build_for_inference(config):
+def build_for_inference(config: ConfigDict) -> Experiment:
     """`build` on the devices that there are, whatever the model was trained on: the mesh is
     training's, and kernels that were asked for are used where they run."""
     config = config.copy_and_resolve_references()
@@ -334,13 +338,13 @@ def build_for_inference(config):
 
 
 @_of_checked
-def build_distributed(config):
+def build_distributed(config: ConfigDict) -> DistributedSettings:
     """`DistributedSettings` from the section `distributed`."""
     return DistributedSettings(**config.distributed.to_dict())
 
 
 @_of_checked
-def build_loop(config):
+def build_loop(config: ConfigDict) -> LoopSettings:
     """`LoopSettings` from the sections `train`, `log` and `checkpoint`."""
     return LoopSettings(
         num_steps=config.train.num_steps,
@@ -358,7 +362,7 @@ def build_loop(config):
 
 
 @_of_checked
-def build_start(config):
+def build_start(config: ConfigDict) -> StartSettings:
     """`StartSettings` from the section `train`."""
     train = config.train
     if train.init_optimizer and not train.init_from:
@@ -373,6 +377,6 @@ def build_start(config):
 
 
 @_of_checked
-def build_evaluation(config):
+def build_evaluation(config: ConfigDict) -> EvaluationSettings:
     """`EvaluationSettings` from the section `eval`."""
     return EvaluationSettings(**config.eval.to_dict())

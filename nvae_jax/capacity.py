@@ -7,16 +7,19 @@ from pathlib import Path
 
 import jax
 
+from nvae_jax.build import Experiment
+from nvae_jax.state import State
+
 FLOAT_BYTES = 4
 
 
-def example_bytes(experiment):
+def example_bytes(experiment: Experiment) -> int:
     """What an image and its latents take at least, as float32."""
     shapes = [experiment.image_shape, *experiment.model.latent_shapes()]
     return FLOAT_BYTES * sum(math.prod(shape) for shape in shapes)
 
 
-def check_memory(experiment, **counts):
+def check_memory(experiment: Experiment, **counts: int) -> None:
     """Raises ValueError where so many examples, {name as the user knows it: count}, are more than
     the memory holds."""
     size = _host_memory()
@@ -27,7 +30,7 @@ def check_memory(experiment, **counts):
             )
 
 
-def check_state(state):
+def check_state(state: State) -> None:
     """Raises ValueError where a device's parts of an abstract training state are more than its
     memory holds."""
     leaves = jax.tree.leaves(state)
@@ -53,7 +56,7 @@ def _host_memory():
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def check_disk(folder, **sizes):
+def check_disk(folder: str | Path, **sizes: tuple[int, int]) -> None:
     """Raises ValueError where files of so many bytes, {name as the user knows it: (count, bytes of
     each)}, do not fit the disk of `folder`, which may have to be made yet."""
     folder = Path(folder).absolute()

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import math
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -20,7 +22,7 @@ from nvae_jax import (
     paths,
     run_directory,
 )
-from nvae_jax.state import Snapshot
+from nvae_jax.state import Snapshot, State
 
 orbax_errors.keep_quiet()
 
@@ -40,15 +42,17 @@ class Checkpoints:
       read_only: whether to make no folder and remove nothing.
     """
 
-    def __init__(self, workdir, *, keep=2, keep_best=0, read_only=False):
+    def __init__(
+        self, workdir: str | Path, *, keep: int = 2, keep_best: int = 0, read_only: bool = False
+    ):
         self._directory = (Path(workdir) / run_directory.CHECKPOINTS).absolute()
-        self._saving = None  # the step that is being written, and a future of its end
+        self._saving: Any = None  # the step that is being written, and a future of its end
         self._watcher = futures.ThreadPoolExecutor(1)
         steps = checkpoint_files.steps(self._directory)
         self._scores = {s: checkpoint_files.read_score(self._directory, s) for s in steps}
         self._damaged = set()  # steps of which a checkpoint could not be read
         policy = _Keep(keep, keep_best, self._scores, self._damaged)
-        self._manager = None if read_only else _manager(self._directory, policy)
+        self._manager: Any = None if read_only else _manager(self._directory, policy)
 
     def __enter__(self):
         return self
@@ -61,15 +65,17 @@ class Checkpoints:
             self._manager.close()
         self._watcher.shutdown()
 
-    def latest_step(self):
+    def latest_step(self) -> int | None:
         """The newest saved step, or None. One that could not be read does not count."""
         return max(self._steps() - self._damaged, default=None)
 
-    def best_step(self):
+    def best_step(self) -> int | None:
         """The saved step with the lowest score, or None where no step has one."""
         return next(iter(_rank(self._steps() - self._damaged, self._scores)), None)
 
-    def save(self, state, data_state, metrics=None):
+    def save(
+        self, state: State, data_state: Any, metrics: Mapping[str, float] | None = None
+    ) -> None:
         """Saves `state` and the data iterator's JSON-able state, in the background; `metrics`
         {name: number} are those of this state, where it has been evaluated.
 
@@ -87,18 +93,18 @@ class Checkpoints:
             data=ocp.args.JsonSave(data_state),
             evaluation=ocp.args.JsonSave(files.finite(metrics or {})),
         )
-        self._scores[step] = checkpoint_files.score(metrics)
+        self._scores[step] = checkpoint_files.score(metrics or {})
         with self._save_errors(step):
             self._manager.save(step, args=args, force=True)
         # Orbax has an answer of its own, for which a host of a cluster waits until all are done.
         self._saving = step, self._watcher.submit(self._manager.wait_until_finished)
 
-    def check(self):
+    def check(self) -> None:
         """Raises SaveError if the save in the background has failed; does not wait."""
         if self._saving is not None and self._saving[1].done():
             self.wait()
 
-    def wait(self):
+    def wait(self) -> None:
         """Waits for the save in the background; raises SaveError if it fails."""
         saving, self._saving = self._saving, None
         if saving is not None:
@@ -119,11 +125,11 @@ class Checkpoints:
             path = self._directory / str(step)
             raise SaveError(f"{path}: cannot be written ({orbax_errors.reason(error)})") from error
 
-    def is_scored(self, step):
+    def is_scored(self, step: int) -> bool:
         """Whether the saved `step` has a score."""
         return self._scores.get(step, math.inf) < math.inf
 
-    def add_metrics(self, step, metrics):
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Gives the saved `step` its `metrics`, as `save` does."""
         if distributed.is_primary():
             checkpoint_files.write_metrics(self._directory, step, metrics)
@@ -138,7 +144,9 @@ class Checkpoints:
         self._manager.reload()
         self._damaged.discard(step)
 
-    def restore(self, abstract_state, which="latest"):
+    def restore(
+        self, abstract_state: State, which: str | int = "latest"
+    ) -> tuple[State, Any] | None:
         """A checkpoint; where it cannot be read, the next one in the order of `which`.
 
         The processes that train as one call it together and get the same checkpoint, which all of
@@ -163,7 +171,9 @@ class Checkpoints:
 
         return self._first_readable(which, read)
 
-    def restore_snapshot(self, abstract_variables, which="latest", *, averaged=False):
+    def restore_snapshot(
+        self, abstract_variables: Any, which: str | int = "latest", *, averaged: bool = False
+    ) -> tuple[Snapshot, Any] | None:
         """What inference needs of a checkpoint, and no more is read: no optimiser's moments.
 
         Args:
@@ -185,7 +195,12 @@ class Checkpoints:
 
         return self._first_readable(which, read)
 
-    def restore_as_stored(self, fields, place, which="latest"):
+    def restore_as_stored(
+        self,
+        fields: Sequence[str],
+        place: Callable[[str, tuple[int, ...]], Any],
+        which: str | int = "latest",
+    ) -> tuple[int, dict[str, Any]] | None:
         """Fields of a checkpoint in the shapes that they are stored in, whatever the model.
 
         Args:
@@ -313,7 +328,7 @@ def _rank(steps, scores):
     return sorted(finite, key=scores.get)
 
 
-def parse_which(text):
+def parse_which(text: str) -> str | int:
     """What --checkpoint names: "latest", "best" or a step.
 
     Raises:
@@ -326,7 +341,13 @@ def parse_which(text):
     return int(text)
 
 
-def load_run(workdir, which="latest", *, join=False, changes=None):
+def load_run(
+    workdir: str | Path,
+    which: str | int = "latest",
+    *,
+    join: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> tuple[build.Experiment, Snapshot]:
     """The experiment, on the devices that there are, and what inference needs of a checkpoint of
     the run in `workdir`.
 
@@ -351,7 +372,9 @@ def load_run(workdir, which="latest", *, join=False, changes=None):
     return experiment, load_snapshot(workdir, experiment, which)[0]
 
 
-def load_snapshot(workdir, experiment, which="latest"):
+def load_snapshot(
+    workdir: str | Path, experiment: build.Experiment, which: str | int = "latest"
+) -> tuple[Snapshot, Any]:
     """(`Snapshot`, data_state) of a checkpoint of the run in `workdir`; see `load_run`.
 
     Args:

@@ -6,6 +6,9 @@ They are read without Orbax's manager, which opens nothing where one folder is d
 import asyncio
 import json
 import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -34,7 +37,7 @@ class _Arrays(ocp.type_handlers.ArrayHandler):
             raise
 
 
-def handlers():
+def handlers() -> dict[str, Any]:
     """What reads and writes each part of a checkpoint."""
     arrays = _Arrays(min_slice_bytes_for_replica_parallel=_SMALLEST_PART)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
@@ -45,13 +48,13 @@ def handlers():
     }
 
 
-def steps(directory):
+def steps(directory: Path) -> list[int]:
     """The steps that there are checkpoints of, damaged ones too."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
-def read(directory, step, wanted):
+def read(directory: Path, step: int, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """A checkpoint's arrays and its position in the data. Waits for no other process.
 
     Args:
@@ -85,13 +88,13 @@ def read(directory, step, wanted):
     return found, data_state
 
 
-def by_name(tree):
+def by_name(tree: Any) -> dict[str, Any]:
     """The arrays of a tree by their path, such as params/image_head/kernel, in the tree's order."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in paths}
 
 
-def stored_shapes(directory, step):
+def stored_shapes(directory: Path, step: int) -> dict[str, Any]:
     """{field: the shapes of its arrays} of what a checkpoint holds.
 
     Raises:
@@ -104,7 +107,7 @@ def _kind(array):
     return array.shape, array.dtype
 
 
-def read_score(directory, step):
+def read_score(directory: Path, step: int) -> float:
     """`METRIC` of a checkpoint; infinity where it has none, or a damaged one."""
     try:
         return score(json.loads((directory / str(step) / "evaluation" / "metadata").read_text()))
@@ -112,12 +115,12 @@ def read_score(directory, step):
         return math.inf
 
 
-def write_metrics(directory, step, metrics):
+def write_metrics(directory: Path, step: int, metrics: Mapping[str, float]) -> None:
     """Replaces those of a checkpoint."""
     files.write_json(directory / str(step) / "evaluation" / "metadata", metrics)
 
 
-def score(metrics):
+def score(metrics: Mapping[str, float]) -> float:
     """`METRIC`, or infinity where it is missing or not finite."""
     value = (metrics or {}).get(METRIC)
     return value if value is not None and math.isfinite(value) else math.inf

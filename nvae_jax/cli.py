@@ -7,7 +7,9 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -24,7 +26,7 @@ PROCESS_FLAGS = (
 )
 
 
-def define_changes():
+def define_changes() -> Callable[[], dict[str, Any]]:
     """Defines --config.KEY=VALUE for every key of configs/base.py.
 
     Returns:
@@ -43,7 +45,7 @@ def define_changes():
     return lambda: {key: flag.value for key, flag in defined.items() if flag.value is not None}
 
 
-def run(main, program=""):
+def run(main: Callable[[list[str]], Any], program: str = "") -> None:
     """Parses the flags and calls `main(argv)`.
 
     Args:
@@ -102,7 +104,7 @@ def _parse(argv, command, program):
     return rest
 
 
-def as_called(text, program):
+def as_called(text: str, program: str) -> str:
     """`text`, where it names scripts of launch/ and files of configs/, for users of `program`."""
     if not program:
         return text

@@ -5,6 +5,7 @@ import difflib
 import sys
 from importlib import machinery, util
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -13,7 +14,7 @@ from nvae_jax import run_directory, schema
 FOLDER = Path(__file__).parent / "configs"
 
 
-def get_config(name="base", **changes):
+def get_config(name: str | Path = "base", **changes: Any) -> ConfigDict:
     """A config by name, with some of its values changed.
 
         get_config("digits", seed=1, model={"num_groups": 4})
@@ -34,7 +35,7 @@ def get_config(name="base", **changes):
     return schema.changed(config, schema.flatten(changes))
 
 
-def load(name):
+def load(name: str | Path) -> ConfigDict:
     """The config that a file's get_config() gives: whole, checked and locked.
 
     Args:
@@ -54,7 +55,7 @@ def load(name):
         raise ValueError(f"{path} ends in {_described(error)}") from error
 
 
-def find(name):
+def find(name: str | Path) -> str | Path:
     """The file of a config: the package's own where `name` is one of `names()`, else a path."""
     known, text = names(), str(name)
     if text in known:
@@ -69,14 +70,16 @@ def find(name):
     raise ValueError(f"{message}, and no config of that name; {hint}")
 
 
-def names():
+def names() -> list[str]:
     """The configs of this package, sorted."""
     return sorted(file.stem for file in FOLDER.glob("[a-z]*.py"))
 
 
 def _run(path):
     loader = machinery.SourceFileLoader("config", str(path))
-    module = util.module_from_spec(util.spec_from_loader("config", loader))
+    spec = util.spec_from_loader("config", loader)
+    assert spec is not None  # as there is a loader
+    module = util.module_from_spec(spec)
     with _importing_from_here():
         loader.exec_module(module)
         get_config = getattr(module, "get_config", None)

@@ -17,6 +17,8 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +72,7 @@ class DistributedSettings:
             raise ValueError(f"the number of processes must be positive, not {self.num_processes}")
         if self.process_id is not None and self.process_id < 0:
             raise ValueError(f"the process id must not be negative: {self.process_id}")
-        if None not in (self.num_processes, self.process_id):
+        if self.num_processes is not None and self.process_id is not None:
             if self.process_id >= self.num_processes:
                 raise ValueError(
                     f"process id {self.process_id} of {self.num_processes} processes: ids start"
@@ -78,7 +80,7 @@ class DistributedSettings:
                 )
 
 
-def initialize(settings=None):
+def initialize(settings: DistributedSettings | None = None) -> None:
     """Joins the other processes; does nothing where there are none, or when called again.
 
     Call it before anything that uses a device.
@@ -104,12 +106,12 @@ def initialize(settings=None):
         _join(cluster, settings)
 
 
-def is_primary():
+def is_primary() -> bool:
     """Whether this is the process that writes and prints."""
     return jax.process_index() == 0
 
 
-def barrier(name):
+def barrier(name: str) -> None:
     """Waits until every process has come here; nothing with one process.
 
     Needs no device, and so waits for a process that compiles or reads for long, as collectives
@@ -121,7 +123,7 @@ def barrier(name):
 _gathers = itertools.count()
 
 
-def all_gather(value):
+def all_gather(value: Any) -> list[Any]:
     """The `value`s of all processes, in the order of their indices; all must call it equally often.
 
     Args:
@@ -138,7 +140,7 @@ def all_gather(value):
 
 
 @contextlib.contextmanager
-def raise_together():
+def raise_together() -> Iterator[None]:
     """A context, entered by all processes, that one process leaves with an error only with all.
 
     For checks: where any process raises ValueError or OSError, all raise ValueError. So every
@@ -164,7 +166,9 @@ def raise_together():
         raise ValueError(first if alike else f"process {failed[0]}: {first}") from error
 
 
-def with_environment(settings, environment):
+def with_environment(
+    settings: DistributedSettings, environment: Mapping[str, str]
+) -> DistributedSettings:
     """`settings`, with what they leave open from the three JAX_ variables.
 
     Raises:
@@ -188,7 +192,7 @@ class Cluster:
     arguments: dict
 
 
-def find_cluster(settings, environment):
+def find_cluster(settings: DistributedSettings, environment: Mapping[str, str]) -> Cluster | None:
     """The cluster that this process belongs to, or None for a process on its own.
 
     jax.distributed.initialize finds clusters by itself, and still finds out their addresses here.
@@ -264,7 +268,8 @@ def _slurm(settings, environment):
 
 def _cloud_tpu(settings, environment):
     # On import, jax puts "tpu" here where the host has one and JAX_PLATFORMS is not set.
-    if "tpu" not in (jax.config.jax_platforms or ""):
+    options: Any = jax.config  # whose attributes checkers do not know
+    if "tpu" not in (options.jax_platforms or ""):
         return None
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     several_slices = environment.get("MEGASCALE_NUM_SLICES", "1") != "1"
@@ -324,7 +329,7 @@ class AllReduceMax:
     def __init__(self):
         self._pending = None
 
-    def __call__(self, number):
+    def __call__(self, number: int) -> int:
         """Gives a `number` from 0 to 2**31 - 1; returns the largest of the last call's."""
         if jax.process_count() == 1:
             return int(number)
@@ -332,7 +337,7 @@ class AllReduceMax:
         return 0 if answer is None else int(answer)
 
 
-def any_process(flag):
+def any_process(flag: bool) -> bool:
     """Whether `flag` is true in any process. All must call it; waits for them and the devices."""
     return bool(flag) if jax.process_count() == 1 else bool(_largest(int(flag)))
 
@@ -351,7 +356,7 @@ def _maximum():
     return NamedSharding(mesh, PartitionSpec("all")), jax.jit(jnp.max, out_shardings=everywhere)
 
 
-def lost_process(error):
+def lost_process(error: BaseException) -> bool:
     """Whether `error` says that another process of this cluster is gone, not that ours is wrong.
 
     A computation that ran into it fails later, where its result is first read, with a ValueError of
@@ -360,7 +365,7 @@ def lost_process(error):
     return jax.distributed.is_initialized() and LOST_CONNECTION.match(str(error)) is not None
 
 
-def exit_without_waiting(status):
+def exit_without_waiting(status: int) -> None:
     """Ends this process like sys.exit(status), but without waiting for others.
 
     For a process that failed by itself. At a usual end jax waits until all processes have come to

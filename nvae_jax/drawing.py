@@ -1,9 +1,12 @@
 """Grids of samples and of reconstructions during training."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
 from nvae_jax import pictures, sharding, steps
+from nvae_jax.build import Experiment
 from nvae_jax.data import pipeline
 from nvae_jax.ops import compiler
 
@@ -15,7 +18,7 @@ class Drawing:
       experiment: from `build.build`.
     """
 
-    def __init__(self, experiment):
+    def __init__(self, experiment: Experiment):
         self._experiment, self._mesh = experiment, experiment.mesh
         self._count = experiment.loop.num_images
         model, likelihood = experiment.model, experiment.likelihood
@@ -34,7 +37,7 @@ class Drawing:
             compiler_options=compiler.options(self._mesh.devices.flat[0].platform),
         )
 
-    def __call__(self, variables, step):
+    def __call__(self, variables: Any, step: int) -> dict[str, np.ndarray]:
         """{name: images (N, H, W, C) in [0, 1]} of the model after so many steps: "samples", and
         "reconstructions" of held-out images (above: the images, below: their copies)."""
         key = jax.random.fold_in(jax.random.key(self._experiment.seed), step)

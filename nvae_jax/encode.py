@@ -1,16 +1,27 @@
 """Images to latents on disk, and back."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nvae_jax import inputs, outputs, pictures
+from nvae_jax.api import Run
 
 KINDS = ("sample", "mean")
 
 
-def encode_run(run, images, out, *, source="images", seed=0, overwrite=False):
+def encode_run(
+    run: Run,
+    images: np.ndarray,
+    out: str | Path,
+    *,
+    source: str = "images",
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
     """Writes the posterior's means and a draw from it, for every group.
 
     Args:
@@ -37,7 +48,9 @@ def encode_run(run, images, out, *, source="images", seed=0, overwrite=False):
     print(f"{len(images)} image(s) encoded to {out}: {run.num_groups} groups")
 
 
-def load_latents(path, kind="sample", groups=None):
+def load_latents(
+    path: str | Path, kind: str = "sample", groups: int | None = None
+) -> list[np.ndarray]:
     """The latents that `encode_run` wrote: a list of (N, h, w, z), coarsest first.
 
     Args:
@@ -59,7 +72,16 @@ def load_latents(path, kind="sample", groups=None):
     return [arrays[name] for name in names[:groups]]
 
 
-def decode_run(run, latents, out, *, source="latents", temperature=1.0, seed=0, overwrite=False):
+def decode_run(
+    run: Run,
+    latents: Sequence[np.ndarray],
+    out: str | Path,
+    *,
+    source: str = "latents",
+    temperature: ArrayLike = 1.0,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
     """Writes images of latents: `decoded.npz` (key `images`, as `pictures.to_values`) and
     `decoded.png`.
 

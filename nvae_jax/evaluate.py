@@ -1,20 +1,34 @@
 """A full pass over a split: NELBO, and the importance-weighted bound (Burda et al. 2016)."""
 
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import VariableDict
 
 from nvae_jax import distributed, files, outputs, progress, reporting, sharding, steps
+from nvae_jax.build import Experiment
 from nvae_jax.data import pipeline, sources
 from nvae_jax.interrupt import Interrupt, Interrupted
-from nvae_jax.likelihoods import bits_per_dim
+from nvae_jax.likelihoods import Likelihood, bits_per_dim
+from nvae_jax.models.nvae import NVAE
 from nvae_jax.ops import compiler
+from nvae_jax.state import Snapshot
 
 
-def evaluate(model, likelihood, variables, batches, *, mesh=None, **options):
+def evaluate(
+    model: NVAE,
+    likelihood: Likelihood,
+    variables: VariableDict,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    **options: Any,
+) -> dict[str, Any] | None:
     """Bounds on -log p(x), averaged over every example once; see `Evaluator`."""
     return Evaluator(model, likelihood, mesh)(variables, batches, **options)
 
@@ -31,7 +45,7 @@ class Evaluator:
       mesh: devices that share each batch; None uses one.
     """
 
-    def __init__(self, model, likelihood, mesh=None):
+    def __init__(self, model: NVAE, likelihood: Likelihood, mesh: jax.sharding.Mesh | None = None):
         self._mesh = mesh or sharding.make_mesh(sharding.MeshSettings(), jax.local_devices()[:1])
         everywhere = sharding.replicated(self._mesh)
         options = compiler.options(self._mesh.devices.flat[0].platform)
@@ -42,8 +56,15 @@ class Evaluator:
         self._images = _image_distribution(model, likelihood)
 
     def __call__(
-        self, variables, batches, *, num_iw_samples=1, seed=0, progress=None, stopped=None
-    ):
+        self,
+        variables: VariableDict,
+        batches: Iterable[Mapping[str, np.ndarray]],
+        *,
+        num_iw_samples: int = 1,
+        seed: int = 0,
+        progress: Callable[[float], Any] | None = None,
+        stopped: Callable[[], Any] | None = None,
+    ) -> dict[str, Any] | None:
         """Evaluates.
 
         Args:
@@ -155,13 +176,15 @@ class HeldOut:
       max_examples: only the first so many; None takes all.
     """
 
-    def __init__(self, experiment, max_examples=None):
+    def __init__(self, experiment: Experiment, max_examples: int | None = None):
         self._experiment, self._max_examples = experiment, max_examples
         self._evaluator = Evaluator(experiment.model, experiment.likelihood, experiment.mesh)
         has_validation = "validation" in sources.splits(experiment.data)
         self.split = "validation" if has_validation else "test"
 
-    def __call__(self, variables, stopped=None):
+    def __call__(
+        self, variables: VariableDict, stopped: Callable[[], Any] | None = None
+    ) -> dict[str, float] | None:
         """{"nelbo", "reconstruction", "kl"} of the model's `variables` in nats, and the NELBO per
         image value in bits; None where `stopped()` was true at a batch, on all hosts at the same.
         """
@@ -190,17 +213,17 @@ def _batches(experiment, split, batch_size, seed, max_examples):
 
 
 def evaluate_run(
-    workdir,
-    experiment,
-    state,
+    workdir: str | Path,
+    experiment: Experiment,
+    state: Snapshot,
     *,
-    split,
-    num_iw_samples,
-    max_examples,
-    batch_size,
-    seed,
-    overwrite=False,
-):
+    split: str,
+    num_iw_samples: int,
+    max_examples: int | None,
+    batch_size: int | None,
+    seed: int,
+    overwrite: bool = False,
+) -> dict[str, Any]:
     """Evaluates a loaded run, prints the result and writes it to `workdir/eval/`; that it cannot be
     written is said on stderr.
 

@@ -4,16 +4,21 @@ Each is a serialised `jax.export` program (StableHLO) with its weights inside, i
 convolutions.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import VariableDict
 
 from nvae_jax import capacity, extras, files, outputs, progress, run_directory, steps
+from nvae_jax.api import Run
 from nvae_jax.folding import fold
-from nvae_jax.likelihoods import crop
+from nvae_jax.likelihoods import Likelihood, crop
 from nvae_jax.models.latents import POSTERIOR
+from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import group_temperatures, image_keys, latent_noise
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -35,7 +40,9 @@ coarsest first; at temperature 0 it gives means. It expects images as the model 
 """
 
 
-def make_sampler(model, likelihood, variables, *, batch_size, padding):
+def make_sampler(
+    model: NVAE, likelihood: Likelihood, variables: VariableDict, *, batch_size: int, padding: int
+) -> Callable[..., jax.Array]:
     """(seed () uint32, first () int32, temperature ()) -> images (batch, h, w, C) in [0, 1]: the
     decoder's means for image numbers from `first` on."""
     sample_step = steps.make_sample_step(model, likelihood)
@@ -47,7 +54,9 @@ def make_sampler(model, likelihood, variables, *, batch_size, padding):
     return sampler
 
 
-def make_encoder(model, variables, *, padding):
+def make_encoder(
+    model: NVAE, variables: VariableDict, *, padding: int
+) -> Callable[..., tuple[jax.Array, ...]]:
     """(images (batch, h, w, C) in [0, 1], seed () uint32, temperature ()) -> latents of each group,
     drawn from the posterior."""
     groups = len(model.latent_shapes())
@@ -60,13 +69,21 @@ def make_encoder(model, variables, *, padding):
         temperatures = jnp.broadcast_to(temperature, groups)
         sources = np.full(groups, POSTERIOR)
         noise = latent_noise(model, keys)
-        draw = model.apply(variables, noise, sources, temperatures, features, method="compose")
+        draw: Any = model.apply(variables, noise, sources, temperatures, features, method="compose")
         return draw.latents
 
     return encoder
 
 
-def export_run(run, out, *, batch_size=16, temperature=1.0, platforms=PLATFORMS, overwrite=False):
+def export_run(
+    run: Run,
+    out: str | Path,
+    *,
+    batch_size: int = 16,
+    temperature: float = 1.0,
+    platforms: Sequence[str] = PLATFORMS,
+    overwrite: bool = False,
+) -> None:
     """Writes `sampler.jax`, `encoder.jax`, `export.json` and `README.txt` to the folder `out`.
 
     Args:
@@ -107,10 +124,10 @@ def export_run(run, out, *, batch_size=16, temperature=1.0, platforms=PLATFORMS,
         "sampler.jax": (sampler, (seed, first, number)),
         "encoder.jax": (encoder, (images, seed, number)),
     }
-    sizes = {
-        name: _write(out / name, *programs[name], platforms)
-        for name in progress.bar("exporting", programs, unit="program")
-    }
+    sizes = {}
+    for name in progress.bar("exporting", programs, unit="program"):
+        program, arguments = programs[name]
+        sizes[name] = _write(out / name, program, arguments, platforms)
     files.write_json(out / "export.json", {**metadata, "bytes": sizes})
     run_directory.write_text(out / "README.txt", _usage(run, shape, temperature))
     print(f"written to {out}: " + ", ".join(f"{n} ({s / 1e6:.1f} MB)" for n, s in sizes.items()))

@@ -8,7 +8,9 @@ import math
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -19,7 +21,7 @@ _KINDS = {
 }
 
 
-def check_regular(path):
+def check_regular(path: str | Path) -> None:
     """Raises OSError unless `path` is a file with content of its own. Opening a FIFO would wait for
     somebody who writes to it, and reading a device may not end."""
     mode = os.stat(path).st_mode
@@ -28,14 +30,14 @@ def check_regular(path):
         raise OSError(errno.EINVAL, f"is {kind}, where a file is wanted", str(path))
 
 
-def open_regular(path):
+def open_regular(path: str | Path) -> BinaryIO:
     """Opens a file from elsewhere for reading bytes. Raises OSError as `check_regular` does."""
     check_regular(path)
     return open(path, "rb")
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: str | Path) -> Iterator[Path]:
     """Gives the path of a temporary file beside `path`, with the same ending. It takes the place of
     `path` at the end; when an exception leaves the context, it is removed.
 
@@ -56,7 +58,7 @@ def replacing(path):
 
 
 @contextlib.contextmanager
-def named(path):
+def named(path: str | Path) -> Iterator[None]:
     """Gives errors of reading and writing, which do not say where, the name of `path`."""
     try:
         yield
@@ -66,7 +68,7 @@ def named(path):
         raise
 
 
-def to_json(value, **options):
+def to_json(value: Any, **options: Any) -> str:
     """`value` as JSON, which has no NaN and no infinity: they become null.
 
     Args:
@@ -76,13 +78,13 @@ def to_json(value, **options):
     return json.dumps(finite(value), allow_nan=False, **options)
 
 
-def write_json(path, value, **options):
+def write_json(path: str | Path, value: Any, **options: Any) -> None:
     """Writes `value` to a file, indented, at once or not at all; see `to_json`."""
     with replacing(path) as temporary:
         temporary.write_text(to_json(value, indent=2, **options) + "\n")
 
 
-def finite(value):
+def finite(value: Any) -> Any:
     """`value`, made of dicts, lists and numbers, with None for numbers that are not finite."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
@@ -92,7 +94,7 @@ def finite(value):
 
 
 @contextlib.contextmanager
-def locked(path, refusal=None):
+def locked(path: str | Path, refusal: Exception | None = None) -> Iterator[None]:
     """Holds the lock of the file `path`, made where it is missing, against other processes. The
     kernel drops it with the process, however that ends.
 
@@ -102,12 +104,12 @@ def locked(path, refusal=None):
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
-        except BlockingIOError:
-            raise refusal from None
+        except BlockingIOError as error:
+            raise refusal or error from None
         yield
 
 
-def cache_folder():
+def cache_folder() -> Path | None:
     """Where what is computed once is kept, or None where the user has no home folder."""
     try:
         return Path.home() / ".cache" / "nvae_jax"

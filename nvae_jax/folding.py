@@ -7,22 +7,32 @@ inverted residual's four. The first of a residual cell stands ahead of an activa
 scale and a shift.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax import traverse_util
+from flax.typing import VariableDict
 
 from nvae_jax.models.kernels import effective_kernels
 from nvae_jax.models.layers import BatchNorm, PlainConv, per_channel
+from nvae_jax.models.nvae import NVAE
 
 
 class PlainNorm(BatchNorm):
     """A scale and a shift of channels, or nothing where the variables have none."""
 
     @nn.compact
-    def __call__(self, x, train=False, copies=1, activation=None):
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool = False,
+        copies: int = 1,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
         """Maps `x` (B, H, W, C) to the same shape."""
         scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
         if scale is not None:
@@ -31,7 +41,7 @@ class PlainNorm(BatchNorm):
         return activation(x) if activation else x
 
 
-def fold(model, variables):
+def fold(model: NVAE, variables: VariableDict) -> tuple[NVAE, dict[str, Any]]:
     """The same function in plain convolutions.
 
     Args:
@@ -56,10 +66,13 @@ class _Folding:
     """A model's arrays while they are folded, in float64. Stacked groups have a leading axis."""
 
     def __init__(self, variables, kernels):
-        flat = traverse_util.flatten_dict(jax.device_get(variables["params"]))
-        stats = traverse_util.flatten_dict(jax.device_get(variables.get("batch_stats", {})))
-        self.norms = {path[:-1]: None for path in stats}
-        for path in self.norms:
+        arrays: Any = jax.device_get(variables)
+        flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(arrays["params"])
+        stats: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(
+            arrays.get("batch_stats", {})
+        )
+        self.norms = {}
+        for path in {path[:-1]: None for path in stats}:
             var = np.float64(stats[*path, "var"])
             scale = flat.pop((*path, "scale")) / np.sqrt(var + BatchNorm.epsilon)
             shift = flat.pop((*path, "bias")) - np.float64(stats[*path, "mean"]) * scale

@@ -1,21 +1,28 @@
 """Images from outside, checked and brought to what the model was trained on."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nvae_jax import checks, paths
+from nvae_jax.build import Experiment
 from nvae_jax.data import depth, faults, folder, numpy_files, pipeline, sources, transforms
-from nvae_jax.data.images import SUFFIXES
-from nvae_jax.data.spec import CorruptError
+from nvae_jax.data.images import SUFFIXES, Images
+from nvae_jax.data.spec import CorruptError, DataSpec
 from nvae_jax.likelihoods import crop
 from nvae_jax.pictures import to_range
+
+if TYPE_CHECKING:  # which imports this file
+    from nvae_jax.api import Run
 
 ARRAYS = (".npz", ".npy")
 
 
-def to_model(images, spec, seed=0, first=0):
+def to_model(images: ArrayLike, spec: DataSpec, seed: int = 0, first: int = 0) -> np.ndarray:
     """Images as a person has them, as the model takes them.
 
     What training did to the images of its data set is done to these: binarised at random, reduced
@@ -41,7 +48,7 @@ def to_model(images, spec, seed=0, first=0):
     return np.stack(prepared)
 
 
-def check(images, spec):
+def check(images: ArrayLike, spec: DataSpec) -> np.ndarray:
     """Images without padding of the run's shape, as integers over the whole range of its dtype.
     Raises ValueError as `to_model`."""
     return _in_range(_shaped(np.asarray(images), spec), spec)
@@ -77,7 +84,7 @@ def _in_range(images, spec):
     return to_range(images, spec.num_bits)
 
 
-def load(path, spec=None):
+def load(path: str | Path, spec: DataSpec | None = None) -> Images:
     """Images from a file or a folder of pictures.
 
     Args:
@@ -111,7 +118,7 @@ def load(path, spec=None):
     return sources.fitted(images, spec)
 
 
-def load_arrays(path):
+def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """All arrays of an `.npz` file by name; that of an `.npy` file as `images`.
 
     Raises:
@@ -139,7 +146,7 @@ def _load_array(path, spec):
     return images.astype(np.float32) / np.float32(white)
 
 
-def read(path, spec, first=0, end=None):
+def read(path: str | Path, spec: DataSpec, first: int = 0, end: int | None = None) -> np.ndarray:
     """Images number `first` to `end` - 1 of what `load` finds, as an array of the run's shape.
 
     Raises:
@@ -162,7 +169,15 @@ def _some_of(images, first, end):
         raise faults.all_faults(images, error, "remove such files") from error
 
 
-def select(experiment, *, images=None, split="test", num=8, first=0, seed=0):
+def select(
+    experiment: Experiment,
+    *,
+    images: str | Path | None = None,
+    split: str = "test",
+    num: int | None = 8,
+    first: int = 0,
+    seed: int = 0,
+) -> np.ndarray:
     """Images for a command, without padding: those of a file, or some of the data set.
 
     They are binarised and reduced to the data set's bits as the model wants them: doing so again
@@ -199,7 +214,7 @@ def select(experiment, *, images=None, split="test", num=8, first=0, seed=0):
     return crop(chosen, experiment.data.padding)
 
 
-def describe(arrays, source):
+def describe(arrays: np.ndarray | Sequence[np.ndarray], source: str) -> dict[str, Any]:
     """What files say about the images or latents that they were made of.
 
     Args:
@@ -214,13 +229,15 @@ def describe(arrays, source):
     return {"source": name, "source_sha256": digest, "num": len(arrays[0])}
 
 
-def describe_start(images, source, num):
+def describe_start(images: np.ndarray | None, source: str, num: int) -> dict[str, Any]:
     """`describe` of the images that something starts from, or where they are None of `num` samples
     of the run."""
     return {"source": "samples", "num": num} if images is None else describe(images, source)
 
 
-def starts(run, *, samples, temperature=None, **choice):
+def starts(
+    run: "Run", *, samples: bool, temperature: ArrayLike | None = None, **choice: Any
+) -> tuple["Run", np.ndarray | None]:
     """What a command starts from: images, or samples of the run.
 
     Args:

@@ -5,17 +5,20 @@ would draw. Between two of them a great circle stays where the prior puts its ma
 would cross its empty middle.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nvae_jax import inputs, outputs, pictures, progress
+from nvae_jax.api import Run
 from nvae_jax.noise import group_temperatures
 
 MIN_ANGLE = 1e-4  # closer directions than this are as good as on a straight line
 
 
-def slerp(start, end, fraction):
+def slerp(start: np.ndarray, end: np.ndarray, fraction: float) -> np.ndarray:
     """A point on the great circle between two arrays; their lengths are interpolated linearly.
 
     Args:
@@ -38,7 +41,14 @@ def slerp(start, end, fraction):
     return ((weights[0] * a + weights[1] * b) * length).reshape(shape).astype(np.float32)
 
 
-def interpolate(run, start, end, num_steps, *, temperature=1.0):
+def interpolate(
+    run: Run,
+    start: Sequence[np.ndarray],
+    end: Sequence[np.ndarray],
+    num_steps: int,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> np.ndarray:
     """Images on the way between two sets of noise, each group on its own great circle.
 
     Args:
@@ -60,7 +70,9 @@ def interpolate(run, start, end, num_steps, *, temperature=1.0):
     return np.stack(ways, axis=1)
 
 
-def ends_of_images(run, images, seed=0):
+def ends_of_images(
+    run: Run, images: np.ndarray, seed: int = 0
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The noise of images 0, 2, 4 ... and that of 1, 3, 5 ...
 
     Raises:
@@ -73,25 +85,25 @@ def ends_of_images(run, images, seed=0):
     return [n[0 : 2 * pairs : 2] for n in noise], [n[1 : 2 * pairs : 2] for n in noise]
 
 
-def ends_of_samples(run, num, seed=0):
+def ends_of_samples(run: Run, num: int, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The noise of two sets of `num` samples."""
     noise = run.draw_noise(2 * num, seed)
     return [n[0::2] for n in noise], [n[1::2] for n in noise]
 
 
 def interpolate_run(
-    run,
-    out,
+    run: Run,
+    out: str | Path,
     *,
-    images=None,
-    source="images",
-    num=4,
-    num_steps=9,
-    temperature=1.0,
-    animation="gif",
-    seed=0,
-    overwrite=False,
-):
+    images: np.ndarray | None = None,
+    source: str = "images",
+    num: int = 4,
+    num_steps: int = 9,
+    temperature: ArrayLike = 1.0,
+    animation: str = "gif",
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
     """Writes `interpolation.png` (a row a pair), `interpolation.npz` (key `images`: pairs, steps,
     H, W, C) and `interpolation.gif` or `.webp`, in which all pairs move at once.
 
@@ -134,7 +146,8 @@ def interpolate_run(
 
 
 def _frames(run, ends, temperature, count=24):
-    ways = interpolate(run, *ends, count, temperature=temperature)
+    start, end = ends
+    ways = interpolate(run, start, end, count, temperature=temperature)
     return np.stack(
         [pictures.image_grid(pictures.to_uint8(ways[:, i])) for i in range(ways.shape[1])]
     )

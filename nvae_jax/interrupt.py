@@ -2,12 +2,13 @@
 
 import contextlib
 import signal
+from collections.abc import Iterator
 
 
 class Interrupted(Exception):
     """The command was asked to stop, and leaves everything in order."""
 
-    def __init__(self, message, signal_number):
+    def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.signal_number = signal_number
 
@@ -19,7 +20,7 @@ class Interrupt:
       then: what is done about it, in a word for the user.
     """
 
-    def __init__(self, then="saving"):
+    def __init__(self, then: str = "saving"):
         self.received, self._then = None, then
         self._previous = {}
 
@@ -40,7 +41,7 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def ended_by_sigterm():
+def ended_by_sigterm() -> Iterator[None]:
     """A context, or a function's decorator, in which SIGTERM raises `Interrupted`, as Ctrl-C raises
     KeyboardInterrupt: files that are being written are taken back on the way out."""
 

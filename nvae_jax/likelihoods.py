@@ -5,9 +5,11 @@ To add one: a file in `distributions/` with `log_prob_pixels`, `sample` and `mea
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from nvae_jax import checks
 from nvae_jax.distributions.bernoulli import Bernoulli
@@ -51,7 +53,7 @@ def _row(name):
     return REGISTRY[name]
 
 
-def num_params(name, channels, num_mixtures=10):
+def num_params(name: str, channels: int, num_mixtures: int = 10) -> int:
     """Parameters per pixel that the image head must put out.
 
     Raises:
@@ -68,7 +70,7 @@ def num_params(name, channels, num_mixtures=10):
     return row.num_params(channels, num_mixtures)
 
 
-def check_bits(name, num_bits):
+def check_bits(name: str, num_bits: int) -> None:
     """Raises ValueError where a likelihood says nothing of values of so many bits."""
     if num_bits > _row(name).most_bits:
         fitting = sorted(n for n, row in REGISTRY.items() if num_bits <= row.most_bits)
@@ -78,7 +80,7 @@ def check_bits(name, num_bits):
         )
 
 
-def default(binary):
+def default(binary: bool) -> str:
     """The usual likelihood of images, binary or not: what "auto" in a config stands for."""
     return "bernoulli" if binary else "logistic_mixture"
 
@@ -93,37 +95,49 @@ class ImageDistribution:
     is_density: bool = False  # on [-1, 1], rather than a probability of pixel values
 
     @property
-    def num_dims(self):
+    def num_dims(self) -> int:
         """How many image values the log-likelihood sums over, for bits per dimension."""
         h, w, c = self.image_shape
         return (h - 2 * self.padding) * (w - 2 * self.padding) * c
 
     @property
-    def rate_key(self):
+    def rate_key(self) -> str:
         """What results call a log-likelihood per image value in bits: a density's is not that of
         pixel values, and compares with other densities on [-1, 1] alone."""
         return "density_bits_per_dim" if self.is_density else "bits_per_dim"
 
-    def log_prob_pixels(self, x):
+    def log_prob_pixels(self, x: jax.Array) -> jax.Array:
         """Log-likelihood in nats of each value (or RGB pixel) of `x` (B, H, W, C) in [0, 1]."""
         return self.pixels.log_prob_pixels(x)
 
-    def log_prob(self, x):
+    def log_prob(self, x: jax.Array) -> jax.Array:
         """log p(x | z) in nats, as (B,), for `x` (B, H, W, C) in [0, 1]; padding does not count."""
         checks.array("images", x, ("B", *self.image_shape), float)
         terms = crop(self.log_prob_pixels(x), self.padding)
         return terms.sum(tuple(range(1, terms.ndim)))
 
-    def sample(self, key, temperature=1.0):
+    def sample(self, key: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
         """Draws images (B, H, W, C) in [0, 1]."""
         return self.pixels.sample(key, temperature)
 
-    def mean(self):
+    def mean(self) -> jax.Array:
         """The mean images (B, H, W, C) in [0, 1]."""
         return self.pixels.mean()
 
 
-def make(name, logits, *, num_bits=8, padding=None, channels=None):
+# Maps the decoder's output (B, H, W, params) to a distribution of images.
+Likelihood = Callable[[jax.Array], ImageDistribution]
+ImagesT = TypeVar("ImagesT", jax.Array, np.ndarray)
+
+
+def make(
+    name: str,
+    logits: jax.Array,
+    *,
+    num_bits: int = 8,
+    padding: int | None = None,
+    channels: int | None = None,
+) -> ImageDistribution:
     """The distribution of images given the decoder's output.
 
     Args:
@@ -145,11 +159,11 @@ def make(name, logits, *, num_bits=8, padding=None, channels=None):
     return ImageDistribution(pixels, padding, (h, w, channels), row.is_density)
 
 
-def crop(images, padding):
+def crop(images: ImagesT, padding: int) -> ImagesT:
     """Cuts `padding` rows and columns off every side of (B, H, W, ...) images."""
     return images[:, padding : images.shape[1] - padding, padding : images.shape[2] - padding]
 
 
-def bits_per_dim(nats, num_dims):
+def bits_per_dim(nats: Any, num_dims: int) -> Any:
     """Nats per image as bits per image value."""
     return nats / (np.log(2.0) * num_dims)

@@ -2,16 +2,21 @@
 images, which cannot have been memorised: samples should be no nearer than those."""
 
 import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nvae_jax import files, inputs, outputs, pictures, progress
+from nvae_jax.api import Run
 from nvae_jax.data import pipeline, sources, transforms
+from nvae_jax.data.spec import DataSpec
 from nvae_jax.likelihoods import crop
 from nvae_jax.noise import group_temperatures
 
@@ -27,7 +32,7 @@ class Neighbours:
     distance: np.ndarray  # (N, k) root mean square difference of values in [0, 1]
 
 
-def grey_spec(spec):
+def grey_spec(spec: DataSpec) -> DataSpec:
     """The data set as pictures that can be compared: neither binarised nor padded."""
     size = spec.image_size - 2 * spec.padding
     return dataclasses.replace(
@@ -35,7 +40,15 @@ def grey_spec(spec):
     )
 
 
-def samples_of(run, num, *, file=None, temperature=1.0, recalibrate_bn=True, seed=0):
+def samples_of(
+    run: Run,
+    num: int,
+    *,
+    file: str | Path | None = None,
+    temperature: ArrayLike = 1.0,
+    recalibrate_bn: bool = True,
+    seed: int = 0,
+) -> tuple[Callable[[], np.ndarray], dict[str, Any]]:
     """A function that gives samples to compare, and what makes them.
 
     Args:
@@ -53,20 +66,26 @@ def samples_of(run, num, *, file=None, temperature=1.0, recalibrate_bn=True, see
     if file is not None:
         spec = run.experiment.data
         images = inputs.check(inputs.read(file, spec, end=num), spec)
-        metadata = run.metadata(**inputs.describe(images, file))
+        metadata = run.metadata(**inputs.describe(images, str(file)))
         largest = np.iinfo(images.dtype).max
         return lambda: images.astype(np.float32) / largest, metadata
     run = run.recalibrated(temperature) if recalibrate_bn else run
     run.check_room(num)
     metadata = run.metadata(
-        **inputs.describe_start(None, file, num),
+        **inputs.describe_start(None, "samples", num),
         temperature=np.atleast_1d(temperature).tolist(),
         seed=seed,
     )
     return lambda: run.sample(num, temperature=temperature, seed=seed), metadata
 
 
-def find(queries, batches, num, *, crop_fraction=1.0):
+def find(
+    queries: np.ndarray,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    num: int,
+    *,
+    crop_fraction: float = 1.0,
+) -> Neighbours:
     """The `num` nearest of all images for each query.
 
     Args:
@@ -82,12 +101,13 @@ def find(queries, batches, num, *, crop_fraction=1.0):
       ValueError: `num` or the fraction is out of range, or the sizes differ.
     """
     _check(num, crop_fraction)
-    queries, best = jnp.asarray(_central(queries, crop_fraction)), None
+    targets = jnp.asarray(_central(queries, crop_fraction))
+    best = np.zeros((len(targets), 0), np.float32), np.zeros((len(targets), 0), np.int64)
     for batch in batches:
         images = _central(batch["image"], crop_fraction)
-        if images.shape[1:] != queries.shape[1:]:
-            raise ValueError(f"images of {images.shape[1:]} beside others of {queries.shape[1:]}")
-        distances = np.where(batch["mask"][None], _distances(queries, images), np.inf)
+        if images.shape[1:] != targets.shape[1:]:
+            raise ValueError(f"images of {images.shape[1:]} beside others of {targets.shape[1:]}")
+        distances = np.where(batch["mask"][None], _distances(targets, images), np.inf)
         best = _merge(best, distances, batch["id"], num)
     distance, index = best
     found = np.isfinite(distance).all(0)
@@ -120,15 +140,13 @@ def _distances(queries, images):
 
 
 def _merge(best, distances, ids, num):
-    index = np.broadcast_to(ids, distances.shape)
-    if best is not None:
-        distances = np.concatenate([best[0], distances], 1)
-        index = np.concatenate([best[1], index], 1)
+    index = np.concatenate([best[1], np.broadcast_to(ids, distances.shape)], 1)
+    distances = np.concatenate([best[0], distances], 1)
     order = np.argsort(distances, axis=1, kind="stable")[:, :num]
     return np.take_along_axis(distances, order, 1), np.take_along_axis(index, order, 1)
 
 
-def training_batches(spec):
+def training_batches(spec: DataSpec) -> Iterator[Mapping[str, np.ndarray]]:
     """All training images as they are, a chunk at a time."""
     batches = pipeline.eval_batches(grey_spec(spec), split="train", batch_size=CHUNK, seed=0)
     total = pipeline.num_examples(spec, "train")
@@ -139,18 +157,18 @@ def training_batches(spec):
 
 
 def nearest_run(
-    run,
-    samples,
-    out,
+    run: Run,
+    samples: Callable[[], np.ndarray],
+    out: str | Path,
     *,
-    num=5,
-    crop_fraction=0.5,
-    rows=8,
-    split="test",
-    metadata,
-    source="samples",
-    overwrite=False,
-):
+    num: int = 5,
+    crop_fraction: float = 0.5,
+    rows: int = 8,
+    split: str = "test",
+    metadata: Mapping[str, Any],
+    source: str = "samples",
+    overwrite: bool = False,
+) -> dict[str, Any]:
     """Compares samples, and as many test images, with the whole training set.
 
     Writes `nearest.png` (left half: a sample and its neighbours; right half: a test image and its),
@@ -188,22 +206,22 @@ def nearest_run(
     }
     written = [out / name for name in FILES]
     outputs.check(written, metadata, inputs=[source], overwrite=overwrite)
-    samples = samples()
-    test = pipeline.preview(grey_spec(spec), split, len(samples))
-    queries = np.concatenate([samples, test])
+    sampled = samples()
+    count, test = len(sampled), pipeline.preview(grey_spec(spec), split, len(sampled))
+    queries = np.concatenate([sampled, test])
     results = {}
     for name, fraction in (("full", 1.0), ("crop", crop_fraction)):
         results[name] = find(queries, training_batches(spec), num, crop_fraction=fraction)
-    arrays = {"samples": pictures.to_values(samples, spec.num_bits)}
+    arrays = {"samples": pictures.to_values(sampled, spec.num_bits)}
     arrays, summary = arrays | pictures.about_values(spec.num_bits), dict(metadata)
     for name, found in results.items():
-        for source, part in (("sample", np.s_[: len(samples)]), ("test", np.s_[len(samples) :])):
+        for source, part in (("sample", np.s_[:count]), ("test", np.s_[count:])):
             arrays[f"{source}_distance_{name}"] = found.distance[part]
             arrays[f"{source}_index_{name}"] = found.index[part]
             median = float(np.median(found.distance[part, 0]))
             summary[f"median_{source}_distance_{name}"] = median
         file = "nearest.png" if name == "full" else f"nearest_{name}.png"
-        picture = partial(_picture, spec, queries, len(samples), min(rows, len(test)))
+        picture = partial(_picture, spec, queries, count, min(rows, len(test)))
         pictures.save_grid(out / file, *picture(found, metadata), num_bits=spec.num_bits)
     pictures.save_arrays(out / "nearest.npz", **arrays, **metadata)
     files.write_json(out / "nearest.json", summary)

@@ -2,17 +2,22 @@
 whatever the batch it is drawn in and the devices that draw it."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
+
+from nvae_jax.models.hierarchy import Hierarchy
+from nvae_jax.models.nvae import NVAE
 
 
-def image_keys(key, indices):
+def image_keys(key: jax.Array, indices: jax.Array | np.ndarray) -> jax.Array:
     """A key for each image: (B,) keys from one key and the images' numbers (B,)."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 
 
-def latent_noise(model, keys):
+def latent_noise(model: NVAE, keys: jax.Array) -> list[jax.Array]:
     """Standard normal noise of every latent group.
 
     Args:
@@ -28,7 +33,7 @@ def latent_noise(model, keys):
     return hierarchy.split_latents(flat)
 
 
-def group_temperatures(hierarchy, temperature):
+def group_temperatures(hierarchy: Hierarchy, temperature: ArrayLike) -> np.ndarray:
     """A temperature for each group.
 
     Args:
@@ -54,7 +59,7 @@ def group_temperatures(hierarchy, temperature):
     return np.array([values[top - scale] for scale in hierarchy.scale_of_group()], np.float32)
 
 
-def parse_temperatures(texts):
+def parse_temperatures(texts: Sequence[str]) -> list[float]:
     """Numbers from the words of a flag. Raises ValueError for one that is none, and for no word."""
     wrong = ValueError(f"temperature must be numbers, not {','.join(texts)!r}")
     try:
@@ -70,6 +75,6 @@ def _listed(values):
     return ", ".join(f"{value:g}" for value in np.ravel(values))
 
 
-def describe_temperature(temperature):
+def describe_temperature(temperature: ArrayLike) -> str:
     """A temperature, or one a scale, as text that can be part of a file's name: 0.7 or 1-0.7."""
     return "-".join(f"{value:g}" for value in np.atleast_1d(temperature))

@@ -4,15 +4,17 @@ Arrays in, arrays out; everything in nats.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 ACTIVE_NATS = 0.1
 
 
-def active_units(kl_per_channel):
+def active_units(kl_per_channel: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """How many units are in use. A unit is a latent channel; it is active where its KL, summed over
     pixels and averaged over images, exceeds `ACTIVE_NATS`, 0.1 nats.
 
@@ -52,14 +54,14 @@ class ObjectiveSettings:
             raise ValueError("objective.spectral must be positive where spectral_init anneals it")
 
 
-def kl_weight(step, settings):
+def kl_weight(step: ArrayLike, settings: ObjectiveSettings) -> jax.Array:
     """β at `step`: the KL warm-up, from `kl_min` to 1."""
     risen = step - settings.kl_constant * settings.num_steps
     anneal_steps = max(settings.kl_anneal * settings.num_steps, 1e-9)
     return jnp.clip(risen / anneal_steps, settings.kl_min, 1.0)
 
 
-def regularizer_weight(beta, settings):
+def regularizer_weight(beta: ArrayLike, settings: ObjectiveSettings) -> jax.Array:
     """λ at `beta`: constant, or annealed geometrically from `spectral_init` to `spectral`."""
     if not settings.spectral_init:
         return jnp.asarray(settings.spectral, jnp.float32)
@@ -67,7 +69,7 @@ def regularizer_weight(beta, settings):
     return jnp.exp((1.0 - beta) * start + beta * end)
 
 
-def balance_alpha(hierarchy):
+def balance_alpha(hierarchy: Any) -> np.ndarray:
     """How much of the KL each group should carry relative to the others, (groups,) top-down:
     proportional to its scale's number of variables, shared among the scale's groups."""
     top = hierarchy.num_scales - 1
@@ -76,7 +78,7 @@ def balance_alpha(hierarchy):
     return per_scale[list(hierarchy.scale_of_group())].astype(np.float32)
 
 
-def balance_weights(kl, alpha):
+def balance_weights(kl: jax.Array, alpha: ArrayLike) -> jax.Array:
     """γ, (groups,): weights of mean 1 that press on groups with much KL for their size.
 
     Args:
@@ -87,7 +89,7 @@ def balance_weights(kl, alpha):
     return raw / raw.mean()
 
 
-def balanced_kl(kl, alpha, beta):
+def balanced_kl(kl: jax.Array, alpha: ArrayLike, beta: jax.Array) -> tuple[jax.Array, jax.Array]:
     """β · Σ_l γ_l · KL_l of each example (B,); γ = 1 once the warm-up is over.
 
     Returns:

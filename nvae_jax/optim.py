@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import optax
 
 from nvae_jax.ops.portable.optimizer import with_small_concatenated
@@ -40,7 +41,7 @@ class OptimizerSettings:
                 raise ValueError(f"optimizer.{name} is negative: {getattr(self, name)}")
 
 
-def learning_rate_schedule(settings):
+def learning_rate_schedule(settings: OptimizerSettings) -> optax.Schedule:
     """Maps a step to its learning rate: linear from 0, then cosine to the lowest, every step."""
     decay_steps = max(settings.num_steps - settings.warmup_steps, 1)
     lowest = settings.min_learning_rate / settings.learning_rate
@@ -66,7 +67,9 @@ class Optimizer(NamedTuple):
     learning_rate: Callable[..., Any] | float
 
 
-def adamax(settings, learning_rate=None):
+def adamax(
+    settings: OptimizerSettings, learning_rate: optax.ScalarOrSchedule | None = None
+) -> Optimizer:
     """u = max(0.999·u, |g| + ε); m = 0.9·m + 0.1·g; p -= lr / (1 - 0.9^t) · m / u.
 
     Gradients are clipped, where they are, ahead of the weight decay.
@@ -78,25 +81,25 @@ def adamax(settings, learning_rate=None):
     Returns:
       an `Optimizer`.
     """
-    if learning_rate is None:
-        learning_rate = learning_rate_schedule(settings)
+    rate = learning_rate_schedule(settings) if learning_rate is None else learning_rate
     clip = settings.gradient_clip
     chain = optax.chain(
         *([optax.clip_by_global_norm(clip)] if clip else []),
         optax.add_decayed_weights(settings.weight_decay),
         optax.scale_by_adamax(settings.B1, settings.B2, settings.epsilon),
-        optax.scale_by_learning_rate(learning_rate),
+        optax.scale_by_learning_rate(rate),
     )
-    return Optimizer(*with_small_concatenated(chain), chain, settings, learning_rate)
+    init, update = with_small_concatenated(chain)
+    return Optimizer(init, update, chain, settings, rate)
 
 
-def at_step(opt_state, step):
+def at_step(opt_state: Any, step: jax.Array) -> Any:
     """An optimiser's state with its schedule at `step`, an int32 array; the count of its moments
     stays, which is of the gradients that they have seen."""
     return optax.tree_utils.tree_set(opt_state, _is_schedule, count=step)
 
 
-def with_schedule_of(opt_state, other):
+def with_schedule_of(opt_state: Any, other: Any) -> Any:
     """An optimiser's state with its schedule where that of another is."""
     return at_step(opt_state, optax.tree_utils.tree_get(other, "count", filtering=_is_schedule))
 

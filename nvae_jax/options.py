@@ -1,5 +1,8 @@
 """Flags that several commands share, each defined once."""
 
+from collections.abc import Callable
+from typing import Any
+
 from absl import flags
 
 from nvae_jax import checkpoint, cli, paths, schema
@@ -16,12 +19,12 @@ class _PathParser(flags.ArgumentParser):
         return str(paths.local(argument))
 
 
-def define_path(name, default, help, **options):
+def define_path(name: str, default: str | None, help: str, **options: Any) -> flags.FlagHolder:
     """A flag that is a path."""
     return flags.DEFINE(_PathParser(), name, default, help, **options)
 
 
-def define_run():
+def define_run() -> Callable[[], dict[str, Any]]:
     """The flags of every command that reads a run.
 
     Returns:
@@ -39,31 +42,31 @@ def define_run():
     }
 
 
-def define_images():
+def define_images() -> flags.FlagHolder:
     """Images to work on."""
     return define_path("images", None, ".npz, .npy, picture or folder; default: the split's")
 
 
-def define_out(help="folder to write to"):
+def define_out(help: str = "folder to write to") -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """(--out, --overwrite): where results go, and whether they may take the place of others."""
     out = define_path("out", None, help, required=True)
     return out, define_overwrite()
 
 
-def define_overwrite():
+def define_overwrite() -> flags.FlagHolder:
     """Whether files made with other settings, or by somebody else, may be replaced."""
     return flags.DEFINE_bool(
         "overwrite", False, "replace files that other settings, or somebody else, made"
     )
 
 
-def define_batch_size():
+def define_batch_size() -> flags.FlagHolder:
     """Images that are computed at a time."""
     return flags.DEFINE_integer(
         "batch_size", None, "images at a time; default: config.eval's", 1, schema.MANY
     )
 
 
-def define_seed(help):
+def define_seed(help: str) -> flags.FlagHolder:
     """The seed of draws."""
     return flags.DEFINE_integer("seed", 0, help, 0, schema.LARGEST_INT)

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from absl import logging
+from absl.logging import converter
 
 
-def keep_quiet():
+def keep_quiet() -> None:
     """Leaves out what Orbax logs of errors, all of which it raises too, and what becomes of the
     arrays that were being written beside the one that failed."""
     logging.get_absl_logger().addFilter(_is_news)
@@ -22,11 +23,11 @@ def keep_quiet():
 
 
 def _is_news(record):
-    is_error = record.levelno >= logging.converter.STANDARD_ERROR
+    is_error = record.levelno >= converter.STANDARD_ERROR
     return not (is_error and "orbax" in Path(record.pathname).parts)
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
     """Why a file could not be written, in few words."""
     system = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
     return os.strerror(int(system[1])) if system else str(error).strip().splitlines()[0][:200]

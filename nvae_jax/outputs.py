@@ -2,7 +2,9 @@
 stays, unless it may be overwritten. Commands ask before they compute."""
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -10,7 +12,13 @@ from PIL import Image
 from nvae_jax import files, paths
 
 
-def check(outputs, settings, *, inputs=(), overwrite=False):
+def check(
+    outputs: Sequence[str | Path],
+    settings: Mapping[str, Any],
+    *,
+    inputs: Iterable[str | Path] = (),
+    overwrite: bool = False,
+) -> None:
     """Raises unless all files can be, and may be, written.
 
     Args:
@@ -27,7 +35,9 @@ def check(outputs, settings, *, inputs=(), overwrite=False):
     check_settings(outputs, settings, overwrite=overwrite)
 
 
-def check_settings(outputs, settings, *, overwrite=False):
+def check_settings(
+    outputs: Sequence[str | Path], settings: Mapping[str, Any], *, overwrite: bool = False
+) -> None:
     """Raises ValueError where a file is there that other settings made; see `check`."""
     settings = json.loads(files.to_json(settings))
     for path in [] if overwrite else filter(Path.exists, map(Path, outputs)):
@@ -72,7 +82,8 @@ def _read_arrays(path, wanted):
 
 def _read_picture(path, wanted):
     with Image.open(path, formats=["PNG"]) as picture:
-        texts = {name: text for name, text in picture.text.items() if name in wanted}
+        texts = getattr(picture, "text", {})  # which only a PNG has
+    texts = {name: text for name, text in texts.items() if name in wanted}
     return {
         name: text if isinstance(wanted[name], str) else json.loads(text)
         for name, text in texts.items()

@@ -12,7 +12,7 @@ from pathlib import Path
 SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*:/+)")
 
 
-def local(path, name=""):
+def local(path: str | os.PathLike, name: str = "") -> Path:
     """`path` on this machine, where there may be something or nothing; ~ is the user's home.
 
     Args:
@@ -43,7 +43,7 @@ def _problem(text):
     return None
 
 
-def check_writable(path, name):
+def check_writable(path: str | os.PathLike, name: str) -> Path:
     """`local(path)`, where a file can be made or replaced, in folders that may have to be made.
 
     Raises:

@@ -2,9 +2,12 @@
 
 import contextlib
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 from PIL import Image, PngImagePlugin
 
 from nvae_jax import files
@@ -16,24 +19,24 @@ ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
 GREY = 128  # of grids, between pictures
 
 
-def to_uint8(images):
+def to_uint8(images: np.ndarray) -> np.ndarray:
     """Images in [0, 1] as uint8, rounded."""
     return to_range(images, 8)
 
 
-def to_range(images, num_bits):
+def to_range(images: np.ndarray, num_bits: int) -> np.ndarray:
     """Images in [0, 1], rounded: as uint8 of [0, 255], or for more than 8 bits as uint16 of
     [0, 65535]."""
     return _rounded(images, 255 if num_bits <= 8 else 65535)
 
 
-def to_values(images, num_bits):
+def to_values(images: ArrayLike, num_bits: int) -> np.ndarray:
     """Images in [0, 1] as files of arrays hold them: uint8 of [0, 255], or for more than 8 bits the
     values of so many bits, as uint16."""
     return _rounded(images, 2 ** max(num_bits, 8) - 1)
 
 
-def about_values(num_bits):
+def about_values(num_bits: int) -> dict[str, int]:
     """What files of arrays say beside values of more than 8 bits: {} or which of them is white."""
     return {} if num_bits <= 8 else {depth.NOTE: 2**num_bits - 1}
 
@@ -43,7 +46,7 @@ def _rounded(images, white):
     return scaled.astype(np.uint8 if white == 255 else np.uint16)
 
 
-def image_grid(images, columns=None):
+def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """Lays out uint8 or uint16 images (N, H, W, C) row by row, as (rows·(H+1), columns·(W+1), 3).
 
     `columns` defaults to a grid as square as N allows; missing places stay grey, and so does the
@@ -60,7 +63,7 @@ def image_grid(images, columns=None):
     return np.repeat(grid, 3, axis=-1) if grid.shape[-1] == 1 else grid
 
 
-def pair_rows(above, below):
+def pair_rows(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Interleaves two (N, H, W, C) sets so that in a square grid each row of the first stands
     over its row of the second."""
     above, below = np.asarray(above), np.asarray(below)
@@ -69,7 +72,12 @@ def pair_rows(above, below):
     return np.concatenate(parts)
 
 
-def save_png(path, image, metadata=None, enlarge=False):
+def save_png(
+    path: str | Path,
+    image: np.ndarray,
+    metadata: Mapping[str, Any] | None = None,
+    enlarge: bool = False,
+) -> None:
     """Writes one image (H, W, C), uint8, or uint16 over its whole range: with 16 bits if that is
     grey, otherwise with 8. `metadata` {name: value} becomes its text chunks."""
     info = PngImagePlugin.PngInfo()
@@ -81,14 +89,25 @@ def save_png(path, image, metadata=None, enlarge=False):
         picture.save(temporary, "PNG", pnginfo=info, optimize=True)
 
 
-def save_grid(path, images, metadata=None, columns=None, num_bits=8):
+def save_grid(
+    path: str | Path,
+    images: np.ndarray,
+    metadata: Mapping[str, Any] | None = None,
+    columns: int | None = None,
+    num_bits: int = 8,
+) -> None:
     """Writes images (N, H, W, C) as one picture, row by row: in [0, 1], or integers over the whole
     range of their dtype. More than 8 bits make it a picture of 16, see `save_png`."""
     images = images if images.dtype.kind == "u" else to_range(images, num_bits)
     save_png(path, image_grid(images, columns), metadata, enlarge=True)
 
 
-def save_animation(path, frames, metadata=None, seconds=3.0):
+def save_animation(
+    path: str | Path,
+    frames: np.ndarray,
+    metadata: Mapping[str, Any] | None = None,
+    seconds: float = 3.0,
+) -> None:
     """Writes frames (N, H, W, C), uint8 or in [0, 1], as an endless animation there and back.
 
     Args:
@@ -105,7 +124,7 @@ def save_animation(path, frames, metadata=None, seconds=3.0):
         raise ValueError(f"{path} must end in {' or '.join(ANIMATIONS)}")
     frames = frames if frames.dtype == np.uint8 else to_uint8(frames)
     pictures = [_picture(frame, ANIMATION_SIZE) for frame in [*frames, *frames[-2:0:-1]]]
-    options = {"duration": max(round(1000 * seconds / len(frames)), 20), "loop": 0}
+    options: dict[str, Any] = {"duration": max(round(1000 * seconds / len(frames)), 20), "loop": 0}
     comment = files.to_json(metadata or {})
     if path.suffix == ".gif":
         options["comment"] = comment.encode()
@@ -145,7 +164,14 @@ class ArrayStream:
       arrays: small ones that go along, {name: value}.
     """
 
-    def __init__(self, path, name, shape, dtype, **arrays):
+    def __init__(
+        self,
+        path: str | Path,
+        name: str,
+        shape: Sequence[int],
+        dtype: DTypeLike,
+        **arrays: ArrayLike,
+    ):
         self._path, self._missing, self._opened = Path(path), shape[0], contextlib.ExitStack()
         enter = self._opened.enter_context
         temporary = enter(files.replacing(path))
@@ -158,7 +184,7 @@ class ArrayStream:
         header = {"descr": descr, "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(self._member, header)
 
-    def write(self, piece):
+    def write(self, piece: np.ndarray) -> None:
         """Adds the next rows."""
         self._missing -= len(piece)
         self._member.write(np.ascontiguousarray(piece).tobytes())
@@ -175,7 +201,7 @@ class ArrayStream:
                 raise ValueError(f"{self._path}: {self._missing} row(s) are missing")
 
 
-def save_arrays(path, **arrays):
+def save_arrays(path: str | Path, **arrays: Any) -> None:
     """Writes small arrays to an `.npz` file, at once or not at all."""
     with files.replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)

@@ -4,6 +4,8 @@ import contextlib
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -11,7 +13,9 @@ from tqdm import tqdm
 SECONDS = 30.0  # from one line to the next
 
 
-def bar(what, iterable=None, *, unit, total=None):
+def bar(
+    what: str, iterable: Iterable | None = None, *, unit: str, total: int | None = None
+) -> tqdm:
     """A `tqdm` on a terminal; elsewhere one that prints a line on stderr every `SECONDS` at most,
     and none about work that ends sooner. Silent in every process but the first.
 
@@ -27,7 +31,7 @@ def bar(what, iterable=None, *, unit, total=None):
 
 
 @contextlib.contextmanager
-def waiting(what):
+def waiting(what: str) -> Iterator[None]:
     """A context of one long call, such as a compilation: prints that it begins, and every `SECONDS`
     for how long it has gone on. Silent in every process but the first."""
     if jax.process_index() != 0:
@@ -77,7 +81,7 @@ class Clock:
       data: an iterator with `wait_seconds`.
     """
 
-    def __init__(self, step, data):
+    def __init__(self, step: int, data: Any):
         self._data = data
         self._mark(step)
 
@@ -85,13 +89,13 @@ class Clock:
         self._step, self._time, self._wait = step, time.perf_counter(), self._data.wait_seconds
 
     @contextlib.contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """A context whose time does not count."""
         begin = time.perf_counter()
         yield
         self._time += time.perf_counter() - begin
 
-    def lap(self, step, batch_size):
+    def lap(self, step: int, batch_size: int) -> tuple[float, float]:
         """(images per second, fraction of the time spent waiting for data) since the last one."""
         seconds = max(time.perf_counter() - self._time, 1e-9)
         rate = (step - self._step) * batch_size / seconds

@@ -1,21 +1,28 @@
 """Batch-norm statistics for sampling, from prior samples instead of training batches (paper,
 section 4)."""
 
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from flax.typing import VariableDict
+from numpy.typing import ArrayLike
 
 from nvae_jax import files, progress, sharding
+from nvae_jax.build import Experiment
+from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import (
     describe_temperature,
     group_temperatures,
     image_keys,
     latent_noise,
 )
+from nvae_jax.state import Snapshot
 
 METHODS = ("pooled", "published")
 PUBLISHED_MOMENTUM = 0.05
@@ -24,16 +31,16 @@ LARGEST = 1e17
 
 
 def recalibrate(
-    model,
-    variables,
-    key,
+    model: NVAE,
+    variables: VariableDict,
+    key: jax.Array,
     *,
-    temperature=1.0,
-    passes=500,
-    batch_size=16,
-    method="pooled",
-    progress=iter,
-):
+    temperature: ArrayLike = 1.0,
+    passes: int = 500,
+    batch_size: int = 16,
+    method: str = "pooled",
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Mapping[str, Any]:
     """Replaces running statistics, which follow training batches, by those of the model's samples.
 
     Each pass samples from the prior with batch statistics. `pooled` is exact over all passes: means
@@ -100,7 +107,7 @@ def _moving(variables, one_pass, batches):
     return variables["batch_stats"]
 
 
-def _pooled(variables, one_pass, batches):
+def _pooled(variables, one_pass, batches) -> Any:
     pooled, squares, count = None, None, 0
     for count, indices in batches:
         batch = one_pass(variables, indices)
@@ -134,8 +141,14 @@ def _add_variance_of_means(mean, squares, count):
 
 
 def recalibrated_statistics(
-    workdir, experiment, state, *, temperature, passes=None, method="pooled"
-):
+    workdir: str | Path,
+    experiment: Experiment,
+    state: Snapshot,
+    *,
+    temperature: ArrayLike,
+    passes: int | None = None,
+    method: str = "pooled",
+) -> Mapping[str, Any]:
     """`recalibrate` for a run, computed once for each temperature, number of passes and model.
 
     The result is kept in `workdir/recalibration/`; where that cannot be written to, or what is
@@ -187,7 +200,7 @@ def _load(path, like):
             arrays = dict(loaded)
     except Exception:  # a damaged file can fail in any way
         return None
-    wanted = traverse_util.flatten_dict(like, sep="/")
+    wanted: dict[str, Any] = traverse_util.flatten_dict(like, sep="/")
     if {n: (a.shape, a.dtype) for n, a in arrays.items()} != {
         n: (a.shape, np.float32) for n, a in wanted.items()
     }:

@@ -1,19 +1,23 @@
 """Reconstructions, whole and partial: what each scale of latents says about an image."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nvae_jax import inputs, outputs, pictures
+from nvae_jax.api import Run
+from nvae_jax.models.hierarchy import Hierarchy
 
 
-def groups_by_scale(hierarchy):
+def groups_by_scale(hierarchy: Hierarchy) -> list[int]:
     """How many of the coarsest groups make up none, one, two ... of the scales."""
     scales = np.array(hierarchy.scale_of_group())
     return [int((scales >= scale).sum()) for scale in range(hierarchy.num_scales, -1, -1)]
 
 
-def parse_groups(words):
+def parse_groups(words: Sequence[str] | None) -> list[int] | None:
     """Numbers from the words of a flag, or None. Raises ValueError for one that is none."""
     if words is None:
         return None
@@ -22,7 +26,14 @@ def parse_groups(words):
     return [int(word) for word in words]
 
 
-def reconstruct_partially(run, images, groups, *, temperature=1.0, seed=0):
+def reconstruct_partially(
+    run: Run,
+    images: np.ndarray,
+    groups: Sequence[int],
+    *,
+    temperature: ArrayLike = 1.0,
+    seed: int = 0,
+) -> np.ndarray:
     """Reconstructions with some of the coarsest groups from the posterior, the rest from the prior.
 
     Args:
@@ -41,16 +52,16 @@ def reconstruct_partially(run, images, groups, *, temperature=1.0, seed=0):
 
 
 def reconstruct_run(
-    run,
-    images,
-    out,
+    run: Run,
+    images: np.ndarray,
+    out: str | Path,
     *,
-    source="images",
-    groups=None,
-    temperature=1.0,
-    seed=0,
-    overwrite=False,
-):
+    source: str = "images",
+    groups: Sequence[int] | None = None,
+    temperature: ArrayLike = 1.0,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
     """Writes `reconstructions.npz` and `reconstructions.png`: a row an image, which comes first,
     then its reconstructions with ever more of the coarsest groups from the posterior.
 

@@ -4,6 +4,7 @@ Power iteration itself is one of the operations that differ by platform: `Ops.sp
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ ROUNDS = 4  # of power iteration, each step
 EARLY_ROUNDS = 36  # ahead of the first step, whose vectors are random otherwise
 
 
-def init_spectral_vectors(key, kernels):
+def init_spectral_vectors(key: jax.Array, kernels: Any) -> dict[str, jax.Array]:
     """Random unit vectors to start power iteration from.
 
     Args:
@@ -46,7 +47,7 @@ def _unit_segments(x, lengths):
     return x / (jnp.sqrt(squares) + 1e-12)[owner]
 
 
-def batch_norm_penalty(params):
+def batch_norm_penalty(params: Any) -> jax.Array:
     """The sum over batch norms of the largest |scale|."""
     by_width = {}  # those of one width together: one maximum a width, not one a layer
     for path, scale in sorted_leaves(params):
@@ -55,4 +56,5 @@ def batch_norm_penalty(params):
             by_width.setdefault(width, []).append(scale.reshape(-1, width))
     if not by_width:
         return jnp.zeros(())
-    return sum(jnp.abs(jnp.concatenate(scales)).max(1).sum() for scales in by_width.values())
+    largest = (jnp.abs(jnp.concatenate(scales)).max(1).sum() for scales in by_width.values())
+    return jnp.asarray(sum(largest))

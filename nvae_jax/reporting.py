@@ -1,6 +1,8 @@
 """What a person sees of a run on the terminal, and what a row of metrics holds."""
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -8,7 +10,7 @@ from tqdm import tqdm
 from nvae_jax import distributed
 
 
-def log(line):
+def log(line: str) -> None:
     """Prints a line, on the first process only."""
     if distributed.is_primary():
         print(line, flush=True)
@@ -23,19 +25,21 @@ class Silent:
     def __exit__(self, *_):
         pass
 
-    def advance(self, step):
+    def advance(self, step: int) -> None:
         """Shows nothing."""
 
-    def report(self, step, row):
+    def report(self, step: int, row: Mapping[str, Any]) -> None:
         """Shows nothing."""
 
 
-def progress(start, total, batch_size):
+def progress(start: int, total: int, batch_size: int) -> "Silent | Progress":
     """A `Progress` on the first process, a silent one on the others."""
     return Progress(start, total, batch_size) if distributed.is_primary() else Silent()
 
 
-def train_row(metrics, images_per_second, wait_fraction):
+def train_row(
+    metrics: Mapping[str, Any], images_per_second: float, wait_fraction: float
+) -> dict[str, Any]:
     """Names the train step's metrics; KLs by group get a column each."""
     row = {f"train/{k}": float(v) for k, v in metrics.items() if np.ndim(v) == 0}
     for name in ("kl_group", "balance"):
@@ -48,7 +52,7 @@ def train_row(metrics, images_per_second, wait_fraction):
 class Progress:
     """A bar with images per second and time left on a terminal, plain lines elsewhere."""
 
-    def __init__(self, start, total, batch_size):
+    def __init__(self, start: int, total: int, batch_size: int):
         self._total, self._batch_size, self._bar = total, batch_size, None
         if sys.stderr.isatty():
             # Its own time left would count what the rows' rate does not: compiling, for one.
@@ -62,12 +66,12 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def advance(self, step):
+    def advance(self, step: int) -> None:
         """After every step."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
-    def report(self, step, row):
+    def report(self, step: int, row: Mapping[str, Any]) -> None:
         """At every row of metrics."""
         rate = row["train/images_per_second"]
         bound = f"{row['train/nelbo']:.2f} nats"

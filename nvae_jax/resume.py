@@ -1,12 +1,17 @@
 """Whether a run goes on or begins: one that has lost its checkpoints begins only when told to."""
 
 from pathlib import Path
+from typing import Any
 
 from nvae_jax import checkpoint_files, distributed
+from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.run_directory import CHECKPOINTS, UNSAVED, has_rows
+from nvae_jax.state import State
 
 
-def restore(workdir, checkpoints, abstract_state, *, restart=False):
+def restore(
+    workdir: str | Path, checkpoints: Checkpoints, abstract_state: State, *, restart: bool = False
+) -> tuple[State, Any] | None:
     """What the run in `workdir` goes on with: (state, data_state), or None where it begins.
 
     Args:
@@ -32,7 +37,7 @@ def restore(workdir, checkpoints, abstract_state, *, restart=False):
     return restored
 
 
-def begins(workdir, restart):
+def begins(workdir: str | Path, restart: bool) -> bool:
     """Whether the run in `workdir` begins, as far as its files tell: the same in all processes."""
     steps = checkpoint_files.steps(Path(workdir) / CHECKPOINTS)
     return distributed.all_gather(restart or _is_unsaved(workdir) or not steps)[0]

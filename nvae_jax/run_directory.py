@@ -9,9 +9,12 @@ import json
 import secrets
 import socket
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from flax import traverse_util
+from ml_collections import ConfigDict
 
 from nvae_jax import checkpoint_files, distributed, files, paths, schema
 from nvae_jax.configs import base
@@ -53,12 +56,12 @@ ADDED = {
 RENAMED = {2: {"model.implementation": {"library": "portable", "shifted": "cpu"}}}
 
 
-def is_free(key):
+def is_free(key: str) -> bool:
     """Whether "section.key" may differ from the run's config."""
     return key in FREE or key.partition(".")[0] in FREE
 
 
-def load_config(workdir, changes=None):
+def load_config(workdir: str | Path, changes: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of the run in `workdir`, locked.
 
     Args:
@@ -115,7 +118,13 @@ def _migrated(stored):
     return traverse_util.unflatten_dict({**flat, "version": base.VERSION}, sep=".")
 
 
-def chosen_config(workdir, config=None, changes=None, *, extend=False):
+def chosen_config(
+    workdir: str | Path,
+    config: ConfigDict | None = None,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    extend: bool = False,
+) -> ConfigDict:
     """The given config, or where it is None that of the run in `workdir`.
 
     Args:
@@ -189,19 +198,21 @@ def _extend(workdir, config):
     save_config(workdir, longer)
 
 
-def save_config(workdir, config):
+def save_config(workdir: str | Path, config: ConfigDict) -> None:
     """Writes the whole config, at once or not at all."""
     write_text(Path(workdir) / CONFIG, config.to_json(indent=2, sort_keys=True) + "\n")
 
 
-def write_text(path, text):
+def write_text(path: Path, text: str) -> None:
     """Replaces a file's content so that a reader never sees half of it."""
     with files.replacing(path) as temporary:
         temporary.write_text(text)
 
 
 @contextlib.contextmanager
-def open_for_training(workdir, config=None, *, extend=False):
+def open_for_training(
+    workdir: str | Path, config: ConfigDict | None = None, *, extend: bool = False
+) -> Iterator[ConfigDict]:
     """Locks `workdir` for one training run and gives the config of this start.
 
     config.json is not written again once a run `has_begun`: keys of `FREE` that differ later hold
@@ -250,14 +261,14 @@ def _locked(workdir, config, extend):
         yield
 
 
-def has_begun(workdir):
+def has_begun(workdir: str | Path) -> bool:
     """Whether a run has anything to lose: a checkpoint, or rows of metrics. A start that failed
     ahead of its first step leaves neither, and holds nobody to its config."""
     checkpoints = Path(workdir) / CHECKPOINTS
     return (checkpoints.is_dir() and any(checkpoints.iterdir())) or has_rows(workdir)
 
 
-def has_rows(workdir):
+def has_rows(workdir: str | Path) -> bool:
     """Whether a run has rows of metrics."""
     metrics = Path(workdir) / METRICS
     return metrics.is_file() and metrics.stat().st_size > 0

@@ -1,32 +1,38 @@
 """Draws images from a trained model's prior and streams them to disk."""
 
 import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from flax.typing import VariableDict
+from numpy.typing import ArrayLike
 
 from nvae_jax import capacity, outputs, pictures, progress, sharding, steps
+from nvae_jax.build import Experiment
 from nvae_jax.data import depth
 from nvae_jax.likelihoods import crop
 from nvae_jax.noise import group_temperatures
 from nvae_jax.ops import compiler
 from nvae_jax.recalibrate import recalibrated_statistics
+from nvae_jax.state import Snapshot
 
 GRID = 100  # images of the grid, at most
 
 
 def sample_images(
-    experiment,
-    variables,
+    experiment: Experiment,
+    variables: VariableDict,
     *,
-    num,
-    temperature=1.0,
-    seed=0,
-    batch_size=100,
-    draw_pixels=False,
-    decoder_temperature=1.0,
-):
+    num: int,
+    temperature: ArrayLike = 1.0,
+    seed: int = 0,
+    batch_size: int = 100,
+    draw_pixels: bool = False,
+    decoder_temperature: float = 1.0,
+) -> Iterator[np.ndarray]:
     """Yields `num` images from the prior in batches (B, H, W, C), without padding: uint8, or of
     models of more than 8 bits uint16 (`pictures.to_values`).
 
@@ -73,7 +79,16 @@ def _check(num, batch_size, decoder_temperature):
         raise ValueError(f"decoder_temperature must be positive, not {decoder_temperature}")
 
 
-def write_images(batches, out, *, num, shape, num_bits=8, png_files=False, metadata):
+def write_images(
+    batches: Iterable[np.ndarray],
+    out: str | Path,
+    *,
+    num: int,
+    shape: Sequence[int],
+    num_bits: int = 8,
+    png_files: bool = False,
+    metadata: Mapping[str, Any],
+) -> None:
     """Streams batches of `pictures.to_values` to `out`; only the grid's images stay in memory.
 
     Args:
@@ -104,14 +119,14 @@ def write_images(batches, out, *, num, shape, num_bits=8, png_files=False, metad
     pictures.save_grid(out / "samples.png", np.concatenate(first), metadata)
 
 
-def image_shape(experiment):
+def image_shape(experiment: Experiment) -> tuple[int, int, int]:
     """(H, W, C) of one image, without padding."""
     height, width, channels = experiment.image_shape
     padding = experiment.data.padding
     return height - 2 * padding, width - 2 * padding, channels
 
 
-def describe_model(experiment):
+def describe_model(experiment: Experiment) -> str:
     """One line about a model, for metadata."""
     hierarchy, shape = experiment.model.hierarchy, "x".join(map(str, experiment.image_shape))
     return (
@@ -122,23 +137,23 @@ def describe_model(experiment):
 
 
 def sample_run(
-    workdir,
-    experiment,
-    state,
+    workdir: str | Path,
+    experiment: Experiment,
+    state: Snapshot,
     *,
-    out,
-    num,
-    temperature=1.0,
-    recalibrate_bn=True,
-    recalibration="pooled",
-    passes=None,
-    decoder=None,
-    decoder_temperature=1.0,
-    batch_size=None,
-    png_files=False,
-    seed=0,
-    overwrite=False,
-):
+    out: str | Path,
+    num: int,
+    temperature: ArrayLike = 1.0,
+    recalibrate_bn: bool = True,
+    recalibration: str = "pooled",
+    passes: int | None = None,
+    decoder: str | None = None,
+    decoder_temperature: float = 1.0,
+    batch_size: int | None = None,
+    png_files: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
     """Samples from a loaded run and writes the images to `out`.
 
     Args:
@@ -164,7 +179,7 @@ def sample_run(
     """
     settings, variables = experiment.evaluation, state.variables
     batch_size = settings.batch_size if batch_size is None else batch_size
-    temperature = np.atleast_1d(temperature).tolist()
+    temperatures = np.atleast_1d(temperature).tolist()
     _check(num, batch_size, decoder_temperature)
     group_temperatures(experiment.model.hierarchy, temperature)
     passes = settings.recalibration_passes if passes is None else passes
@@ -174,7 +189,7 @@ def sample_run(
         "step": state.step,
         "weights": state.fingerprint,
         "num": num,
-        "temperature": temperature[0] if len(temperature) == 1 else temperature,
+        "temperature": temperatures[0] if len(temperatures) == 1 else temperatures,
         "seed": seed,
         "decoder": decoder,
         "decoder_temperature": decoder_temperature,

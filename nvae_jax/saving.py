@@ -1,12 +1,15 @@
 """When a run saves its state, and what happens when saving fails."""
 
 import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 
 from nvae_jax import reporting
-from nvae_jax.checkpoint import SaveError
+from nvae_jax.checkpoint import Checkpoints, SaveError
 from nvae_jax.interrupt import Interrupted
+from nvae_jax.state import State
 
 
 class CheckpointSaver:
@@ -20,18 +23,18 @@ class CheckpointSaver:
       checkpoints: of the run.
     """
 
-    def __init__(self, checkpoints):
+    def __init__(self, checkpoints: Checkpoints):
         self._checkpoints, self._latest, self._scores = checkpoints, None, None
 
-    def update(self, state, data_state):
+    def update(self, state: State, data_state: Any) -> None:
         """Sets the state to save, after an update, and the position in the data."""
         self._latest, self._scores = (state, data_state), None
 
-    def set_scores(self, scores):
+    def set_scores(self, scores: Mapping[str, float] | None) -> None:
         """Sets the evaluation metrics of the latest state."""
         self._scores = scores
 
-    def save(self, wait=False):
+    def save(self, wait: bool = False) -> None:
         """Saves the latest state, in the background unless `wait`. While updates are skipped as not
         finite, saves the state before the first of them, if there is one.
 
@@ -43,7 +46,7 @@ class CheckpointSaver:
         except SaveError as error:
             self._try_again(error)
 
-    def check(self):
+    def check(self) -> None:
         """Reports a save in the background that has failed, without waiting for one.
 
         Raises:
@@ -54,7 +57,7 @@ class CheckpointSaver:
         except SaveError as error:
             self._try_again(error)
 
-    def try_to_save(self):
+    def try_to_save(self) -> None:
         """Saves, ignoring errors: for a run that ends with another error."""
         with contextlib.suppress(Exception):  # such as for an update that failed halfway
             self.save(wait=True)
@@ -75,19 +78,19 @@ class CheckpointSaver:
         reporting.log(f"{error}: trying once more")
         self._write(wait=True)
 
-    def latest_step(self):
+    def latest_step(self) -> int | None:
         """The newest step that is completely saved, or None."""
         with contextlib.suppress(Exception):  # not to hide the error that this is asked for
             self._checkpoints.wait()
         return self._checkpoints.latest_step()
 
-    def describe(self):
+    def describe(self) -> str:
         """One phrase that says what is saved, for messages."""
         newest = self.latest_step()
         return "nothing is saved" if newest is None else f"the newest checkpoint is step {newest}"
 
     @contextlib.contextmanager
-    def saving_on_error(self, report):
+    def saving_on_error(self, report: Callable[[], Any]) -> Iterator[None]:
         """A context in which an error saves the latest state, if possible, and gets a note that
         says which step is saved. Before saving it calls `report`."""
         try:

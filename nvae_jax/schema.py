@@ -5,7 +5,8 @@ Python. Names (of cells, likelihoods ...) are judged where their tables are, in 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -77,17 +78,20 @@ RANGES = {  # lowest and highest of every number; what several keys decide toget
 _KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 
 
-def flatten(tree):
+def _plain(tree):
+    return tree.to_dict() if isinstance(tree, ConfigDict) else tree
+
+
+def flatten(tree: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """A nested dict or ConfigDict as {"section.key": value}."""
-    tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
-    flat = traverse_util.flatten_dict(tree)
+    flat = traverse_util.flatten_dict(_plain(tree))
     return {".".join(map(str, path)): value for path, value in flat.items()}
 
 
 DEFAULTS = flatten(base.get_config())
 
 
-def checked(tree):
+def checked(tree: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     """A locked ConfigDict of a nested dict or ConfigDict, which must be a whole config.
 
     Raises:
@@ -95,11 +99,11 @@ def checked(tree):
     """
     check(tree)
     config = base.get_config()
-    config.update(tree.to_dict() if isinstance(tree, ConfigDict) else tree)
+    config.update(_plain(tree))
     return config
 
 
-def changed(config, changes):
+def changed(config: ConfigDict, changes: Mapping[str, Any] | None) -> ConfigDict:
     """A locked copy of `config` with other values of some keys.
 
     Args:
@@ -113,7 +117,7 @@ def changed(config, changes):
     return checked(tree)
 
 
-def check(tree):
+def check(tree: Mapping[str, Any] | ConfigDict) -> None:
     """Judges a nested dict or ConfigDict as a config.
 
     Raises:
@@ -129,7 +133,7 @@ def check(tree):
     _check_size(flat)
 
 
-def missing(flat):
+def missing(flat: Mapping[str, Any]) -> list[str]:
     """The keys that a flat config lacks. A config without a version is of version 0."""
     return [key for key in DEFAULTS if key not in flat and key != "version"]
 
@@ -198,7 +202,7 @@ def _short(value):
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def few(keys, most=5):
+def few(keys: Sequence[str], most: int = 5) -> str:
     """The first names of a list, in words."""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more

@@ -39,7 +39,7 @@ class MeshSettings:
             )
 
 
-def make_mesh(settings, devices=None):
+def make_mesh(settings: MeshSettings, devices: Devices | None = None) -> Mesh:
     """The mesh of axes `data` and `fsdp` over all devices (of all hosts).
 
     Raises:
@@ -60,17 +60,17 @@ def make_mesh(settings, devices=None):
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_batch(mesh):
+def over_batch(mesh: Mesh) -> NamedSharding:
     """The leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-def shard_batch(array):
+def shard_batch(array: Any) -> jax.Array:
     """Divides the leading axis of `array` among this process's devices, where it can be divided.
 
     A program that computes everything from such an array divides its work the same way.
@@ -80,7 +80,7 @@ def shard_batch(array):
     return jax.device_put(array, (over_batch if divided else replicated)(mesh))
 
 
-def replicate(tree):
+def replicate(tree: Any) -> Any:
     """Puts a copy of every array on each of this process's devices."""
     return jax.device_put(tree, replicated(_local_mesh()))
 
@@ -89,7 +89,7 @@ def _local_mesh():
     return make_mesh(MeshSettings(), jax.local_devices())
 
 
-def state_shardings(mesh, abstract_state):
+def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     """A sharding for every array of the state: the largest axis that `fsdp` divides is split.
     Vectors are not: the optimiser's vector of all small arrays is put together on every device."""
 
@@ -104,26 +104,26 @@ def state_shardings(mesh, abstract_state):
     return jax.tree.map(place, abstract_state)
 
 
-def with_shardings(abstract_state, shardings):
+def with_shardings(abstract_state: Any, shardings: Any) -> Any:
     """Shapes that say where their arrays are to be, for restoring."""
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract_state, shardings
     )
 
 
-def check_batch_size(mesh, batch_size, key, parts=1):
+def check_batch_size(mesh: Mesh, batch_size: int, key: str, parts: int = 1) -> None:
     """Raises ValueError unless every device gets as many examples in each of the batch's parts."""
     if batch_size % (mesh.size * parts):
         times = f" times train.accumulation_steps={parts}" if parts > 1 else ""
         raise ValueError(f"{key}={batch_size} cannot be divided among {mesh.size} devices{times}")
 
 
-def round_up(mesh, batch_size):
+def round_up(mesh: Mesh, batch_size: int) -> int:
     """The next batch size that the devices share evenly."""
     return -(-batch_size // mesh.size) * mesh.size
 
 
-def to_devices(mesh, local):
+def to_devices(mesh: Mesh, local: np.ndarray) -> jax.Array:
     """Every host's part of a batch, leading axis first, as one global array."""
     array = jax.make_array_from_process_local_data(over_batch(mesh), np.asarray(local))
     if mesh.devices.flat[0].platform == "cpu":

@@ -15,10 +15,10 @@ from nvae_jax import regularizers
 from nvae_jax.models.initialize import initialize
 from nvae_jax.models.kernels import effective_kernels
 from nvae_jax.models.nvae import NVAE
+from nvae_jax.optim import Optimizer
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
     """All that training changes. A checkpoint holds it, so that a resumed run is the uninterrupted
     one."""
 
@@ -32,28 +32,28 @@ class State:
     average: dict[str, Any] = struct.field(default_factory=dict)  # moving, of the variables, if on
 
     @property
-    def trained(self):
+    def trained(self) -> dict[str, Any]:
         """The variables that the updates change."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
-    def variables(self):
+    def variables(self) -> dict[str, Any]:
         """What evaluation and sampling give `model.apply`: the moving average where kept. A dict of
         its own, so that putting other statistics into it does not change the state."""
         return dict(self.average or self.trained)
 
-    def is_good(self):
+    def is_good(self) -> bool:
         """Whether the last update was finite, and was not skipped."""
         return not int(self.nonfinite_steps)
 
-    def before_skipped(self):
+    def before_skipped(self) -> "State":
         """The state before the last updates, skipped in a row: they changed but the counters."""
         if self.is_good():
             return self
         step = self.step - self.nonfinite_steps
         return self.replace(step=step, nonfinite_steps=jnp.zeros_like(self.nonfinite_steps))
 
-    def stored(self):
+    def stored(self) -> dict[str, Any]:
         """{field: value} as a checkpoint holds it: without what is switched off."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields if self.average else {k: v for k, v in fields.items() if k != "average"}
@@ -73,11 +73,11 @@ class Snapshot:
     collections: Any = dataclasses.field(repr=False)
 
     @property
-    def variables(self):
+    def variables(self) -> dict[str, Any]:
         """What evaluation and sampling give `model.apply`, in dictionaries of their own."""
         return jax.tree.map(lambda array: array, self.collections)
 
-    def nonfinite(self):
+    def nonfinite(self) -> list[str]:
         """The paths of arrays with NaN or infinity, which no training step writes."""
         return [
             jax.tree_util.keystr(path, simple=True, separator="/")
@@ -86,7 +86,7 @@ class Snapshot:
         ]
 
     @cached_property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """A short text that another checkpoint has only where its variables are the same."""
         digest = hashlib.sha256()
         for path, array in jax.tree_util.tree_leaves_with_path(self.collections):
@@ -96,7 +96,9 @@ class Snapshot:
         return digest.hexdigest()[:16]
 
 
-def build(model, optimizer, seed, images, averaged=False):
+def build(
+    model: NVAE, optimizer: Optimizer, seed: int, images: jax.Array, averaged: bool = False
+) -> State:
     """A fresh state; to be compiled, or under `jax.eval_shape` for its shapes.
 
     Args:

@@ -1,20 +1,35 @@
 """The pure train, evaluation and sampling steps: state and arrays in, arrays out."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
+from flax.typing import VariableDict
+from jax.typing import ArrayLike
 
 from nvae_jax import objective as obj
 from nvae_jax import regularizers
+from nvae_jax.likelihoods import Likelihood
 from nvae_jax.models.kernels import effective_kernels, with_kernels
+from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import image_keys, latent_noise
+from nvae_jax.optim import Optimizer
 
 PIXELS = 2**32 - 1  # no image's number: the stream of keys that pixels are drawn with
 
 
 def make_train_step(
-    model, likelihood, objective, optimizer, learning_rate, *, accumulation_steps=1, ema_decay=0.0
-):
+    model: NVAE,
+    likelihood: Likelihood,
+    objective: obj.ObjectiveSettings,
+    optimizer: Optimizer,
+    learning_rate: optax.Schedule,
+    *,
+    accumulation_steps: int = 1,
+    ema_decay: float = 0.0,
+) -> Callable[..., Any]:
     """Builds the update.
 
     Args:
@@ -126,8 +141,18 @@ def _unless_nonfinite(updated, state, finite):
 
 
 def training_loss(
-    model, likelihood, variables, images, *, spectral, rounds, alpha, beta, weight, **apply_kwargs
-):
+    model: NVAE,
+    likelihood: Likelihood,
+    variables: VariableDict,
+    images: jax.Array,
+    *,
+    spectral: Mapping[str, jax.Array],
+    rounds: int,
+    alpha: ArrayLike,
+    beta: jax.Array,
+    weight: ArrayLike,
+    **apply_kwargs: Any,
+) -> tuple[jax.Array, tuple[dict[str, Any], Any, Any]]:
     """The objective on one batch (paper, equation 1, section 3.2 and appendix A).
 
     Args:
@@ -171,12 +196,12 @@ def _over_norm_groups(updated, running):
     return jax.tree.map(lambda u, r: u.mean(-2) if u.ndim > r.ndim else u, updated, running)
 
 
-def make_encode_step(model):
+def make_encode_step(model: NVAE) -> Callable[..., Any]:
     """(variables, images (B, H, W, C)) -> the bottom-up features, computed once per image."""
     return lambda variables, images: model.apply(variables, images, method="encode")
 
 
-def bound_terms(likelihood, out, images):
+def bound_terms(likelihood: Likelihood, out: Any, images: jax.Array) -> dict[str, jax.Array]:
     """The terms of the bound for one posterior draw (paper, equation 1), in nats.
 
     Args:
@@ -192,7 +217,7 @@ def bound_terms(likelihood, out, images):
     return {"reconstruction": -log_likelihood, "kl": out.kl, "log_weight": log_weight}
 
 
-def make_bound_step(model, likelihood):
+def make_bound_step(model: NVAE, likelihood: Likelihood) -> Callable[..., Any]:
     """(variables, features, images, key) -> `bound_terms` of one posterior draw."""
 
     def bound_step(variables, features, images, key):
@@ -202,14 +227,16 @@ def make_bound_step(model, likelihood):
     return bound_step
 
 
-def make_sample_step(model, likelihood, *, draw_pixels=False):
+def make_sample_step(
+    model: NVAE, likelihood: Likelihood, *, draw_pixels: bool = False
+) -> Callable[..., Any]:
     """(variables, key, image numbers (B,), temperature () or (groups,), the decoder's temperature
     ()) -> images (B, H, W, C) in [0, 1] drawn from the prior: the decoder's means, or with
     `draw_pixels` draws from its distribution. Image i depends on the key and its number alone."""
 
     def sample_step(variables, key, indices, temperature, decoder_temperature=1.0):
         noise = latent_noise(model, image_keys(key, indices))
-        logits = model.apply(
+        logits: Any = model.apply(
             variables, noise=noise, temperature=temperature, method="sample_logits"
         )
         if not draw_pixels:
@@ -224,11 +251,11 @@ def make_sample_step(model, likelihood, *, draw_pixels=False):
     return sample_step
 
 
-def make_reconstruct_step(model, likelihood):
+def make_reconstruct_step(model: NVAE, likelihood: Likelihood) -> Callable[..., Any]:
     """(variables, images, key) -> the decoder's mean images for one posterior draw each."""
 
     def reconstruct_step(variables, images, key):
-        out = model.apply(variables, images, rngs={"latent": key})
+        out: Any = model.apply(variables, images, rngs={"latent": key})
         return likelihood(out.logits).mean()
 
     return reconstruct_step

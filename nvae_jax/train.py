@@ -1,9 +1,13 @@
 """The training loop: knows no layer, no data set and no likelihood."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from nvae_jax import (
     build,
@@ -22,13 +26,21 @@ from nvae_jax.data import pipeline
 from nvae_jax.drawing import Drawing
 from nvae_jax.evaluate import HeldOut
 from nvae_jax.interrupt import Interrupt, Interrupted
-from nvae_jax.loggers import Loggers, by_name
+from nvae_jax.loggers import Logger, Loggers, by_name
 from nvae_jax.saving import CheckpointSaver
 
 TERMS = ("reconstruction", "kl", "spectral", "bn", "loss", "gradient_norm")
 
 
-def train(config, workdir, changes=None, *, restart=False, extend=False, loggers=None):
+def train(
+    config: ConfigDict | None,
+    workdir: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    restart: bool = False,
+    extend: bool = False,
+    loggers: Sequence[Logger] | None = None,
+) -> None:
     """Trains, or resumes the run in `workdir`.
 
     Args:

@@ -1,17 +1,20 @@
 """What one latent group does: its variations, with the others fixed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nvae_jax import inputs, outputs, pictures, progress
+from nvae_jax.api import Run
 from nvae_jax.models.latents import GIVEN, PRIOR
 from nvae_jax.noise import group_temperatures
 
 OTHERS = ("noise", "latents")
 
 
-def check_group(run, group, channel=None):
+def check_group(run: Run, group: int, channel: int | None = None) -> None:
     """Raises ValueError unless the run has this group, and it this channel."""
     if not 0 <= group < run.num_groups:
         raise ValueError(f"group must be from 0 (coarsest) to {run.num_groups - 1}, not {group}")
@@ -21,17 +24,17 @@ def check_group(run, group, channel=None):
 
 
 def traverse(
-    run,
-    noise,
-    group,
-    num_steps,
+    run: Run,
+    noise: Sequence[np.ndarray],
+    group: int,
+    num_steps: int,
     *,
-    channel=None,
-    span=3.0,
-    others="noise",
-    temperature=1.0,
-    seed=0,
-):
+    channel: int | None = None,
+    span: float = 3.0,
+    others: str = "noise",
+    temperature: ArrayLike = 1.0,
+    seed: int = 0,
+) -> np.ndarray:
     """Images of which one group's noise varies.
 
     Args:
@@ -83,21 +86,21 @@ def _variations(noise, num_steps, channel, span, seed):
 
 
 def traverse_run(
-    run,
-    out,
+    run: Run,
+    out: str | Path,
     *,
-    images=None,
-    source="images",
-    num=6,
-    group,
-    num_steps=9,
-    channel=None,
-    span=3.0,
-    others="noise",
-    temperature=1.0,
-    seed=0,
-    overwrite=False,
-):
+    images: np.ndarray | None = None,
+    source: str = "images",
+    num: int = 6,
+    group: int,
+    num_steps: int = 9,
+    channel: int | None = None,
+    span: float = 3.0,
+    others: str = "noise",
+    temperature: ArrayLike = 1.0,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
     """Writes `traversal_GG.png` (a row a start, which comes first) and `traversal_GG.npz`.
 
     Args:

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvae_jax import checkpoint, distributed, optim, paths, run_directory, schema, sharding
+from nvae_jax.build import Experiment
 from nvae_jax.checkpoint_files import by_name
 from nvae_jax.interop import torch_checkpoint, torch_file
+from nvae_jax.state import State
 
 KEY = "train.init_from"
 VARIABLES = ("params", "batch_stats")
@@ -39,7 +41,7 @@ class WarmStart:
     fresh: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
-    def into(self, state):
+    def into(self, state: State) -> State:
         """A fresh training state with these arrays in place of its own; schedules start anew."""
         leaves, structure = jax.tree.flatten(state.stored())
         names = by_name(state.stored())
@@ -47,7 +49,7 @@ class WarmStart:
         state, fresh = state.replace(**jax.tree.unflatten(structure, taken)), state
         return state.replace(opt_state=optim.with_schedule_of(state.opt_state, fresh.opt_state))
 
-    def describe(self):
+    def describe(self) -> str:
         """What it is, in a line."""
         text = f"starts from {self.source}, step {self.step}"
         if self.fresh:
@@ -64,7 +66,7 @@ def parse(text: str) -> tuple[Path, Any]:
     return paths.local(path, KEY), which
 
 
-def read(experiment, workdir) -> WarmStart:
+def read(experiment: Experiment, workdir: str | Path) -> WarmStart:
     """What the experiment's new run in `workdir` is to start from. All processes call it together.
 
     Raises:

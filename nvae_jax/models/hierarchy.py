@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate
 
+import jax
 import jax.numpy as jnp
 
 
@@ -72,11 +73,11 @@ class Hierarchy:
         )
 
     @property
-    def num_latents(self):
+    def num_latents(self) -> int:
         """Latent variables of one image, over all groups."""
         return sum(map(math.prod, self.latent_shapes()))
 
-    def split_latents(self, flat):
+    def split_latents(self, flat: jax.Array) -> list[jax.Array]:
         """Splits (B, num_latents) into one (B, h, w, z) array a group, top-down."""
         shapes = self.latent_shapes()
         ends = list(accumulate(map(math.prod, shapes)))
