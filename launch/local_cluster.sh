@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The pod in small: runs a command as N processes of one cluster, on this machine's CPU.
+# Runs a command as N processes of one cluster on the CPU of this machine, to try what a pod will do.
 set -euo pipefail
 
 usage() {

@@ -28,7 +28,7 @@ def latent_noise(model: NVAE, keys: jax.Array) -> list[jax.Array]:
       one (B, h, w, z) array a group, top-down.
     """
     hierarchy = model.hierarchy
-    # One draw for all groups: every call of the generator is a good deal to compile.
+    # One draw for all groups: each call of the generator takes long to compile.
     flat = jax.vmap(lambda key: jax.random.normal(key, (hierarchy.num_latents,)))(keys)
     return hierarchy.split_latents(flat)
 

@@ -34,7 +34,7 @@ def init_spectral_vectors(key: jax.Array, kernels: Any) -> dict[str, jax.Array]:
     names = sorted(shapes)
     sizes = [math.prod(shapes[name]) for name in names]
     lengths = np.concatenate([np.full(*shapes[name]) for name in names])
-    # One draw, and one division by the norms: each is a good deal to compile.
+    # One draw, and one division by the norms: each takes long to compile.
     flat = _unit_segments(jax.random.normal(key, (sum(sizes),)), lengths)
     parts = jnp.split(flat, np.cumsum(sizes)[:-1])
     return {n: part.reshape(shapes[n]) for n, part in zip(names, parts, strict=True)}

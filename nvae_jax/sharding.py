@@ -128,6 +128,6 @@ def to_devices(mesh: Mesh, local: np.ndarray) -> jax.Array:
     array = jax.make_array_from_process_local_data(over_batch(mesh), np.asarray(local))
     if mesh.devices.flat[0].platform == "cpu":
         # A program whose input is still being copied runs on another thread, and glibc gives back
-        # what that frees, whatever `allocator` asks for: some steps would take thrice the time.
+        # what that frees, whatever `allocator` asks for: some steps would take three times as long.
         jax.block_until_ready(array)
     return array

@@ -465,7 +465,7 @@ class NVAE(nn.Module):
     def _noise(self, noise, batch):
         shapes = [(batch, *shape) for shape in self.latent_shapes()]
         if noise is None:
-            # One draw for all groups: every call of the generator is a good deal to compile.
+            # One draw for all groups: each call of the generator takes long to compile.
             flat = jax.random.normal(self.make_rng("latent"), (batch, self.hierarchy.num_latents))
             return self.hierarchy.split_latents(flat)
         given = [tuple(n.shape) for n in noise]
