@@ -34,7 +34,9 @@ def frechet_distance(one, other):
 
 def images_of(spec, split):
     """All images of a split as (N, H·W·C) in [0, 1]."""
-    batches = pipeline.eval_batches(nearest.grey_spec(spec), split=split, batch_size=5000, seed=0)
+    batches = pipeline.eval_batches(
+        nearest.unbinarized_spec(spec), split=split, batch_size=5000, seed=0
+    )
     return np.concatenate([b["image"][b["mask"]].reshape(b["mask"].sum(), -1) for b in batches])
 
 

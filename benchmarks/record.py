@@ -44,7 +44,7 @@ def write(path, rows, *, quiet=False, **settings):
         "settings": settings,
         "results": rows,
     }
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
     if not quiet:
         print(f"written to {path}")

@@ -8,7 +8,7 @@ python launch/analyze.py --workdir=DIR --out=OUT [--split=test] [--max_examples=
 from absl import flags
 
 from nvae_jax import analyze, api, cli, options
-from nvae_jax.interrupt import ended_by_sigterm
+from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
 SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
@@ -18,7 +18,7 @@ SEED = options.define_seed("of posterior draws and binarisation")
 OUT, OVERWRITE = options.define_out()
 
 
-@ended_by_sigterm()
+@raise_on_sigterm()
 def main(_):
     """Flags in, one call out."""
     analyze.analyze_run(

@@ -8,7 +8,7 @@ from absl import flags
 
 from nvae_jax import cli, options, schema
 from nvae_jax.interop import conversion
-from nvae_jax.interrupt import ended_by_sigterm
+from nvae_jax.interrupt import raise_on_sigterm
 
 TORCH = options.define_path("torch", None, "the .pt file", required=True)
 RUN = options.define_run()
@@ -23,7 +23,7 @@ DEVICES = flags.DEFINE_integer(
 DATA_DIR = options.define_path("data_dir", None, "folder of its data set, for evaluation")
 
 
-@ended_by_sigterm()
+@raise_on_sigterm()
 def main(_):
     """Flags in, one call out."""
     run = RUN()

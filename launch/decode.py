@@ -8,7 +8,7 @@ python launch/decode.py --workdir=DIR --latents=FILE.npz --out=OUT [--groups=K -
 from absl import flags
 
 from nvae_jax import api, cli, encode, noise, options
-from nvae_jax.interrupt import ended_by_sigterm
+from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
 LATENTS = options.define_path("latents", None, "what launch/encode.py wrote", required=True)
@@ -20,7 +20,7 @@ SEED = options.define_seed("of the other groups")
 OUT, OVERWRITE = options.define_out()
 
 
-@ended_by_sigterm()
+@raise_on_sigterm()
 def main(_):
     """Flags in, one call out."""
     latents = encode.load_latents(LATENTS.value, KIND.value, GROUPS.value)

@@ -8,7 +8,7 @@ python launch/encode.py --workdir=DIR --out=OUT.npz [--images=FILE | --split=tes
 from absl import flags
 
 from nvae_jax import api, cli, encode, inputs, options
-from nvae_jax.interrupt import ended_by_sigterm
+from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
 IMAGES = options.define_images()
@@ -19,7 +19,7 @@ SEED = options.define_seed("of posterior draws and binarisation")
 OUT, OVERWRITE = options.define_out(".npz file to write")
 
 
-@ended_by_sigterm()
+@raise_on_sigterm()
 def main(_):
     """Flags in, one call out."""
     run = api.load(**RUN(), batch_size=BATCH.value)

@@ -8,7 +8,7 @@ python launch/export.py --workdir=DIR --out=OUT --temperature=0.7
 from absl import flags
 
 from nvae_jax import api, cli, export, options
-from nvae_jax.interrupt import ended_by_sigterm
+from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
 BATCH = flags.DEFINE_integer("batch_size", 16, "images of a call", 1)
@@ -18,7 +18,7 @@ PLATFORMS = flags.DEFINE_list("platforms", list(export.PLATFORMS), "to run on")
 OUT, OVERWRITE = options.define_out()
 
 
-@ended_by_sigterm()
+@raise_on_sigterm()
 def main(_):
     """Flags in, one call out."""
     run = api.load(**RUN())

@@ -8,7 +8,7 @@ python launch/interpolate.py --workdir=DIR --out=OUT --between=samples --tempera
 from absl import flags
 
 from nvae_jax import api, cli, inputs, interpolate, noise, options
-from nvae_jax.interrupt import ended_by_sigterm
+from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
 BETWEEN = flags.DEFINE_enum("between", "images", ["images", "samples"], "what the ends are")
@@ -24,7 +24,7 @@ SEED = options.define_seed("of all draws")
 OUT, OVERWRITE = options.define_out()
 
 
-@ended_by_sigterm()
+@raise_on_sigterm()
 def main(_):
     """Flags in, one call out."""
     temperature = noise.parse_temperatures(TEMPERATURE.value)

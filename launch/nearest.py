@@ -8,7 +8,7 @@ python launch/nearest.py --workdir=DIR --out=OUT --num=64 --temperature=0.7
 from absl import flags
 
 from nvae_jax import api, cli, nearest, noise, options
-from nvae_jax.interrupt import ended_by_sigterm
+from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
 SAMPLES = options.define_path("samples", None, "what launch/sample.py wrote; default: new samples")
@@ -24,11 +24,11 @@ SEED = options.define_seed("of new samples")
 OUT, OVERWRITE = options.define_out()
 
 
-@ended_by_sigterm()
+@raise_on_sigterm()
 def main(_):
     """Flags in, one call out."""
     run = api.load(**RUN(), batch_size=BATCH.value)
-    samples, metadata = nearest.samples_of(
+    samples, metadata = nearest.load_or_draw_samples(
         run,
         NUM.value,
         file=SAMPLES.value,

@@ -8,7 +8,7 @@ python launch/reconstruct.py --workdir=DIR --out=OUT [--groups=0,3,6] [--tempera
 from absl import flags
 
 from nvae_jax import api, cli, inputs, noise, options, reconstruct
-from nvae_jax.interrupt import ended_by_sigterm
+from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
 IMAGES = options.define_images()
@@ -21,7 +21,7 @@ SEED = options.define_seed("of all draws")
 OUT, OVERWRITE = options.define_out()
 
 
-@ended_by_sigterm()
+@raise_on_sigterm()
 def main(_):
     """Flags in, one call out."""
     run = api.load(**RUN(), batch_size=BATCH.value)

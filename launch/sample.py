@@ -9,7 +9,7 @@ python launch/sample.py --workdir=DIR --num=N --temperature=T [--recalibrate_bn]
 from absl import flags
 
 from nvae_jax import checkpoint, cli, noise, options, sample, schema
-from nvae_jax.interrupt import ended_by_sigterm
+from nvae_jax.interrupt import raise_on_sigterm
 from nvae_jax.recalibrate import METHODS
 
 RUN = options.define_run()
@@ -34,7 +34,7 @@ SEED = options.define_seed("of the images")
 OUT, OVERWRITE = options.define_out()
 
 
-@ended_by_sigterm()
+@raise_on_sigterm()
 def main(_):
     """Flags in, one call out."""
     run = RUN()

@@ -8,7 +8,7 @@ python launch/traverse.py --workdir=DIR --out=OUT --group=G [--channel=C] [--of=
 from absl import flags
 
 from nvae_jax import api, cli, inputs, noise, options, traverse
-from nvae_jax.interrupt import ended_by_sigterm
+from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
 GROUP = flags.DEFINE_integer("group", None, "number of the group, coarsest first: 0", required=True)
@@ -27,7 +27,7 @@ SEED = options.define_seed("of all draws")
 OUT, OVERWRITE = options.define_out()
 
 
-@ended_by_sigterm()
+@raise_on_sigterm()
 def main(_):
     """Flags in, one call out."""
     temperature = noise.parse_temperatures(TEMPERATURE.value)

@@ -28,7 +28,7 @@ from nvae_jax.models.initialize import initialize
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.objective import ObjectiveSettings
 from nvae_jax.ops import choice, compiler
-from nvae_jax.ops.anywhere import Anywhere
+from nvae_jax.ops.anywhere import MultiPlatform
 from nvae_jax.ops.portable import Portable
 from nvae_jax.optim import Optimizer, OptimizerSettings, adamax, learning_rate_schedule
 from nvae_jax.settings import EvaluationSettings, LoopSettings, StartSettings
@@ -213,7 +213,7 @@ class Experiment:
     @property
     def model_for_any_platform(self) -> NVAE:
         """The model for programs that are lowered for several platforms."""
-        return self.model.clone(ops=Anywhere())
+        return self.model.clone(ops=MultiPlatform())
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -24,7 +24,7 @@ from nvae_jax import (
 )
 from nvae_jax.state import Snapshot, State
 
-orbax_errors.keep_quiet()
+orbax_errors.silence_logging()
 
 
 class SaveError(OSError):
@@ -91,7 +91,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state.stored()),
             data=ocp.args.JsonSave(data_state),
-            evaluation=ocp.args.JsonSave(files.finite(metrics or {})),
+            evaluation=ocp.args.JsonSave(files.nan_to_none(metrics or {})),
         )
         self._scores[step] = checkpoint_files.score(metrics or {})
         with self._save_errors(step):
@@ -195,7 +195,7 @@ class Checkpoints:
 
         return self._first_readable(which, read)
 
-    def restore_as_stored(
+    def restore_raw(
         self,
         fields: Sequence[str],
         place: Callable[[str, tuple[int, ...]], Any],
@@ -328,7 +328,7 @@ def _rank(steps, scores):
     return sorted(finite, key=scores.get)
 
 
-def parse_which(text: str) -> str | int:
+def parse_checkpoint_name(text: str) -> str | int:
     """What --checkpoint names: "latest", "best" or a step.
 
     Raises:

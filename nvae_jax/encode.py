@@ -107,7 +107,7 @@ def decode_run(
     arrays, grid = Path(out) / "decoded.npz", Path(out) / "decoded.png"
     outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
     images, bits = run.decode(latents, temperature=temperature, seed=seed), run.num_bits
-    values, about = pictures.to_values(images, bits), pictures.about_values(bits)
+    values, about = pictures.to_values(images, bits), pictures.value_metadata(bits)
     pictures.save_arrays(arrays, images=values, **metadata, **about)
     pictures.save_grid(grid, images[:100], metadata, num_bits=bits)
     print(f"{len(images)} image(s) written to {arrays}")

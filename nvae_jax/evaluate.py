@@ -159,8 +159,8 @@ def _summary(sums, count, num_iw_samples, images):
         "kl": kl,
         "kl_group": mean["kl"].tolist(),
         "neg_log_p": neg_log_p,
-        f"nelbo_{images.rate_key}": float(bits_per_dim(nelbo, images.num_dims)),
-        images.rate_key: float(bits_per_dim(neg_log_p, images.num_dims)),
+        f"nelbo_{images.bits_key}": float(bits_per_dim(nelbo, images.num_dims)),
+        images.bits_key: float(bits_per_dim(neg_log_p, images.num_dims)),
         "num_dims": images.num_dims,
     }
 

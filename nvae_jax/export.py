@@ -149,7 +149,7 @@ def _write(path, function, shapes, platforms):
     """Writes one program; returns its size in bytes."""
     program = jax.export.export(jax.jit(function), platforms=platforms)(*shapes)
     content = program.serialize(vjp_order=0)
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         temporary.write_bytes(content)
     return len(content)
 

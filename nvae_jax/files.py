@@ -37,7 +37,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Gives the path of a temporary file beside `path`, with the same ending. It takes the place of
     `path` at the end; when an exception leaves the context, it is removed.
 
@@ -49,7 +49,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
     os.close(handle)
     try:
-        with named(path):
+        with errors_naming(path):
             yield Path(name)
         os.chmod(name, 0o644)  # mkstemp lets nobody else read it
         os.replace(name, path)
@@ -58,7 +58,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def named(path: str | Path) -> Iterator[None]:
+def errors_naming(path: str | Path) -> Iterator[None]:
     """Gives errors of reading and writing, which do not say where, the name of `path`."""
     try:
         yield
@@ -75,21 +75,21 @@ def to_json(value: Any, **options: Any) -> str:
       value: of dicts, lists, tuples, strings and numbers.
       **options: of `json.dumps`.
     """
-    return json.dumps(finite(value), allow_nan=False, **options)
+    return json.dumps(nan_to_none(value), allow_nan=False, **options)
 
 
 def write_json(path: str | Path, value: Any, **options: Any) -> None:
     """Writes `value` to a file, indented, at once or not at all; see `to_json`."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(to_json(value, indent=2, **options) + "\n")
 
 
-def finite(value: Any) -> Any:
+def nan_to_none(value: Any) -> Any:
     """`value`, made of dicts, lists and numbers, with None for numbers that are not finite."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: nan_to_none(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [nan_to_none(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

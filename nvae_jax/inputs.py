@@ -140,7 +140,7 @@ def _load_array(path, spec):
     images = arrays["images"]
     if spec is None or images.dtype != np.uint16 or not images.size:
         return images
-    noted, bits = depth.noted_white(arrays), spec.num_bits
+    noted, bits = depth.white_of_arrays(arrays), spec.num_bits
     said = {"max_value": 0 if noted else spec.max_value, "stated": noted}
     white = depth.find_white(images, path, bits=16, num_bits=bits, **said)
     return images.astype(np.float32) / np.float32(white)
@@ -166,7 +166,7 @@ def _some_of(images, first, end):
         some = np.stack([images[i] for i in range(len(images))[first:end]])
         return some if some.dtype == np.uint8 else some.astype(np.float32) / np.float32(65535)
     except CorruptError as error:
-        raise faults.all_faults(images, error, "remove such files") from error
+        raise faults.corrupt_images_error(images, error, "remove such files") from error
 
 
 def select(

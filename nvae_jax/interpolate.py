@@ -70,7 +70,7 @@ def interpolate(
     return np.stack(ways, axis=1)
 
 
-def ends_of_images(
+def noise_of_image_pairs(
     run: Run, images: np.ndarray, seed: int = 0
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The noise of images 0, 2, 4 ... and that of 1, 3, 5 ...
@@ -85,7 +85,9 @@ def ends_of_images(
     return [n[0 : 2 * pairs : 2] for n in noise], [n[1 : 2 * pairs : 2] for n in noise]
 
 
-def ends_of_samples(run: Run, num: int, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def noise_of_sample_pairs(
+    run: Run, num: int, seed: int = 0
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The noise of two sets of `num` samples."""
     noise = run.draw_noise(2 * num, seed)
     return [n[0::2] for n in noise], [n[1::2] for n in noise]
@@ -132,11 +134,11 @@ def interpolate_run(
     outputs.check(written, metadata, inputs=[source], overwrite=overwrite)
     run.check_room(about["num"] * num_steps)
     if images is None:
-        ends = ends_of_samples(run, num, seed)
+        ends = noise_of_sample_pairs(run, num, seed)
     else:
-        ends = ends_of_images(run, images, seed)
+        ends = noise_of_image_pairs(run, images, seed)
     ways, bits = interpolate(run, *ends, num_steps, temperature=temperature), run.num_bits
-    values, about = pictures.to_values(ways, bits), pictures.about_values(bits)
+    values, about = pictures.to_values(ways, bits), pictures.value_metadata(bits)
     pictures.save_arrays(written[0], images=values, **metadata, **about)
     flat = ways.reshape(-1, *ways.shape[2:])
     pictures.save_grid(written[1], flat, metadata, num_steps, num_bits=bits)

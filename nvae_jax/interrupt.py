@@ -41,7 +41,7 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """A context, or a function's decorator, in which SIGTERM raises `Interrupted`, as Ctrl-C raises
     KeyboardInterrupt: files that are being written are taken back on the way out."""
 

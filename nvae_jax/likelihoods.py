@@ -101,7 +101,7 @@ class ImageDistribution:
         return (h - 2 * self.padding) * (w - 2 * self.padding) * c
 
     @property
-    def rate_key(self) -> str:
+    def bits_key(self) -> str:
         """What results call a log-likelihood per image value in bits: a density's is not that of
         pixel values, and compares with other densities on [-1, 1] alone."""
         return "density_bits_per_dim" if self.is_density else "bits_per_dim"

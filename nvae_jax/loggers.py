@@ -58,7 +58,7 @@ class RunFolder(Logger):
 
     def metrics(self, step: int, row: Mapping[str, float]) -> None:
         """Appends a line of JSON."""
-        with files.named(self._path), open(self._path, "a") as file:
+        with files.errors_naming(self._path), open(self._path, "a") as file:
             file.write(files.to_json({"step": step, **row}) + "\n")
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:

@@ -32,7 +32,7 @@ class Neighbours:
     distance: np.ndarray  # (N, k) root mean square difference of values in [0, 1]
 
 
-def grey_spec(spec: DataSpec) -> DataSpec:
+def unbinarized_spec(spec: DataSpec) -> DataSpec:
     """The data set as pictures that can be compared: neither binarised nor padded."""
     size = spec.image_size - 2 * spec.padding
     return dataclasses.replace(
@@ -40,7 +40,7 @@ def grey_spec(spec: DataSpec) -> DataSpec:
     )
 
 
-def samples_of(
+def load_or_draw_samples(
     run: Run,
     num: int,
     *,
@@ -148,7 +148,7 @@ def _merge(best, distances, ids, num):
 
 def training_batches(spec: DataSpec) -> Iterator[Mapping[str, np.ndarray]]:
     """All training images as they are, a chunk at a time."""
-    batches = pipeline.eval_batches(grey_spec(spec), split="train", batch_size=CHUNK, seed=0)
+    batches = pipeline.eval_batches(unbinarized_spec(spec), split="train", batch_size=CHUNK, seed=0)
     total = pipeline.num_examples(spec, "train")
     with progress.bar("comparing", unit="image", total=total) as bar:
         for batch in batches:
@@ -207,13 +207,13 @@ def nearest_run(
     written = [out / name for name in FILES]
     outputs.check(written, metadata, inputs=[source], overwrite=overwrite)
     sampled = samples()
-    count, test = len(sampled), pipeline.preview(grey_spec(spec), split, len(sampled))
+    count, test = len(sampled), pipeline.preview(unbinarized_spec(spec), split, len(sampled))
     queries = np.concatenate([sampled, test])
     results = {}
     for name, fraction in (("full", 1.0), ("crop", crop_fraction)):
         results[name] = find(queries, training_batches(spec), num, crop_fraction=fraction)
     arrays = {"samples": pictures.to_values(sampled, spec.num_bits)}
-    arrays, summary = arrays | pictures.about_values(spec.num_bits), dict(metadata)
+    arrays, summary = arrays | pictures.value_metadata(spec.num_bits), dict(metadata)
     for name, found in results.items():
         for source, part in (("sample", np.s_[:count]), ("test", np.s_[count:])):
             arrays[f"{source}_distance_{name}"] = found.distance[part]
@@ -241,7 +241,7 @@ def _picture(spec, queries, num_samples, rows, found, metadata):
 
 
 def _training_images(spec, indices):
-    images = sources.open_images(grey_spec(spec), "train")
+    images = sources.open_images(unbinarized_spec(spec), "train")
     return np.stack([transforms.quantize(images[int(i)], spec.num_bits) for i in indices])
 
 

@@ -37,7 +37,7 @@ def define_run() -> Callable[[], dict[str, Any]]:
     changes = cli.define_changes()
     return lambda: {
         "workdir": workdir.value,
-        "which": checkpoint.parse_which(which.value),
+        "which": checkpoint.parse_checkpoint_name(which.value),
         "changes": changes(),
     }
 

@@ -9,7 +9,7 @@ from absl import logging
 from absl.logging import converter
 
 
-def keep_quiet() -> None:
+def silence_logging() -> None:
     """Leaves out what Orbax logs of errors, all of which it raises too, and what becomes of the
     arrays that were being written beside the one that failed."""
     logging.get_absl_logger().addFilter(_is_news)

@@ -36,7 +36,7 @@ def to_values(images: ArrayLike, num_bits: int) -> np.ndarray:
     return _rounded(images, 2 ** max(num_bits, 8) - 1)
 
 
-def about_values(num_bits: int) -> dict[str, int]:
+def value_metadata(num_bits: int) -> dict[str, int]:
     """What files of arrays say beside values of more than 8 bits: {} or which of them is white."""
     return {} if num_bits <= 8 else {depth.NOTE: 2**num_bits - 1}
 
@@ -81,11 +81,11 @@ def save_png(
     """Writes one image (H, W, C), uint8, or uint16 over its whole range: with 16 bits if that is
     grey, otherwise with 8. `metadata` {name: value} becomes its text chunks."""
     info = PngImagePlugin.PngInfo()
-    noted = about_values(16) if image.dtype == np.uint16 else {}
+    noted = value_metadata(16) if image.dtype == np.uint16 else {}
     for name, value in {**(metadata or {}), **noted}.items():
         info.add_text(name, value if isinstance(value, str) else files.to_json(value))
     picture = _picture(image, ENLARGED if enlarge else 0)
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         picture.save(temporary, "PNG", pnginfo=info, optimize=True)
 
 
@@ -132,7 +132,7 @@ def save_animation(
         exif = Image.Exif()
         exif[0x010E] = comment  # ImageDescription
         options.update(exif=exif, quality=90)
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         pictures[0].save(
             temporary,
             ANIMATIONS[path.suffix],
@@ -174,7 +174,7 @@ class ArrayStream:
     ):
         self._path, self._missing, self._opened = Path(path), shape[0], contextlib.ExitStack()
         enter = self._opened.enter_context
-        temporary = enter(files.replacing(path))
+        temporary = enter(files.atomic_write(path))
         archive = enter(zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1))
         for other, value in arrays.items():
             with archive.open(f"{other}.npy", "w") as member:
@@ -203,5 +203,5 @@ class ArrayStream:
 
 def save_arrays(path: str | Path, **arrays: Any) -> None:
     """Writes small arrays to an `.npz` file, at once or not at all."""
-    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+    with files.atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)

@@ -213,7 +213,7 @@ def _load(path, like):
 def _save(path, statistics):
     arrays = jax.device_get(traverse_util.flatten_dict(statistics, sep="/"))
     try:
-        with files.replacing(path) as temporary, open(temporary, "wb") as file:
+        with files.atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
         print(f"the statistics are not kept: {error}")

@@ -205,7 +205,7 @@ def save_config(workdir: str | Path, config: ConfigDict) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file's content so that a reader never sees half of it."""
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         temporary.write_text(text)
 
 

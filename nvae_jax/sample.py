@@ -102,7 +102,7 @@ def write_images(
       metadata: {name: value}, which every file says.
     """
     out, first, done = Path(out), [], 0
-    dtype, about = pictures.to_values(0.0, num_bits).dtype, pictures.about_values(num_bits)
+    dtype, about = pictures.to_values(0.0, num_bits).dtype, pictures.value_metadata(num_bits)
     stream = pictures.ArrayStream(
         out / "samples.npz", "images", (num, *shape), dtype, **metadata, **about
     )

@@ -27,7 +27,7 @@ class TensorBoard(Logger):
     def start(self, workdir: Path, config: ConfigDict, step: int) -> None:
         """Opens the file; what older files have of steps after `step` is hidden."""
         self._folder, self._flushed = workdir, time.monotonic()
-        with files.named(self._folder):
+        with files.errors_naming(self._folder):
             self._events = EventsWriter(str(self._folder / "events"))
         if step:
             self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -43,11 +43,11 @@ class TensorBoard(Logger):
 
     def close(self) -> None:
         """Writes what is left."""
-        with files.named(self._folder):
+        with files.errors_naming(self._folder):
             self._events.close()
 
     def _write(self, **content):
-        with files.named(self._folder):
+        with files.errors_naming(self._folder):
             self._events.write_event(Event(wall_time=time.time(), **content))
             if time.monotonic() > self._flushed + FLUSH_SECONDS:
                 self._events.flush()

@@ -143,7 +143,7 @@ def traverse_run(
     starts = run.from_noise(noise, temperature=temperature)
     varied = traverse(run, noise, group, num_steps, channel=channel, seed=seed + 1, **options)
     rows, bits = np.concatenate([starts[:, None], varied], axis=1), run.num_bits
-    values, about = pictures.to_values(rows, bits), pictures.about_values(bits)
+    values, about = pictures.to_values(rows, bits), pictures.value_metadata(bits)
     pictures.save_arrays(arrays, images=values, **metadata, **about)
     flat = rows.reshape(-1, *rows.shape[2:])
     pictures.save_grid(grid, flat, metadata, rows.shape[1], num_bits=bits)

@@ -62,7 +62,9 @@ class WarmStart:
 def parse(text: str) -> tuple[Path, Any]:
     """RUN[@latest|best|STEP] as a path and a checkpoint; see `checkpoint.Checkpoints.restore`."""
     named = re.fullmatch(r"(.*)@(latest|best|\d+)", text, re.DOTALL)
-    path, which = (named[1], checkpoint.parse_which(named[2])) if named else (text, "latest")
+    path, which = (
+        (named[1], checkpoint.parse_checkpoint_name(named[2])) if named else (text, "latest")
+    )
     return paths.local(path, KEY), which
 
 
@@ -121,7 +123,7 @@ def _read_run(path, which, experiment, places):
     fields += ["average"] * (experiment.loop.ema_decay > 0)
     fields += ["opt_state"] * experiment.start.init_optimizer
     with checkpoint.Checkpoints(path, read_only=True) as checkpoints:
-        found = checkpoints.restore_as_stored(
+        found = checkpoints.restore_raw(
             fields, lambda name, shape: _place(places, name, shape), which
         )
     if found is None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nvae_jax import checkpoint
-from nvae_jax.checkpoint import Checkpoints, SaveError, parse_which
+from nvae_jax.checkpoint import Checkpoints, SaveError, parse_checkpoint_name
 
 
 @pytest.fixture
@@ -252,6 +252,10 @@ def test_checkpoints_that_are_not_there(saved):
 
 
 def test_what_names_a_checkpoint():
-    assert [parse_which(text) for text in ("latest", "best", "12")] == ["latest", "best", 12]
+    assert [parse_checkpoint_name(text) for text in ("latest", "best", "12")] == [
+        "latest",
+        "best",
+        12,
+    ]
     with pytest.raises(ValueError, match="it must be latest, best or a step"):
-        parse_which("-1")
+        parse_checkpoint_name("-1")

@@ -37,7 +37,7 @@ class Arrays:
     names; or of a single file.
 
     An .npz may have the splits as its arrays. Where there is but one array, or none for validation
-    or test, a fixed random tenth of it is held out for validation (`views.one_in_ten`).
+    or test, a fixed random tenth of it is held out for validation (`views.validation_tenth`).
     """
 
     looks_like = (
@@ -71,7 +71,7 @@ class Arrays:
         if not found.made:
             return images
         held_out = split == "validation"
-        return views.Subset(images, views.one_in_ten(len(images), held_out))
+        return views.Subset(images, views.validation_tenth(len(images), held_out))
 
 
 class ArrayImages:
@@ -150,7 +150,7 @@ def _load(path, key):
     if not key:
         return numpy_files.mapped(path), 0
     loaded = numpy_files.load(path, lambda names: [n for n in names if n in (key, depth.NOTE)])
-    return loaded[key], depth.noted_white(loaded)
+    return loaded[key], depth.white_of_arrays(loaded)
 
 
 def _shape(where, array):

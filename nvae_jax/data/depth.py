@@ -142,7 +142,7 @@ def _grey(image, bits, content, where, max_value, num_bits):
     return scale(values, white, num_bits)
 
 
-def noted_white(arrays: Mapping[str, np.ndarray]) -> int:
+def white_of_arrays(arrays: Mapping[str, np.ndarray]) -> int:
     """White as the files of arrays that this program writes note it beside the images, or 0."""
     noted = arrays.get(NOTE, np.zeros(()))
     whole = noted.shape == () and noted.dtype.kind in "iu"

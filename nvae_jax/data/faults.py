@@ -16,7 +16,7 @@ _MOST_NAMED = 10
 _SECONDS = 30  # spent on looking for more
 
 
-def all_faults(images: Images, first: CorruptError, remedy: str) -> DataError:
+def corrupt_images_error(images: Images, first: CorruptError, remedy: str) -> DataError:
     """An error that names, besides the first, the other images that cannot be read: up to ten of
     them and a count, as far as half a minute goes.
 
@@ -57,6 +57,6 @@ def _look_through(images: Images) -> tuple[list[str], int]:
 
 
 @functools.cache  # In every process that reads, once.
-def report_left_out(fault: str) -> None:
+def warn_skipped(fault: str) -> None:
     """Tells the user of an image that is left out; not again when an epoch comes back to it."""
     logging.warning("left out: %s", fault)

@@ -65,7 +65,7 @@ class Folder:
     def _split(self, directory: pathlib.Path, paths: Sequence[pathlib.Path]) -> Splits:
         if self._exact:
             held_out = np.zeros(len(paths), bool)
-            held_out[views.one_in_ten(len(paths), held_out=True)] = True
+            held_out[views.validation_tenth(len(paths), held_out=True)] = True
         else:
             held_out = [_is_held_out(path.relative_to(directory)) for path in paths]
         return {

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from nvae_jax import files
-from nvae_jax.data.limits import check_unpacked
+from nvae_jax.data.limits import check_unpacked_size
 from nvae_jax.data.spec import DataError
 
 _UINT8 = 0x08
@@ -80,7 +80,7 @@ def _read(path: pathlib.Path, file: BinaryIO) -> np.ndarray:
     expected = math.prod(shape)
     if expected == 0:
         raise DataError(f"{path}: is empty, its header says {'x'.join(map(str, shape))}")
-    check_unpacked(expected, packed, path)
+    check_unpacked_size(expected, packed, path)
     body = unpacked.read(expected)
     if len(body) < expected:
         raise DataError(f"{path}: truncated, {len(body)} of {expected} bytes of pixels")

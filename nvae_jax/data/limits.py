@@ -12,7 +12,7 @@ MAX_RATIO = 50
 MAX_PIXELS = 2**26
 
 
-def check_unpacked(claimed: int, packed: int, where: object) -> None:
+def check_unpacked_size(claimed: int, packed: int, where: object) -> None:
     """Raises DataError where `packed` bytes of the file `where` claim to be too many more."""
     most = max(MAX_UNPACKED, MAX_RATIO * packed)
     if claimed > most:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from nvae_jax import files
-from nvae_jax.data.limits import check_unpacked
+from nvae_jax.data.limits import check_unpacked_size
 from nvae_jax.data.spec import DataError
 
 _END = ".npy"
@@ -40,7 +40,7 @@ def load(path: str | pathlib.Path, choose: Choice = list) -> dict[str, np.ndarra
             if zipfile.is_zipfile(file):
                 return _load_npz(path, file, choose)
             file.seek(0)
-            check_unpacked(_claimed(file), _size(file), path)
+            check_unpacked_size(_claimed(file), _size(file), path)
             file.seek(0)
             return {"images": np.load(file, allow_pickle=False)}
     except DataError:
@@ -82,8 +82,8 @@ def _load_npz(path, file, choose):
         members = {info.filename.removesuffix(_END): info for info in archive.infolist()}
         chosen = list(choose(list(members)))
         # What NumPy reads of a member, and then what that says it is.
-        check_unpacked(sum(members[name].file_size for name in chosen), _size(file), path)
-        check_unpacked(
+        check_unpacked_size(sum(members[name].file_size for name in chosen), _size(file), path)
+        check_unpacked_size(
             sum(_claimed_by(archive, members[name]) for name in chosen), _size(file), path
         )
     file.seek(0)

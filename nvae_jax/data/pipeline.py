@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags, logging
 
 from nvae_jax.data import sources, transforms
-from nvae_jax.data.faults import all_faults, report_left_out
+from nvae_jax.data.faults import corrupt_images_error, warn_skipped
 from nvae_jax.data.spec import CorruptError, DataError, DataSpec
 
 Batch = dict[str, np.ndarray]
@@ -107,7 +107,7 @@ class TrainIterator(Iterator[Batch]):
         try:
             batch = next(self._batches)
         except CorruptError as error:
-            raise all_faults(self._images, error, _REMEDY) from error
+            raise corrupt_images_error(self._images, error, _REMEDY) from error
         self._step += 1
         self.skipped += int(batch.pop("skipped").sum())
         self.wait_seconds += time.perf_counter() - start
@@ -273,7 +273,7 @@ def _read(images: sources.Images, index: int, spec: DataSpec) -> np.ndarray:
 def _skip_or_raise(error: CorruptError, spec: DataSpec) -> CorruptError:
     if not spec.skip_corrupt:
         raise error
-    report_left_out(str(error))
+    warn_skipped(str(error))
     return error
 
 
@@ -286,7 +286,7 @@ def _counted(
             skipped += int((~batch["mask"] & (batch["id"] >= 0)).sum())
             yield batch
     except CorruptError as error:
-        raise all_faults(images, error, _REMEDY) from error
+        raise corrupt_images_error(images, error, _REMEDY) from error
     finally:
         batches.close()
     if skipped:

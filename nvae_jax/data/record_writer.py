@@ -14,7 +14,7 @@ import grain
 from array_record.python import array_record_module
 
 from nvae_jax import files
-from nvae_jax.data.faults import all_faults, report_left_out
+from nvae_jax.data.faults import corrupt_images_error, warn_skipped
 from nvae_jax.data.images import Images, encode
 from nvae_jax.data.records import MANIFEST, VERSION
 from nvae_jax.data.spec import CorruptError, DataError
@@ -75,7 +75,7 @@ class _Encoder:
                     print(f"\r{split}: {done} of {len(self._images)}", end="\r", file=sys.stderr)
                 yield record
         except CorruptError as error:
-            raise all_faults(self._images, error, _REMEDY) from error
+            raise corrupt_images_error(self._images, error, _REMEDY) from error
 
     def _encode(self, index: int) -> bytes | None:
         try:
@@ -83,7 +83,7 @@ class _Encoder:
         except CorruptError as error:
             if not self._skip:
                 raise
-            report_left_out(str(error))
+            warn_skipped(str(error))
             return None  # Grain leaves it out.
         if image.shape != self._shape:
             raise DataError(f"image {index} is {image.shape}, where others are {self._shape}")

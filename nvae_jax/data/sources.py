@@ -159,7 +159,7 @@ SOURCES: dict[str, Source] = {
         (
             TfRecords(8),
             Lmdb(),
-            Tfds("celeb_a_hq/256", _TRAIN_VALIDATION, one_in_ten=True),
+            Tfds("celeb_a_hq/256", _TRAIN_VALIDATION, validation_tenth=True),
             Folder(exact=True),
         ),
         {"train": (27_000,), "validation": (3_000,)},
@@ -255,7 +255,7 @@ def _depth(spec: DataSpec, source: Source, form: Format) -> dict[str, int]:
 def fitted(images: Images, spec: DataSpec) -> Images:
     """Pictures of any size, cropped and resized as those of the data set are, without padding."""
     boxes = SOURCES[spec.name].boxes if spec.name in SOURCES else {}
-    return views.Fitted(images, spec.image_size - 2 * spec.padding, boxes)
+    return views.Resized(images, spec.image_size - 2 * spec.padding, boxes)
 
 
 def splits(spec: DataSpec) -> tuple[str, ...]:
@@ -351,5 +351,5 @@ def _adapt(images: Images, spec: DataSpec, source: Source) -> Images:
     if source.resize:
         asked = spec.image_size and spec.image_size - 2 * spec.padding
         size = asked or source.size or min(images.shape[1:3])
-        images = views.Fitted(images, size, source.boxes)
+        images = views.Resized(images, size, source.boxes)
     return source.wrap(images) if source.wrap else images

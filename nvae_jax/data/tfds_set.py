@@ -20,11 +20,12 @@ class Tfds:
     Args:
       name: its name there, with the configuration: "celeb_a_hq/256".
       splits: the splits that are used.
-      one_in_ten: there is only "train"; a fixed permutation holds one in ten out for "validation".
+      validation_tenth: there is only "train"; a fixed permutation holds one in ten out for
+        "validation".
     """
 
-    def __init__(self, name: str, splits: tuple[str, ...], one_in_ten: bool = False):
-        self.name, self._splits, self._one_in_ten = name, splits, one_in_ten
+    def __init__(self, name: str, splits: tuple[str, ...], validation_tenth: bool = False):
+        self.name, self._splits, self._validation_tenth = name, splits, validation_tenth
         self.looks_like = f"{name} as array_record files of tensorflow-datasets"
 
     def find(self, directory: pathlib.Path) -> Mapping[str, pathlib.Path]:
@@ -37,10 +38,10 @@ class Tfds:
     ) -> images_lib.Images:
         """Opens a split; `channels` 1 makes colour images grey."""
         del max_value
-        if not self._one_in_ten:
+        if not self._validation_tenth:
             return TfdsImages(self.builder(found), split, channels)
         images = TfdsImages(self.builder(found), "train", channels)
-        indices = views.one_in_ten(len(images), held_out=split == "validation")
+        indices = views.validation_tenth(len(images), held_out=split == "validation")
         return views.Subset(images, indices)
 
     def builder(self, directory: pathlib.Path, **options: Any) -> Any:

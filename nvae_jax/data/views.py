@@ -13,7 +13,7 @@ from nvae_jax.data.images import Box, Images, fit
 _NO_BOXES: Mapping[tuple[int, int], Box] = types.MappingProxyType({})
 
 
-class Fitted:
+class Resized:
     """Images cropped and resized when they are read. Those of the right size stay as they are.
 
     `boxes` has the crop for images of a certain (H, W); all others lose what is not in the largest
@@ -76,7 +76,7 @@ class Inverted:
         return 255 - self._images[index]
 
 
-def one_in_ten(count: int, held_out: bool) -> np.ndarray:
+def validation_tenth(count: int, held_out: bool) -> np.ndarray:
     """Indices of a fixed random tenth of `count` images (rounded down), or of the rest."""
     order = np.random.RandomState(0).permutation(count)  # A stream that NumPy never changes.
     return np.sort(order[: count // 10] if held_out else order[count // 10 :])

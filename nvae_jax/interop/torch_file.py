@@ -136,7 +136,7 @@ def write(path: str | Path, published: PublishedFile, operations: Mapping[str, l
         "scheduler": {},
         "grad_scalar": {},
     }
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         torch.save(content, temporary)
 
 

@@ -70,7 +70,7 @@ def initialize(model: "NVAE", key: jax.Array, images: jax.Array | np.ndarray) ->
 
 def _first_values(key, shapes, owners) -> dict[tuple[str, ...], jax.Array]:
     """{path: array} for those variables {path: shape} that {path: module} have first values of."""
-    owners = {path: owner for path, owner in owners.items() if hasattr(owner, "first_values")}
+    owners = {path: owner for path, owner in owners.items() if hasattr(owner, "initial_values")}
     mine, draws = defaultdict(dict), defaultdict(dict)
     for path, shape in shapes.items():
         mine[path[:-1]][path[-1]] = shape
@@ -82,5 +82,5 @@ def _first_values(key, shapes, owners) -> dict[tuple[str, ...], jax.Array]:
     return {
         (*path, name): value
         for path, owner in owners.items()
-        for name, value in owner.first_values(mine[path], draws[path]).items()
+        for name, value in owner.initial_values(mine[path], draws[path]).items()
     }

@@ -31,7 +31,7 @@ def fan_in_uniform(key: jax.Array, shape: Sequence[int], fan_in: int) -> jax.Arr
     return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
 
 
-def from_unit(unit: jax.Array, fan_in: int) -> jax.Array:
+def fan_in_from_unit(unit: jax.Array, fan_in: int) -> jax.Array:
     """What `fan_in_uniform` draws, of numbers that are uniform on [0, 1)."""
     return (2.0 * unit - 1.0) / math.sqrt(fan_in)
 
@@ -72,13 +72,13 @@ class Conv(nn.Module):
 
     RANDOM: ClassVar = ("kernel", "bias")  # parameters that begin as draws
 
-    def first_values(
+    def initial_values(
         self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
         """The first values of the parameters {name: shape}, which have a leading axis where groups
         are stacked, of `draws`, uniform on [0, 1), for those that are random."""
         limits = fan_in(shapes["kernel"])
-        values = {name: from_unit(unit, limits) for name, unit in draws.items()}
+        values = {name: fan_in_from_unit(unit, limits) for name, unit in draws.items()}
         if "log_scale" in shapes:
             values["log_scale"] = self._first_log_scale(values["kernel"])
         return values
@@ -165,10 +165,10 @@ class BatchNorm(nn.Module):
 
     RANDOM: ClassVar = ()
 
-    def first_values(
+    def initial_values(
         self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """As `Conv.first_values`; of the running statistics too."""
+        """As `Conv.initial_values`; of the running statistics too."""
         del draws
         starts = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
         return {name: jnp.full(shape, starts[name], jnp.float32) for name, shape in shapes.items()}
@@ -187,7 +187,7 @@ class BatchNorm(nn.Module):
         shape = (x.shape[-1],)
 
         def start(name):
-            return self.first_values({name: shape}, {})[name]
+            return self.initial_values({name: shape}, {})[name]
 
         scale, bias = (self.param(name, lambda _, n=name: start(n)) for name in ("scale", "bias"))
         running_mean, running_var = (
@@ -256,11 +256,13 @@ class Dense(nn.Module):
 
     RANDOM: ClassVar = ("kernel", "bias")
 
-    def first_values(
+    def initial_values(
         self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """As `Conv.first_values`."""
-        return {name: from_unit(unit, fan_in(shapes["kernel"])) for name, unit in draws.items()}
+        """As `Conv.initial_values`."""
+        return {
+            name: fan_in_from_unit(unit, fan_in(shapes["kernel"])) for name, unit in draws.items()
+        }
 
     @nn.compact
     def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:

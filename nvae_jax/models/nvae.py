@@ -150,10 +150,10 @@ class TopDown(nn.Module):
 
     RANDOM: ClassVar = ("start",)
 
-    def first_values(
+    def initial_values(
         self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
     ) -> Mapping[str, jax.Array]:
-        """As `layers.Conv.first_values`."""
+        """As `layers.Conv.initial_values`."""
         del shapes
         return draws
 

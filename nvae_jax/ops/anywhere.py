@@ -12,7 +12,7 @@ from nvae_jax.ops.portable import Portable
 
 
 @dataclass(frozen=True)
-class Anywhere(Portable):
+class MultiPlatform(Portable):
     """What `Cpu` has where a program is lowered for CPUs, and what `Portable` has elsewhere. Not to
     be differentiated."""
 

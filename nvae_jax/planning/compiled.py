@@ -42,7 +42,7 @@ class Compiled:
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
-class TooLarge(Exception):
+class OutOfMemory(Exception):
     """The compiler could not place the program in a device's memory; the message is its own."""
 
 
@@ -51,7 +51,7 @@ def compile_step(config: ConfigDict, topology: Topology) -> Compiled:
 
     Raises:
       ValueError: a bad config, no compiler, or one that fails.
-      TooLarge: the compiler found no room.
+      OutOfMemory: the compiler found no room.
     """
     lowered = _lower_step(config, topology)
     start = time.monotonic()
@@ -59,7 +59,7 @@ def compile_step(config: ConfigDict, topology: Topology) -> Compiled:
         compiled = lowered.compile(topology.compiler_options)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            raise TooLarge(str(error)) from error
+            raise OutOfMemory(str(error)) from error
         raise ValueError(f"the compiler for {topology.name} fails: {error}") from error
     seconds = time.monotonic() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
@@ -102,7 +102,7 @@ def report(config: ConfigDict, topology: Topology) -> tuple[list[str], bool]:
     ]
     try:
         step = compile_step(config, topology)
-    except TooLarge as error:
+    except OutOfMemory as error:
         return [*lines, f"cannot fit: {_first_line(error)}"], False
     fits = step.total <= topology.hbm  # the GPUs' compiler does not refuse
     lines += [

@@ -59,7 +59,7 @@ def test_no_more_than_ten_are_named(spec, tmp_path):
 def test_each_is_reported_once_and_not_at_each_epoch(spec, monkeypatch):
     said = []
     monkeypatch.setattr(faults.logging, "warning", lambda text, *values: said.append(values[0]))
-    faults.report_left_out.cache_clear()
+    faults.warn_skipped.cache_clear()
     iterator = pipeline.train_iterator(spec, batch_size=COUNT, seed=0)
     for _ in range(3):
         next(iterator)

@@ -10,14 +10,14 @@ def test_fitted_takes_the_box_only_for_its_size():
     random = np.random.default_rng(0)
     aligned = random.integers(0, 256, (2, 218, 178, 3), np.uint8)
     expected = images.fit(aligned[1], 64, CELEBA[218, 178])
-    np.testing.assert_array_equal(views.Fitted(aligned, 64, CELEBA)[1], expected)
+    np.testing.assert_array_equal(views.Resized(aligned, 64, CELEBA)[1], expected)
     other = random.integers(0, 256, (2, 300, 300, 3), np.uint8)
-    np.testing.assert_array_equal(views.Fitted(other, 64, CELEBA)[1], images.fit(other[1], 64))
+    np.testing.assert_array_equal(views.Resized(other, 64, CELEBA)[1], images.fit(other[1], 64))
 
 
 def test_fitted_leaves_images_of_the_right_size_alone(colour_images):
     small = colour_images(3, 64)
-    fitted = views.Fitted(small, 64, CELEBA)
+    fitted = views.Resized(small, 64, CELEBA)
     assert fitted.shape == (3, 64, 64, 3)
     np.testing.assert_array_equal(fitted[1], small[1])
 
@@ -38,7 +38,7 @@ def test_stacked_digits_are_three_digits_fixed_by_index(grey_images):
 
 @pytest.mark.parametrize("count", [10, 19, 30_000, 70_000])
 def test_one_in_ten_is_exact_and_disjoint(count):
-    out, rest = views.one_in_ten(count, True), views.one_in_ten(count, False)
+    out, rest = views.validation_tenth(count, True), views.validation_tenth(count, False)
     assert len(out) == count // 10
     assert sorted([*out, *rest]) == list(range(count))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from nvae_jax.ops.anywhere import Anywhere
+from nvae_jax.ops.anywhere import MultiPlatform
 from nvae_jax.ops.cpu import Cpu, Native, native, shifted
 from nvae_jax.ops.cpu.native import shared_library
 from nvae_jax.ops.portable import Portable
@@ -293,7 +293,7 @@ def test_a_program_for_all_platforms_has_what_each_wants(name):
     x, kernel, _ = data((4, 4), 5, (4, 4))
 
     def loss(x, kernel):
-        return jnp.sum(getattr(Anywhere(), name)(x, kernel) ** 2)
+        return jnp.sum(getattr(MultiPlatform(), name)(x, kernel) ** 2)
 
     trace = jax.jit(loss).trace(x, kernel)
     for platform, convolves in {"cpu": False, "cuda": True, "tpu": True}.items():

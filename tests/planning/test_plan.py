@@ -307,7 +307,7 @@ def test_what_is_too_large_is_said(monkeypatch):
     assert "  and more in 1 loop(s) of unknown length" in lines
 
     def refuse(*_):
-        raise compiled.TooLarge("RESOURCE_EXHAUSTED: Ran out. Used 18.10G of 15.75G hbm. More")
+        raise compiled.OutOfMemory("RESOURCE_EXHAUSTED: Ran out. Used 18.10G of 15.75G hbm. More")
 
     monkeypatch.setattr(compiled, "compile_step", refuse)
     lines, fits = compiled.report(tiny_config(), slice_)

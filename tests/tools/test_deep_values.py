@@ -9,7 +9,7 @@ from PIL import Image
 from nvae_jax import api, checkpoint, evaluate, inputs, train
 from nvae_jax.configs import base
 from nvae_jax.encode import encode_run
-from nvae_jax.nearest import nearest_run, samples_of
+from nvae_jax.nearest import load_or_draw_samples, nearest_run
 from nvae_jax.reconstruct import reconstruct_run
 from nvae_jax.sample import sample_run
 
@@ -75,7 +75,7 @@ def test_samples_have_the_depth_and_are_read_again(trained, tmp_path):
     np.testing.assert_array_equal(np.round(single[0] * 65535).astype(int) >> 16 - bits, samples[3])
     with Image.open(tmp_path / "samples.png") as picture:
         assert picture.mode == "I;16"
-    queries, metadata = samples_of(run, 2, file=tmp_path / "samples.npz")
+    queries, metadata = load_or_draw_samples(run, 2, file=tmp_path / "samples.npz")
     summary = nearest_run(run, queries, tmp_path, num=1, rows=1, metadata=metadata)
     assert 0 < summary["median_sample_distance_full"] < 1
     with np.load(tmp_path / "nearest.npz") as file:

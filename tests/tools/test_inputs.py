@@ -101,7 +101,7 @@ def test_values_of_more_than_eight_bits(tmp_path):
     values = np.random.default_rng(0).integers(0, 4096, (3, 8, 8, 1)).astype(np.uint16)
     deep = DataSpec("folder", image_size=8, channels=1, num_bits=12)
     np.save(tmp_path / "a.npy", values)
-    np.savez(tmp_path / "own.npz", images=values, **pictures.about_values(12))
+    np.savez(tmp_path / "own.npz", images=values, **pictures.value_metadata(12))
     expected = values.astype(np.float32) / np.float32(4095)
     pictures.save_png(tmp_path / "a.png", pictures.to_range(expected[0], 12))
     for spec in (deep, dataclasses.replace(deep, max_value=4095)):

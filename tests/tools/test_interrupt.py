@@ -9,7 +9,7 @@ import time
 import pytest
 
 from nvae_jax import files
-from nvae_jax.interrupt import Interrupted, ended_by_sigterm
+from nvae_jax.interrupt import Interrupted, raise_on_sigterm
 from tests.tools.conftest import ROOT
 
 
@@ -36,10 +36,10 @@ def test_sampling_ends_at_once_and_leaves_no_file(workdir, tmp_path):
 
 def test_what_is_being_written_is_taken_back(tmp_path):
     path = tmp_path / "there" / "a.txt"
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         temporary.write_text("old")
-    with pytest.raises(Interrupted) as caught, ended_by_sigterm():
-        with files.replacing(path) as temporary:
+    with pytest.raises(Interrupted) as caught, raise_on_sigterm():
+        with files.atomic_write(path) as temporary:
             temporary.write_text("half")
             signal.raise_signal(signal.SIGTERM)
     assert caught.value.signal_number == signal.SIGTERM

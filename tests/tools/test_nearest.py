@@ -45,7 +45,7 @@ def test_bad_numbers(wrong):
 
 
 def test_a_memorised_sample_stands_out(run, tmp_path, undocumented):
-    spec = nearest.grey_spec(run.experiment.data)
+    spec = nearest.unbinarized_spec(run.experiment.data)
     memorised = pipeline.preview(spec, "train", 6)
     summary = nearest.nearest_run(
         run, lambda: memorised, tmp_path, num=2, rows=3, metadata=run.metadata()
@@ -62,12 +62,14 @@ def test_a_memorised_sample_stands_out(run, tmp_path, undocumented):
 def test_samples_of_a_file_and_of_the_run(run, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 1), np.uint8)
     np.savez(tmp_path / "samples.npz", images=images)
-    samples, metadata = nearest.samples_of(run, 2, file=tmp_path / "samples.npz")
+    samples, metadata = nearest.load_or_draw_samples(run, 2, file=tmp_path / "samples.npz")
     np.testing.assert_allclose(samples() * 255, images[:2], rtol=1e-6)
     assert metadata["source"] == "samples.npz"
     nearest.nearest_run(run, samples, tmp_path, num=1, rows=1, metadata=metadata)
     with np.load(tmp_path / "nearest.npz") as file:
         assert file["samples"].shape == (2, 16, 16, 1) and file["source"] == "samples.npz"
-    drawn, metadata = nearest.samples_of(run, 2, temperature=0.8, recalibrate_bn=False, seed=1)
+    drawn, metadata = nearest.load_or_draw_samples(
+        run, 2, temperature=0.8, recalibrate_bn=False, seed=1
+    )
     np.testing.assert_allclose(drawn(), run.sample(2, temperature=0.8, seed=1), atol=1e-5)
     assert metadata["temperature"] == [0.8]

@@ -30,8 +30,8 @@ def test_values_of_more_than_eight_bits(tmp_path):
     levels = np.linspace(0, 1, 4096, dtype=np.float32).reshape(1, 64, 64, 1)
     values = pictures.to_values(levels, 12)
     np.testing.assert_array_equal(values.ravel(), np.arange(4096))
-    assert values.dtype == np.uint16 and pictures.about_values(12) == {"max_value": 4095}
-    assert pictures.to_values(levels, 5).dtype == np.uint8 and not pictures.about_values(8)
+    assert values.dtype == np.uint16 and pictures.value_metadata(12) == {"max_value": 4095}
+    assert pictures.to_values(levels, 5).dtype == np.uint8 and not pictures.value_metadata(8)
     pictures.save_grid(tmp_path / "grey.png", levels, {"step": 3}, num_bits=12)
     with Image.open(tmp_path / "grey.png") as picture:
         assert picture.mode == "I;16" and picture.text == {"step": "3", "max_value": "65535"}

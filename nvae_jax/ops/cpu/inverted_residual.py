@@ -14,7 +14,7 @@ from jax.lax import PrecisionLike
 from nvae_jax.ops.cpu import native
 from nvae_jax.ops.interface import Ops
 from nvae_jax.ops.portable import inverted_residual as portable
-from nvae_jax.ops.portable.geometry import block_sums, convolving, doubling
+from nvae_jax.ops.portable.geometry import block_sums, conv_geometry, upsample_geometry
 
 # A task of the kernel is whole images: the largest that leave room for others in a core's cache,
 # and the fewest tasks of so many pixels that are worth it.
@@ -46,9 +46,9 @@ def inverted_residual(
     expand, depthwise, project = kernels[0], kernels[1][:, :, 0], kernels[2]
     # The kernel computes transposes: of stride 2 what doubles, of stride 1 a plain convolution.
     if upsample:
-        geometry, taps = doubling(x.shape[1:3], depthwise.shape[0]), block_sums(depthwise)
+        geometry, taps = upsample_geometry(x.shape[1:3], depthwise.shape[0]), block_sums(depthwise)
     else:
-        geometry, taps = convolving(x.shape[1:3], depthwise.shape[0], 1), depthwise[::-1, ::-1]
+        geometry, taps = conv_geometry(x.shape[1:3], depthwise.shape[0], 1), depthwise[::-1, ::-1]
     shape = (x.shape[0], *geometry.size, project.shape[-1])
     arrays = x, expand, taps, project, *sum(norms, ())
     places: dict[str, Any] = dict(stride=geometry.stride, low=geometry.low)

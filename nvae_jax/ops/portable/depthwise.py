@@ -19,7 +19,7 @@ import jax
 from jax.lax import PrecisionLike
 
 from nvae_jax.ops.portable import library
-from nvae_jax.ops.portable.geometry import convolving, doubling
+from nvae_jax.ops.portable.geometry import conv_geometry, upsample_geometry
 
 
 def depthwise_conv(
@@ -34,7 +34,7 @@ def depthwise_conv(
     _check(x, kernel)
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride}")
-    geometry = convolving(x.shape[1:3], kernel.shape[0], stride)
+    geometry = conv_geometry(x.shape[1:3], kernel.shape[0], stride)
     return _apply(x, kernel[:, :, 0], _CONV, geometry, precision, maps)
 
 
@@ -48,7 +48,7 @@ def upsample_depthwise_conv(
     output takes ((k + 1) / 2)^2 products instead of k^2 (9 for 25), in the gradients too.
     """
     _check(x, kernel)
-    geometry = doubling(x.shape[1:3], kernel.shape[0])
+    geometry = upsample_geometry(x.shape[1:3], kernel.shape[0])
     return _apply(x, kernel[:, :, 0], _UPSAMPLE, geometry, precision, maps)
 
 

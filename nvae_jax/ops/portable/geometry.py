@@ -17,13 +17,13 @@ class Geometry(NamedTuple):
     low: int
 
 
-def convolving(size: Sequence[int], kernel_size: int, stride: int) -> Geometry:
+def conv_geometry(size: Sequence[int], kernel_size: int, stride: int) -> Geometry:
     """Of a convolution of `size` inputs with (k - 1) / 2 zeros on every side."""
     out_size = tuple(-(-n // stride) for n in size)
     return Geometry(tuple(size), out_size, kernel_size, stride, low=(kernel_size - 1) // 2)
 
 
-def doubling(size: Sequence[int], kernel_size: int) -> Geometry:
+def upsample_geometry(size: Sequence[int], kernel_size: int) -> Geometry:
     """Of a convolution of `size` inputs repeated twice: that whose transpose it is."""
     doubled = tuple(2 * n for n in size)
     return Geometry(doubled, tuple(size), kernel_size + 1, 2, low=(kernel_size - 1) // 2)

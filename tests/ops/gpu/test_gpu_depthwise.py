@@ -11,7 +11,7 @@ from jax import export
 from nvae_jax.ops.cpu import shifted
 from nvae_jax.ops.gpu import Gpu
 from nvae_jax.ops.gpu import depthwise as gpu
-from nvae_jax.ops.portable.geometry import convolving
+from nvae_jax.ops.portable.geometry import conv_geometry
 
 
 @pytest.mark.parametrize("size, c, k", [((8, 8), 24, 5), ((19, 9), 90, 5), ((4, 20), 24, 3)])
@@ -21,7 +21,7 @@ def test_is_exact(size, c, k, name, dtype, tolerance):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, *size, c)), dtype)
     w = jnp.asarray(rng.normal(size=(k, k, c)), jnp.float32)
-    options = dict(geometry=convolving(size, k, 1), precision=None)
+    options = dict(geometry=conv_geometry(size, k, 1), precision=None)
     y = jax.jit(partial(getattr(gpu, name), interpret=True, **options))(x, w)
     with jax.enable_x64(True):
         a, b = (jnp.asarray(np.asarray(v, np.float64)) for v in (x, w))

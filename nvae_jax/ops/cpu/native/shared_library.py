@@ -108,7 +108,7 @@ def _kept_or_compiled(folder, identity, compiler):
         logging.info("compiling %s, once on this machine", FOLDER)
         compiled = _compile(compiler, scratch)
         path = folder / f"{identity}_{_digest(compiled)}.so"
-        with files.replacing(path) as temporary:
+        with files.atomic_write(path) as temporary:
             shutil.copyfile(compiled, temporary)
         return path
 
