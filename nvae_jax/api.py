@@ -116,7 +116,7 @@ class Run:
 
     @cached_property
     def variables(self) -> dict[str, Any]:
-        """The model's, as they are used: with running or recalibrated batch statistics."""
+        """The model's variables, with running or recalibrated batch statistics."""
         return sharding.replicate(self.make_variables())
 
     @property
@@ -131,11 +131,11 @@ class Run:
 
     @property
     def num_bits(self) -> int:
-        """Of a value of the images."""
+        """How many bits a value of the images has."""
         return self.experiment.data.num_bits
 
     def metadata(self, **more: Any) -> dict[str, Any]:
-        """What files made with this run say about it, and `more`."""
+        """The metadata of files that are made with this run, with `more` added."""
         return {
             "model": describe_model(self.experiment),
             "step": self.state.step,
@@ -202,7 +202,7 @@ class Run:
     def decode(
         self, latents: Sequence[np.ndarray], *, temperature: ArrayLike = 1.0, seed: int = 0
     ) -> np.ndarray:
-        """Images of given latents.
+        """Decodes latents to images.
 
         Args:
           latents: a list of (N, h, w, z) for the coarsest groups, or for all.
@@ -220,7 +220,7 @@ class Run:
         return self.compose(sources, temperatures, latents=latents, seed=seed)[0]
 
     def standardize(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Latents as the noise of the prior: (z - mean) / scale, given the groups above.
+        """Turns latents into noise of the prior: (z - mean) / scale, given the groups above.
 
         The prior makes the same latents of that noise: `from_noise` decodes it.
         """
@@ -231,7 +231,7 @@ class Run:
     def from_noise(
         self, noise: Sequence[np.ndarray], *, temperature: ArrayLike = 1.0
     ) -> np.ndarray:
-        """Images of given noise of the prior: a list of (N, h, w, z), one a group."""
+        """Decodes noise of the prior, a list of (N, h, w, z), one a group, to images."""
         noise = self._check_latents(noise, complete=True)
         temperatures = group_temperatures(self.experiment.model.hierarchy, temperature)
         sources = np.full(self.num_groups, PRIOR)
@@ -319,7 +319,7 @@ class Run:
         num: int | None = None,
         seed: int = 0,
     ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """The one pass behind everything here.
+        """Draws each group from its own source and decodes: the pass behind all other methods.
 
         Args:
           sources: (groups,) of `latents.PRIOR`, `POSTERIOR` and `GIVEN`.

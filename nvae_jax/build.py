@@ -290,7 +290,7 @@ class Experiment:
 
 @_of_checked
 def build(config: ConfigDict, devices: Devices | None = None) -> Experiment:
-    """Everything at once: one place where a bad config shows before anything is written.
+    """Builds and checks everything that a config describes, before anything is written.
 
     Args:
       config: a resolved ConfigDict.

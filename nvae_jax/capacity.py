@@ -14,7 +14,7 @@ FLOAT_BYTES = 4
 
 
 def example_bytes(experiment: Experiment) -> int:
-    """What an image and its latents take at least, as float32."""
+    """The bytes that one image and its latents take at least, as float32."""
     shapes = [experiment.image_shape, *experiment.model.latent_shapes()]
     return FLOAT_BYTES * sum(math.prod(shape) for shape in shapes)
 

@@ -38,7 +38,7 @@ class _Arrays(ocp.type_handlers.ArrayHandler):
 
 
 def handlers() -> dict[str, Any]:
-    """What reads and writes each part of a checkpoint."""
+    """The Orbax handlers that read and write each part of a checkpoint."""
     arrays = _Arrays(min_slice_bytes_for_replica_parallel=_SMALLEST_PART)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     return {
@@ -49,7 +49,7 @@ def handlers() -> dict[str, Any]:
 
 
 def steps(directory: Path) -> list[int]:
-    """The steps that there are checkpoints of, damaged ones too."""
+    """The steps of all checkpoints, damaged ones too."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
@@ -116,7 +116,7 @@ def read_score(directory: Path, step: int) -> float:
 
 
 def write_metrics(directory: Path, step: int, metrics: Mapping[str, float]) -> None:
-    """Replaces those of a checkpoint."""
+    """Replaces the metrics of a checkpoint."""
     files.write_json(directory / str(step) / "evaluation" / "metadata", metrics)
 
 

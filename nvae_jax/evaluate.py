@@ -65,7 +65,7 @@ class Evaluator:
         progress: Callable[[float], Any] | None = None,
         stopped: Callable[[], Any] | None = None,
     ) -> dict[str, Any] | None:
-        """Evaluates.
+        """Evaluates the model on all batches.
 
         Args:
           variables: the model's variables; running statistics are used.

@@ -42,7 +42,7 @@ class PlainNorm(BatchNorm):
 
 
 def fold(model: NVAE, variables: VariableDict) -> tuple[NVAE, dict[str, Any]]:
-    """The same function in plain convolutions.
+    """Folds weight and batch normalisation into plain convolutions.
 
     Args:
       model: an `NVAE`.

@@ -23,7 +23,7 @@ ARRAYS = (".npz", ".npy")
 
 
 def to_model(images: ArrayLike, spec: DataSpec, seed: int = 0, first: int = 0) -> np.ndarray:
-    """Images as a person has them, as the model takes them.
+    """Prepares images without padding for the model.
 
     What training did to the images of its data set is done to these: binarised at random, reduced
     to fewer bits, padded.
@@ -215,7 +215,7 @@ def select(
 
 
 def describe(arrays: np.ndarray | Sequence[np.ndarray], source: str) -> dict[str, Any]:
-    """What files say about the images or latents that they were made of.
+    """Metadata about the images or latents that a file is made of.
 
     Args:
       arrays: (N, ...), or a list of such.

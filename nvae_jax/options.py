@@ -20,12 +20,12 @@ class _PathParser(flags.ArgumentParser):
 
 
 def define_path(name: str, default: str | None, help: str, **options: Any) -> flags.FlagHolder:
-    """A flag that is a path."""
+    """Defines a flag whose value is a path."""
     return flags.DEFINE(_PathParser(), name, default, help, **options)
 
 
 def define_run() -> Callable[[], dict[str, Any]]:
-    """The flags of every command that reads a run.
+    """Defines the flags of every command that reads a run.
 
     Returns:
       a function of no arguments: what `api.load` and `checkpoint.load_run` take, as {name: value}.
@@ -43,30 +43,30 @@ def define_run() -> Callable[[], dict[str, Any]]:
 
 
 def define_images() -> flags.FlagHolder:
-    """Images to work on."""
+    """Defines --images, the images to work on."""
     return define_path("images", None, ".npz, .npy, picture or folder; default: the split's")
 
 
 def define_out(help: str = "folder to write to") -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """(--out, --overwrite): where results go, and whether they may take the place of others."""
+    """Defines --out and --overwrite: where results go, and whether they may replace others."""
     out = define_path("out", None, help, required=True)
     return out, define_overwrite()
 
 
 def define_overwrite() -> flags.FlagHolder:
-    """Whether files made with other settings, or by somebody else, may be replaced."""
+    """Defines --overwrite: whether files of other settings, or of others, may be replaced."""
     return flags.DEFINE_bool(
         "overwrite", False, "replace files that other settings, or somebody else, made"
     )
 
 
 def define_batch_size() -> flags.FlagHolder:
-    """Images that are computed at a time."""
+    """Defines --batch_size, the number of images computed at a time."""
     return flags.DEFINE_integer(
         "batch_size", None, "images at a time; default: config.eval's", 1, schema.MANY
     )
 
 
 def define_seed(help: str) -> flags.FlagHolder:
-    """The seed of draws."""
+    """Defines --seed, the seed of draws."""
     return flags.DEFINE_integer("seed", 0, help, 0, schema.LARGEST_INT)

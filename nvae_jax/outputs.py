@@ -19,7 +19,7 @@ def check(
     inputs: Iterable[str | Path] = (),
     overwrite: bool = False,
 ) -> None:
-    """Raises unless all files can be, and may be, written.
+    """Raises ValueError unless all files can be, and may be, written.
 
     Args:
       outputs: their paths; the first says what made it, and so stands for those that cannot.

@@ -67,12 +67,12 @@ class Progress:
             self._bar.close()
 
     def advance(self, step: int) -> None:
-        """After every step."""
+        """Called after every step."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
     def report(self, step: int, row: Mapping[str, Any]) -> None:
-        """At every row of metrics."""
+        """Called with every row of metrics."""
         rate = row["train/images_per_second"]
         bound = f"{row['train/nelbo']:.2f} nats"
         left = f"{(self._total - step) * self._batch_size / max(rate, 1e-9) / 60:.1f} min left"

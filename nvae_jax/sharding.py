@@ -61,12 +61,12 @@ def make_mesh(settings: MeshSettings, devices: Devices | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """The sharding that puts a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
+    """The sharding that splits the leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
@@ -105,7 +105,7 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
 
 
 def with_shardings(abstract_state: Any, shardings: Any) -> Any:
-    """Shapes that say where their arrays are to be, for restoring."""
+    """Adds shardings to the abstract arrays of a state, to restore it by."""
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract_state, shardings
     )
@@ -119,12 +119,12 @@ def check_batch_size(mesh: Mesh, batch_size: int, key: str, parts: int = 1) -> N
 
 
 def round_up(mesh: Mesh, batch_size: int) -> int:
-    """The next batch size that the devices share evenly."""
+    """Rounds a batch size up to one that the devices share evenly."""
     return -(-batch_size // mesh.size) * mesh.size
 
 
 def to_devices(mesh: Mesh, local: np.ndarray) -> jax.Array:
-    """Every host's part of a batch, leading axis first, as one global array."""
+    """Joins every host's part of a batch, along its leading axis, into one global array."""
     array = jax.make_array_from_process_local_data(over_batch(mesh), np.asarray(local))
     if mesh.devices.flat[0].platform == "cpu":
         # A program whose input is still being copied runs on another thread, and glibc gives back

@@ -47,7 +47,7 @@ class State(struct.PyTreeNode):
         return not int(self.nonfinite_steps)
 
     def before_skipped(self) -> "State":
-        """The state before the last updates, skipped in a row: they changed but the counters."""
+        """The state before the updates skipped last, which changed only the counters."""
         if self.is_good():
             return self
         step = self.step - self.nonfinite_steps

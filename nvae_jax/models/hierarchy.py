@@ -53,7 +53,7 @@ class Hierarchy:
         return self.groups == (1,)
 
     def factor(self, scale: int) -> int:
-        """How often the image's resolution is contained in the scale's, and its width in ours."""
+        """How many times coarser than the image, and wider than at full size, a scale is."""
         return 2 ** (self.process_blocks + scale)
 
     def size(self, scale: int) -> int:

@@ -20,7 +20,7 @@ DATA_INIT_SCALE = 0.2
 
 
 def fan_in(kernel_shape: Sequence[int]) -> int:
-    """Inputs of each output of a kernel (k, k, in, out) or (in, out), stacked or not."""
+    """Inputs per output of a kernel (k, k, in, out) or (in, out), stacked or not."""
     trailing = kernel_shape[-4:] if len(kernel_shape) >= 4 else kernel_shape[-2:]
     return math.prod(trailing[:-1])
 
@@ -84,7 +84,7 @@ class Conv(nn.Module):
         return values
 
     def masked(self, kernel: jax.Array) -> jax.Array:
-        """A kernel (k, k, in, out), or a stack of them, with the mask on."""
+        """Multiplies a kernel (k, k, in, out), or a stack of them, by the mask, if there is one."""
         if self.mask is None:
             return kernel
         mask = self.mask(kernel.shape[-4:])
@@ -266,7 +266,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
-        """The kernel (inputs, features) and the bias (features,)."""
+        """Returns the kernel (inputs, features) and the bias (features,)."""
         shape = (inputs, self.features)
         kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
         return kernel, self.param("bias", fan_in_uniform, (self.features,), fan_in(shape))

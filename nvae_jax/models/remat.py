@@ -26,7 +26,7 @@ _CONV_OUTPUT = "conv_output"
 
 
 def name_conv_output(y: jax.Array) -> jax.Array:
-    """Marks what `norm_act` keeps."""
+    """Names a convolution's output, so that the policy `norm_act` keeps it."""
     return checkpoint_name(y, _CONV_OUTPUT)
 
 

@@ -32,7 +32,7 @@ class Implementation:
     slower: str = ""
 
     def suits(self, devices: Sequence[Any]) -> bool:
-        """Whether it runs on these devices; what runs anywhere runs on none too."""
+        """Whether it runs on these devices; what runs anywhere suits an empty list too."""
         platforms = {device.platform for device in devices}
         fits = self.platform is None or platforms == {self.platform}
         return fits and (len(devices) == 1 or not self.alone)
@@ -42,7 +42,7 @@ class Implementation:
         return f"{'one' if self.alone else 'any'} {str(self.platform).upper()} device"
 
     def make(self) -> Ops:
-        """The operations."""
+        """Imports and makes the operations."""
         module, name = self.path
         return getattr(importlib.import_module(f"nvae_jax.ops.{module}"), name)()
 

@@ -24,11 +24,11 @@ class Ops(ABC):
     """
 
     def problem(self) -> str | None:
-        """What keeps these operations from being had on this machine, in words, or None."""
+        """Why these operations cannot run on this machine, as a phrase, or None."""
         return None
 
     def compiler_options(self, platform: str) -> dict[str, Any] | None:
-        """Of a training step that is made of these, for a platform: see `compiler.options`."""
+        """Compiler options of a training step made of these operations; see `compiler.options`."""
         return compiler.options(platform, straight=True)
 
     @abstractmethod

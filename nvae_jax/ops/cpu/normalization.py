@@ -41,7 +41,7 @@ def gradients(
     epsilon: float,
     with_swish: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of `batch_norm` by x, scale and bias."""
+    """The gradients of `batch_norm` with respect to x, scale and bias."""
     kernel = "norm_swish_grad" if with_swish else "norm_grad"
     rows, channels = (x.size // x.shape[-1], x.shape[-1]), x.shape[-1:]
     arrays = x.reshape(rows), g.reshape(rows), scale, bias, mean, var

@@ -44,7 +44,7 @@ def gradients(
     with_swish: bool,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of the above for x (..., C), scale and bias (C,), by that of its first result."""
+    """The gradients for x (..., C), scale and bias (C,), given `g`, that of the first result."""
     arrays = [a.reshape(-1, x.shape[-1]) for a in (x, g)]
     vectors, options = [scale, bias, mean, var], dict(epsilon=epsilon, with_swish=with_swish)
     sums = columns.column_sums(partial(_inner, **options), arrays, vectors, interpret=interpret)

@@ -6,7 +6,7 @@ from jax.experimental.pallas import triton as plgpu
 
 
 def options(interpret: bool, warps: int = 4) -> dict[str, Any]:
-    """Of `pallas_call`: `warps` of 32 threads a program, or, where `interpret`, no GPU at all."""
+    """For `pallas_call`: `warps` of 32 threads a program, or, where `interpret`, no GPU at all."""
     return {
         "compiler_params": plgpu.CompilerParams(num_warps=warps, num_stages=2),
         "interpret": interpret,

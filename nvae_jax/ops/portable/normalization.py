@@ -96,7 +96,7 @@ def gradients(
     epsilon: float,
     with_swish: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of `normalize` by x, of which mean and variance are, by scale and by bias."""
+    """The gradients of `normalize` for x, through its mean and variance too, scale and bias."""
     axes, count, inverse = tuple(range(x.ndim - 1)), x.size // x.shape[-1], lax.rsqrt(var + epsilon)
     g = g.astype(jnp.float32)
     centred = x.astype(jnp.float32) - _per_channel(mean, x)

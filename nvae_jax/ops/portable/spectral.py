@@ -70,7 +70,7 @@ def matrix_shape(path: Sequence[str], kernel: jax.Array) -> tuple[int, int, int]
 
 
 def shape_name(_: int, rows: int, columns: int) -> str:
-    """What the vectors of matrices of a shape are kept under."""
+    """The name under which the vectors of matrices of a shape are kept."""
     return f"{rows}x{columns}"
 
 

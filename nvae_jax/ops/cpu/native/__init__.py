@@ -45,7 +45,7 @@ def call(
     in_place: dict[int, int] | None = None,
     **attributes: Any,
 ) -> Any:
-    """One kernel.
+    """Calls one kernel.
 
     Args:
       name: one of `KERNELS`. Convolutions (kind_map) are as in `ops.portable.depthwise`, for
