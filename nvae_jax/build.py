@@ -233,6 +233,16 @@ class Experiment:
         )
         return create(self.seed, images)
 
+    def settled(self, fresh: state.State) -> state.State:
+        """A state whose parameters came from elsewhere, with power-iteration vectors that suit
+        them."""
+        settle = jax.jit(
+            partial(state.settled_spectral_vectors, self.model),
+            out_shardings=jax.tree.map(lambda a: a.sharding, self.abstract_state().spectral),
+            compiler_options=compiler.options(self._platform, runs_once=True),
+        )
+        return fresh.replace(spectral=settle(fresh.params, fresh.spectral))
+
     def abstract_state(self) -> state.State:
         """The shapes of a training state, and where on the mesh its arrays are."""
         return self._abstract_state

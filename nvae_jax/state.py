@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -127,12 +127,20 @@ def build(
 def first_spectral_vectors(
     key: jax.Array, model: NVAE, params: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
-    """Vectors that power iteration goes on with: random ones after its early rounds, so that the
-    first step needs no more rounds than any other.
+    """Random vectors for power iteration after its early rounds, so that the first step needs no
+    more rounds than any other.
 
     Returns:
       one (matrices, out) array for each shape of kernels' matrices, under the shape's name.
     """
-    kernels = effective_kernels(model, params)
+    kernels = jax.eval_shape(partial(effective_kernels, model), params)
     vectors = regularizers.init_spectral_vectors(key, kernels)
+    return settled_spectral_vectors(model, params, vectors)
+
+
+def settled_spectral_vectors(
+    model: NVAE, params: Mapping[str, Any], vectors: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """`vectors` of any parameters after the early rounds of power iteration with these."""
+    kernels = effective_kernels(model, params)
     return model.ops.spectral_penalty(kernels, vectors, regularizers.EARLY_ROUNDS)[2]

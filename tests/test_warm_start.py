@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
-from nvae_jax import build, checkpoint_files, run_directory, train, warm_start
+from nvae_jax import build, checkpoint_files, regularizers, run_directory, train, warm_start
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.interop import torch_file
+from nvae_jax.models.kernels import effective_kernels
+from nvae_jax.ops.portable import Portable
 from nvae_jax.settings import StartSettings
 from tests.conftest import tiny_config
 from tests.published import Golden
@@ -244,3 +247,16 @@ def test_a_run_needs_its_source_at_the_start_only(tmp_path, monkeypatch):
             states.append(checkpoints.restore(build.build(config).abstract_state()))
     assert int(states[0][0].step) == 2 and states[0][1] == states[1][1]
     jax.tree.map(np.testing.assert_array_equal, *(state for state, _ in states))
+
+
+def test_power_iteration_begins_anew_where_only_parameters_come_along(tiny):
+    experiment, state, _ = tiny
+    other = jax.tree.map(
+        lambda a: a + 0.1 * np.cos(np.arange(a.size)).reshape(a.shape), state.params
+    )
+    state = experiment.settled(state.replace(params=other))
+    penalty = partial(Portable().spectral_penalty, effective_kernels(experiment.model, other))
+    converged, *_ = penalty(state.spectral, 400)
+    np.testing.assert_allclose(
+        penalty(state.spectral, regularizers.ROUNDS)[0], converged, rtol=2e-3
+    )
