@@ -15,8 +15,8 @@ from tests.fuzz.case import CALLS
 from tests.fuzz.flag_cases import BY_TYPE
 from tests.fuzz.script_cases import SCRIPT_CALLS
 
-# What a command may say on stderr besides its error. Warnings of JAX, absl and tqdm's bars.
-WARNING = re.compile(r"(?i)warning: |[WI]\d{4} |WARNING:|.*(it/s|\?it|s/it|\d+%\|)|\s*$")
+# What a command may say on stderr besides its error: warnings of JAX and absl, and progress.
+WARNING = re.compile(r"(?i)warning: |[WI]\d{4} |WARNING:|.*(it/s|\?it|s/it|\d+%\|| so far$)|\s*$")
 # Words that only somebody who knows the code understands.
 INTERNAL = re.compile(
     r"NoneType|object has no attribute|unsupported operand|not supported between|Traceback"
