@@ -152,7 +152,11 @@ def read(path: str | Path, spec: DataSpec, first: int = 0, end: int | None = Non
     Raises:
       ValueError: as `load`, another shape, or there are no such images.
     """
-    loaded = _shaped(load(path, spec), spec)
+    loaded = load(path, spec)
+    try:
+        loaded = _shaped(loaded, spec)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if first >= loaded.shape[0]:
         raise ValueError(f"there is no image number {first}, only {loaded.shape[0]}")
     return _some_of(loaded, first, end)
