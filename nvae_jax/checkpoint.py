@@ -23,6 +23,7 @@ from nvae_jax import (
     run_directory,
 )
 from nvae_jax.state import Snapshot, State
+from nvae_jax.trees import by_name
 
 orbax_errors.silence_logging()
 
@@ -218,7 +219,7 @@ class Checkpoints:
         def read(step):
             stored = checkpoint_files.stored_shapes(self._directory, step)
             wanted = {field: stored[field] for field in fields if field in stored}
-            names = iter(checkpoint_files.by_name(wanted))
+            names = iter(by_name(wanted))
             wanted = jax.tree.map(
                 lambda a: jax.ShapeDtypeStruct(
                     a.shape, a.dtype, sharding=place(next(names), a.shape)
@@ -226,7 +227,7 @@ class Checkpoints:
                 wanted,
             )
             found, _ = checkpoint_files.read(self._directory, step, wanted)
-            return step, checkpoint_files.by_name(found)
+            return step, by_name(found)
 
         return self._first_readable(which, read)
 

@@ -88,12 +88,6 @@ def read(directory: Path, step: int, wanted: Mapping[str, Any]) -> tuple[dict[st
     return found, data_state
 
 
-def by_name(tree: Any) -> dict[str, Any]:
-    """The arrays of a tree by their path, such as params/image_head/kernel, in the tree's order."""
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in paths}
-
-
 def stored_shapes(directory: Path, step: int) -> dict[str, Any]:
     """{field: the shapes of its arrays} of what a checkpoint holds.
 

@@ -140,9 +140,14 @@ def _load_array(path, spec):
     images = arrays["images"]
     if spec is None or images.dtype != np.uint16 or not images.size:
         return images
-    noted, bits = depth.white_of_arrays(arrays), spec.num_bits
-    said = {"max_value": 0 if noted else spec.max_value, "stated": noted}
-    white = depth.find_white(images, path, bits=16, num_bits=bits, **said)
+    white = depth.find_white(
+        images,
+        path,
+        bits=16,
+        max_value=spec.max_value,
+        num_bits=spec.num_bits,
+        noted=depth.white_of_arrays(arrays),
+    )
     return images.astype(np.float32) / np.float32(white)
 
 

@@ -16,6 +16,7 @@ from nvae_jax.models.initialize import initialize
 from nvae_jax.models.kernels import effective_kernels
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.optim import Optimizer
+from nvae_jax.trees import by_name
 
 
 class State(struct.PyTreeNode):
@@ -79,11 +80,8 @@ class Snapshot:
 
     def nonfinite(self) -> list[str]:
         """The paths of arrays with NaN or infinity, which no training step writes."""
-        return [
-            jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, array in jax.tree_util.tree_leaves_with_path(self.collections)
-            if not np.isfinite(np.asarray(array)).all()
-        ]
+        arrays = by_name(self.collections).items()
+        return [name for name, array in arrays if not np.isfinite(np.asarray(array)).all()]
 
     @cached_property
     def fingerprint(self) -> str:

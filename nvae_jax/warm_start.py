@@ -13,9 +13,9 @@ import numpy as np
 
 from nvae_jax import checkpoint, distributed, optim, paths, run_directory, schema, sharding
 from nvae_jax.build import Experiment
-from nvae_jax.checkpoint_files import by_name
 from nvae_jax.interop import torch_checkpoint, torch_file
 from nvae_jax.state import State
+from nvae_jax.trees import by_name
 
 KEY = "train.init_from"
 VARIABLES = ("params", "batch_stats")

@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from nvae_jax import build, checkpoint_files, regularizers, run_directory, train, warm_start
+from nvae_jax import build, regularizers, run_directory, train, warm_start
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.interop import torch_file
 from nvae_jax.models.kernels import effective_kernels
 from nvae_jax.ops.portable import Portable
 from nvae_jax.settings import StartSettings
+from nvae_jax.trees import by_name
 from tests.conftest import tiny_config
 from tests.published import Golden
 
@@ -40,7 +41,7 @@ def write_source(workdir, config, step=5, bad=()):
     run_directory.save_config(workdir, config)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, {"step": step, "num_examples": 1500})
-    return checkpoint_files.by_name(state.stored())
+    return by_name(state.stored())
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def part(arrays, *fields):
 def test_variables_come_along_and_the_optimiser_starts_afresh(source, tmp_path):
     warm = read(config_for(), tmp_path, source[0])
     assert warm.step == 5 and not warm.fresh and not warm.left_out
-    found = checkpoint_files.by_name(warm.into(zeros(config_for())).stored())
+    found = by_name(warm.into(zeros(config_for())).stored())
     ours = ("params", "batch_stats", "spectral")
     assert_same(part(found, *ours), part(source[1], *ours))
     assert not any(np.any(a) for a in part(found, "opt_state", "step", "key").values())
@@ -83,7 +84,7 @@ def test_variables_come_along_and_the_optimiser_starts_afresh(source, tmp_path):
 
 def test_moments_come_along_by_a_key_and_the_schedule_starts_anew(source, tmp_path):
     warm = read(config_for(), tmp_path, f"{source[0]}@5", init_optimizer=True)
-    found = checkpoint_files.by_name(warm.into(zeros(config_for())).stored())
+    found = by_name(warm.into(zeros(config_for())).stored())
     moments, expected = part(found, "opt_state"), part(source[1], "opt_state")
     assert moments.pop("opt_state/2/count") == 0 and expected.pop("opt_state/2/count") == 5
     assert_same(moments, expected)
@@ -92,13 +93,11 @@ def test_moments_come_along_by_a_key_and_the_schedule_starts_anew(source, tmp_pa
 
 def test_averages_come_along_or_begin_with_the_variables(source, tmp_path):
     averaged = config_for(train={"ema_decay": 0.5})
-    found = checkpoint_files.by_name(
-        read(averaged, tmp_path, source[0]).into(zeros(averaged)).stored()
-    )
+    found = by_name(read(averaged, tmp_path, source[0]).into(zeros(averaged)).stored())
     assert_same(part(found, "average"), part(source[1], "average"))
     plain = tmp_path / "plain"
     arrays = write_source(plain, config_for())
-    found = checkpoint_files.by_name(read(averaged, tmp_path, plain).into(zeros(averaged)).stored())
+    found = by_name(read(averaged, tmp_path, plain).into(zeros(averaged)).stored())
     variables = part(arrays, "params", "batch_stats")
     assert_same(part(found, "average"), {f"average/{name}": a for name, a in variables.items()})
 
@@ -134,7 +133,7 @@ def test_other_shapes_are_named_or_start_afresh(source, tmp_path, model, message
     }
     assert warm.fresh[0] in warm.describe() and "initialised afresh" in warm.describe()
     state = zeros(config)
-    found, wanted = (checkpoint_files.by_name(s.stored()) for s in (warm.into(state), state))
+    found, wanted = (by_name(s.stored()) for s in (warm.into(state), state))
     variables = part(found, "params", "batch_stats")
     taken = {name: a for name, a in variables.items() if name not in warm.fresh}
     assert len(taken) > 10
@@ -178,7 +177,7 @@ def test_a_published_checkpoint(tmp_path):
     )
     warm = read(config, tmp_path, path)
     assert warm.step == 7 and not warm.fresh
-    assert_same(warm.arrays, checkpoint_files.by_name(variables))
+    assert_same(warm.arrays, by_name(variables))
     for init_from, options, message in [
         (path, {"init_optimizer": True}, "has no state for init_optimizer"),
         (f"{path}@3", {}, "has no others beside it"),

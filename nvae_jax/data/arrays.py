@@ -81,7 +81,7 @@ class ArrayImages:
     def __init__(self, path: pathlib.Path, key: str, max_value: int = 0, num_bits: int = 8):
         self._path, self._key, self._num_bits = path, key, num_bits
         self._array, noted = _load(path, key)
-        self._white = {"max_value": 0 if noted else max_value, "stated": noted}
+        self._white = {"max_value": max_value, "noted": noted}
         self._where = f"{path}: {key}" if key else f"{path}"
         self.shape = _shape(self._where, self._array)
         if self._array.dtype.itemsize == 1 and num_bits > 8:

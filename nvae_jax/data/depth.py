@@ -80,7 +80,14 @@ def scale(values: np.ndarray, white: int, num_bits: int) -> np.ndarray:
 
 
 def find_white(
-    values: np.ndarray, where: object, *, bits: int, max_value: int, stated: int, num_bits: int
+    values: np.ndarray,
+    where: object,
+    *,
+    bits: int,
+    max_value: int,
+    num_bits: int,
+    noted: int = 0,
+    stated: int = 0,
 ) -> int:
     """The value that is white, from what is said of it, or else from the number of bits.
 
@@ -89,12 +96,15 @@ def find_white(
       where: the file, for errors.
       bits: that a value takes in the file.
       max_value: what the user says, or 0.
-      stated: what the file says, or 0.
       num_bits: of the model; more than 8 are taken for the file's.
+      noted: what this program has written in the file, or 0; it goes before what the user says.
+      stated: what the file says otherwise, or 0.
 
     Raises:
       DataError: see `to_8_bit` and `to_16_bit`.
     """
+    if noted:
+        max_value, stated = 0, noted
     largest = 2**bits - 1
     if max_value > largest:
         raise DataError(f"{where}: {_KEY}={max_value} is more than its {bits} bits can say")
@@ -129,11 +139,14 @@ def _bits(image: Image.Image, content: bytes) -> int:
 
 def _grey(image, bits, content, where, max_value, num_bits):
     values = np.asarray(image).astype(np.int64)
-    stated = _stated(image, values, content, 2**bits - 1)
-    if noted := _noted(image):
-        max_value, stated = 0, noted
     white = find_white(
-        values, where, bits=bits, max_value=max_value, stated=stated, num_bits=num_bits
+        values,
+        where,
+        bits=bits,
+        max_value=max_value,
+        num_bits=num_bits,
+        noted=_noted(image),
+        stated=_stated(image, values, content, 2**bits - 1),
     )
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # White is zero.
         values = white - values

@@ -8,7 +8,8 @@ import optax
 from jax.typing import ArrayLike
 
 from nvae_jax.ops.cpu import native
-from nvae_jax.ops.portable.optimizer import SMALL, named_leaves
+from nvae_jax.ops.portable.optimizer import SMALL
+from nvae_jax.trees import by_name
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -55,7 +56,7 @@ def _places_in(moments, params):
     """For each parameter the array of `portable.optimizer.concatenate_small` that it is in, and the
     entry that it starts at there."""
     names, places, starts, end = sorted(moments), [], [], 0
-    for name, leaf in named_leaves(params):
+    for name, leaf in by_name(params).items():
         is_small = leaf.size < SMALL
         places.append(names.index("small" if is_small else name))
         starts.append(end if is_small else 0)

@@ -11,11 +11,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.typing import ArrayLike
 
-from nvae_jax.ops.gpu.options import options
-from nvae_jax.ops.portable.optimizer import SMALL, concatenate_small, named_leaves
-
-MOST_RESULTS = 128  # of a kernel: each is two of its arguments
-BLOCK = 1024
+from nvae_jax.ops.gpu.options import BLOCK, MOST_RESULTS, options
+from nvae_jax.ops.portable.optimizer import SMALL, concatenate_small
+from nvae_jax.trees import by_name
 
 
 def optimizer_step(
@@ -26,10 +24,10 @@ def optimizer_step(
     updates, new_state = optimizer.concatenated.update(concatenate_small(gradients), state, old)
     new = optax.apply_updates(old, updates), new_state
     new, state = optax.tree.where(accept, new, (old, state))
-    leaves = named_leaves(params)
-    small = [leaf for _, leaf in leaves if leaf.size < SMALL]
+    leaves = by_name(params)
+    small = [leaf for leaf in leaves.values() if leaf.size < SMALL]
     written = iter(write_parts(new["small"], small, interpret) if small else ())
-    found = [next(written) if leaf.size < SMALL else new[name] for name, leaf in leaves]
+    found = [next(written) if leaf.size < SMALL else new[name] for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(params), found), state
 
 

@@ -4,6 +4,10 @@ from typing import Any
 
 from jax.experimental.pallas import triton as plgpu
 
+# Of kernels that copy many small arrays at once.
+MOST_RESULTS = 128  # each is an argument or two, of which a kernel has a few hundred at most
+BLOCK = 1024  # numbers of an array that a program copies
+
 
 def options(interpret: bool, warps: int = 4) -> dict[str, Any]:
     """For `pallas_call`: `warps` of 32 threads a program, or, where `interpret`, no GPU at all."""

@@ -11,11 +11,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from nvae_jax.ops.gpu.options import options
+from nvae_jax.ops.gpu.options import BLOCK, MOST_RESULTS, options
 
 LARGEST = 2**12  # numbers of an entry; slices of larger ones are fused, or worth a kernel
-MOST_RESULTS = 128  # of a kernel: each is an argument of its own
-BLOCK = 1024
 
 
 def is_small(leaf: jax.Array) -> bool:

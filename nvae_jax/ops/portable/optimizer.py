@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from nvae_jax.trees import by_name
+
 SMALL = 2**12  # arrays of fewer entries are concatenated
 
 
@@ -51,16 +53,16 @@ def with_small_concatenated(
 
 def concatenate_small(tree: Any, limit: int = SMALL) -> dict[str, jax.Array]:
     """A tree of arrays as {path: large array, "small": all others as one vector}."""
-    leaves = named_leaves(tree)
-    large = {name: leaf for name, leaf in leaves if leaf.size >= limit}
-    small = [leaf.reshape(-1) for _, leaf in leaves if leaf.size < limit]
+    leaves = by_name(tree)
+    large = {name: leaf for name, leaf in leaves.items() if leaf.size >= limit}
+    small = [leaf.reshape(-1) for leaf in leaves.values() if leaf.size < limit]
     return {**large, "small": jnp.concatenate(small)} if small else large
 
 
 def _split(concatenated, like, limit):
     """The inverse of `concatenate_small`, in the structure of the tree `like`."""
     leaves, start = [], 0
-    for name, leaf in named_leaves(like):
+    for name, leaf in by_name(like).items():
         if leaf.size >= limit:
             leaves.append(concatenated[name])
         else:
@@ -68,9 +70,3 @@ def _split(concatenated, like, limit):
             leaves.append(part.reshape(leaf.shape))
             start += leaf.size
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def named_leaves(tree: Any) -> list[tuple[str, jax.Array]]:
-    """(path, array) pairs in the order of the tree."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
