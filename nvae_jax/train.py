@@ -138,7 +138,9 @@ class _Run:
     def _begin_from(self, warm, state):
         """A fresh state with what another run has learned, saved at once: the run that it is from
         is not needed again."""
-        self._warm, state = None, self._experiment.settled(warm.into(state))
+        self._warm, state = None, warm.into(state)
+        if not warm.has_spectral_vectors:
+            state = self._experiment.settled(state)
         self._checkpoints.save(state, self._data.get_state())
         self._checkpoints.wait()
         reporting.log(f"{self._workdir}: {warm.describe()}")

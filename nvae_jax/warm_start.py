@@ -33,6 +33,7 @@ class WarmStart:
       arrays: {name: array} with the places and shapes that a training state has.
       fresh: names of arrays of the new run that are not among them.
       left_out: names of arrays of the source that the new run has no use for.
+      has_spectral_vectors: whether those of power iteration are all among them.
     """
 
     source: str
@@ -40,6 +41,7 @@ class WarmStart:
     arrays: dict[str, jax.Array]
     fresh: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    has_spectral_vectors: bool = True
 
     def into(self, state: State) -> State:
         """A fresh training state with these arrays in place of its own; schedules start anew."""
@@ -158,6 +160,7 @@ def _fitted(settings, step, arrays, places):
         {**_averages(fitting, places), **fitting},
         fresh=tuple(name for name, (_, here) in different.items() if here is not None),
         left_out=tuple(name for name, (_, here) in different.items() if here is None),
+        has_spectral_vectors=all(n in fitting for n in places if n.startswith("spectral/")),
     )
 
 
