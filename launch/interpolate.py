@@ -29,7 +29,7 @@ def main(_):
     """Flags in, one call out."""
     temperature = noise.parse_temperatures(TEMPERATURE.value)
     run = api.load(**RUN(), batch_size=BATCH.value)
-    run, images = inputs.starts(
+    run, images = inputs.starting_images(
         run,
         samples=BETWEEN.value == "samples",
         temperature=temperature if RECALIBRATE.value else None,

@@ -31,7 +31,7 @@ OUT, OVERWRITE = options.define_out()
 def main(_):
     """Flags in, one call out."""
     temperature = noise.parse_temperatures(TEMPERATURE.value)
-    run, images = inputs.starts(
+    run, images = inputs.starting_images(
         api.load(**RUN(), batch_size=BATCH.value),
         samples=OF.value == "samples",
         temperature=temperature if RECALIBRATE.value else None,

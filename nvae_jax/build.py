@@ -98,8 +98,8 @@ def build_model(config: ConfigDict, devices: Devices | None = None) -> NVAE:
 
 
 def _default_unroll(hierarchy):
-    straight = sum(hierarchy.groups) <= MOST_UNROLLED_GROUPS
-    return UNROLL_ALL if straight and jax.default_backend() in ("cpu", "gpu") else 1
+    few = sum(hierarchy.groups) <= MOST_UNROLLED_GROUPS
+    return UNROLL_ALL if few and jax.default_backend() in ("cpu", "gpu") else 1
 
 
 @_of_checked
@@ -233,11 +233,11 @@ class Experiment:
         )
         return create(self.seed, images)
 
-    def settled(self, fresh: state.State) -> state.State:
+    def settle_spectral_vectors(self, fresh: state.State) -> state.State:
         """A state whose parameters came from elsewhere, with power-iteration vectors that suit
         them."""
         settle = jax.jit(
-            partial(state.settled_spectral_vectors, self.model),
+            partial(state.settle_spectral_vectors, self.model),
             out_shardings=jax.tree.map(lambda a: a.sharding, self.abstract_state().spectral),
             compiler_options=compiler.options(self._platform, runs_once=True),
         )

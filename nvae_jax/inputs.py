@@ -238,13 +238,13 @@ def describe(arrays: np.ndarray | Sequence[np.ndarray], source: str) -> dict[str
     return {"source": name, "source_sha256": digest, "num": len(arrays[0])}
 
 
-def describe_start(images: np.ndarray | None, source: str, num: int) -> dict[str, Any]:
+def describe_source(images: np.ndarray | None, source: str, num: int) -> dict[str, Any]:
     """`describe` of the images that something starts from, or where they are None of `num` samples
     of the run."""
     return {"source": "samples", "num": num} if images is None else describe(images, source)
 
 
-def starts(
+def starting_images(
     run: "Run", *, samples: bool, temperature: ArrayLike | None = None, **choice: Any
 ) -> tuple["Run", np.ndarray | None]:
     """What a command starts from: images, or samples of the run.

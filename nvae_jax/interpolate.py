@@ -127,7 +127,7 @@ def interpolate_run(
     """
     group_temperatures(run.experiment.model.hierarchy, temperature)  # for images too: checked
     temperature = np.atleast_1d(temperature if images is None else 1.0).tolist()
-    about = inputs.describe_start(images, source, num)
+    about = inputs.describe_source(images, source, num)
     metadata = run.metadata(**about, steps=num_steps, temperature=temperature, seed=seed)
     endings = ["npz", "png"] + ([] if animation == "none" else [animation])
     written = [Path(out) / f"interpolation.{ending}" for ending in endings]

@@ -72,7 +72,7 @@ def load_or_draw_samples(
     run = run.recalibrated(temperature) if recalibrate_bn else run
     run.check_room(num)
     metadata = run.metadata(
-        **inputs.describe_start(None, "samples", num),
+        **inputs.describe_source(None, "samples", num),
         temperature=np.atleast_1d(temperature).tolist(),
         seed=seed,
     )

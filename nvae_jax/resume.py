@@ -37,7 +37,7 @@ def restore(
     return restored
 
 
-def begins(workdir: str | Path, restart: bool) -> bool:
+def is_new(workdir: str | Path, restart: bool) -> bool:
     """Whether the run in `workdir` begins, as far as its files tell: the same in all processes."""
     steps = checkpoint_files.steps(Path(workdir) / CHECKPOINTS)
     return distributed.all_gather(restart or _is_unsaved(workdir) or not steps)[0]

@@ -87,8 +87,8 @@ def load_config(workdir: str | Path, changes: Mapping[str, Any] | None = None) -
     fixed = [key for key in changes or {} if key in schema.DEFAULTS and not is_free(key)]
     if fixed:
         raise ValueError(
-            f"{workdir} holds a run, in which {schema.few(fixed)} cannot change: drop it, or name "
-            f"another --workdir; what can change: {', '.join(FREE)}"
+            f"{workdir} holds a run, in which {schema.join_first(fixed)} cannot change: drop it, "
+            f"or name another --workdir; what can change: {', '.join(FREE)}"
             + (_TO_EXTEND if LENGTH in fixed else "")
         )
     return schema.changed(config, changes)
@@ -110,10 +110,10 @@ def _migrated(stored):
         for key, names in RENAMED.get(later, {}).items():
             if flat.get(key) in names:
                 flat[key] = names[flat[key]]
-    if lacking := schema.missing(flat):
+    if lacking := schema.missing_keys(flat):
         raise ValueError(
-            f"it lacks {schema.few(lacking)}: write there what the run was trained with (today's "
-            "defaults are in configs/base.py)"
+            f"it lacks {schema.join_first(lacking)}: write there what the run was trained with "
+            "(today's defaults are in configs/base.py)"
         )
     return traverse_util.unflatten_dict({**flat, "version": base.VERSION}, sep=".")
 

@@ -133,7 +133,7 @@ def check(tree: Mapping[str, Any] | ConfigDict) -> None:
     _check_size(flat)
 
 
-def missing(flat: Mapping[str, Any]) -> list[str]:
+def missing_keys(flat: Mapping[str, Any]) -> list[str]:
     """The keys that a flat config lacks. A config without a version is of version 0."""
     return [key for key in DEFAULTS if key not in flat and key != "version"]
 
@@ -141,11 +141,11 @@ def missing(flat: Mapping[str, Any]) -> list[str]:
 def _check_keys(flat):
     unknown = [key for key in flat if key not in DEFAULTS]
     if unknown:
-        raise ValueError(f"keys that nothing reads: {few(unknown)} (see configs/base.py)")
-    if lacking := missing(flat):
+        raise ValueError(f"keys that nothing reads: {join_first(unknown)} (see configs/base.py)")
+    if lacking := missing_keys(flat):
         raise ValueError(
-            f"the config lacks {few(lacking)}: start from get_config() of configs/base.py, which "
-            "has every key"
+            f"the config lacks {join_first(lacking)}: start from get_config() of configs/base.py, "
+            "which has every key"
         )
 
 
@@ -202,7 +202,7 @@ def _short(value):
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def few(keys: Sequence[str], most: int = 5) -> str:
+def join_first(keys: Sequence[str], most: int = 5) -> str:
     """The first names of a list, in words."""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more

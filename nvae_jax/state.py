@@ -114,7 +114,7 @@ def build(
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
-        spectral=first_spectral_vectors(spectral_key, model, variables["params"]),
+        spectral=initial_spectral_vectors(spectral_key, model, variables["params"]),
         key=jax.random.key_data(train_key),
         nonfinite_steps=jnp.zeros((), jnp.int32),
         # Copies: a donated state must not hold one array twice.
@@ -122,7 +122,7 @@ def build(
     )
 
 
-def first_spectral_vectors(
+def initial_spectral_vectors(
     key: jax.Array, model: NVAE, params: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
     """Random vectors for power iteration after its early rounds, so that the first step needs no
@@ -133,10 +133,10 @@ def first_spectral_vectors(
     """
     kernels = jax.eval_shape(partial(effective_kernels, model), params)
     vectors = regularizers.init_spectral_vectors(key, kernels)
-    return settled_spectral_vectors(model, params, vectors)
+    return settle_spectral_vectors(model, params, vectors)
 
 
-def settled_spectral_vectors(
+def settle_spectral_vectors(
     model: NVAE, params: Mapping[str, Any], vectors: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
     """`vectors` of any parameters after the early rounds of power iteration with these."""

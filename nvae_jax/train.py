@@ -74,7 +74,7 @@ def train(
         capacity.check_state(experiment.abstract_state())
     _check_same_data(data)
     warm = None
-    if experiment.start.init_from and resume.begins(workdir, restart):
+    if experiment.start.init_from and resume.is_new(workdir, restart):
         warm = warm_start.read(experiment, workdir)
     opened = run_directory.open_for_training(workdir, config, extend=extend)
     with Interrupt() as interrupt, opened:
@@ -138,9 +138,9 @@ class _Run:
     def _begin_from(self, warm, state):
         """A fresh state with what another run has learned, saved at once: the run that it is from
         is not needed again."""
-        self._warm, state = None, warm.into(state)
+        self._warm, state = None, warm.apply_to(state)
         if not warm.has_spectral_vectors:
-            state = self._experiment.settled(state)
+            state = self._experiment.settle_spectral_vectors(state)
         self._checkpoints.save(state, self._data.get_state())
         self._checkpoints.wait()
         reporting.log(f"{self._workdir}: {warm.describe()}")

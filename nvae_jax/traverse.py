@@ -123,7 +123,7 @@ def traverse_run(
     group_temperatures(run.experiment.model.hierarchy, temperature)  # for images too: checked
     temperature = np.atleast_1d(temperature if images is None else 1.0).tolist()
     options = {"span": span, "others": others, "temperature": temperature}
-    about = inputs.describe_start(images, source, num)
+    about = inputs.describe_source(images, source, num)
     metadata = run.metadata(
         **about,
         group=group,

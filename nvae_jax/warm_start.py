@@ -32,7 +32,7 @@ class WarmStart:
       step: updates that the arrays have seen.
       arrays: {name: array} with the places and shapes that a training state has.
       fresh: names of arrays of the new run that are not among them.
-      left_out: names of arrays of the source that the new run has no use for.
+      unused: names of arrays of the source that the new run has no use for.
       has_spectral_vectors: whether those of power iteration are all among them.
     """
 
@@ -40,10 +40,10 @@ class WarmStart:
     step: int
     arrays: dict[str, jax.Array]
     fresh: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     has_spectral_vectors: bool = True
 
-    def into(self, state: State) -> State:
+    def apply_to(self, state: State) -> State:
         """A fresh training state with these arrays in place of its own; schedules start anew."""
         leaves, structure = jax.tree.flatten(state.stored())
         names = by_name(state.stored())
@@ -55,9 +55,9 @@ class WarmStart:
         """What it is, in a line."""
         text = f"starts from {self.source}, step {self.step}"
         if self.fresh:
-            text += f"; initialised afresh: {schema.few(self.fresh)}"
-        if self.left_out:
-            text += f"; not taken: {schema.few(self.left_out)}"
+            text += f"; initialised afresh: {schema.join_first(self.fresh)}"
+        if self.unused:
+            text += f"; not taken: {schema.join_first(self.unused)}"
         return text
 
 
@@ -159,7 +159,7 @@ def _fitted(settings, step, arrays, places):
         step,
         {**_averages(fitting, places), **fitting},
         fresh=tuple(name for name, (_, here) in different.items() if here is not None),
-        left_out=tuple(name for name, (_, here) in different.items() if here is None),
+        unused=tuple(name for name, (_, here) in different.items() if here is None),
         has_spectral_vectors=all(n in fitting for n in places if n.startswith("spectral/")),
     )
 

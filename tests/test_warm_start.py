@@ -75,8 +75,8 @@ def part(arrays, *fields):
 
 def test_variables_come_along_and_the_optimiser_starts_afresh(source, tmp_path):
     warm = read(config_for(), tmp_path, source[0])
-    assert warm.step == 5 and not warm.fresh and not warm.left_out and warm.has_spectral_vectors
-    found = by_name(warm.into(zeros(config_for())).stored())
+    assert warm.step == 5 and not warm.fresh and not warm.unused and warm.has_spectral_vectors
+    found = by_name(warm.apply_to(zeros(config_for())).stored())
     ours = ("params", "batch_stats", "spectral")
     assert_same(part(found, *ours), part(source[1], *ours))
     assert not any(np.any(a) for a in part(found, "opt_state", "step", "key").values())
@@ -84,7 +84,7 @@ def test_variables_come_along_and_the_optimiser_starts_afresh(source, tmp_path):
 
 def test_moments_come_along_by_a_key_and_the_schedule_starts_anew(source, tmp_path):
     warm = read(config_for(), tmp_path, f"{source[0]}@5", init_optimizer=True)
-    found = by_name(warm.into(zeros(config_for())).stored())
+    found = by_name(warm.apply_to(zeros(config_for())).stored())
     moments, expected = part(found, "opt_state"), part(source[1], "opt_state")
     assert moments.pop("opt_state/2/count") == 0 and expected.pop("opt_state/2/count") == 5
     assert_same(moments, expected)
@@ -133,7 +133,7 @@ def test_other_shapes_are_named_or_start_afresh(source, tmp_path, model, message
     }
     assert warm.fresh[0] in warm.describe() and "initialised afresh" in warm.describe()
     state = zeros(config)
-    found, wanted = (by_name(s.stored()) for s in (warm.into(state), state))
+    found, wanted = (by_name(s.stored()) for s in (warm.apply_to(state), state))
     variables = part(found, "params", "batch_stats")
     taken = {name: a for name, a in variables.items() if name not in warm.fresh}
     assert len(taken) > 10
@@ -147,7 +147,7 @@ def test_what_the_new_run_has_no_use_for_is_named(source, tmp_path):
     with pytest.raises(ValueError, match="/se/.* there and not here"):
         read(config, tmp_path, source[0])
     warm = read(config, tmp_path, source[0], init_differences="fresh")
-    assert warm.left_out and all("/se/" in name for name in warm.left_out) and not warm.fresh
+    assert warm.unused and all("/se/" in name for name in warm.unused) and not warm.fresh
     assert "not taken: " in warm.describe()
     other = config_for(model={"encoder_width": 12, "decoder_width": 12, "latent_channels": 5})
     with pytest.raises(ValueError, match="no parameter of it fits"):
@@ -253,7 +253,7 @@ def test_power_iteration_begins_anew_where_only_parameters_come_along(tiny):
     other = jax.tree.map(
         lambda a: a + 0.1 * np.cos(np.arange(a.size)).reshape(a.shape), state.params
     )
-    state = experiment.settled(state.replace(params=other))
+    state = experiment.settle_spectral_vectors(state.replace(params=other))
     penalty = partial(Portable().spectral_penalty, effective_kernels(experiment.model, other))
     converged, *_ = penalty(state.spectral, 400)
     np.testing.assert_allclose(

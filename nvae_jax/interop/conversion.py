@@ -20,7 +20,7 @@ from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataError
 from nvae_jax.interop import torch_checkpoint, torch_file
 from nvae_jax.interop.arguments import export_args, export_operations
-from nvae_jax.state import State, first_spectral_vectors
+from nvae_jax.state import State, initial_spectral_vectors
 
 PUBLISHED = "published.json"
 
@@ -100,7 +100,7 @@ def fresh_state(experiment: build.Experiment, variables: VariableDict, step: int
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optim.at_step(opt_state, jnp.asarray(step, jnp.int32)),
-        spectral=first_spectral_vectors(spectral_key, experiment.model, variables["params"]),
+        spectral=initial_spectral_vectors(spectral_key, experiment.model, variables["params"]),
         key=jax.random.key_data(train_key),
         nonfinite_steps=jnp.zeros((), jnp.int32),
     )

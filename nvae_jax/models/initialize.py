@@ -17,7 +17,7 @@ from flax import traverse_util
 from flax.typing import VariableDict
 from jax.core import Tracer
 
-from nvae_jax.models.owners import describe_variables
+from nvae_jax.models.parameter_modules import describe_variables
 from nvae_jax.ops import compiler
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def initialize(model: "NVAE", key: jax.Array, images: jax.Array | np.ndarray) ->
       {"params": ..., "batch_stats": ...}.
     """
     draw_key, latent_key = jax.random.split(key)
-    shapes, owners = describe_variables(model, images.shape[1:])
-    values = _first_values(draw_key, {**shapes["params"], **shapes["batch_stats"]}, owners)
+    shapes, modules = describe_variables(model, images.shape[1:])
+    values = _first_values(draw_key, {**shapes["params"], **shapes["batch_stats"]}, modules)
     variables = {
         collection: traverse_util.unflatten_dict({p: values[p] for p in tree if p in values})
         for collection, tree in shapes.items()
@@ -68,19 +68,19 @@ def initialize(model: "NVAE", key: jax.Array, images: jax.Array | np.ndarray) ->
     return variables
 
 
-def _first_values(key, shapes, owners) -> dict[tuple[str, ...], jax.Array]:
+def _first_values(key, shapes, modules) -> dict[tuple[str, ...], jax.Array]:
     """{path: array} for those variables {path: shape} that {path: module} have first values of."""
-    owners = {path: owner for path, owner in owners.items() if hasattr(owner, "initial_values")}
+    modules = {path: m for path, m in modules.items() if hasattr(m, "initial_values")}
     mine, draws = defaultdict(dict), defaultdict(dict)
     for path, shape in shapes.items():
         mine[path[:-1]][path[-1]] = shape
-    random = sorted((*p, name) for p, o in owners.items() for name in o.RANDOM if name in mine[p])
+    random = sorted((*p, name) for p, o in modules.items() for name in o.RANDOM if name in mine[p])
     sizes = [math.prod(shapes[path]) for path in random]
     parts = jnp.split(jax.random.uniform(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
     for path, part in zip(random, parts, strict=True):
         draws[path[:-1]][path[-1]] = part.reshape(shapes[path])
     return {
         (*path, name): value
-        for path, owner in owners.items()
-        for name, value in owner.initial_values(mine[path], draws[path]).items()
+        for path, module in modules.items()
+        for name, value in module.initial_values(mine[path], draws[path]).items()
     }

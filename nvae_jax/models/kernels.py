@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from nvae_jax.models.layers import Conv, PlainConv
 from nvae_jax.models.nvae import NVAE
-from nvae_jax.models.owners import describe_variables
+from nvae_jax.models.parameter_modules import describe_variables
 
 
 def effective_kernels(model: NVAE, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,8 +27,8 @@ def effective_kernels(model: NVAE, params: Mapping[str, Any]) -> dict[str, Any]:
     """
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
     size, channels = model.hierarchy.image_size, params["stem"]["kernel"].shape[-2]
-    _, owners = describe_variables(model, (size, size, channels))
-    convs = {path: owner for path, owner in owners.items() if isinstance(owner, Conv)}
+    _, modules = describe_variables(model, (size, size, channels))
+    convs = {path: module for path, module in modules.items() if isinstance(module, Conv)}
     kernels = {path: conv.masked(flat[*path, "kernel"]) for path, conv in convs.items()}
     scaled = sorted(path for path, conv in convs.items() if conv.weight_norm)
     log_scales = [flat[*path, "log_scale"] for path in scaled]

@@ -23,15 +23,15 @@ class Implementation:
       path: of its module and its name there; imported only where it is chosen.
       platform: of JAX's devices; None: any.
       alone: whether on a single device only.
-      slower: what a run without it loses, to be said where it could have been had.
+      slowdown: what a run without it loses, to be said where it could have been had.
     """
 
     path: tuple[str, str]
     platform: str | None = None
     alone: bool = False
-    slower: str = ""
+    slowdown: str = ""
 
-    def suits(self, devices: Sequence[Any]) -> bool:
+    def supports(self, devices: Sequence[Any]) -> bool:
         """Whether it runs on these devices; what runs anywhere suits an empty list too."""
         platforms = {device.platform for device in devices}
         fits = self.platform is None or platforms == {self.platform}
@@ -55,7 +55,7 @@ IMPLEMENTATIONS = {
         ("cpu", "Native"),
         "cpu",
         alone=True,
-        slower="without the C++ kernels a training step takes a quarter longer, and sampling and "
+        slowdown="without the C++ kernels a training step takes a quarter longer, and sampling and "
         "the start of training twice as long",
     ),
     "pallas": Implementation(("gpu", "Gpu"), "gpu", alone=True),
@@ -79,11 +79,11 @@ def choose(name: str, devices: Sequence[Any]) -> Ops:
             raise ValueError(f"model.implementation is {name!r}, but {problem}")
         return IMPLEMENTATIONS[name].make() if devices else Portable()
     for one in reversed(IMPLEMENTATIONS.values()):
-        if one.suits(devices):
+        if one.supports(devices):
             ops = one.make()
             if not ops.problem():
                 return ops
-            _report_slower(one.slower, ops.problem())
+            _report_slowdown(one.slowdown, ops.problem())
     raise AssertionError("Portable suits all devices and has no problem")
 
 
@@ -95,12 +95,12 @@ def runs(name: str, devices: Sequence[Any]) -> bool:
 def _problem(name, devices):
     """What keeps the devices from having one of `IMPLEMENTATIONS`, in words, or None."""
     one = IMPLEMENTATIONS[name]
-    if devices and not one.suits(devices):
+    if devices and not one.supports(devices):
         return f"it runs on {one.where()}, not on {len(devices)} ({devices[0].platform})"
     return one.make().problem()
 
 
 @cache
-def _report_slower(what, problem):
+def _report_slowdown(what, problem):
     """Says so once; on the only device there is, so in one process only."""
     logging.warning("%s: %s", what, problem)

@@ -32,7 +32,7 @@ TPU = {}
 
 @cache
 def options(
-    platform: str, *, runs_once: bool = False, straight: bool = False
+    platform: str, *, runs_once: bool = False, unrolled: bool = False
 ) -> dict[str, Any] | None:
     """The options of a platform ("cpu", "gpu", "tpu") that this version of XLA knows; None where
     that leaves none. What XLA_FLAGS sets stays as it is set there.
@@ -40,15 +40,15 @@ def options(
     Args:
       platform: where the program runs.
       runs_once: whether its compilation takes longer than its run.
-      straight: whether it is thousands of small loops, as a training step without C++ kernels is.
+      unrolled: whether it is thousands of small loops, as a training step without C++ kernels is.
     """
-    usual, if_straight, if_once = {
+    usual, if_unrolled, if_once = {
         "cpu": (CPU, CPU_PORTABLE, CPU_RUNS_ONCE),
         "gpu": (GPU, GPU, GPU_RUNS_ONCE),
         "tpu": (TPU, TPU, TPU),
     }[platform]
     flags = os.environ.get("XLA_FLAGS", "")
-    chosen = if_once if runs_once else if_straight if straight else usual
+    chosen = if_once if runs_once else if_unrolled if unrolled else usual
     chosen = {name: value for name, value in chosen.items() if f"--{name}=" not in flags}
     if not _known(chosen):
         chosen = {name: value for name, value in chosen.items() if _known({name: value})}

@@ -29,7 +29,7 @@ class Ops(ABC):
 
     def compiler_options(self, platform: str) -> dict[str, Any] | None:
         """Compiler options of a training step made of these operations; see `compiler.options`."""
-        return compiler.options(platform, straight=True)
+        return compiler.options(platform, unrolled=True)
 
     @abstractmethod
     def conv(

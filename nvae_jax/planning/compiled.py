@@ -10,7 +10,7 @@ from nvae_jax import build, sharding
 from nvae_jax.planning import estimate, hlo
 from nvae_jax.planning.collectives import SMALL, Collectives, count_collectives
 from nvae_jax.planning.estimate import GB
-from nvae_jax.planning.kernels import Kernels, count_kernels
+from nvae_jax.planning.kernels import KernelCounts, count_kernels
 from nvae_jax.planning.topology import Topology
 
 
@@ -24,7 +24,7 @@ class Compiled:
       aliased: bytes of outputs that take the place of arguments.
       temporaries: bytes in between.
       collectives: `Collectives`.
-      kernels: `Kernels`; of meaning on GPUs only.
+      kernels: `KernelCounts`; of meaning on GPUs only.
       seconds: that it took to compile.
     """
 
@@ -33,7 +33,7 @@ class Compiled:
     aliased: int
     temporaries: int
     collectives: Collectives
-    kernels: Kernels
+    kernels: KernelCounts
     seconds: float
 
     @property
@@ -77,7 +77,7 @@ def compile_step(config: ConfigDict, topology: Topology) -> Compiled:
 
 
 def _lower_step(config, topology):
-    config = estimate.prepared(config)
+    config = estimate.planning_config(config)
     experiment = build.build(config, topology.devices())
     size, parts = experiment.loop.batch_size, experiment.loop.accumulation_steps
     sharding.check_batch_size(experiment.mesh, size, "train.batch_size", parts)

@@ -28,7 +28,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """What one device needs to train with a setting.
 
     Attributes:
@@ -56,7 +56,7 @@ class Estimator:
     """
 
     def __init__(self, config: ConfigDict):
-        self._config = prepared(config)
+        self._config = planning_config(config)
         self._images = config.train.batch_size
         self.state = self._traceable("float32", "none").abstract_state()
         self._trace = cache(self._trace)
@@ -67,7 +67,7 @@ class Estimator:
         """How many numbers are trained."""
         return sum(math.prod(p.shape) for p in jax.tree.leaves(self.state.params))
 
-    def need(self, setting: Setting, devices: int) -> Need:
+    def need(self, setting: Setting, devices: int) -> MemoryEstimate:
         """The memory that each of so many devices needs with a setting.
 
         Raises:
@@ -79,7 +79,7 @@ class Estimator:
         traced = (setting.dtype, setting.remat, examples)
         # Parts of a batch: the sum of their gradients is one array more a parameter.
         sums = bytes_on_device(self.state.params, mesh) if setting.parts > 1 else 0
-        return Need(
+        return MemoryEstimate(
             state=bytes_on_device(self.state, mesh),
             activations=self._peak(*traced, fixed=0),
             peak=self._peak(*traced, fixed=1 / setting.fsdp) + sums,
@@ -110,7 +110,7 @@ class Estimator:
         return build.build(config, jax.devices()[:1]).portable()
 
 
-def prepared(config: ConfigDict) -> ConfigDict:
+def planning_config(config: ConfigDict) -> ConfigDict:
     """A copy of the config to plan with: latent groups run in loops, as they do on accelerators.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.experimental import topologies
 
-from nvae_jax.planning.kernels import Kernels
+from nvae_jax.planning.kernels import KernelCounts
 from nvae_jax.sharding import Devices
 
 ACHIEVED = 0.9  # of a card's bandwidth, by a large copy on an H100 and on an H200
@@ -138,7 +138,7 @@ class Cluster:
             topology=f"{self.hosts}x1x{self.per_host}",
         ).devices
 
-    def seconds(self, kernels: Kernels) -> tuple[float, float]:
+    def seconds(self, kernels: KernelCounts) -> tuple[float, float]:
         """Seconds that kernels take (to move their bytes, to be launched).
 
         Their sum was within a fifth of what was measured on an H100.

@@ -12,7 +12,7 @@ _SLICES = {"slice", "dynamic-slice", "gather"}
 
 
 @dataclass(frozen=True)
-class Kernels:
+class KernelCounts:
     """What one run of a program launches on one device.
 
     Attributes:
@@ -28,16 +28,16 @@ class Kernels:
 
     def __add__(self, other):
         loops = self.uncounted_loops + other.uncounted_loops
-        return Kernels(self.count + other.count, self.bytes + other.bytes, loops)
+        return KernelCounts(self.count + other.count, self.bytes + other.bytes, loops)
 
-    def times(self, number: int) -> "Kernels":
+    def scaled(self, number: int) -> "KernelCounts":
         """The sum over `number` runs."""
-        return Kernels(number * self.count, number * self.bytes, self.uncounted_loops)
+        return KernelCounts(number * self.count, number * self.bytes, self.uncounted_loops)
 
 
-def count_kernels(program: Program, name: str | None = None) -> Kernels:
+def count_kernels(program: Program, name: str | None = None) -> KernelCounts:
     """Counts the kernels of a program, or of its computation `name`."""
-    total = Kernels()
+    total = KernelCounts()
     computation = program.computations[name or program.entry]
     for instruction in computation.values():
         total += _of(program, computation, instruction)
@@ -47,19 +47,19 @@ def count_kernels(program: Program, name: str | None = None) -> Kernels:
 def _of(program, computation, instruction):
     operation = instruction.operation
     if operation in _FREE or operation.endswith(("-done", "-update")):
-        return Kernels()
+        return KernelCounts()
     if operation == "while":
         trips = program.trips(instruction)
-        loop = Kernels(uncounted_loops=int(trips is None))
-        return loop + count_kernels(program, instruction.body).times(trips or 1)
+        loop = KernelCounts(uncounted_loops=int(trips is None))
+        return loop + count_kernels(program, instruction.body).scaled(trips or 1)
     if operation == "conditional":  # one of them runs
         branches = [count_kernels(program, branch) for branch in instruction.branches]
-        return max(branches, key=lambda kernels: kernels.bytes, default=Kernels())
+        return max(branches, key=lambda kernels: kernels.bytes, default=KernelCounts())
     if operation in ("call", "async-start"):
         return count_kernels(program, instruction.body)
     if operation == "fusion":
-        return Kernels(1, _fusion_bytes(program.computations[instruction.body]))
-    return Kernels(1, _bytes(computation, instruction))
+        return KernelCounts(1, _fusion_bytes(program.computations[instruction.body]))
+    return KernelCounts(1, _bytes(computation, instruction))
 
 
 def _bytes(computation, instruction):

@@ -10,7 +10,14 @@ from ml_collections import ConfigDict
 
 from nvae_jax import sharding
 from nvae_jax.models.remat import POLICIES
-from nvae_jax.planning.estimate import GB, Estimator, Need, Setting, bytes_on_device, planned_mesh
+from nvae_jax.planning.estimate import (
+    GB,
+    Estimator,
+    MemoryEstimate,
+    Setting,
+    bytes_on_device,
+    planned_mesh,
+)
 
 TERA = 1e12
 # What estimates fall short by: the compiler of TPUs took 1.1 to 1.3 times as much for five of the
@@ -42,8 +49,8 @@ class Budget:
                     f"--{flag} must be a positive number of {unit}, at most {MOST}, not {value:g}"
                 )
 
-    def holds(self, need: Need) -> bool:
-        """Whether a device has room for a `Need`, with `HEADROOM` to spare."""
+    def fits(self, need: MemoryEstimate) -> bool:
+        """Whether a device has room for a `MemoryEstimate`, with `HEADROOM` to spare."""
         return need.total <= (1 - HEADROOM) * self.hbm * GB
 
 
@@ -60,17 +67,17 @@ def report(config: ConfigDict, budget: Budget) -> tuple[list[str], bool]:
     Raises:
       ValueError: a bad config, or a batch that the devices cannot share.
     """
-    asked = _asked(config, budget)
+    requested = _requested(config, budget)
     estimator = Estimator(config)
-    lines = _header(estimator, config, budget, asked) + [""]
-    lines += _table(estimator, config.train.batch_size, budget, asked)
-    chosen = choose(estimator, config.train.batch_size, budget, asked)
+    lines = _header(estimator, config, budget, requested) + [""]
+    lines += _table(estimator, config.train.batch_size, budget, requested)
+    chosen = choose(estimator, config.train.batch_size, budget, requested)
     if chosen is None:
-        return lines + refusal(estimator, config.train.batch_size, budget, asked), False
+        return lines + explain_no_fit(estimator, config.train.batch_size, budget, requested), False
     return lines + _choice(chosen, estimator.need(chosen, budget.devices), budget), True
 
 
-def _asked(config, budget):
+def _requested(config, budget):
     """The `Setting` that the config has."""
     batch_size, devices = config.train.batch_size, budget.devices
     if batch_size % devices:
@@ -89,24 +96,26 @@ def _asked(config, budget):
     )
 
 
-def choose(estimator: Estimator, batch_size: int, budget: Budget, asked: Setting) -> Setting | None:
+def choose(
+    estimator: Estimator, batch_size: int, budget: Budget, requested: Setting
+) -> Setting | None:
     """The first `Setting` that fits, or None.
 
     Preferred is what changes least: first the config as it is but for remat, then parameters
     shared among devices, then bfloat16, and last accumulation, which batch norm notices.
     """
-    for setting in candidates(batch_size, budget.devices, asked):
-        if budget.holds(estimator.need(setting, budget.devices)):
+    for setting in candidates(batch_size, budget.devices, requested):
+        if budget.fits(estimator.need(setting, budget.devices)):
             return setting
     return None
 
 
-def candidates(batch_size: int, devices: int, asked: Setting) -> Iterator[Setting]:
-    """Settings to try in order of preference, from the one asked for on."""
+def candidates(batch_size: int, devices: int, requested: Setting) -> Iterator[Setting]:
+    """Settings to try in order of preference, from the requested one on."""
     images = batch_size // devices
-    for parts in _doubled(asked.parts, images):
-        for dtype in dict.fromkeys((asked.dtype, "bfloat16")):
-            for fsdp in _doubled(asked.fsdp, devices):
+    for parts in _doubled(requested.parts, images):
+        for dtype in dict.fromkeys((requested.dtype, "bfloat16")):
+            for fsdp in _doubled(requested.fsdp, devices):
                 for remat in POLICIES:
                     yield Setting(dtype, remat, fsdp, parts)
 
@@ -120,32 +129,32 @@ def _doubled(first, limit):
     return sizes
 
 
-def _header(estimator, config, budget, asked):
-    mesh = planned_mesh(budget.devices, asked.fsdp)
+def _header(estimator, config, budget, requested):
+    mesh = planned_mesh(budget.devices, requested.fsdp)
     state = estimator.state
     trees = (state.params, state.opt_state, state)
     params, optimizer, everything = (bytes_on_device(tree, mesh) / GB for tree in trees)
     return [
         f"{estimator.num_params:,} parameters; {config.train.batch_size} images a step on "
-        f"{budget.devices} device(s) of {budget.hbm:g} GB, {asked.dtype}, fsdp={asked.fsdp}, "
-        f"accumulation_steps={asked.parts}",
+        f"{budget.devices} device(s) of {budget.hbm:g} GB, {requested.dtype}, "
+        f"fsdp={requested.fsdp}, accumulation_steps={requested.parts}",
         f"state of a device: parameters {params:.2f} GB, optimiser {optimizer:.2f} GB, "
         f"the rest {everything - params - optimizer:.2f} GB",
     ]
 
 
-def _table(estimator, batch_size, budget, asked):
+def _table(estimator, batch_size, budget, requested):
     """A line a remat policy. The peak is that of activations, gradients and all else."""
     columns = ["remat", "activations", "peak", "with state", "", "TFLOP"]
     columns += ["seconds", "images/s"] if budget.rate else []
     lines = ["GB a device, and a step's TFLOP a device (estimates):", _row(columns)]
     for remat in POLICIES:
-        setting = asked._replace(remat=remat)
+        setting = requested._replace(remat=remat)
         need = estimator.need(setting, budget.devices)
         sizes = (need.activations, need.peak, need.total)
         tera = estimator.flops(setting, budget.devices) / TERA
         cells = [remat, *(f"{size / GB:.2f}" for size in sizes)]
-        cells += ["fits" if budget.holds(need) else "too much", f"{tera:.3g}"]
+        cells += ["fits" if budget.fits(need) else "too much", f"{tera:.3g}"]
         if budget.rate:
             seconds = tera / budget.rate
             cells += [f">= {seconds:.3g}", f"<= {batch_size / seconds:.3g}"]
@@ -169,27 +178,29 @@ def _choice(setting, need, budget):
     return ["", f"fits with {need.total / GB:.2f} GB of {budget.hbm:g}:", text]
 
 
-def refusal(estimator: Estimator, batch_size: int, budget: Budget, asked: Setting) -> list[str]:
+def explain_no_fit(
+    estimator: Estimator, batch_size: int, budget: Budget, requested: Setting
+) -> list[str]:
     """The lines that say that no setting fits, and which devices would do."""
-    *_, smallest = candidates(batch_size, budget.devices, asked)
+    *_, smallest = candidates(batch_size, budget.devices, requested)
     need = estimator.need(smallest, budget.devices)
     return [
         "",
         f"cannot fit: even remat={smallest.remat}, {smallest.dtype}, mesh.fsdp={smallest.fsdp} and "
         f"accumulation_steps={smallest.parts} want {need.total / GB:.2f} GB of {budget.hbm:g} "
         f"(less {HEADROOM:.0%})",
-        f"it would fit on {_enough(estimator, batch_size, budget, asked)}",
+        f"it would fit on {_enough(estimator, batch_size, budget, requested)}",
     ]
 
 
-def _enough(estimator, batch_size, budget, asked):
+def _enough(estimator, batch_size, budget, requested):
     """Devices that would do: more of the same, or as many with more memory."""
-    *_, smallest = candidates(batch_size, budget.devices, asked)
+    *_, smallest = candidates(batch_size, budget.devices, requested)
     gigabytes = estimator.need(smallest, budget.devices).total / GB / (1 - HEADROOM)
     larger = f"{budget.devices} device(s) of {gigabytes:.3g} GB"
     for devices in _doubled(budget.devices, batch_size)[1:]:
         more = Budget(devices, budget.hbm)
-        if setting := choose(estimator, batch_size, more, asked):
+        if setting := choose(estimator, batch_size, more, requested):
             return (
                 f"{devices} such devices with remat={setting.remat}, {setting.dtype}, "
                 f"mesh.fsdp={setting.fsdp}, or on {larger}"

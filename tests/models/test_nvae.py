@@ -12,7 +12,7 @@ from flax import traverse_util
 from nvae_jax import build
 from nvae_jax.models import cells
 from nvae_jax.models.initialize import _first_values, initialize
-from nvae_jax.models.owners import describe_variables
+from nvae_jax.models.parameter_modules import describe_variables
 from tests.conftest import tiny_config
 
 
@@ -210,9 +210,9 @@ def initialized_by_modules(model, key, images):
     """`initialize`, with all that is not random left to the initialisers of the modules."""
     draw_key, latent_key = jax.random.split(key)
     rngs = {"params": latent_key, "latent": latent_key}
-    shapes, owners = describe_variables(model, images.shape[1:])
-    values = _first_values(draw_key, {**shapes["params"], **shapes["batch_stats"]}, owners)
-    drawn = {path: v for path, v in values.items() if path[-1] in owners[path[:-1]].RANDOM}
+    shapes, modules = describe_variables(model, images.shape[1:])
+    values = _first_values(draw_key, {**shapes["params"], **shapes["batch_stats"]}, modules)
+    drawn = {path: v for path, v in values.items() if path[-1] in modules[path[:-1]].RANDOM}
     params = traverse_util.unflatten_dict(drawn)
     _, variables = model.apply(
         {"params": params}, images, mutable=["params", "batch_stats"], rngs=rngs

@@ -12,7 +12,7 @@ def forget():
     compiler.options.cache_clear()
 
 
-@pytest.mark.parametrize("kind", [{}, {"runs_once": True}, {"straight": True}])
+@pytest.mark.parametrize("kind", [{}, {"runs_once": True}, {"unrolled": True}])
 def test_the_users_flags_come_first(monkeypatch, kind):
     monkeypatch.setenv("XLA_FLAGS", "")
     ours = compiler.options("cpu", **kind)

@@ -6,7 +6,7 @@ import pytest
 
 from nvae_jax.planning import compiled, gpu, topology
 from nvae_jax.planning.collectives import Collectives
-from nvae_jax.planning.kernels import Kernels
+from nvae_jax.planning.kernels import KernelCounts
 from tests.conftest import tiny_config
 
 
@@ -49,7 +49,7 @@ def test_targets_in_the_words_of_the_compiler(kind):
 
 def report(monkeypatch, name, gigabytes):
     share = int(gigabytes * 1e9 / 4)
-    kernels = Kernels(10_000, 63_000_000_000, 1)
+    kernels = KernelCounts(10_000, 63_000_000_000, 1)
     step = compiled.Compiled(share, share, share, 3 * share, Collectives(), kernels, 1.0)
     monkeypatch.setattr(compiled, "compile_step", lambda *_: step)
     return compiled.report(tiny_config(), topology.parse(name))

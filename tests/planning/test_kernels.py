@@ -3,7 +3,7 @@
 import pytest
 
 from nvae_jax.planning import hlo
-from nvae_jax.planning.kernels import Kernels, count_kernels
+from nvae_jax.planning.kernels import KernelCounts, count_kernels
 
 MB = 2**20
 
@@ -62,7 +62,7 @@ MOVED = 10 * 2 * (2 * MB + 4) + 3 * MB + 2 * MB
 
 
 def test_loops_slices_and_library_calls():
-    assert count_kernels(hlo.parse(TEXT)) == Kernels(10 * 2 + 2, MOVED, 0)
+    assert count_kernels(hlo.parse(TEXT)) == KernelCounts(10 * 2 + 2, MOVED, 0)
 
 
 def test_a_loop_of_unknown_length_is_said():
@@ -98,7 +98,7 @@ ENTRY %main (p: pred[], x: f32[8]) -> f32[8] {{
 """
     program = hlo.parse(text)
     assert program.computations["main"]["chosen"].branches == branches
-    assert count_kernels(program) == Kernels(2, 2 * 2 * 32, 0)
+    assert count_kernels(program) == KernelCounts(2, 2 * 2 * 32, 0)
 
 
 def test_a_fused_computation_reads_whole_what_more_than_a_slice_uses():

@@ -17,9 +17,9 @@ from nvae_jax.configs import folder
 from nvae_jax.models.remat import POLICIES
 from nvae_jax.planning import compiled, estimate, hlo, plan, topology, tpu
 from nvae_jax.planning.collectives import count_collectives
-from nvae_jax.planning.estimate import Need, Setting
+from nvae_jax.planning.estimate import MemoryEstimate, Setting
 from nvae_jax.planning.flops import count_flops
-from nvae_jax.planning.kernels import Kernels
+from nvae_jax.planning.kernels import KernelCounts
 from nvae_jax.planning.liveness import peak_bytes
 from tests.conftest import FAST_COMPILATION, tiny_config
 
@@ -167,7 +167,9 @@ class Fake:
         half = 2 if setting.dtype == "bfloat16" else 1
         examples = 16 // devices / setting.parts
         activations = weight * examples / half
-        return Need(*(int(plan.GB * n) for n in (1 / setting.fsdp, activations, activations)))
+        return MemoryEstimate(
+            *(int(plan.GB * n) for n in (1 / setting.fsdp, activations, activations))
+        )
 
 
 @pytest.mark.parametrize(
@@ -186,14 +188,14 @@ class Fake:
     ],
 )
 def test_what_changes_least_is_chosen(usable, chosen):
-    asked = Setting("float32", "none", 1, 1)
+    requested = Setting("float32", "none", 1, 1)
     budget = plan.Budget(8, usable / (1 - plan.HEADROOM))
-    assert plan.choose(Fake(), 16, budget, asked) == chosen
+    assert plan.choose(Fake(), 16, budget, requested) == chosen
 
 
 def test_what_cannot_fit_is_said_with_what_would():
-    asked = Setting("float32", "none", 1, 1)
-    refusal = " ".join(plan.refusal(Fake(), 16, plan.Budget(8, 1.55), asked))
+    requested = Setting("float32", "none", 1, 1)
+    refusal = " ".join(plan.explain_no_fit(Fake(), 16, plan.Budget(8, 1.55), requested))
     assert "cannot fit: even remat=group, bfloat16, mesh.fsdp=8" in refusal
     assert "want 1.12 GB of 1.55 (less 30%)" in refusal
     assert "16 such devices with remat=group, bfloat16, mesh.fsdp=16" in refusal
@@ -295,7 +297,9 @@ def test_what_the_compiler_says(estimator, monkeypatch):
 def compiled_step(gigabytes):
     share = int(gigabytes * plan.GB / 4)
     collectives = count_collectives(hlo.parse(TPU_TEXT))
-    return compiled.Compiled(share, share, share, 3 * share, collectives, Kernels(7, 10**9), 1.0)
+    return compiled.Compiled(
+        share, share, share, 3 * share, collectives, KernelCounts(7, 10**9), 1.0
+    )
 
 
 def test_what_is_too_large_is_said(monkeypatch):

@@ -185,10 +185,10 @@ def test_selection_from_the_data_set(run, images):
 
 
 def test_what_commands_start_from(run):
-    same, images = inputs.starts(run, samples=False, num=2)
+    same, images = inputs.starting_images(run, samples=False, num=2)
     assert same is run and len(images) == 2
-    assert inputs.starts(run, samples=True) == (run, None)
-    recalibrated, images = inputs.starts(run, samples=True, temperature=[0.9])
+    assert inputs.starting_images(run, samples=True) == (run, None)
+    recalibrated, images = inputs.starting_images(run, samples=True, temperature=[0.9])
     assert (
         images is None
         and recalibrated.recalibration == "pooled, 3 passes of 4 images at temperature 0.9"

@@ -99,7 +99,9 @@ class Native(Cpu):
         upsample: bool = False,
         precision: PrecisionLike = None,
     ) -> jax.Array:
-        if _is_exact(x, *kernels) and inverted_residual.suits(x, stride=stride, upsample=upsample):
+        if _is_exact(x, *kernels) and inverted_residual.supports(
+            x, stride=stride, upsample=upsample
+        ):
             kernels, norms = tuple(kernels), tuple(norms)
             return inverted_residual.inverted_residual(self, upsample, precision, x, kernels, norms)
         return super().inverted_residual(

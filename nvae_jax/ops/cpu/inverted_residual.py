@@ -21,7 +21,7 @@ from nvae_jax.ops.portable.geometry import block_sums, conv_geometry, upsample_g
 _MOST_PIXELS, _TASK_PIXELS, _FEWEST_TASKS = 64 * 64, 64, 8
 
 
-def suits(x: jax.Array, *, stride: int, upsample: bool) -> bool:
+def supports(x: jax.Array, *, stride: int, upsample: bool) -> bool:
     """Whether images x (B, H, W, C) are small enough for a cache, and enough to be shared out."""
     batch, height, width, _ = x.shape
     pixels = height * width

@@ -61,7 +61,7 @@ class Gpu(Portable):
         scale: float,
         precision: PrecisionLike = None,
     ) -> jax.Array:
-        if not squeeze_excitation.suits(x):
+        if not squeeze_excitation.supports(x):
             return super().add_gated(skip, x, reduce, expand, scale, precision)
         return squeeze_excitation.add_gated(scale, self.interpret, skip, x, *reduce, *expand)
 

@@ -15,7 +15,7 @@ TILE = 2**12  # entries of an image that a program holds at once
 MOST_PIXELS, MOST_CHANNELS = 2**10, 2**9
 
 
-def suits(x: jax.Array) -> bool:
+def supports(x: jax.Array) -> bool:
     """Whether images x (B, H, W, C) are small enough to be a program each."""
     return x.shape[1] * x.shape[2] <= MOST_PIXELS and x.shape[3] <= MOST_CHANNELS
 

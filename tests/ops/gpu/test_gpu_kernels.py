@@ -82,7 +82,7 @@ def test_squeeze_excitation(shape):
 
 def test_what_does_not_suit_one_program_is_left_to_xla():
     wide, large = jnp.zeros((1, 2, 2, 1024)), jnp.zeros((1, 64, 64, 8))
-    assert not gpu_squeeze_excitation.suits(wide) and not gpu_squeeze_excitation.suits(large)
+    assert not gpu_squeeze_excitation.supports(wide) and not gpu_squeeze_excitation.supports(large)
 
 
 def lowered(function, *shapes):

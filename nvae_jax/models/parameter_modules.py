@@ -35,18 +35,18 @@ def describe_variables(
 
 @cache  # tracing a pass of the model takes a second at published size
 def _describe_variables(model, image_shape):
-    owners = {}
+    modules = {}
 
-    def record_owner(call, args, kwargs, context):
-        owners[context.module.path] = context.module
+    def record_module(call, args, kwargs, context):
+        modules[context.module.path] = context.module
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(record_owner):
+    with nn.intercept_methods(record_module):
         images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         shapes = jax.eval_shape(partial(nn.Module.init, model), jax.random.key(0), images)
     flat = {collection: _flat_shapes(tree) for collection, tree in shapes.items()}
     paths = {path[:-1] for tree in flat.values() for path in tree}
-    return {"batch_stats": {}, **flat}, {p: owners[p].clone(parent=None, name=None) for p in paths}
+    return {"batch_stats": {}, **flat}, {p: modules[p].clone(parent=None, name=None) for p in paths}
 
 
 def _flat_shapes(tree):
