@@ -99,8 +99,12 @@ def _parse(argv, command, program):
         close = difflib.get_close_matches(error.flagname, flags.FLAGS, n=3)
         hint = f"did you mean --{', --'.join(close)}?" if close else "see --help"
         raise flags.Error(f"unknown flag --{error.flagname}; {hint}") from error
-    if len(rest) > 1:
-        raise flags.Error(f"unexpected argument {rest[1]!r}: flags look like --name=value")
+    wanted = getattr(command, "ARGUMENTS", ())
+    if len(rest) > 1 + len(wanted):
+        unexpected = rest[1 + len(wanted)]
+        raise flags.Error(f"unexpected argument {unexpected!r}: flags look like --name=value")
+    if missing := wanted[len(rest) - 1 :]:
+        raise flags.Error(f"{' and '.join(missing)} is missing; see --help")
     return rest
 
 

@@ -54,7 +54,7 @@ class RunFolder(Logger):
         """Drops the rows after `step`."""
         self._workdir, self._path = workdir, workdir / run_directory.METRICS
         if self._path.exists():
-            run_directory.write_text(self._path, _rows_until(self._path, step))
+            run_directory.write_text(self._path, rows_until(self._path, step))
 
     def metrics(self, step: int, row: Mapping[str, float]) -> None:
         """Appends a line of JSON."""
@@ -67,8 +67,8 @@ class RunFolder(Logger):
         pictures.save_png(path, image, enlarge=True)
 
 
-def _rows_until(path: Path, step: int) -> str:
-    """The file's complete rows up to `step`."""
+def rows_until(path: Path, step: int) -> str:
+    """The complete rows of a metrics.jsonl up to `step`, as its text."""
     kept = []
     for line in path.read_text().splitlines():
         try:

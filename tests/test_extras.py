@@ -12,6 +12,7 @@ import pytest
 
 from nvae_jax import analyze, export, extras, loggers
 from nvae_jax.data import lmdb_folder, tfds_set, tfrecords
+from nvae_jax.hub import locations, model_folder
 from nvae_jax.interop import torch_file
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # The modules of packages that are not in the base install, though they are in that of tests.
 OPTIONAL = [
     *("sklearn", "matplotlib", "einops", "lmdb", "flatbuffers", "torch", "tensorboard", "wandb"),
+    *("safetensors", "huggingface_hub"),
     *("tensorflow", "tensorflow_datasets", "nvae_jax.data.example_proto"),
 ]
 TRAINING = """
@@ -52,6 +54,8 @@ def test_training_evaluation_and_sampling_need_no_extra():
         ("nvae_jax.latent_charts", "plots", lambda path: analyze.analyze_run(None, path)),
         ("flatbuffers", "export", lambda path: export._check(1, ("cpu",))),
         ("torch", "torch", torch_file.read),
+        ("safetensors", "hub", lambda path: model_folder.safetensors()),
+        ("huggingface_hub", "hub", lambda path: locations.publish(path, "hf://a/b")),
         ("wandb", "wandb", lambda path: loggers.by_name(["wandb"])),
     ],
 )

@@ -63,6 +63,10 @@ CALLS = {
         " --data_dir={in}",
         "--export --workdir={out}/run --torch={out}/a.pt --checkpoint=latest",
     ],
+    "pull": ["digits --workdir={out}/run"],
+    "push": [
+        f"{{out}}/model {RUN} --overwrite --dtype=bfloat16 --license=mit --note=tiny --private"
+    ],
     "prepare_data": [
         "--name=folder --manual_dir={in}/pictures --data_dir={out} --image_size=4 --channels=1"
         " --skip_corrupt --max_value=255"

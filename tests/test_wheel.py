@@ -16,7 +16,7 @@ from tests.test_extras import OPTIONAL
 from tests.test_flags import TINY
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("configs", "launch", "nvae_jax", "pyproject.toml", "setup.py", "MANIFEST.in")
+SOURCES = ("configs", "launch", "models", "nvae_jax", "pyproject.toml", "setup.py", "MANIFEST.in")
 SOURCES += ("README.md", "LICENSE")
 BUILD = "from setuptools import build_meta; print(build_meta.build_{}({!r}))"
 
@@ -75,6 +75,10 @@ def test_the_wheel_has_one_package_with_all_its_files(built):
     for folder, name in (("launch", "commands"), ("configs", "configs")):
         for path in (ROOT / folder).glob("*.py"):
             assert files[f"nvae_jax/{name}/{path.name}"] == path.read_bytes()
+    for path in (ROOT / "models").rglob("*.*"):
+        if path.is_file():
+            name = path.relative_to(ROOT / "models")
+            assert files[f"nvae_jax/pretrained/{name}"] == path.read_bytes()
     for pattern in ("data/*.npz", "ops/cpu/native/*.cc", "ops/cpu/native/*.h", "models/*.py"):
         paths = list((ROOT / "nvae_jax").glob(pattern))
         assert paths and all(f"nvae_jax/{p.relative_to(ROOT / 'nvae_jax')}" in files for p in paths)

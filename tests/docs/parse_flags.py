@@ -24,7 +24,8 @@ def fault(arguments):
         rest = flags.FLAGS(["command", *given])
     except flags.Error as error:
         return str(error).splitlines()[0]
-    return f"unexpected argument {rest[1]!r}" if len(rest) > 1 else None
+    unexpected = rest[1 + len(WANTED) :]
+    return f"unexpected argument {unexpected[0]!r}" if unexpected else None
 
 
 def _filled_in(argument):
@@ -34,5 +35,6 @@ def _filled_in(argument):
 
 
 if __name__ == "__main__":
-    importlib.import_module(f"nvae_jax.commands.{sys.argv[1]}")
+    command = importlib.import_module(f"nvae_jax.commands.{sys.argv[1]}")
+    WANTED = getattr(command, "ARGUMENTS", ())
     print(json.dumps([fault(arguments) for arguments in json.loads(sys.argv[2])]))

@@ -57,6 +57,8 @@ CALLS = {
     "analyze": "--workdir=run --out=out --max_examples=4",
     "export": "--workdir=run --out=out --norecalibrate_bn --platforms=cpu --batch_size=2",
     "convert_checkpoint": "--torch=model.pt --workdir=new",
+    "pull": "digits --workdir=new",
+    "push": "pushed --workdir=run",
     "prepare_data": "--name=folder --manual_dir=pictures --data_dir=new --image_size=16",
     "plan": "--config=config.py --devices=1",
 }

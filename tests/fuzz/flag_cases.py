@@ -42,6 +42,9 @@ OF_FILES = ("encode", "reconstruct", "interpolate", "traverse")
 BY_COMMAND = {
     ("train", "workdir"): FOLDERS | {"pictures": REFUSED},
     ("convert_checkpoint", "workdir"): FOLDERS | {"run": REFUSED, "pictures": REFUSED},
+    ("pull", "workdir"): FOLDERS | {"run": REFUSED, "pictures": REFUSED},
+    ("push", "license"): dict.fromkeys(TEXTS, EITHER),
+    ("push", "note"): dict.fromkeys(TEXTS, EITHER),
     ("convert_checkpoint", "data_dir"): {"absent": EITHER, "gs://bucket/data": EITHER},
     # Its right call has no --export, which this goes with.
     ("convert_checkpoint", "checkpoint"): {"1": REFUSED, "best": REFUSED},
