@@ -81,7 +81,7 @@ class InvertedResidualBody(nn.Module):
         )
         project = conv(self.features, 1, name="conv_project")
         norms = [self.norm(name=f"norm_{name}") for name in ("in", "expand", "depthwise", "out")]
-        fixed = [None if train else norm.fixed() for norm in norms]
+        fixed = [None if train else norm.gain_and_shift() for norm in norms]
         if None not in fixed:
             return self._between_fixed_norms(x, (expand, depthwise, project), fixed)
         # An up cell doubles its input first. Everything ahead of the depthwise convolution acts on

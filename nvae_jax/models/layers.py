@@ -205,7 +205,7 @@ class BatchNorm(nn.Module):
             running_var.value = self._moved(running_var.value, unbiased)
         return y.astype(self.dtype)
 
-    def fixed(self) -> tuple[jax.Array, jax.Array] | None:
+    def gain_and_shift(self) -> tuple[jax.Array, jax.Array] | None:
         """The gain and the shift (C,) by the running statistics, or None where there are none."""
         scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
         mean, var = (self.get_variable("batch_stats", name) for name in ("mean", "var"))

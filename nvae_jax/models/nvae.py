@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,12 +15,14 @@ from jax.typing import ArrayLike
 from nvae_jax import checks
 from nvae_jax.distributions.normal import Normal
 from nvae_jax.models import initialize
+from nvae_jax.models.bottom_up import BottomUp
 from nvae_jax.models.cells import PROCESS_EXPANSION, Cell
 from nvae_jax.models.groups import run_groups
 from nvae_jax.models.hierarchy import Hierarchy
-from nvae_jax.models.latents import GroupTerms, LatentGroup
 from nvae_jax.models.layers import BatchNorm, Conv
+from nvae_jax.models.processing import Postprocess, Preprocess
 from nvae_jax.models.remat import remat_cell
+from nvae_jax.models.top_down import TopDown
 from nvae_jax.ops.interface import Ops
 from nvae_jax.ops.portable import Portable
 
@@ -45,187 +47,6 @@ class Draw:
     latents: tuple[jax.Array, ...]  # (B, h, w, z)
     prior: tuple[Normal, ...]  # of (B, h, w, z), given the groups above
     posterior: tuple[Normal | None, ...]  # the same, ahead of the flows; None without features
-
-
-class Preprocess(nn.Module):
-    """Blocks of (cells - 1) same-size cells and one down cell."""
-
-    num_blocks: int
-    num_cells: int
-    cell: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps (B, H, W, C) to (B, H/2^blocks, W/2^blocks, C·2^blocks)."""
-        for block in range(self.num_blocks):
-            for i in range(self.num_cells - 1):
-                x = self.cell(x.shape[-1], name=f"block_{block}_cell_{i}")(x, train)
-            down = self.cell(2 * x.shape[-1], resample="down", name=f"block_{block}_down")
-            x = down(x, train)
-        return x
-
-
-class Postprocess(nn.Module):
-    """Blocks of one up cell and then same-size cells."""
-
-    num_blocks: int
-    num_cells: int
-    cell: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps (B, h, w, C) to (B, h·2^blocks, w·2^blocks, C/2^blocks)."""
-        for block in range(self.num_blocks):
-            x = self.cell(x.shape[-1] // 2, resample="up", name=f"block_{block}_up")(x, train)
-            for i in range(1, self.num_cells):
-                x = self.cell(x.shape[-1], name=f"block_{block}_cell_{i}")(x, train)
-        return x
-
-
-class EncoderGroup(nn.Module):
-    """The bottom-up cells of one group; their output is the group's feature."""
-
-    width: int
-    num_cells: int
-    cell: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, _: None, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Maps (B, h, w, width) to itself, twice: as the scan's carry and as its output."""
-        for i in range(self.num_cells):
-            x = self.cell(self.width, name=f"cell_{i}")(x, train)
-        return x, x
-
-
-class BottomUp(nn.Module):
-    """The encoder tower and its head (paper, figure 2a)."""
-
-    hierarchy: Hierarchy
-    width: int
-    num_cells: int
-    remat: str
-    run_groups: Callable[..., Any]
-    cell: partial
-    conv: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[list[jax.Array], ...]:
-        """Maps (B, h, w, width) to the features of each scale in top-down order: a list of (B, h,
-        w, C), one a group."""
-        features = []
-        for scale in range(self.hierarchy.num_scales):
-            width = self.width * self.hierarchy.factor(scale)
-            x, recorded = self._tower(scale, width, x, train)
-            features.append(recorded)
-            if scale < self.hierarchy.num_scales - 1:
-                down = remat_cell(self.remat, self.cell)
-                x = down(2 * width, resample="down", name=f"down_{scale}")(x, train)
-        # The first latent group sees the head's output instead of the last group's feature.
-        head = nn.elu(self.conv(x.shape[-1], 1, name="head")(nn.elu(x)))
-        features[-1][0] = head
-        return tuple(reversed(features))
-
-    def _tower(self, scale, width, x, train):
-        if self.hierarchy.is_single:
-            return x, [x]
-        group = partial(EncoderGroup, width=width, num_cells=self.num_cells, cell=self.cell)
-        inputs = [None] * self.hierarchy.groups[scale]
-        x, recorded = self.run_groups(self, group, x, inputs, train, name=f"scale_{scale}")
-        return x, recorded[::-1]
-
-
-class TopDown(nn.Module):
-    """The decoder tower: every latent group, coarsest first (paper, figure 2b)."""
-
-    hierarchy: Hierarchy
-    width: int
-    encoder_width: int
-    num_cells: int
-    num_flows: int
-    residual_posterior: bool
-    remat: str
-    run_groups: Callable[..., Any]
-    cell: partial
-    conv: Callable[..., nn.Module]
-
-    RANDOM: ClassVar = ("start",)
-
-    def initial_values(
-        self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
-    ) -> Mapping[str, jax.Array]:
-        """As `layers.Conv.initial_values`."""
-        del shapes
-        return draws
-
-    @nn.compact
-    def __call__(
-        self,
-        features: Sequence[Sequence[jax.Array]] | None,
-        noise: Sequence[jax.Array],
-        temperature: jax.Array,
-        train: bool,
-        source: jax.Array | None = None,
-    ) -> tuple[jax.Array, list[GroupTerms]]:
-        """Runs all groups.
-
-        Args:
-          features: what `BottomUp` returns, or None to draw every group from the prior.
-          noise: one (B, h, w, z) array a group.
-          temperature: (groups,).
-          source: None, or (groups,) of `latents.PRIOR`, `POSTERIOR` and `GIVEN`.
-
-        Returns:
-          the state after the last group (B, h, w, width), and one `GroupTerms` a group.
-        """
-        top = self.hierarchy.num_scales - 1
-        state, terms = self._start(noise[0].shape[0]), []
-        for scale in range(top, -1, -1):
-            inputs = _group_inputs(self.hierarchy, scale, features, noise, temperature, source)
-            group, name = self._group(scale), f"scale_{scale}"
-            if scale == top:
-                first = group(first=True, name="first_group")
-                state, term = first(state, inputs.pop(0), train)
-                terms.append(term)
-            if inputs:
-                state, more = self.run_groups(self, group, state, inputs, train, name=name)
-                terms += more
-            if scale:
-                width = self.width * self.hierarchy.factor(scale - 1)
-                up = remat_cell(self.remat, self.cell)
-                state = up(width, resample="up", name=f"up_{scale}")(state, train)
-        return state, terms
-
-    def _start(self, batch):
-        top = self.hierarchy.num_scales - 1
-        size, width = self.hierarchy.size(top), self.width * self.hierarchy.factor(top)
-        start = self.param("start", nn.initializers.uniform(1.0), (size, size, width))
-        return jnp.broadcast_to(start, (batch, size, size, width))
-
-    def _group(self, scale):
-        factor = self.hierarchy.factor(scale)
-        return partial(
-            LatentGroup,
-            width=self.width * factor,
-            encoder_width=self.encoder_width * factor,
-            latent_channels=self.hierarchy.latent_channels,
-            num_cells=self.num_cells,
-            num_flows=self.num_flows,
-            residual_posterior=self.residual_posterior,
-            use_state=not self.hierarchy.is_single,
-            cell=self.cell,
-            conv=self.conv,
-        )
-
-
-def _group_inputs(hierarchy, scale, features, noise, temperature, source):
-    """A list with (feature or None, noise, temperature, source or None) of each of a scale's
-    groups."""
-    scales = hierarchy.scale_of_group()
-    mine = slice(scales.index(scale), scales.index(scale) + hierarchy.groups[scale])
-    nothing = [None] * hierarchy.groups[scale]
-    feature = nothing if features is None else features[hierarchy.num_scales - 1 - scale]
-    source = nothing if source is None else list(source[mine])
-    return list(zip(feature, noise[mine], list(temperature[mine]), source, strict=True))
 
 
 class NVAE(nn.Module):
