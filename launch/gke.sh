@@ -6,7 +6,7 @@ usage() {
   cat <<'END'
 launch/gke.sh --name=NAME --image=IMAGE --accelerator=TYPE --topology=AxB[xC] [--chips-per-host=4]
               --volume-claim=CLAIM | --bucket=BUCKET [--mount=/data]
-              [--restarts=50] [--spot] [--dry-run]
+              [--slices=1] [--restarts=50] [--spot] [--dry-run]
               --config=configs/X.py --workdir=DIR [--config.KEY=VALUE ...]
 
 Starts a JobSet in the cluster that kubectl talks to (see launch/gke_jobset.yaml for what it needs),
@@ -21,6 +21,8 @@ The same command goes on after `kubectl delete jobset NAME`.
   --volume-claim=CLAIM  a PersistentVolumeClaim that all pods may write (ReadWriteMany)
   --bucket=BUCKET       a Cloud Storage bucket, by the Cloud Storage FUSE driver of the cluster
   --mount=PATH          where the pods see it; DIR must be in there
+  --slices=N            so many slices of this topology that train as one run (Multislice)
+  --spot                on nodes that are cheaper and may be taken away; without it, on demand
   --restarts=N          how often the pods are started again
   --dry-run             check the flags and print the JobSet instead: pipe it to `kubectl apply -f -`
 END
@@ -29,9 +31,9 @@ END
 # shellcheck source=launch/launcher.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 
-name='' image='' accelerator='' topology='' chips_per_host=4 restarts=50 spot='' dry_run=''
+name='' image='' accelerator='' topology='' chips_per_host=4 slices=1 restarts=50 spot='' dry_run=''
 volume_claim='' bucket='' mount=/data
-read_options "name image accelerator topology chips-per-host volume-claim bucket mount restarts" \
+read_options "name image accelerator topology chips-per-host volume-claim bucket mount slices restarts" \
   "spot dry-run" add_flag "$@"
 mount=${mount%/}
 for option in name image accelerator topology; do
@@ -46,6 +48,7 @@ done
   die "--topology must be such as 4x4, not '$topology'"
 check_number --chips-per-host "$chips_per_host" 1 8
 check_number --restarts "$restarts" 0 1000
+check_number --slices "$slices" 1 256
 
 all_chips=1
 for side in ${topology//x/ }; do all_chips=$((all_chips * 10#$side)); done
@@ -81,6 +84,7 @@ without() { jobset=$(grep -v "# with --$1\$" <<<"$jobset"); }
 jobset=$(grep -v '^#' <<<"$jobset")
 fill_in NAME "$name"
 fill_in RESTARTS "$restarts"
+fill_in SLICES "$slices"
 fill_in HOSTS $((all_chips / chips_per_host))
 fill_in ACCELERATOR "$accelerator"
 fill_in TOPOLOGY "$topology"
@@ -96,6 +100,18 @@ if [[ -n $dry_run ]]; then
   exit 0
 fi
 command -v kubectl >/dev/null || die "kubectl is not installed; --dry-run prints the JobSet"
-kubectl apply -f - <<<"$jobset"
-selector="jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
-echo "logs: kubectl logs --follow --selector=$selector"
+selector=jobset.sigs.k8s.io/jobset-name=$name
+if ! answer=$(kubectl apply -f - <<<"$jobset" 2>&1); then
+  case $answer in
+    *'no matches for kind "JobSet"'*)
+      die "the cluster has no JobSet yet: install it, see https://jobset.sigs.k8s.io ($answer)" ;;
+    *'field is immutable'* | *'Value is immutable'*)
+      die "the JobSet $name is there, with other settings: kubectl delete jobset $name" ;;
+    *) die "$answer" ;;
+  esac
+fi
+echo "$answer"
+echo "logs: kubectl logs --follow --prefix --max-log-requests=$((slices * all_chips / chips_per_host))" \
+  "--selector=$selector"
+echo "also those of pods that are gone: gcloud logging read" \
+  "'labels.\"k8s-pod/jobset_sigs_k8s_io/jobset-name\"=\"$name\"'"

@@ -5,11 +5,12 @@ set -euo pipefail
 usage() {
   cat <<'END'
 launch/tpu_pod.sh --name=NAME --zone=ZONE --accelerator=TYPE [--version=VERSION] [--project=PROJECT]
-                  [--spot] [--setup=COMMAND] [--restarts=100] [--delete] [--dry-run]
+                  [--spot] [--slices=N] [--setup=COMMAND] [--restarts=100] [--logs=DIR] [--delete]
+                  [--dry-run]
                   --config=configs/X.py --workdir=DIR [--config.KEY=VALUE ...]
 
 Creates the slice NAME or uses the one there is, copies the code to all of its hosts, installs it,
-trains, and shows the log of host 0 until training ends. For 16 chips of TPU v5e, with a Filestore
+trains, and shows the log of host 0 until training ends; those of all hosts are kept here. For 16 chips of TPU v5e, with a Filestore
 instance at 10.0.0.2 to hold the runs:
 
   launch/tpu_pod.sh --name=ffhq --zone=us-west4-a --accelerator=v5litepod-16 --spot \
@@ -26,9 +27,11 @@ It ends when a host refuses its input, after three restarts in a row without a s
 when gcloud says what waiting does not mend: no project, permission or quota, or a wrong zone.
 
   --version=VERSION  of the hosts' system; found from TYPE for v2 to v6e
-  --spot             cheaper, may be taken away at any time
+  --spot             cheaper, may be taken away at any time; without it, on demand
+  --slices=N         so many slices that train as one run (Multislice)
   --setup=COMMAND    runs on every host before each start, such as to mount a disk
   --restarts=N       how often to resume before giving up
+  --logs=DIR         where the logs go, DIR/TIME/slice_S/HOST.log (default: NAME-logs)
   --delete           delete the slice at the end; otherwise it stays, and costs
   --dry-run          check the flags and print the commands instead
 END
@@ -38,14 +41,16 @@ END
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 
 name='' zone='' accelerator='' version='' spot='' setup=true restarts=100 delete='' dry_run=''
-project=''
-read_options "name zone accelerator version project setup restarts" "spot delete dry-run" \
+project='' slices=1 logs=''
+read_options "name zone accelerator version project slices setup restarts logs" "spot delete dry-run" \
   add_flag "$@"
 for option in name zone accelerator; do
   [[ -n ${!option} ]] || die "--$option is missing; see --help"
   check_word "--$option" "${!option}"
 done
 check_number --restarts "$restarts" 0 1000
+check_number --slices "$slices" 1 256
+logs=${logs:-$name-logs}
 if [[ -z $version ]]; then
   case $accelerator in
     v2-* | v3-* | v4-*) version=tpu-ubuntu2204-base ;;
@@ -58,6 +63,11 @@ fi
 check_flags
 [[ -z $project ]] || check_word --project "$project"
 place=("--zone=$zone" ${project:+"--project=$project"})
+# One slice may also have been made by hand; several are reached by the request that they belong to.
+kind=tpu-vm nodes=("--node-id=$name") everywhere=()
+if ((slices > 1)); then
+  kind=queued-resources nodes=("--node-count=$slices" "--node-prefix=$name") everywhere=(--node=all)
+fi
 seconds=${TPU_POD_POLL_SECONDS:-20} # between two looks at a state
 
 run() {
@@ -74,7 +84,7 @@ permanent='PERMISSION_DENIED|Permission.* denied|not have permission|UNAUTHENTIC
 permanent+='|INVALID_ARGUMENT|bad request|property \[[a-z/]*\] is not|have an active account'
 permanent+='|gcloud auth login|invalid_grant|has not been used in project|SERVICE_DISABLED|billing'
 permanent+='|Project [^/ ]* not found|Location [^/]*not found|accelerator .* was not found'
-permanent+='|[Qq]uota.* exceed|exceed.* quota|Invalid choice|unrecognized arguments|argument --'
+permanent+='|[Qq]uota.* (exceed|exhaust)|exceed.* quota|Invalid choice|unrecognized arguments|argument --'
 passing='per (second|minute|hour|day)|no more capacity|UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL'
 
 # Ends with the message $1 of gcloud's if it is permanent; otherwise shows it.
@@ -98,11 +108,12 @@ ask() { # ask KIND FIELD
 }
 
 create() {
-  run gcloud compute tpus queued-resources create "$name" --node-id="$name" "${place[@]}" \
+  run gcloud compute tpus queued-resources create "$name" "${nodes[@]}" "${place[@]}" \
     --accelerator-type="$accelerator" --runtime-version="$version" ${spot:+--spot}
 }
 
 try_to_create() {
+  shown=0 # new hosts have new logs
   create 2>"$scratch/error" && return
   end_if_permanent "$(<"$scratch/error")"
   ((++failures < 10)) || die "gcloud cannot create $name"
@@ -121,7 +132,7 @@ remove() {
 wait_for_slice() {
   local slice request failures=0 last=''
   while :; do
-    ask tpu-vm state
+    if ((slices > 1)); then answer=MISSING; else ask tpu-vm state; fi
     slice=$answer request=''
     case $slice in
       READY) return ;;
@@ -132,6 +143,8 @@ wait_for_slice() {
         request=$answer
         case $request in
           MISSING) try_to_create ;;
+          ACTIVE) ((slices == 1)) || return 0 ;;
+          "" | UNKNOWN) ((++failures < 10)) || die "gcloud cannot tell the state of $name" ;;
           FAILED)
             ask queued-resources state.failedData.error.message
             end_if_permanent "the request for $name failed: $answer"
@@ -151,11 +164,35 @@ wait_for_slice() {
   done
 }
 
-# on HOSTS COMMAND: runs a command on host 0, or on all of them.
+# on HOSTS COMMAND [OPTION...]: runs a command on host 0, or on all of them.
 on() {
+  local command=$2 where=("--worker=$1")
+  [[ $1 != all ]] || where+=(${everywhere[@]+"${everywhere[@]}"})
   # Notices within two minutes that a host is gone.
-  run gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$1" \
-    --ssh-flag='-o ServerAliveInterval=30' --ssh-flag='-o ServerAliveCountMax=4' --command="$2"
+  run gcloud compute tpus "$kind" ssh "$name" "${place[@]}" "${where[@]}" "${@:3}" \
+    --ssh-flag='-o ServerAliveInterval=30' --ssh-flag='-o ServerAliveCountMax=4' \
+    --command="$command"
+}
+
+# Shows the log of host 0, and writes those of all hosts to a new folder, until training ends there
+# or the connection breaks.
+shown=0 # lines
+follow_logs() {
+  local folder slice viewer writers=() everywhere=()
+  folder=$logs/$(date +%Y-%m-%dT%H-%M-%S)
+  for ((slice = 0; slice < slices; slice++)); do
+    ((slices == 1)) || everywhere=("--node=$slice")
+    run mkdir -p "$folder/slice_$slice"
+    on all "$follow" --output-directory="$folder/slice_$slice" &
+    writers+=($!)
+  done
+  touch "$folder/slice_0/0.log"
+  tail -n "+$((shown + 1))" -f "$folder/slice_0/0.log" &
+  viewer=$!
+  wait "${writers[@]}" || true
+  sleep 1.5 # tail looks once a second
+  kill "$viewer" && wait "$viewer" || true
+  shown=$(wc -l <"$folder/slice_0/0.log")
 }
 
 # The rest runs on the hosts, whose variables these are. train/ holds the log, the exit status, and
@@ -182,7 +219,7 @@ ulimit -c 0
 nohup flock --close ../train/lock sh -c '"$(quote "$train; echo \$? > ../train/status")"'>> ../train/log 2>&1 < /dev/null &
 echo $! > ../train/pid'
 # shellcheck disable=SC2016
-follow='tail --lines=20 --follow=name --pid="$(cat train/pid)" train/log'
+follow='tail --lines=+1 --follow=name --pid="$(cat train/pid)" train/log'
 # shellcheck disable=SC2016
 status='if [ -f train/status ]; then echo "status $(cat train/status)"
 elif [ -d train ] && ! flock --nonblock train/lock true; then echo "status running"
@@ -209,8 +246,8 @@ copy_and_start() {
   # Each only after the other: errors do not end a function whose status is asked for.
   run tar -czf "$archive" -C "$root" configs launch nvae_jax \
       pyproject.toml setup.py README.md LICENSE &&
-    run gcloud compute tpus tpu-vm scp "$archive" "$name:nvae_jax.tar.gz" "${place[@]}" \
-      --worker=all &&
+    run gcloud compute tpus "$kind" scp "$archive" "$name:nvae_jax.tar.gz" "${place[@]}" \
+      --worker=all ${everywhere[@]+"${everywhere[@]}"} &&
     on all "$setup" &&
     on all "$install" &&
     { [[ -z $spot || -n $dry_run ]] || refuse_own_disk; } &&
@@ -242,10 +279,15 @@ if [[ -n $dry_run ]]; then
   scratch=/tmp
   echo "# where the slice is not there yet:"
   create
-  echo "# until READY:"
-  run gcloud compute tpus tpu-vm describe "$name" "${place[@]}" --format="value(state)"
+  echo "# until READY, or ACTIVE:"
+  if ((slices == 1)); then
+    run gcloud compute tpus tpu-vm describe "$name" "${place[@]}" --format="value(state)"
+  else
+    run gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
+      --format="value(state.state)"
+  fi
   copy_and_start
-  on 0 "$follow"
+  on all "$follow" --output-directory="$logs"
   on all "$status"
   echo "# where the slice was preempted, before all of this again:"
   remove
@@ -253,7 +295,8 @@ if [[ -n $dry_run ]]; then
 fi
 command -v gcloud >/dev/null || die "gcloud is not installed; --dry-run prints the commands"
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+# shellcheck disable=SC2046 # one word a process
+trap 'rm -rf "$scratch" && kill $(jobs -p) 2>/dev/null || true' EXIT
 
 attempt=0 failures=0 stood=''
 while :; do
@@ -269,7 +312,7 @@ while :; do
     continue
   fi
   while :; do
-    on 0 "$follow" || true
+    follow_logs
     result=$(outcome)
     [[ $result == running ]] || break
     sleep "$seconds" # the connection broke, or other hosts are still at it
@@ -278,13 +321,13 @@ while :; do
     trained) break ;;
     failed)
       on all "$complaints" >&2 || true
-      die "training failed; its log is train/log on the hosts of $name"
+      die "training failed; the logs of all hosts are in $logs"
       ;;
     aborted)
       stands=$(on 0 "$where_it_stands") || true
       count_fruitless "$stood" "$stands"
       ((fruitless < MOST_FRUITLESS)) ||
-        die "ended for the $((fruitless + 1))th time without a step: see train/log on the hosts"
+        die "ended for the $((fruitless + 1))th time without a step: the logs are in $logs"
       stood=$stands
       ;;
   esac
@@ -292,5 +335,5 @@ while :; do
   say "a host or the slice was lost: resuming"
   sleep "$seconds"
 done
-say "training is done"
+say "training is done; the logs of all hosts are in $logs"
 if [[ -n $delete ]]; then remove; else say "the slice $name is still there, and costs"; fi

@@ -158,16 +158,16 @@ def wait_for_checkpoint(process, workdir):
     wait_until(process, lambda: any(name.isdigit() and int(name) for name in names()))
 
 
-def trainer_of(workdir, index):
-    """The process id of a cluster's process `index` that trains in `workdir`."""
+def trainer_of(workdir, index, variable="JAX_PROCESS_ID"):
+    """The process id of a cluster's process that trains in `workdir`; `variable` is its `index`."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().decode().split("\0")
             variables = (folder / "environ").read_bytes().decode().split("\0")
         except OSError:
             continue  # it has ended meanwhile
-        mine = f"--workdir={workdir}" in words and words[0] == sys.executable
-        if mine and f"JAX_PROCESS_ID={index}" in variables:
+        mine = f"--workdir={workdir}" in words and Path(words[0]).name.startswith("python")
+        if mine and f"{variable}={index}" in variables:
             return int(folder.name)
     raise AssertionError(f"process {index} is not running")
 

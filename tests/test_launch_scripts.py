@@ -202,6 +202,15 @@ def test_dry_run_of_tpu_pod(tmp_path):
     assert bash("-n", "-c", output)[0] == 0
 
 
+def test_dry_run_of_two_slices(tmp_path):
+    status, output, error = bash(*POD, "--slices=2", *RUN, "--dry-run")
+    assert (status, error) == (0, "")
+    assert "queued-resources create a --node-count=2 --node-prefix=a" in output
+    assert "queued-resources ssh a --zone=z --worker=all --node=all" in output
+    assert "tpu-vm" not in output and " --spot" not in output
+    assert bash("-n", "-c", output)[0] == 0
+
+
 def test_dry_run_of_slurm():
     status, output, _ = bash(*SLURM, "--dry-run", *RUN)
     assert status == 0
@@ -215,6 +224,7 @@ def test_dry_run_of_slurm():
 @pytest.mark.parametrize("volume", ["--volume-claim=runs", "--bucket=my_runs"])
 def test_dry_run_of_gke(volume, spot):
     script = [*GKE[:-1], volume, *spot]
+    script += ["--slices=2"] if spot else []
     status, output, _ = bash(*script, "--dry-run", *RUN, '--config.data.dir=a&"\\b')
     assert status == 0 and "${" not in output
     jobset = yaml.safe_load(output)
@@ -222,7 +232,10 @@ def test_dry_run_of_gke(volume, spot):
     pod = job["template"]["spec"]
     container = pod["containers"][0]
     assert (jobset["kind"], jobset["metadata"]["name"]) == ("JobSet", "a")
+    assert jobset["spec"]["replicatedJobs"][0]["replicas"] == (2 if spot else 1)
     assert job["parallelism"] == job["completions"] == 4
+    assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 50
     assert container["args"] == [*RUN, '--config.data.dir=a&"\\b']
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
@@ -245,8 +258,34 @@ def test_dry_run_of_gke(volume, spot):
 def test_gke_applies_the_jobset(tmp_path):
     stand_in(tmp_path, "kubectl", f'[[ $* == "apply -f -" ]] && cat > {tmp_path}/applied')
     status, output, _ = bash(*GKE, *RUN, **with_path(tmp_path))
-    assert status == 0 and "kubectl logs --follow" in output
+    assert status == 0 and "kubectl logs --follow --prefix --max-log-requests=4 " in output
     assert yaml.safe_load((tmp_path / "applied").read_text())["metadata"]["name"] == "a"
+
+
+NO_JOBSET = """error: resource mapping not found for name: "a" namespace: "" from "STDIN": no \
+matches for kind "JobSet" in version "jobset.x-k8s.io/v1alpha2"
+ensure CRDs are installed first"""
+CHANGED = """Error from server (Forbidden): error when applying patch: admission webhook \
+"vjobset.kb.io" denied the request: spec.replicatedJobs: Invalid value: \
+[]v1alpha2.ReplicatedJob(nil): field is immutable"""
+NO_SERVER = "The connection to the server localhost:8080 was refused - did you specify the right"
+NO_SERVER += " host or port?"
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (NO_JOBSET, "the cluster has no JobSet yet: install it, see https://jobset.sigs.k8s.io"),
+        (CHANGED, "the JobSet a is there, with other settings: kubectl delete jobset a"),
+        (NO_SERVER, NO_SERVER),
+    ],
+)
+def test_errors_of_kubectl_are_one_line(tmp_path, message, told):
+    (tmp_path / "message").write_text(message)
+    stand_in(tmp_path, "kubectl", f"cat {tmp_path}/message >&2; exit 1")
+    status, output, error = bash(*GKE, *RUN, **with_path(tmp_path))
+    assert (status, output) == (2, "") and error.count("\n") == 1
+    assert error.startswith(f"error: {told}")
 
 
 # Runs the task of each process, and ends as srun does: with the largest status.
@@ -329,23 +368,60 @@ def test_slurm_gives_a_run_up_that_stops_at_its_first_step(tmp_path):
     assert "for the 4th time without a step: giving up" in slurm.error
 
 
-# Two "hosts" are two folders; commands for them are run there.
-GCLOUD = """
+# Every "host" is a folder; commands for it are run there. Errors are in gcloud's words.
+GCLOUD = r"""
 state=$(cat "$FAKE/state")
 echo "$*" >> "$FAKE/calls"
+for argument; do
+  case $argument in
+    --command=*) command=${argument#*=} ;;
+    --output-directory=*) output=${argument#*=} ;;
+  esac
+done
 case "$*" in
-  *describe*)
-    [[ $state != MISSING ]] || { echo "ERROR: NOT_FOUND" >&2; exit 1; }
-    echo "$state" ;;
+  *"tpu-vm describe"*) resource="tpu-vm.describe) nodes" ;;
+  *"queued-resources describe"*) resource="queued-resources.describe) queuedResources" ;;
+esac
+hosts() { # the first worker of a node, or all of them; of one node, or of all of them
+  local host
+  for host in "$FAKE"/host? "$FAKE"/node1_host?; do
+    case "$*:$host" in
+      *--worker=0*:*host1) continue ;;
+      *--node=all*:*) ;;
+      *--node=1*:*/host? | *--node=0*:*/node1_host?) continue ;;
+    esac
+    [[ ! -d $host ]] || echo "$host"
+  done
+}
+case "$*" in
+  *" describe "*)
+    if [[ $state == MISSING ]]; then
+      echo "ERROR: (gcloud.compute.tpus.${resource% *} NOT_FOUND: Resource" \
+        "'projects/p/locations/z/${resource#* }/a' was not found. This command is authenticated" \
+        "as me@example.com which is the active account specified by the [core/account] property" >&2
+      echo "- '@type': type.googleapis.com/google.rpc.ResourceInfo" >&2
+      echo "  resourceName: projects/p/locations/z/${resource#* }/a" >&2
+      exit 1
+    fi
+    case "$*:$state" in
+      *queued-resources*:READY) echo ACTIVE ;;
+      *queued-resources*:PREEMPTED) echo SUSPENDED ;;
+      *) echo "$state" ;;
+    esac ;;
   *" create "*) echo READY > "$FAKE/state" ;;
-  *" delete "*) echo MISSING > "$FAKE/state"; rm -rf "$FAKE"/host*/train ;;
-  *" scp "*) for host in "$FAKE"/host*; do cp "$5" "$host/nvae_jax.tar.gz"; done ;;
+  *" delete "*) echo MISSING > "$FAKE/state"; rm -rf "$FAKE"/*host?/train ;;
+  *" scp "*) for host in $(hosts "$*"); do cp "$5" "$host/nvae_jax.tar.gz"; done ;;
   *" ssh "*)
-    [[ $state == READY ]] || exit 255
-    for host in "$FAKE"/host*; do
-      [[ $* != *--worker=0* || $host == *host0 ]] || continue
-      for argument; do case $argument in --command=*) command=${argument#*=} ;; esac; done
-      (cd "$host" && bash -c "$command") || exit
+    if [[ $state != READY ]]; then
+      echo "ssh: connect to host 34.90.1.2 port 22: Connection refused" >&2
+      echo "ERROR: (gcloud.compute.tpus.$4.ssh) [/usr/bin/ssh] exited with return code [255]." >&2
+      exit 255
+    fi
+    for host in $(hosts "$*"); do
+      (
+        [[ -z ${output:-} ]] || exec > "$output/${host: -1}.log"
+        cd "$host" && bash -c "$command"
+      ) || exit
     done ;;
 esac
 """
@@ -367,10 +443,10 @@ esac
 class Pod:
     """A slice of two hosts in `folder`, and what the scripts do there."""
 
-    def __init__(self, folder, gcloud=GCLOUD, python=PYTHON):
+    def __init__(self, folder, gcloud=GCLOUD, python=PYTHON, hosts=("host0", "host1")):
         self._folder = folder
         stand_in(folder, "gcloud", gcloud)
-        for host in ("host0", "host1"):
+        for host in hosts:
             stand_in(folder, f"{host}/venv/bin/python", python)
             stand_in(folder, f"{host}/venv/bin/pip", "[[ $* == *'.[tpu]'* ]]")
         self.write("state", "MISSING")
@@ -381,10 +457,19 @@ class Pod:
     def run(self, *flags):
         fake = {"FAKE": str(self._folder), "TPU_POD_POLL_SECONDS": "0.1"}
         status, self.output, self.error = bash(
-            *POD, *RUN, *flags, **fake, **with_path(self._folder)
+            *POD,
+            f"--logs={self._folder / 'logs'}",
+            *RUN,
+            *flags,
+            **fake,
+            **with_path(self._folder),
         )
         self.calls = (self._folder / "calls").read_text()
         return status
+
+    def logs(self, name):
+        """What was kept of one host's log, one text for each time that it was followed."""
+        return [path.read_text() for path in sorted((self._folder / "logs").glob(f"*/{name}.log"))]
 
 
 @pytest.mark.parametrize("end", [0, 2])
@@ -399,10 +484,36 @@ def test_tpu_pod_resumes(tmp_path, end):
         assert (tmp_path / host / "count").read_text() == "3\n"
         assert (tmp_path / host / "mounted").exists()
     assert len(starts) >= 2, pod.output
+    for name in ("slice_0/0", "slice_0/1"):
+        assert all(text.startswith("start ") for text in pod.logs(name))
+    assert re.findall("^start", pod.logs("slice_0/0")[-1], re.MULTILINE) == ["start"] * 2
     if end:
         assert status == 2 and "training failed" in pod.error
     else:
         assert status == 0 and pod.calls.rstrip().endswith("--force --quiet"), pod.error
+
+
+def test_tpu_pod_of_two_slices(tmp_path):
+    """They are one request, which is made again when it was suspended; all hosts are told alike."""
+    hosts = ("host0", "host1", "node1_host0", "node1_host1")
+    python = """
+echo "start $PWD"
+count=$(cat ../count 2>/dev/null || echo 0)
+echo $((count + 1)) > ../count
+[[ $count != 0 ]] || { echo PREEMPTED > "$FAKE/state"; exit 143; }"""
+    pod = Pod(tmp_path, python=python, hosts=hosts)
+    assert pod.run("--slices=2", "--spot", "--setup=touch mounted", "--workdir=/proc") == 0, (
+        pod.error
+    )
+    created = [line for line in pod.calls.splitlines() if " create " in line]
+    assert len(created) == 2 and len(set(created)) == 1
+    assert "queued-resources create a --node-count=2 --node-prefix=a --zone=z" in created[0]
+    assert "tpu-vm" not in pod.calls and "--node-id" not in pod.calls
+    for host in hosts:
+        assert (tmp_path / host / "count").read_text() == "2\n"
+        assert (tmp_path / host / "mounted").exists()
+        slice_, worker = int("node1" in host), host[-1]
+        assert f"{host}/nvae_jax\n" in pod.logs(f"slice_{slice_}/{worker}")[-1]
 
 
 def test_tpu_pod_does_not_start_again_what_one_host_refuses(tmp_path):
@@ -449,7 +560,16 @@ exit 1"""
 DENIED = "PERMISSION_DENIED: Permission denied on 'locations/q' (or it may not exist)"
 NO_API = "PERMISSION_DENIED: Cloud TPU API has not been used in project 7 before or it is disabled."
 NO_TYPE = "Cloud TPU received a bad request. the accelerator v4-9 was not found in zone z"
-NO_QUOTA = "RESOURCE_EXHAUSTED: Quota limit 'TPUV2sPod' has been exceeded. Limit: 0 in region r."
+NO_QUOTA = (
+    "RESOURCE_EXHAUSTED: Quota limit 'TPUV6EPreemptiblePerProjectPerRegionForTPUAPI' has been"
+)
+NO_QUOTA += " exceeded. Limit: 0 in region us-east5."
+USED_UP = (
+    "Quota 'TPUV4sPreemptiblePodPerProjectPerRegionForTPUAPI' exhausted. Limit 20800 in region"
+)
+FULL = 'There is no more capacity in the zone "us-central1-c"; you can try in another zone where'
+FULL += " Cloud TPU Nodes are offered (see https://cloud.google.com/tpu/docs/regions) [EID: 0x9f48]"
+RESERVED = "Insufficient reserved capacity. Contact customer support to increase your reservation."
 
 
 @pytest.mark.parametrize(
@@ -464,7 +584,9 @@ NO_QUOTA = "RESOURCE_EXHAUSTED: Quota limit 'TPUV2sPod' has been exceeded. Limit
         ("create", NO_TYPE, True),
         ("create", NO_QUOTA, True),
         ("create", "Quota exceeded for quota metric 'Reads' and limit 'Reads per minute'", False),
-        ("create", 'There is no more capacity in the zone "europe-west4-a"', False),
+        ("create", FULL, False),
+        ("create", RESERVED, False),
+        ("create", USED_UP, True),
         ("request", NO_QUOTA, True),
         ("request", "INTERNAL: an error occurred", False),
     ],
@@ -477,6 +599,42 @@ def test_permanent_errors_of_gcloud_end_at_once(tmp_path, kind, message, permane
     last = error.splitlines()[-1]
     assert status == 2 and last.startswith("error: ")
     assert (message if permanent else "later") in last and message in error
+
+
+@pytest.fixture(scope="module")
+def skypilot():
+    return yaml.safe_load((ROOT / "launch" / "skypilot.yaml").read_text())
+
+
+def test_skypilot_accepts_the_task(skypilot):
+    schemas = pytest.importorskip("sky.utils.schemas", reason="SkyPilot is not installed")
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(skypilot, schemas.get_task_schema())
+    jsonschema.validate(skypilot["resources"], schemas.get_resources_schema())
+
+
+@pytest.mark.parametrize("extras", ["cuda12,tfds", "tpu"])
+def test_task_of_skypilot(skypilot, tmp_path, extras):
+    """Only keys that SkyPilot knows; its `run`, on the second of two nodes, trains."""
+    assert set(skypilot) == {
+        *("name", "workdir", "num_nodes", "resources", "envs", "file_mounts", "setup", "run")
+    }
+    assert skypilot["file_mounts"]["/runs"] == {"source": "${BUCKET}", "mode": "MOUNT"}
+    stand_in(tmp_path, ".venv/bin/python", 'echo "${JAX_COORDINATOR_ADDRESS:-none}" "$@"')
+    nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2"}
+    nodes |= {"SKYPILOT_NODE_RANK": "1", "JAX_COORDINATOR_ADDRESS": ""}
+    given = {"EXTRAS": extras, "FLAGS": "--config.seed=3 --config.train.num_steps=9"}
+    variables = {**os.environ, **skypilot["envs"], **nodes, **given}
+    done = subprocess.run(
+        ["bash", "-euc", skypilot["run"]],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+    )
+    coordinator = "none" if extras == "tpu" else "10.0.0.1:8476"
+    train = "-u launch/train.py --config=configs/ffhq256.py --workdir=/runs/ffhq256"
+    assert (done.stdout, done.stderr) == (f"{coordinator} {train} {given['FLAGS']}\n", "")
 
 
 CLUSTER_PROGRAM = """

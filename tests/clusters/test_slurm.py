@@ -1,0 +1,169 @@
+"""launch/slurm.sbatch, unchanged, under a real SLURM of two nodes."""
+
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.clusters.slurm import SlurmCluster, missing
+from tests.test_cluster import ARGUMENTS, ENDLESS, SIX, losses, trainer_of
+from tests.test_distributed import environment
+
+ROOT = Path(__file__).parents[2]
+REASON = missing()
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+STAND_IN = """#!/bin/sh
+case $* in *--check*) exit 0 ;; esac
+echo "task $SLURM_PROCID of $SLURM_NTASKS: local $SLURM_LOCALID, GPUs $CUDA_VISIBLE_DEVICES," \\
+  "jax's ${JAX_LOCAL_DEVICE_IDS:-own choice}" """
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    with SlurmCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def submit(slurm, tmp_path):
+    """A function: options of sbatch, and flags, to a job of two nodes."""
+    for name in ("launch", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    jobs = []
+
+    def call(*flags, options=(), python=Path(sys.executable).parent, **variables):
+        variables = environment(PATH=f"{python}:{os.environ['PATH']}", **variables)
+        jobs.append(Job(slurm, tmp_path, flags, options, variables))
+        return jobs[-1]
+
+    yield call
+    for job in jobs:
+        slurm.ask("scancel", job.number)
+
+
+class Job:
+    """A job that was submitted from `folder`."""
+
+    def __init__(self, slurm, folder, flags, options, variables):
+        self.slurm, self.folder, self.workdir = slurm, folder, folder / "run"
+        self._log = folder / "log"
+        command = ["env", f"--chdir={folder}", "sbatch", "--parsable", "--nodes=2"]
+        command += [f"--output={self._log}", *options, "launch/slurm.sbatch"]
+        number = slurm.ask(*command, *flags, f"--workdir={self.workdir}", variables=variables)
+        assert number.isdigit(), number
+        self.number = number
+
+    def log(self):
+        return self._log.read_text() if self._log.exists() else ""
+
+    def fields(self):
+        return self.slurm.job(self.number)
+
+    def wait(self, condition, seconds=400):
+        """Until `condition()`, of a job that has not ended."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"{self.fields()}\n{self.log()}"
+            time.sleep(0.5)
+
+    def wait_for_end(self):
+        states = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+        self.wait(lambda: self.fields()["JobState"] in states)
+        return self.fields()["JobState"], self.fields()["ExitCode"]
+
+    def wait_for_more_steps(self):
+        seen = max(losses(self.workdir), default=0) if self.metrics().exists() else 0
+        self.wait(lambda: self.metrics().exists() and max(losses(self.workdir)) >= seen + 3)
+
+    def metrics(self):
+        return self.workdir / "metrics.jsonl"
+
+    def wait_for_restart(self, count):
+        self.wait(lambda: self.fields()["Restarts"] == str(count))
+        self.wait(lambda: self.log().count("resumed at step") == count)
+
+
+def test_a_job_is_preempted_loses_a_process_and_is_cancelled(submit):
+    """It saves, is queued again and resumes after SIGTERM and after SIGKILL of one process, and
+    saves and stays away when its user ends it."""
+    job = submit(*ARGUMENTS, ENDLESS, "--config.distributed.timeout=20")
+    job.wait_for_more_steps()
+    before = losses(job.workdir)
+    job.slurm.ask("scancel", "--signal=TERM", job.number)
+    job.wait_for_restart(1)
+    job.wait_for_more_steps()
+    os.kill(trainer_of(job.workdir, 1, "SLURM_PROCID"), signal.SIGKILL)
+    job.wait_for_restart(2)
+    job.wait_for_more_steps()
+    job.slurm.ask("scancel", job.number)
+    assert job.wait_for_end()[0] == "CANCELLED"
+    job.wait(lambda: "the same command resumes" in job.log())
+    after = losses(job.workdir)
+    assert {step: after[step] for step in before} == before
+    assert list(after) == list(range(1, len(after) + 1))
+    saved = [int(path.name) for path in (job.workdir / "checkpoints").glob("[0-9]*")]
+    assert max(saved) == max(after)
+    assert re.findall("task ([01]) ended with status 143", job.log()).count("1") == 2
+    assert job.log().count("queueing the job again") == 2
+    job.wait(lambda: not list(job.folder.glob(".restarts-*")))
+
+
+def test_a_job_at_its_time_limit_goes_on(submit):
+    job = submit(*ARGUMENTS, ENDLESS, options=["--time=2", "--signal=TERM@90"])
+    job.wait_for_restart(1)
+    assert "received SIGTERM: saving" in job.log()
+
+
+def test_a_job_that_trains_to_its_end(submit):
+    job = submit(*ARGUMENTS, SIX)
+    assert job.wait_for_end() == ("COMPLETED", "0:0")
+    assert list(losses(job.workdir)) == list(range(1, 7))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.model.no_such_key=1", "error: .*model.no_such_key"),  # before the step
+        ("--config.data.dir=no/such/folder", "[01]: error: .*no/such/folder"),  # by each task
+    ],
+)
+def test_a_job_with_a_wrong_config_is_not_queued_again(submit, flag, message):
+    job = submit(*ARGUMENTS, "--config.data.name=folder", flag)
+    assert job.wait_for_end() == ("FAILED", "2:0")
+    assert re.search(f"^{message}", job.log(), re.MULTILINE)
+    assert job.fields()["Restarts"] == "0"
+
+
+BOUND = {f"{i} of 4: local {i % 2}, GPUs {i % 2}, jax's 0" for i in range(4)}
+ONE_EACH = {f"{i} of 2: local 0, GPUs 0, jax's 0" for i in range(2)}
+TWO_EACH = {f"{i} of 4: local {i % 2}, GPUs 0,1, jax's own choice" for i in range(4)}
+TOGETHER = {f"{i} of 2: local 0, GPUs 0,1, jax's 0,1" for i in range(2)}
+NO_GPUS = {f"{i} of 2: local 0, GPUs , jax's own choice" for i in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "tasks"),
+    [
+        ([], {}, ONE_EACH),
+        (["--gpus-per-node=2"], {}, TWO_EACH),
+        ([], {"SBATCH_GPUS_PER_NODE": "2"}, TWO_EACH),
+        (["--gres=gpu:2"], {}, TWO_EACH),
+        (["--exclusive"], {}, TWO_EACH),
+        (["--gpus-per-node=2", "--ntasks-per-node=1"], {}, TOGETHER),
+        (["--gpus-per-node=2", "--gpu-bind=single:1", "--ntasks-per-node=2"], {}, BOUND),
+        (["--gpus-per-node=0"], {}, NO_GPUS),
+    ],
+)
+def test_one_process_a_gpu(submit, tmp_path, options, variables, tasks):
+    """Whatever says how many GPUs; each process sees those of the job, and jax takes its own."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    job = submit("--config=digits", options=options, python=python.parent, **variables)
+    assert job.wait_for_end() == ("COMPLETED", "0:0"), job.log()
+    assert set(re.findall(r"^\d: task (.*)$", job.log(), re.MULTILINE)) == tasks
