@@ -8,7 +8,7 @@ that do not change what is computed. --restart starts a run anew of which no che
 
 from absl import flags
 
-from nvae_jax import build, cli, config_file, loggers, options, run_directory, train
+from nvae_jax import build, cli, config_file, loggers, options, paths, run_directory, schema, train
 
 CONFIG = options.define_path(
     "config", None, "name or file of a config; --config.KEY=VALUE changes a key of configs/base.py"
@@ -31,7 +31,9 @@ def main(_):
     """Flags in, one call out."""
     others = loggers.by_name(LOG.value)
     config = None if CONFIG.value is None else config_file.load(CONFIG.value)
-    if CHECK.value:
+    if CHECK.value and config is not None and paths.is_bucket(paths.parse(WORKDIR.value)):
+        build.check(schema.changed(config, CHANGES()))  # here may be no credentials for it
+    elif CHECK.value:
         build.check(
             run_directory.chosen_config(WORKDIR.value, config, CHANGES(), extend=EXTEND.value)
         )

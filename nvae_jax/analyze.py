@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax import extras, files, outputs, pictures, progress, sharding
+from nvae_jax import extras, files, outputs, paths, pictures, progress, sharding
 from nvae_jax.api import Run
 from nvae_jax.data import pipeline
 from nvae_jax.likelihoods import bits_per_dim
@@ -176,7 +176,7 @@ def analyze_run(
     """
     charts = extras.load("nvae_jax.latent_charts", "plots", "analyze")
     spec = run.experiment.data
-    split, out = pipeline.resolve_split(spec, split), Path(out)
+    split, out = pipeline.resolve_split(spec, split), paths.parse(out)
     metadata = run.metadata(split=split, max_examples=max_examples or "all", seed=seed)
     written = [out / f"latents.{ending}" for ending in ("json", "png", "npz")]
     outputs.check(written, metadata, overwrite=overwrite)

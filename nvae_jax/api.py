@@ -64,7 +64,7 @@ def load(
         raise ValueError(f"batch_size must be at least 1, not {size}")
     programs = Programs(experiment.model, experiment.likelihood)
     capacity.check_memory(experiment, batch_size=size)
-    return Run(paths.local(workdir), experiment, state, size, programs, lambda: state.variables)
+    return Run(paths.parse(workdir), experiment, state, size, programs, lambda: state.variables)
 
 
 class Programs:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from nvae_jax import paths
 from nvae_jax.build import Experiment
 from nvae_jax.state import State
 
@@ -58,8 +59,10 @@ def _host_memory():
 
 def check_disk(folder: str | Path, **sizes: tuple[int, int]) -> None:
     """Raises ValueError where files of so many bytes, {name as the user knows it: (count, bytes of
-    each)}, do not fit the disk of `folder`, which may have to be made yet."""
-    folder = Path(folder).absolute()
+    each)}, do not fit the disk of `folder`, which may have to be made yet. A bucket holds all."""
+    folder = paths.parse(folder).absolute()
+    if paths.is_bucket(folder):
+        return
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(there).free
     for name, (count, size) in sizes.items():

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -46,7 +45,7 @@ class Checkpoints:
     def __init__(
         self, workdir: str | Path, *, keep: int = 2, keep_best: int = 0, read_only: bool = False
     ):
-        self._directory = (Path(workdir) / run_directory.CHECKPOINTS).absolute()
+        self._directory = (paths.parse(workdir) / run_directory.CHECKPOINTS).absolute()
         self._saving: Any = None  # the step that is being written, and a future of its end
         self._watcher = futures.ThreadPoolExecutor(1)
         steps = checkpoint_files.steps(self._directory)
@@ -121,8 +120,8 @@ class Checkpoints:
             if distributed.lost_process(error):
                 raise
             if distributed.is_primary():  # what was written needs room, that of the next try
-                for part in self._directory.glob(f"{step}.*"):
-                    shutil.rmtree(part, ignore_errors=True)
+                for part in checkpoint_files.unfinished(self._directory, step):
+                    files.remove_tree(part)
             path = self._directory / str(step)
             raise SaveError(f"{path}: cannot be written ({orbax_errors.reason(error)})") from error
 
@@ -140,7 +139,7 @@ class Checkpoints:
         """Removes a damaged checkpoint, which another one is to take the place of."""
         path = self._directory / str(step)
         if distributed.is_primary():
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            files.remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
         distributed.barrier(f"damaged checkpoint {step}")
         self._manager.reload()
         self._damaged.discard(step)
@@ -364,7 +363,7 @@ def load_run(
     Raises:
       ValueError: there is no run, or no such checkpoint that can be read.
     """
-    workdir = paths.local(workdir, "workdir")
+    workdir = paths.parse(workdir, "workdir")
     config = run_directory.load_config(workdir, changes)
     if join:
         distributed.initialize(build.build_distributed(config))

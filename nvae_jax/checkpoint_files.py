@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from nvae_jax import files
+from nvae_jax import files, paths
 
+COMMITTED = "commit_success.txt"  # Orbax's mark in a bucket
 METRIC = "nelbo"  # of held-out images: the lower, the better the checkpoint
 
 # Devices that hold the same array write a part of it each, from so many bytes on: every shape and
@@ -51,7 +52,20 @@ def handlers() -> dict[str, Any]:
 def steps(directory: Path) -> list[int]:
     """The steps of all checkpoints, damaged ones too."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+    found = (int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+    return sorted(step for step in found if _is_finished(directory / str(step)))
+
+
+def _is_finished(folder):
+    """A folder of a file system gets its name when all is in it; one in a bucket gets a mark."""
+    return not paths.is_bucket(folder) or (folder / COMMITTED).is_file()
+
+
+def unfinished(directory: Path, step: int) -> list[Path]:
+    """What there is of a checkpoint that could not be written."""
+    if paths.is_bucket(directory):
+        return [] if _is_finished(directory / str(step)) else [directory / str(step)]
+    return list(directory.glob(f"{step}.*"))
 
 
 def read(directory: Path, step: int, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

@@ -8,13 +8,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
 
 from nvae_jax import allocator, distributed, files, paths, schema
+from nvae_jax.buckets import SCHEMES, BucketError
 from nvae_jax.interrupt import Interrupted
 
 TRACEBACK_VARIABLE = "NVAE_JAX_TRACEBACK"
@@ -136,11 +136,14 @@ def _use_compilation_cache():
     default = str(home / "compilation") if home else ""
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", default)
     jax.config.update("jax_compilation_cache_dir", folder or None)
-    if not folder or paths.SCHEME.match(folder):  # JAX can keep them in buckets
+    scheme = paths.SCHEME.match(folder)
+    if not folder or (scheme and scheme[1] not in SCHEMES):  # JAX may know others
         return
     try:
-        paths.check_writable(Path(folder) / "program", "JAX_COMPILATION_CACHE_DIR")
-    except ValueError as error:
+        paths.check_writable(paths.parse(folder) / "program", "JAX_COMPILATION_CACHE_DIR")
+    except (ValueError, BucketError) as error:
         print(f"warning: compiled programs are not kept: {error}", file=sys.stderr)
+        if scheme:
+            jax.config.update("jax_compilation_cache_dir", None)  # each would take long to fail
         # JAX would say so of each of them.
         warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from nvae_jax import run_directory, schema
+from nvae_jax import paths, run_directory, schema
 
 FOLDER = Path(__file__).parent / "configs"
 
@@ -30,7 +30,7 @@ def get_config(name: str | Path = "base", **changes: Any) -> ConfigDict:
     Raises:
       ValueError: there is no such config, an unknown key, or a value that its key cannot have.
     """
-    is_run = (Path(name) / run_directory.CONFIG).is_file()
+    is_run = (paths.parse(name) / run_directory.CONFIG).is_file()
     config = run_directory.load_config(name) if is_run else load(name)
     return schema.changed(config, schema.flatten(changes))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import inputs, outputs, pictures
+from nvae_jax import inputs, outputs, paths, pictures
 from nvae_jax.api import Run
 
 KINDS = ("sample", "mean")
@@ -36,7 +36,7 @@ def encode_run(
     Raises:
       ValueError: `out` may not be written; see `outputs.check`.
     """
-    if Path(out).suffix != ".npz":
+    if paths.parse(out).suffix != ".npz":
         raise ValueError(f"--out={out} must end in .npz")
     metadata = run.metadata(**inputs.describe(images, source), seed=seed)
     outputs.check([out], metadata, inputs=[source], overwrite=overwrite)
@@ -104,7 +104,7 @@ def decode_run(
         temperature=np.atleast_1d(temperature).tolist(),
         seed=seed,
     )
-    arrays, grid = Path(out) / "decoded.npz", Path(out) / "decoded.png"
+    arrays, grid = paths.parse(out) / "decoded.npz", paths.parse(out) / "decoded.png"
     outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
     images, bits = run.decode(latents, temperature=temperature, seed=seed), run.num_bits
     values, about = pictures.to_values(images, bits), pictures.value_metadata(bits)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
-from nvae_jax import distributed, files, outputs, progress, reporting, sharding, steps
+from nvae_jax import distributed, files, outputs, paths, progress, reporting, sharding, steps
 from nvae_jax.build import Experiment
 from nvae_jax.data import pipeline, sources
 from nvae_jax.interrupt import Interrupt, Interrupted
@@ -299,7 +299,7 @@ def _result_path(workdir, settings):
     name = "{split}_step_{step:08d}_k{num_iw_samples}".format(**settings)
     name += "" if settings["max_examples"] == "all" else f"_first{settings['max_examples']}"
     name += f"_seed{settings['seed']}" if settings["seed"] else ""
-    return Path(workdir) / "eval" / f"{name}.json"
+    return paths.parse(workdir) / "eval" / f"{name}.json"
 
 
 def _write(path, result):

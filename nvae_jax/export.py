@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
-from nvae_jax import capacity, extras, files, outputs, progress, run_directory, steps
+from nvae_jax import capacity, extras, files, outputs, paths, progress, run_directory, steps
 from nvae_jax.api import Run
 from nvae_jax.folding import fold
 from nvae_jax.likelihoods import Likelihood, crop
@@ -105,7 +105,7 @@ def export_run(
     metadata = run.metadata(
         batch_size=batch_size, temperature=temperature, platforms=list(platforms)
     )
-    out = Path(out)
+    out = paths.parse(out)
     names = ("export.json", "sampler.jax", "encoder.jax", "README.txt")
     outputs.check([out / name for name in names], metadata, overwrite=overwrite)
     original = experiment.model_for_any_platform

@@ -6,11 +6,15 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from nvae_jax import paths
+from nvae_jax.buckets import BucketPath
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -32,19 +36,26 @@ def check_regular(path: str | Path) -> None:
 
 def open_regular(path: str | Path) -> BinaryIO:
     """Opens a file from elsewhere for reading bytes. Raises OSError as `check_regular` does."""
+    if isinstance(path, BucketPath):
+        return path.open("rb")
     check_regular(path)
     return open(path, "rb")
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Gives the path of a temporary file beside `path`, with the same ending. It takes the place of
-    `path` at the end; when an exception leaves the context, it is removed.
+    """Gives the path of a temporary file of this machine, with the same ending, beside `path`
+    unless that is in a bucket. It takes the place of `path` at the end; when an exception leaves
+    the context, it is removed.
 
     Args:
       path: of a file in a folder that is made where it is missing.
     """
-    path = Path(path)
+    path = paths.parse(path)
+    if isinstance(path, BucketPath):
+        with _uploaded(path) as temporary:
+            yield temporary
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
     os.close(handle)
@@ -55,6 +66,66 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _uploaded(path):
+    """As `atomic_write`; an object appears whole as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder, path.name)
+        temporary.touch()
+        with errors_naming(path):
+            yield temporary
+        path.upload(temporary)
+
+
+class Outbox:
+    """Where files of a folder grow. In a bucket nothing can be appended to: there they grow in a
+    folder of this machine, and `upload` copies those that have grown.
+
+    Attributes:
+      folder: to write in.
+    """
+
+    def __init__(self, folder: Path):
+        self._bucket = folder if isinstance(folder, BucketPath) else None
+        self._own = None if self._bucket is None else tempfile.TemporaryDirectory()
+        self.folder = Path(self._own.name) if self._own else folder
+        self._uploaded: dict[str, tuple] = {}
+
+    def fetch(self, name: str) -> Path:
+        """The path of a file in `folder`, with what it has had until now."""
+        path = self.folder / name
+        if self._bucket is not None and (self._bucket / name).is_file():
+            path.write_bytes((self._bucket / name).read_bytes())
+        return path
+
+    def upload(self) -> None:
+        """Copies what has changed; does nothing for a folder of this machine."""
+        if self._bucket is None:
+            return
+        for path in sorted(self.folder.iterdir()):
+            state = path.stat().st_size, path.stat().st_mtime_ns
+            if self._uploaded.get(path.name) != state:
+                (self._bucket / path.name).upload(path)
+                self._uploaded[path.name] = state
+
+    def close(self) -> None:
+        """Uploads for the last time."""
+        try:
+            self.upload()
+        finally:
+            if self._own is not None:
+                self._own.cleanup()
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder and all in it, as far as that goes."""
+    with contextlib.suppress(OSError):
+        if isinstance(path, BucketPath):
+            path.rmtree(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import checks, paths
+from nvae_jax import checks, mirror, paths
 from nvae_jax.build import Experiment
 from nvae_jax.data import depth, faults, folder, numpy_files, pipeline, sources, transforms
 from nvae_jax.data.images import SUFFIXES, Images
@@ -100,7 +100,7 @@ def load(path: str | Path, spec: DataSpec | None = None) -> Images:
     Raises:
       ValueError: no such file, or it holds something else.
     """
-    path = paths.local(path, "images")
+    path = mirror.local(paths.parse(path, "images"))
     if not path.exists():
         raise ValueError(f"there is no file {path}")
     if path.is_dir():
@@ -124,7 +124,7 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: no such file, it cannot be read, or it claims to unpack to far more than it is.
     """
-    return numpy_files.load(path)
+    return numpy_files.load(mirror.local(paths.parse(path)))
 
 
 def _load_array(path, spec):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import inputs, outputs, pictures, progress
+from nvae_jax import inputs, outputs, paths, pictures, progress
 from nvae_jax.api import Run
 from nvae_jax.noise import group_temperatures
 
@@ -130,7 +130,7 @@ def interpolate_run(
     about = inputs.describe_source(images, source, num)
     metadata = run.metadata(**about, steps=num_steps, temperature=temperature, seed=seed)
     endings = ["npz", "png"] + ([] if animation == "none" else [animation])
-    written = [Path(out) / f"interpolation.{ending}" for ending in endings]
+    written = [paths.parse(out) / f"interpolation.{ending}" for ending in endings]
     outputs.check(written, metadata, inputs=[source], overwrite=overwrite)
     run.check_room(about["num"] * num_steps)
     if images is None:

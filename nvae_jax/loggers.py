@@ -7,16 +7,19 @@ import contextlib
 import importlib
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from nvae_jax import distributed, files, pictures, run_directory
+from nvae_jax import distributed, files, paths, pictures, run_directory
 
 # Name in --log: module whose `make()` gives the logger. A name is that of the extra it needs, too.
 MODULES = {"tensorboard": "nvae_jax.tensorboard", "wandb": "nvae_jax.weights_and_biases"}
+UPLOAD_SECONDS = 120.0  # after which files of a bucket are copied there between checkpoints, too
 
 
 class Logger:
@@ -43,6 +46,10 @@ class Logger:
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Takes a grid of pictures, uint8 (H, W, 3); the name is "samples" or "reconstructions"."""
 
+    def flush(self) -> None:
+        """Called before a checkpoint is written. What it took is to be safe when this returns: a
+        run that is killed goes on from the checkpoint, and hands on only what comes after."""
+
     def close(self) -> None:
         """Called once, at the end of the run or at the error that ends it."""
 
@@ -52,7 +59,8 @@ class RunFolder(Logger):
 
     def start(self, workdir: Path, config: ConfigDict, step: int) -> None:
         """Drops the rows after `step`."""
-        self._workdir, self._path = workdir, workdir / run_directory.METRICS
+        self._workdir, self._outbox = workdir, files.Outbox(workdir)
+        self._path, self._uploaded = self._outbox.fetch(run_directory.METRICS), time.monotonic()
         if self._path.exists():
             run_directory.write_text(self._path, rows_until(self._path, step))
 
@@ -60,6 +68,17 @@ class RunFolder(Logger):
         """Appends a line of JSON."""
         with files.errors_naming(self._path), open(self._path, "a") as file:
             file.write(files.to_json({"step": step, **row}) + "\n")
+        if time.monotonic() > self._uploaded + UPLOAD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Uploads the rows to a bucket."""
+        self._outbox.upload()
+        self._uploaded = time.monotonic()
+
+    def close(self) -> None:
+        """Uploads what is left to a bucket."""
+        self._outbox.close()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes `samples/step_NNNNNNNN_NAME.png`."""
@@ -118,8 +137,8 @@ class Loggers:
         with contextlib.ExitStack() as at_the_end:
             with distributed.raise_together():
                 for logger in [*self._record, *self._others]:
-                    self._start(logger, Path(workdir), config, step)
-                    at_the_end.callback(self._call, "close", logger)
+                    self._start(logger, paths.parse(workdir), config, step)
+                    at_the_end.push(partial(self._close, logger))
             yield self
 
     def metrics(self, step: int, row: Mapping[str, float]) -> None:
@@ -128,6 +147,13 @@ class Loggers:
             logger.metrics(step, row)
         for logger in self._others:
             self._call("metrics", logger, step, row)
+
+    def flush(self) -> None:
+        """Called before a checkpoint is written."""
+        for logger in self._record:
+            logger.flush()
+        for logger in self._others:
+            self._call("flush", logger)
 
     def images(self, step: int, name: str, images: np.ndarray) -> None:
         """Hands on images (N, H, W, C) in [0, 1] as a grid."""
@@ -145,6 +171,13 @@ class Loggers:
             raise
         except Exception as error:  # of packages and users' code, in their own classes
             raise ValueError(f"{_name(logger)} cannot start: {_in_a_line(error)}") from error
+
+    def _close(self, logger, error, *_):
+        """At the end of a `with`: what ended it, if anything, comes before an error in closing."""
+        if error is None and any(logger is own for own in self._record):
+            logger.close()
+        else:
+            self._call("close", logger)
 
     def _call(self, method, logger, *args):
         """Calls a method, whose first error in a row becomes a line."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import files, inputs, outputs, pictures, progress
+from nvae_jax import files, inputs, outputs, paths, pictures, progress
 from nvae_jax.api import Run
 from nvae_jax.data import pipeline, sources, transforms
 from nvae_jax.data.spec import DataSpec
@@ -195,7 +195,7 @@ def nearest_run(
         `outputs.check`.
     """
     _check(num, crop_fraction)
-    spec, out = run.experiment.data, Path(out)
+    spec, out = run.experiment.data, paths.parse(out)
     split = pipeline.resolve_split(spec, split)
     metadata = {
         **metadata,

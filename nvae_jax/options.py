@@ -15,8 +15,8 @@ class _PathParser(flags.ArgumentParser):
     syntactic_help = "a path"
 
     def parse(self, argument):
-        """The path as text; see `paths.local` for what is refused."""
-        return str(paths.local(argument))
+        """The path as text; see `paths.parse` for what is refused."""
+        return str(paths.parse(argument))
 
 
 def define_path(name: str, default: str | None, help: str, **options: Any) -> flags.FlagHolder:

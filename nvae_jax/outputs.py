@@ -40,8 +40,8 @@ def check_settings(
 ) -> None:
     """Raises ValueError where a file is there that other settings made; see `check`."""
     settings = json.loads(files.to_json(settings))
-    for path in [] if overwrite else filter(Path.exists, map(Path, outputs)):
-        stored = _stored(path if path.suffix in READERS else Path(outputs[0]), settings)
+    for path in [] if overwrite else [path for path in map(paths.parse, outputs) if path.exists()]:
+        stored = _stored(path if path.suffix in READERS else paths.parse(outputs[0]), settings)
         if not stored:
             raise ValueError(
                 f"{path} does not say that this command made it: it stays, unless --overwrite is "
@@ -62,8 +62,9 @@ def check_settings(
 def _check_no_input(path, inputs):
     if not path.exists():
         return
-    for other in filter(Path.exists, map(Path, inputs)):
-        if path.samefile(other) or (other.is_dir() and other.resolve() in path.resolve().parents):
+    for other in map(paths.parse, inputs):
+        inside = other.is_dir() and other.resolve() in path.resolve().parents
+        if inside or paths.same(path, other):
             raise ValueError(f"{path} is read, so it cannot be written to: name another --out")
 
 
@@ -76,12 +77,12 @@ def _stored(path, wanted):
 
 
 def _read_arrays(path, wanted):
-    with np.load(path, allow_pickle=False) as file:
+    with files.open_regular(path) as content, np.load(content, allow_pickle=False) as file:
         return {name: file[name].tolist() for name in file.files if name in wanted}
 
 
 def _read_picture(path, wanted):
-    with Image.open(path, formats=["PNG"]) as picture:
+    with files.open_regular(path) as content, Image.open(content, formats=["PNG"]) as picture:
         texts = getattr(picture, "text", {})  # which only a PNG has
     texts = {name: text for name, text in texts.items() if name in wanted}
     return {

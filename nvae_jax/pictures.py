@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 from PIL import Image, PngImagePlugin
 
-from nvae_jax import files
+from nvae_jax import files, paths
 from nvae_jax.data import depth
 
 ENLARGED = 800  # smaller pictures are enlarged, so that a person sees the pixels
@@ -119,7 +119,7 @@ def save_animation(
     Raises:
       ValueError: the path has another ending.
     """
-    path = Path(path)
+    path = paths.parse(path)
     if path.suffix not in ANIMATIONS:
         raise ValueError(f"{path} must end in {' or '.join(ANIMATIONS)}")
     frames = frames if frames.dtype == np.uint8 else to_uint8(frames)
@@ -172,7 +172,11 @@ class ArrayStream:
         dtype: DTypeLike,
         **arrays: ArrayLike,
     ):
-        self._path, self._missing, self._opened = Path(path), shape[0], contextlib.ExitStack()
+        self._path, self._missing, self._opened = (
+            paths.parse(path),
+            shape[0],
+            contextlib.ExitStack(),
+        )
         enter = self._opened.enter_context
         temporary = enter(files.atomic_write(path))
         archive = enter(zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1))

@@ -13,7 +13,7 @@ from flax import traverse_util
 from flax.typing import VariableDict
 from numpy.typing import ArrayLike
 
-from nvae_jax import files, progress, sharding
+from nvae_jax import files, paths, progress, sharding
 from nvae_jax.build import Experiment
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import (
@@ -172,7 +172,7 @@ def recalibrated_statistics(
         f"step_{state.step:08d}_{state.fingerprint}"
         f"_temperature_{describe_temperature(temperature)}_{passes}x{size}_{method}.npz"
     )
-    path = Path(workdir) / "recalibration" / name
+    path = paths.parse(workdir) / "recalibration" / name
     kept = _load(path, state.variables["batch_stats"])
     if kept is not None:
         return kept
@@ -196,7 +196,7 @@ def _load(path, like):
     if not path.is_file():
         return None
     try:
-        with open(path, "rb") as file, np.load(file) as loaded:
+        with files.open_regular(path) as file, np.load(file) as loaded:
             arrays = dict(loaded)
     except Exception:  # a damaged file can fail in any way
         return None

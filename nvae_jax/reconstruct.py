@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import inputs, outputs, pictures
+from nvae_jax import inputs, outputs, paths, pictures
 from nvae_jax.api import Run
 from nvae_jax.models.hierarchy import Hierarchy
 
@@ -85,7 +85,7 @@ def reconstruct_run(
         temperature=np.atleast_1d(temperature).tolist(),
         seed=seed,
     )
-    arrays, grid = Path(out) / "reconstructions.npz", Path(out) / "reconstructions.png"
+    arrays, grid = (paths.parse(out) / f"reconstructions.{ending}" for ending in ("npz", "png"))
     outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
     copies = reconstruct_partially(run, images, groups, temperature=temperature, seed=seed)
     pictures.save_arrays(arrays, images=images, reconstructions=copies, **metadata)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nvae_jax import checkpoint_files, distributed
+from nvae_jax import checkpoint_files, distributed, paths
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.run_directory import CHECKPOINTS, UNSAVED, has_rows
 from nvae_jax.state import State
@@ -33,13 +33,13 @@ def restore(
     with distributed.raise_together():
         _check(workdir, restored, restart)
         if restored is None and distributed.is_primary():
-            (Path(workdir) / UNSAVED).touch()
+            (paths.parse(workdir) / UNSAVED).touch()
     return restored
 
 
 def is_new(workdir: str | Path, restart: bool) -> bool:
     """Whether the run in `workdir` begins, as far as its files tell: the same in all processes."""
-    steps = checkpoint_files.steps(Path(workdir) / CHECKPOINTS)
+    steps = checkpoint_files.steps(paths.parse(workdir) / CHECKPOINTS)
     return distributed.all_gather(restart or _is_unsaved(workdir) or not steps)[0]
 
 
@@ -60,4 +60,4 @@ def _check(workdir, restored, restart):
 def _is_unsaved(workdir):
     """Whether a run was cut off before it saved anything: it has lost none, and begins anew by
     itself, also where `--restart` has left damaged checkpoints of an earlier one behind."""
-    return (Path(workdir) / UNSAVED).exists()
+    return (paths.parse(workdir) / UNSAVED).exists()

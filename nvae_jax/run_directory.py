@@ -16,7 +16,7 @@ from typing import Any
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from nvae_jax import checkpoint_files, distributed, files, paths, schema
+from nvae_jax import bucket_lock, buckets, checkpoint_files, distributed, files, paths, schema
 from nvae_jax.configs import base
 
 CONFIG, LOCK = "config.json", ".lock"
@@ -72,7 +72,7 @@ def load_config(workdir: str | Path, changes: Mapping[str, Any] | None = None) -
       ValueError: the folder is no run directory, its config.json cannot be used, or a change is
         none that can be made.
     """
-    path = paths.local(workdir, "workdir") / CONFIG
+    path = paths.parse(workdir, "workdir") / CONFIG
     if not path.is_file():
         raise ValueError(f"{workdir} is not a run directory: it has no {CONFIG}")
     try:
@@ -136,7 +136,7 @@ def chosen_config(
     Raises:
       ValueError: neither is there, or a change cannot be made.
     """
-    workdir = paths.local(workdir, "workdir")
+    workdir = paths.parse(workdir, "workdir")
     if extend:
         return _extended(workdir, config, changes)
     if config is not None:
@@ -172,7 +172,7 @@ def _extended(workdir, config, changes):
 
 
 def _check_finished(workdir, num_steps):
-    saved = checkpoint_files.steps(Path(workdir) / CHECKPOINTS)
+    saved = checkpoint_files.steps(paths.parse(workdir) / CHECKPOINTS)
     if num_steps not in saved:
         raise ValueError(
             f"{workdir} is at step {max(saved, default=0)} of {num_steps}: --extend is for "
@@ -190,7 +190,7 @@ def _extend(workdir, config):
     if longer.train.num_steps <= own.train.num_steps:
         return
     _check_finished(workdir, own.train.num_steps)
-    path = Path(workdir) / HISTORY
+    path = paths.parse(workdir) / HISTORY
     rows = path.read_text().splitlines() if path.is_file() else []
     row = files.to_json({"until_step": own.train.num_steps, "config": own.to_dict()})
     if row not in rows[-1:]:
@@ -200,7 +200,7 @@ def _extend(workdir, config):
 
 def save_config(workdir: str | Path, config: ConfigDict) -> None:
     """Writes the whole config, at once or not at all."""
-    write_text(Path(workdir) / CONFIG, config.to_json(indent=2, sort_keys=True) + "\n")
+    write_text(paths.parse(workdir) / CONFIG, config.to_json(indent=2, sort_keys=True) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -227,7 +227,7 @@ def open_for_training(
     Raises:
       ValueError: the folder holds something else, another config, or a running process.
     """
-    workdir = paths.local(workdir, "workdir")
+    workdir = paths.parse(workdir, "workdir")
     with contextlib.ExitStack() as stack:
         with distributed.raise_together():
             if distributed.is_primary():
@@ -251,9 +251,7 @@ def _locked(workdir, config, extend):
             "name a new folder, nothing was written"
         )
     chosen = chosen_config(workdir, config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    taken = ValueError(f"another process is training in {workdir}")
-    with files.locked(workdir / LOCK, taken):
+    with _lock(workdir):
         if not (workdir / CONFIG).is_file() or (config is not None and not has_begun(workdir)):
             save_config(workdir, chosen)
         if extend:
@@ -261,16 +259,28 @@ def _locked(workdir, config, extend):
         yield
 
 
+@contextlib.contextmanager
+def _lock(workdir):
+    taken = f"another process is training in {workdir}"
+    if isinstance(workdir, buckets.BucketPath):
+        with bucket_lock.held(workdir / LOCK, taken):
+            yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with files.locked(workdir / LOCK, ValueError(taken)):
+        yield
+
+
 def has_begun(workdir: str | Path) -> bool:
     """Whether a run has anything to lose: a checkpoint, or rows of metrics. A start that failed
     ahead of its first step leaves neither, and holds nobody to its config."""
-    checkpoints = Path(workdir) / CHECKPOINTS
+    checkpoints = paths.parse(workdir) / CHECKPOINTS
     return (checkpoints.is_dir() and any(checkpoints.iterdir())) or has_rows(workdir)
 
 
 def has_rows(workdir: str | Path) -> bool:
     """Whether a run has rows of metrics."""
-    metrics = Path(workdir) / METRICS
+    metrics = paths.parse(workdir) / METRICS
     return metrics.is_file() and metrics.stat().st_size > 0
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax.typing import VariableDict
 from numpy.typing import ArrayLike
 
-from nvae_jax import capacity, outputs, pictures, progress, sharding, steps
+from nvae_jax import capacity, outputs, paths, pictures, progress, sharding, steps
 from nvae_jax.build import Experiment
 from nvae_jax.data import depth
 from nvae_jax.likelihoods import crop
@@ -101,7 +101,7 @@ def write_images(
       png_files: whether to write each image on its own.
       metadata: {name: value}, which every file says.
     """
-    out, first, done = Path(out), [], 0
+    out, first, done = paths.parse(out), [], 0
     dtype, about = pictures.to_values(0.0, num_bits).dtype, pictures.value_metadata(num_bits)
     stream = pictures.ArrayStream(
         out / "samples.npz", "images", (num, *shape), dtype, **metadata, **about
@@ -198,8 +198,8 @@ def sample_run(
         "recalibration_batch_size": settings.recalibration_batch_size if recalibrate_bn else 0,
     }
     shape = image_shape(experiment)
-    written = [Path(out) / "samples.npz", Path(out) / "samples.png"]
-    first = [Path(out) / "images" / f"{0:06d}.png"] if png_files else []
+    written = [paths.parse(out) / "samples.npz", paths.parse(out) / "samples.png"]
+    first = [paths.parse(out) / "images" / f"{0:06d}.png"] if png_files else []
     outputs.check(written + first, metadata, overwrite=overwrite)
     capacity.check_memory(experiment, batch_size=min(batch_size, num))
     bits = experiment.data.num_bits

@@ -21,10 +21,14 @@ class CheckpointSaver:
 
     Args:
       checkpoints: of the run.
+
+    Attributes:
+      before_save: is called before anything is saved.
     """
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints, self._latest, self._scores = checkpoints, None, None
+        self.before_save: Callable[[], Any] = lambda: None
 
     def update(self, state: State, data_state: Any) -> None:
         """Sets the state to save, after an update, and the position in the data."""
@@ -68,6 +72,7 @@ class CheckpointSaver:
         state, data_state = self._latest
         state, scores = state.before_skipped(), self._scores if state.is_good() else None
         if step := int(state.step):
+            self.before_save()
             self._checkpoints.save(state, {**data_state, "step": step}, scores)
         if wait:
             self._checkpoints.wait()

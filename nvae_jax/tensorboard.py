@@ -15,8 +15,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from nvae_jax import files
-from nvae_jax.loggers import Logger
+from nvae_jax import files, paths
+from nvae_jax.loggers import UPLOAD_SECONDS, Logger
 
 FLUSH_SECONDS = 30.0
 
@@ -26,7 +26,9 @@ class TensorBoard(Logger):
 
     def start(self, workdir: Path, config: ConfigDict, step: int) -> None:
         """Opens the file; what older files have of steps after `step` is hidden."""
-        self._folder, self._flushed = workdir, time.monotonic()
+        self._outbox, self._flushed = files.Outbox(workdir), time.monotonic()
+        self._folder = self._outbox.folder
+        self._seconds = UPLOAD_SECONDS if paths.is_bucket(workdir) else FLUSH_SECONDS
         with files.errors_naming(self._folder):
             self._events = EventsWriter(str(self._folder / "events"))
         if step:
@@ -41,17 +43,24 @@ class TensorBoard(Logger):
         """Writes a uint8 (H, W, 3) image of a step."""
         self._write(step=step, summary=summary.image(name, image, dataformats="HWC"))
 
+    def flush(self) -> None:
+        """Writes what has been kept back until now."""
+        with files.errors_naming(self._folder):
+            self._events.flush()
+            self._outbox.upload()
+        self._flushed = time.monotonic()
+
     def close(self) -> None:
         """Writes what is left."""
         with files.errors_naming(self._folder):
             self._events.close()
+            self._outbox.close()
 
     def _write(self, **content):
         with files.errors_naming(self._folder):
             self._events.write_event(Event(wall_time=time.time(), **content))
-            if time.monotonic() > self._flushed + FLUSH_SECONDS:
-                self._events.flush()
-                self._flushed = time.monotonic()
+        if time.monotonic() > self._flushed + self._seconds:
+            self.flush()
 
 
 make = TensorBoard

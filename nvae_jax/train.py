@@ -60,7 +60,7 @@ def train(
       SaveError: a checkpoint could not be written, nor the one after it.
       Exception: of a step, with the state before it saved if that could be, and a note of which is.
     """
-    workdir = paths.local(workdir, "workdir")
+    workdir = paths.parse(workdir, "workdir")
     loggers = by_name(["tensorboard"]) if loggers is None else loggers
     if restart and extend:
         raise ValueError("--restart begins a run anew, --extend goes on with one: name one of them")
@@ -112,6 +112,7 @@ class _Run:
             reporting.progress(start, total, self._loop.batch_size) as self._progress,
             self._saver.saving_on_error(self._report),
         ):
+            self._saver.before_save = self._loggers.flush
             if unscored:
                 self._make_up_for_evaluation(start)
             if start < total:

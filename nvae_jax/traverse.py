@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import inputs, outputs, pictures, progress
+from nvae_jax import inputs, outputs, paths, pictures, progress
 from nvae_jax.api import Run
 from nvae_jax.models.latents import GIVEN, PRIOR
 from nvae_jax.noise import group_temperatures
@@ -132,7 +132,7 @@ def traverse_run(
         seed=seed,
         **options,
     )
-    path = Path(out) / f"traversal_{group:02d}"
+    path = paths.parse(out) / f"traversal_{group:02d}"
     arrays, grid = Path(f"{path}.npz"), Path(f"{path}.png")
     outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
     run.check_room(about["num"] * num_steps)

@@ -67,7 +67,7 @@ def parse(text: str) -> tuple[Path, Any]:
     path, which = (
         (named[1], checkpoint.parse_checkpoint_name(named[2])) if named else (text, "latest")
     )
-    return paths.local(path, KEY), which
+    return paths.parse(path, KEY), which
 
 
 def read(experiment: Experiment, workdir: str | Path) -> WarmStart:
@@ -101,7 +101,7 @@ def _check(path, which, workdir, settings):
         if not path.is_file():
             raise ValueError(f"{named}: there is no file {path}")
         return
-    if path.exists() and Path(workdir).exists() and path.samefile(workdir):
+    if paths.same(path, workdir):
         raise ValueError(f"{named}: this is the run's own folder, name another one")
     if not (path / run_directory.CONFIG).is_file():
         there = "" if path.exists() else ": there is nothing"

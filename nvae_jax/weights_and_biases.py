@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from nvae_jax import extras
+from nvae_jax import extras, paths
 from nvae_jax.loggers import Logger
 
 
@@ -23,7 +23,7 @@ class WeightsAndBiases(Logger):
         """Begins a run, or continues the one that `workdir` was logged to, if not from step 0."""
         known = workdir / "wandb" / "run_id.txt"
         self._run = self._wandb.init(
-            dir=workdir,
+            dir=None if paths.is_bucket(workdir) else workdir,
             id=known.read_text() if step and known.is_file() else None,
             resume="allow",
             project=os.environ.get("WANDB_PROJECT", "nvae_jax"),

@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # The modules of packages that are not in the base install, though they are in that of tests.
 OPTIONAL = [
     *("sklearn", "matplotlib", "einops", "lmdb", "flatbuffers", "torch", "tensorboard", "wandb"),
-    *("safetensors", "huggingface_hub"),
+    *("safetensors", "huggingface_hub", "gcsfs", "s3fs"),
     *("tensorflow", "tensorflow_datasets", "nvae_jax.data.example_proto"),
 ]
 TRAINING = """

@@ -10,59 +10,70 @@ from nvae_jax.configs import digits
 from nvae_jax.data.spec import DataSpec
 
 REFUSED = {
-    "gs://bucket/run": "gs:// cannot be used",
-    "s3://bucket": "s3:// cannot be used",
+    "az://bucket/run": "az:// cannot be used",
+    "gs://": "looks like gs://BUCKET/FOLDER",
+    "s3:///": "looks like s3://BUCKET/FOLDER",
+    "gs://bucket/../other": "looks like gs://BUCKET/FOLDER",
     "file:///tmp/run": "file:/// cannot be used",
     "hdfs://host/run": "hdfs:// cannot be used",
-    " gs://bucket": "gs:// cannot be used",
+    " file://bucket": "file:// cannot be used",
     "": "it is empty",
     "  ": "it is empty",
     "run\0": "a path has no NUL bytes",
     None: "it is no path",
     b"run": "it is no path",
-    Path("gs://bucket/run"): "gs:/ cannot be used",
+    Path("az://bucket/run"): "az:/ cannot be used",
 }
 
 
 @pytest.mark.parametrize("path, complaint", REFUSED.items(), ids=repr)
 def test_what_is_no_path(path, complaint):
     with pytest.raises(ValueError, match=f"^workdir=.*{complaint}"):
-        paths.local(path, "workdir")
+        paths.parse(path, "workdir")
 
 
 def test_what_is_one():
     for text in ("runs/a", "/data/a:b", "a=b", "C:", "./gs:", "ä ö"):
-        assert paths.local(text) == Path(text)
-    assert paths.local("~/runs") == Path.home() / "runs"
+        assert paths.parse(text) == Path(text)
+    assert paths.parse("~/runs") == Path.home() / "runs"
+
+
+@pytest.mark.parametrize("text", ["gs://bucket/run", " gs://bucket/run/", "gs:/bucket/run"])
+def test_one_in_a_bucket(text):
+    path = paths.parse(Path(text) if text == "gs:/bucket/run" else text)
+    assert str(path) == "gs://bucket/run" and paths.is_bucket(path) and path.bucket == "bucket"
+    assert str(path.absolute() / "a" / "b.png") == "gs://bucket/run/a/b.png"
+    assert paths.parse(path.parent) == paths.parse("gs://bucket") != paths.parse("s3://bucket")
+    assert not paths.is_bucket(paths.parse("runs/gs"))
 
 
 @pytest.mark.parametrize("command", ["train", "load_config", "open_for_training"])
 def test_python_refuses_before_anything_is_written(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="workdir='gs://bucket/run': gs:// cannot be used"):
+    with pytest.raises(ValueError, match="workdir='az://bucket/run': az:// cannot be used"):
         if command == "train":
-            train.train(digits.get_config(), "gs://bucket/run")
+            train.train(digits.get_config(), "az://bucket/run")
         elif command == "load_config":
-            run_directory.load_config("gs://bucket/run")
+            run_directory.load_config("az://bucket/run")
         else:
-            with run_directory.open_for_training("gs://bucket/run", digits.get_config()):
+            with run_directory.open_for_training("az://bucket/run", digits.get_config()):
                 pass
-    with pytest.raises(ValueError, match="data.dir='s3://bucket': s3:// cannot be used"):
-        DataSpec("mnist", dir="s3://bucket")
+    with pytest.raises(ValueError, match="data.dir='az://bucket': az:// cannot be used"):
+        DataSpec("mnist", dir="az://bucket")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     "command, flags",
     [
-        ("train", "--workdir=gs://bucket/run"),
-        ("evaluate", "--workdir=gs://bucket/run"),
-        ("sample", "--workdir=runs/a --out=s3://bucket/out"),
+        ("train", "--workdir=az://bucket/run"),
+        ("evaluate", "--workdir=az://bucket/run"),
+        ("sample", "--workdir=runs/a --out=hf://bucket/out"),
         ("encode", "--workdir=runs/a --out=a.npz --images=file:///a.png"),
-        ("decode", "--workdir=runs/a --out=a --latents=gs://bucket/a.npz"),
-        ("nearest", "--workdir=runs/a --out=a --samples=gs://bucket/a.npz"),
-        ("convert_checkpoint", "--workdir=runs/a --torch=gs://bucket/a.pt"),
-        ("prepare_data", "--name=folder --manual_dir=gs://bucket --data_dir=a"),
+        ("decode", "--workdir=runs/a --out=a --latents=az://bucket/a.npz"),
+        ("nearest", "--workdir=runs/a --out=a --samples=az://bucket/a.npz"),
+        ("convert_checkpoint", "--workdir=runs/a --torch=az://bucket/a.pt"),
+        ("prepare_data", "--name=folder --manual_dir=az://bucket --data_dir=a"),
         ("prepare_data", "--name=folder --manual_dir=a --data_dir=hdfs://host/a"),
     ],
 )

@@ -201,7 +201,7 @@ def test_sources_that_will_not_do(source, tmp_path):
     refused(tmp_path, "neither a run directory nor a published .pt file$")
     refused(f"{source[0]}@6", "has no checkpoint of step 6; it has 5")
     refused(f"{source[0]}@best", "there is no best one")
-    refused("gs://bucket/run", "gs:// cannot be used")
+    refused("az://bucket/run", "az:// cannot be used")
     with pytest.raises(ValueError, match="this is the run's own folder"):
         read(config_for(), source[0], source[0])
     empty = tmp_path / "empty"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import tempfile
 
-from nvae_jax import extras
+from nvae_jax import buckets, extras, mirror, paths
+from nvae_jax.buckets import BucketPath
 from nvae_jax.data import record_writer, records, sources
 from nvae_jax.data.spec import DataError, DataSpec
 from nvae_jax.data.tfds_set import Tfds
@@ -41,7 +43,7 @@ def prepare(
         data. Then nothing that looks like a data set is left behind.
     """
     source = sources.get_source(name)
-    directory = pathlib.Path(data_dir or sources.DEFAULT_ROOT).expanduser() / name
+    directory = paths.parse(data_dir or sources.DEFAULT_ROOT) / name
     spec = DataSpec(
         name,
         dir=_checked(manual_dir),
@@ -52,6 +54,8 @@ def prepare(
     )
     if (directory / records.MANIFEST).is_file():
         return _already(spec, directory)
+    if isinstance(directory, BucketPath):
+        return _upload(spec, directory)
     if not manual_dir:
         return _without_files(spec, source, directory)
     if sources.locate(spec):
@@ -61,8 +65,28 @@ def prepare(
     raise DataError(_nothing_found(spec, source))
 
 
+def _upload(spec: DataSpec, directory: BucketPath) -> str:
+    """Prepares on this machine, and copies the result; the manifest, which makes it one, last."""
+    buckets.check(directory / records.MANIFEST, writable=True)
+    with tempfile.TemporaryDirectory() as folder:
+        built = pathlib.Path(folder, spec.name)
+        told = prepare(
+            spec.name,
+            folder,
+            manual_dir=spec.dir,
+            image_size=spec.image_size,
+            channels=spec.channels,
+            skip_corrupt=spec.skip_corrupt,
+            max_value=spec.max_value,
+        )
+        found = [path for path in built.rglob("*") if path.is_file()]
+        for path in sorted(found, key=lambda path: path.name == records.MANIFEST):
+            (directory / path.relative_to(built)).upload(path)
+    return told.replace(str(built), str(directory))
+
+
 def _checked(manual_dir: str) -> str:
-    path = pathlib.Path(manual_dir).expanduser()
+    path = mirror.local(paths.parse(manual_dir or ".", "manual_dir"))
     if manual_dir and not path.is_dir():
         raise DataError(f"--manual_dir={manual_dir}: no such folder")
     return str(path) if manual_dir else ""

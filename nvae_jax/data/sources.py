@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from absl import logging
 
+from nvae_jax import mirror, paths
 from nvae_jax.data import views
 from nvae_jax.data.arrays import Arrays
 from nvae_jax.data.celeba import CelebA
@@ -31,6 +31,7 @@ from nvae_jax.data.tfrecords import TfRecords
 
 # Where prepared data sets are looked for, each in a folder of its name, if no place is given.
 DEFAULT_ROOT = "~/nvae_data"
+_copies: dict[pathlib.Path, pathlib.Path] = {}  # of places in buckets
 
 
 class Format(Protocol):
@@ -280,13 +281,23 @@ def _no_split(spec: DataSpec, split: str, known: tuple[str, ...]) -> str:
 def locate(spec: DataSpec) -> tuple[Format, Mapping[str, Any]] | None:
     """The format that a data set is found in and what it found, by split; None without data."""
     source = get_source(spec.name)
-    for place in _places(spec, source):
+    for place in map(_at_hand, _places(spec, source)):
         for form in (Records(), *source.formats):
             if found := form.find(place):
                 if isinstance(form, Records):
                     _check_name(spec, place)
                 return form, found
     return None
+
+
+def _at_hand(place: pathlib.Path) -> pathlib.Path:
+    """A place on this machine, for one in a bucket a copy that is made once a process."""
+    if place not in _copies:
+        copy = mirror.local(place)
+        if not copy.exists():
+            return copy
+        _copies[place] = copy
+    return _copies[place]
 
 
 def _find(spec: DataSpec) -> tuple[Format, Mapping[str, Any]]:
@@ -297,7 +308,7 @@ def _find(spec: DataSpec) -> tuple[Format, Mapping[str, Any]]:
 
 
 def _places(spec: DataSpec, source: Source) -> Iterator[pathlib.Path]:
-    root = pathlib.Path(os.path.expanduser(spec.dir or DEFAULT_ROOT))  # as it is if homeless
+    root = paths.parse(spec.dir or DEFAULT_ROOT)
     yield root / spec.name
     if spec.dir:
         yield root

@@ -55,7 +55,7 @@ class DataSpec:
     def __post_init__(self):
         _require(isinstance(self.name, str) and self.name, "name must be the name of a data set")
         if self.dir:
-            paths.local(self.dir, "data.dir")
+            paths.parse(self.dir, "data.dir")
         _require(
             self.channels in (0, 1, 3),
             f"channels must be 1 or 3, not {self.channels}",

@@ -48,7 +48,7 @@ def convert_file(
     """
     if num_devices < 1:
         raise ValueError(f"num_devices must be at least 1, not {num_devices}")
-    workdir = paths.local(workdir, "workdir")
+    workdir = paths.parse(workdir, "workdir")
     published = torch_file.read(torch_path)
     config, variables = torch_checkpoint.convert_state(published.state, published.args)
     config.data.dir = data_dir
@@ -63,12 +63,12 @@ def convert_file(
     with run_directory.open_for_training(workdir, config), Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, data_state(config, published.step))
         kept = {"args": published.args, "epoch": published.epoch}
-        files.write_json(Path(workdir) / PUBLISHED, kept, default=str)
+        files.write_json(paths.parse(workdir) / PUBLISHED, kept, default=str)
     return published.step
 
 
 def _check_new(workdir):
-    if (Path(workdir) / run_directory.CONFIG).exists():
+    if (paths.parse(workdir) / run_directory.CONFIG).exists():
         raise ValueError(f"{workdir} already holds a run: name a new folder, nothing was written")
 
 
@@ -140,7 +140,7 @@ def export_run(
     Raises:
       ValueError: there is no checkpoint, the published code has no such model, or the file exists.
     """
-    workdir = paths.local(workdir, "workdir")
+    workdir = paths.parse(workdir, "workdir")
     config = run_directory.load_config(workdir, changes)
     snapshot, position = load_snapshot(workdir, build.build_for_inference(config), which)
     steps_per_epoch = max(position["num_examples"] // config.train.batch_size, 1)
@@ -156,5 +156,5 @@ def export_run(
 
 
 def _published(workdir):
-    path = Path(workdir) / PUBLISHED
+    path = paths.parse(workdir) / PUBLISHED
     return json.loads(path.read_text()) if path.is_file() else {}

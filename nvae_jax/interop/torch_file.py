@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_jax import extras, files, paths
+from nvae_jax import extras, files, mirror, paths
 
 NEEDED = ("state_dict", "args")
 LARGEST_COUNT = 2**31  # of updates: they are counted in int32
@@ -37,7 +37,7 @@ def read(path: str | Path) -> PublishedFile:
       ValueError: PyTorch is not installed; there is no such file; it is no checkpoint; it lacks
         something; or it asks for anything but tensors, plain values and `argparse.Namespace`.
     """
-    torch, path = _torch(), paths.local(path, "torch")
+    torch, path = _torch(), mirror.local(paths.parse(path, "torch"))
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     content = _load(torch, path)
@@ -123,7 +123,7 @@ def write(path: str | Path, published: PublishedFile, operations: Mapping[str, l
     Raises:
       ValueError: PyTorch is not installed, or the file exists.
     """
-    torch, path = _torch(), paths.local(path, "torch")
+    torch, path = _torch(), paths.parse(path, "torch")
     if path.exists():
         raise ValueError(f"{path} exists: name a new file, nothing was written")
     content = {

@@ -15,7 +15,7 @@ LISTS |= {"1;2": REFUSED, "1e30": EITHER}
 CHOICES = {"": REFUSED, "nothing": REFUSED, "None": REFUSED, "1": REFUSED}
 BOOLEANS = {"two": REFUSED, "2": REFUSED, "None": REFUSED}
 LONG, STRANGE, INVALID = "x" * 300, "näïve ☃/run", "\udcff"
-SCHEMES = ("gs://bucket/run", "s3://bucket/run", "file:///tmp/run", "hdfs://a/run")
+SCHEMES = ("gs://", "s3://bucket/../run", "file:///tmp/run", "hdfs://a/run")
 NO_FILES = ("", "absent", "fifo", "/dev/zero", "/dev/null", LONG, INVALID, "loop", "config.py/a")
 INPUTS = dict.fromkeys((*SCHEMES, *NO_FILES, "empty", "run/config.json", "~/absent"), REFUSED)
 OUTPUTS = dict.fromkeys((*SCHEMES, "", "images.npz/a", "fifo", "/dev/null", LONG, "loop"), REFUSED)
@@ -45,7 +45,7 @@ BY_COMMAND = {
     ("pull", "workdir"): FOLDERS | {"run": REFUSED, "pictures": REFUSED},
     ("push", "license"): dict.fromkeys(TEXTS, EITHER),
     ("push", "note"): dict.fromkeys(TEXTS, EITHER),
-    ("convert_checkpoint", "data_dir"): {"absent": EITHER, "gs://bucket/data": EITHER},
+    ("convert_checkpoint", "data_dir"): {"absent": EITHER, "gs://": REFUSED},
     # Its right call has no --export, which this goes with.
     ("convert_checkpoint", "checkpoint"): {"1": REFUSED, "best": REFUSED},
     ("decode", "groups"): INTEGERS,

@@ -1,0 +1,109 @@
+"""One writer of a folder in a bucket, and locks that are left behind."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from nvae_jax import bucket_lock, files
+
+REFUSAL = "another process is training there"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(bucket_lock, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(bucket_lock, "PATIENCE_SECONDS", 1.0)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A context in which this process is on another machine."""
+    return lambda name="other": monkeypatch.setattr(bucket_lock, "_machine", lambda: name)
+
+
+def hold(bucket):
+    return bucket_lock.held(bucket / ".lock", REFUSAL)
+
+
+def test_one_holds_it_and_lets_it_go(bucket, capsys):
+    for _ in range(3):
+        with hold(bucket):
+            for _ in range(2):
+                with pytest.raises(ValueError, match=rf"{REFUSAL} \(process \d+ on .+\)$"):
+                    with hold(bucket):
+                        pass
+    assert len(list((bucket / ".lock").iterdir())) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_a_live_lock_of_another_host_is_seen_without_clocks(bucket, elsewhere, capsys, monkeypatch):
+    with hold(bucket):
+        elsewhere()
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        with pytest.raises(ValueError, match=REFUSAL), hold(bucket):
+            pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "waiting up to 1 s to see whether it lives" in line
+
+
+def test_a_lock_that_a_dead_process_left_is_taken_at_once(bucket, store, capsys):
+    code = (
+        "import os, sys\n"
+        "from nvae_jax import bucket_lock, buckets\n"
+        "with bucket_lock.held(buckets.BucketPath(sys.argv[1]), ''):\n"
+        "    os._exit(9)\n"
+    )
+    dead = subprocess.run([sys.executable, "-c", code, str(bucket / ".lock")], timeout=100)
+    assert dead.returncode == 9
+    with hold(bucket):
+        assert [path.name for path in (bucket / ".lock").iterdir()] == ["2"]
+    assert capsys.readouterr().err == ""
+
+
+def test_one_that_another_host_left_is_taken_after_some_time(bucket, elsewhere, capsys):
+    files.write_json(bucket / ".lock" / "7", {"host": "gone", "machine": "gone", "pid": 1})
+    begin = time.monotonic()
+    with hold(bucket):
+        assert time.monotonic() - begin >= 1.0
+        assert [path.name for path in (bucket / ".lock").iterdir()] == ["8"]
+    assert "process 1 on gone: waiting up to 1 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{"])
+def test_a_damaged_one_counts_as_left_behind(bucket, content):
+    (bucket / ".lock" / "1").write_bytes(content)
+    with hold(bucket):
+        pass
+
+
+def test_of_several_that_see_a_lock_left_behind_one_takes_it(bucket, monkeypatch):
+    (bucket / ".lock" / "1").write_bytes(b"{}")
+    monkeypatch.setattr(bucket_lock, "_is_alive", lambda *_: False)
+    barrier, results = threading.Barrier(4), []
+
+    def take():
+        barrier.wait()
+        try:
+            results.append(bucket_lock._take(bucket / ".lock", REFUSAL))
+        except ValueError as error:
+            results.append(str(error))
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken = sorted(number for number in results if isinstance(number, int))
+    assert taken == list(range(2, 2 + len(taken))) and len(set(taken)) == len(taken) >= 1
+
+
+def test_a_holder_that_was_held_up_and_lost_it_ends(bucket, monkeypatch, capsys):
+    ended = threading.Event()
+    monkeypatch.setattr(bucket_lock.distributed, "exit_without_waiting", lambda _: ended.set())
+    with hold(bucket):
+        files.write_json(bucket / ".lock" / "2", {"pid": 1})
+        assert ended.wait(10)
+    assert "another process took over this run" in capsys.readouterr().err

