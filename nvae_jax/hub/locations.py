@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nvae_jax import extras, files, paths, run_directory
+from nvae_jax import extras, files, mirror, paths, run_directory
 from nvae_jax.hub import model_folder
 
 SHIPPED = Path(__file__).parents[1] / "pretrained"  # a link to models/ of the repository
@@ -40,7 +40,7 @@ def fetched(name: str) -> Iterator[Path]:
 
 
 def _folder(name):
-    path = paths.local(name, "NAME")
+    path = mirror.local(paths.parse(name, "NAME"))
     if path.is_dir():
         return path
     if path.exists():
@@ -85,7 +85,7 @@ def check_target(name: str, folder: Path, *, overwrite: bool = False) -> Path:
     Raises:
       ValueError: it holds something else.
     """
-    target = paths.check_writable(Path(paths.local(name, "NAME")) / model_folder.WEIGHTS, "NAME")
+    target = paths.check_writable(paths.parse(name, "NAME") / model_folder.WEIGHTS, "NAME")
     there = target.parent
     if not there.exists() or not any(there.iterdir()):
         return there
@@ -94,7 +94,9 @@ def check_target(name: str, folder: Path, *, overwrite: bool = False) -> Path:
             f"{there} is not empty, and no model that was pushed: name a new folder, nothing was "
             "written"
         )
-    own, other = (model_folder.read_metadata(f / model_folder.WEIGHTS) for f in (folder, there))
+    own, other = (
+        model_folder.read_metadata(mirror.local(f / model_folder.WEIGHTS)) for f in (folder, there)
+    )
     if own != other and not overwrite:
         raise ValueError(f"{there} holds another model: it stays, unless --overwrite is given")
     return there

@@ -31,7 +31,7 @@ def pull(name: str, workdir: str | Path) -> Model:
       ValueError: there is no such model, a file of it will not do, or the folder holds something
         else; one line.
     """
-    workdir = paths.local(workdir, "workdir")
+    workdir = paths.parse(workdir, "workdir")
     with locations.fetched(name) as folder:
         model = model_folder.read(folder)
         if _holds(workdir, model):
@@ -40,6 +40,9 @@ def pull(name: str, workdir: str | Path) -> Model:
             raise ValueError(f"{workdir} is a file, where a run directory is wanted")
         if workdir.exists() and any(workdir.iterdir()):
             raise ValueError(f"{workdir} is not empty: name a new folder, nothing was written")
+        if paths.is_bucket(workdir):
+            _write_run(workdir, model, folder)
+            return model
         with locations.beside(workdir.absolute()) as parent:
             _write_run(parent / "run", model, folder)
             os.replace(parent / "run", workdir)
@@ -105,7 +108,7 @@ def push(
     Raises:
       ValueError: there is no such checkpoint, or the place will not do.
     """
-    workdir = paths.local(workdir, "workdir")
+    workdir = paths.parse(workdir, "workdir")
     experiment, snapshot = checkpoint.load_run(workdir, which, changes=changes)
     config = model_folder.shareable(run_directory.load_config(workdir, changes))
     snapshot = model_folder.rounded(snapshot, dtype)
@@ -126,5 +129,5 @@ def title(name: str) -> str:
 
 
 def _rows(workdir, step):
-    path = Path(workdir) / run_directory.METRICS
+    path = paths.parse(workdir) / run_directory.METRICS
     return loggers.rows_until(path, step) if path.is_file() else ""

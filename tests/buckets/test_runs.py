@@ -61,7 +61,6 @@ KILLED = """
 import os, signal, sys
 from nvae_jax import train
 from nvae_jax.data import pipeline
-from tests.buckets.test_runs import config_for
 
 take = pipeline.TrainIterator.__next__
 
@@ -71,12 +70,13 @@ def killing(iterator):
     return take(iterator)
 
 pipeline.TrainIterator.__next__ = killing
-train.train(config_for(), sys.argv[1])
+train.train(None, sys.argv[1])
 """
 
 
 def test_a_run_that_was_killed_is_resumed_bit_for_bit(bucket, tmp_path, capsys):
     workdir = bucket / "run"
+    run_directory.save_config(workdir, build.resolve(config_for()))
     command = [sys.executable, "-c", KILLED, str(workdir)]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
