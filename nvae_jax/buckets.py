@@ -116,6 +116,11 @@ class BucketPath(gpath.PosixGPath):
         # A folder made by hand is an object of its own, with an empty name.
         return iter(path for path in found if str(path) != str(self))
 
+    def glob(self, pattern: str) -> Iterator["BucketPath"]:
+        """The paths in a folder that fit."""
+        with errors(self):
+            return iter(list(super().glob(pattern)))
+
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing."""
 
