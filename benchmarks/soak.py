@@ -1,0 +1,58 @@
+"""Whether a long run holds: memory and open files over many steps, and losses after many kills.
+
+  python benchmarks/soak.py [--what=steps,kills] [--steps=100000] [--kills=20] [--out=DIR]
+
+`steps` trains a tiny model with checkpoints, drawings, evaluations and rows of metrics all on, and
+looks at its process from outside: resident memory, open files, threads. `kills` trains the same
+model in two processes and kills one of them with SIGKILL, at random times in training, and every
+fourth time once more while it starts. The other must end by itself, within distributed.timeout;
+started again, the run must come to every number that a run without kills comes to. Ends with status
+1 where memory or open files grow, a process does not end, or a number differs. Writes JSON and, of
+`steps`, a figure. Linux.
+"""
+
+import pathlib
+import sys
+import tempfile
+
+import record
+from absl import flags
+from soak_kills import soak_kills
+from soak_steps import draw, soak_steps
+
+from nvae_jax import cli
+
+HERE = pathlib.Path(__file__).resolve().parent
+WHAT = flags.DEFINE_list("what", ["steps", "kills"], "of steps, kills")
+STEPS = flags.DEFINE_integer("steps", 100_000, "of training", 1)
+KILLS = flags.DEFINE_integer("kills", 20, "in training", 1)
+SEED = flags.DEFINE_integer("seed", 0, "of when which process is killed")
+SECONDS = flags.DEFINE_float("seconds", 10.0, "from one look at the process to the next", 0.01)
+WORKDIR = flags.DEFINE_string("workdir", None, "where the runs go (default: a temporary folder)")
+OUT = flags.DEFINE_string("out", str(HERE / "results"), "folder of what was measured")
+
+
+def main(_):
+    unknown = set(WHAT.value) - {"steps", "kills"}
+    if unknown:
+        raise ValueError(f"--what: it must be of steps and kills, not {min(unknown)!r}")
+    out, failed = pathlib.Path(OUT.value), []
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(WORKDIR.value or temporary)
+        if "steps" in WHAT.value:
+            samples, summary = soak_steps(folder / "steps", STEPS.value, SECONDS.value)
+            record.write(out / "soak_steps.json", samples, steps=STEPS.value, **summary)
+            draw(samples, out / "soak_steps.svg")
+            failed += summary["failed"]
+        if "kills" in WHAT.value:
+            rows, summary = soak_kills(folder / "kills", KILLS.value, SEED.value)
+            record.write(out / "soak_kills.json", rows, kills=KILLS.value, **summary)
+            failed += summary["failed"]
+    for problem in failed:
+        print(f"failed: {problem}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,189 @@
+"""Kills one of two processes time and again: the run must come to what one left alone computes."""
+
+import contextlib
+import dataclasses
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import time
+
+import jax
+import numpy as np
+from soak_run import TINIEST, command, environment, last_step, rows
+
+from nvae_jax import checkpoint
+from nvae_jax.state import State
+
+PROCESSES = 2
+START_TIMEOUT = 120  # seconds, of processes that wait for one that was killed at its start
+MARGIN = 15  # seconds beyond a timeout, for what ends to end
+LONGEST = 8  # seconds of training at the end of which a process is killed, at most
+LONGEST_START = 20  # seconds after a start
+EVERY = 5  # steps from one checkpoint to the next
+KEYS = (
+    "train.num_steps=1000000",
+    f"distributed.start_timeout={START_TIMEOUT}",
+    "log.every_steps=1",
+    "log.images_every_steps=50",
+    "eval.every_steps=25",
+    f"checkpoint.every_steps={EVERY}",
+)
+NOT_COMPUTED = ("train/images_per_second", "train/data_wait_fraction")
+
+
+def soak_kills(folder, kills, seed):
+    """(one row a kill, summary)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chance, found = random.Random(seed), []
+    for number in range(kills):
+        if number % 4 == 3:
+            found.append(_kill_at_start(folder, chance))
+            print(found[-1], flush=True)
+        found.append(_kill_in_training(folder, chance))
+        print(found[-1], flush=True)
+    run, alone = folder / "run", folder / "alone"
+    found.append(_train_past(run, last_step(run), keep=2))
+    found.append(_train_past(alone, last_step(run), keep=10**6))
+    compared, failed = _compare(run, alone)
+    killed = [row for row in found if "killed" in row]
+    summary = {
+        "kills": len(killed),
+        "ended_in_time": sum(not row["failed"] for row in killed),
+        "resumed_alike": sum(row.get("resumed_alike", False) for row in found),
+        **compared,
+        "failed": [problem for row in found for problem in row["failed"]] + failed,
+    }
+    print(summary, flush=True)
+    return found, summary
+
+
+@dataclasses.dataclass
+class Cluster:
+    """The processes of a run, as a context that leaves none of them behind."""
+
+    workdir: pathlib.Path
+    keep: int = 2
+
+    def __enter__(self):
+        with socket.create_server(("", 0)) as server:
+            address = f"localhost:{server.getsockname()[1]}"
+        keys = (*KEYS, f"checkpoint.keep={self.keep}")
+        arguments = command(self.workdir, *(f"--config.{key}" for key in keys))
+        self.processes = []
+        for index in range(PROCESSES):
+            variables = {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(PROCESSES),
+                "JAX_PROCESS_ID": str(index),
+            }
+            with open(self.workdir.with_name(f"{self.workdir.name}-{index}.log"), "a") as log:
+                self.processes.append(
+                    subprocess.Popen(
+                        arguments, env=environment(**variables), stdout=log, stderr=log
+                    )
+                )
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def train_past(self, step):
+        """Waits until a step after `step` has been reported."""
+        while last_step(self.workdir) <= step:
+            if any(process.poll() is not None for process in self.processes):
+                statuses = [process.returncode for process in self.processes]
+                raise RuntimeError(f"training ended by itself, with {statuses}")
+            time.sleep(0.1)
+
+    def end(self):
+        """As a scheduler does."""
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+        return [process.wait(300) for process in self.processes]
+
+    def kill(self, index, seconds):
+        """Kills one; how the others end: {"status": ..., "seconds": ...}, failed without end."""
+        self.processes[index].kill()
+        start, row = time.monotonic(), {"killed": index, "failed": []}
+        (other,) = (process for i, process in enumerate(self.processes) if i != index)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            other.wait(seconds + MARGIN)
+        row |= {"status": other.returncode, "seconds": round(time.monotonic() - start, 2)}
+        if other.returncode is None:
+            row["failed"].append(f"process {1 - index} did not end within {seconds + MARGIN} s")
+        elif other.returncode in (0, 2):
+            row["failed"].append(f"process {1 - index} ended with status {other.returncode}")
+        return row
+
+
+def _kill_at_start(folder, chance):
+    with Cluster(folder / "run") as cluster:
+        time.sleep(chance.uniform(0, LONGEST_START))
+        return {"while": "starting"} | cluster.kill(chance.randrange(PROCESSES), START_TIMEOUT)
+
+
+def _kill_in_training(folder, chance):
+    before = rows(folder / "run")
+    with Cluster(folder / "run") as cluster:
+        cluster.train_past(max(before, default=0))
+        differing = differing_steps(before, rows(folder / "run"))
+        time.sleep(chance.uniform(0, LONGEST))
+        timeout = TINIEST["distributed.timeout"]
+        row = {"while": "training"} | cluster.kill(chance.randrange(PROCESSES), timeout)
+    if before:
+        row["resumed_alike"] = not differing
+        row["failed"] += [f"resumed otherwise at steps {differing[:3]}"] * bool(differing)
+    return row | {"step": last_step(folder / "run")}
+
+
+def _train_past(workdir, step, keep):
+    """Trains until after `step` and ends in order, as under a scheduler."""
+    before = rows(workdir)
+    with Cluster(workdir, keep) as cluster:
+        cluster.train_past(step)
+        differing, statuses = differing_steps(before, rows(workdir)), cluster.end()
+    row = {"while": "not killed", "step": last_step(workdir), "failed": []}
+    if before:
+        row["resumed_alike"] = not differing
+        row["failed"] += [f"resumed otherwise at steps {differing[:3]}"] * bool(differing)
+    if set(statuses) != {128 + signal.SIGTERM}:
+        row["failed"].append(f"ended with {statuses} after SIGTERM")
+    return row
+
+
+def _compare(run, alone):
+    """What of the run differs from what another has computed without kills."""
+    ours, theirs = rows(run), rows(alone)
+    lost = sorted(set(range(1, max(ours) + 1)) - set(ours))
+    failed = [f"no rows of steps {lost[:3]}"] * bool(lost)
+    differing = differing_steps(ours, theirs)
+    failed += [f"other numbers at steps {differing[:3]} than without kills"] * bool(differing)
+    step = max(set(_checkpoints(run)) & set(_checkpoints(alone)))
+    one, other = _arrays(run, step), _arrays(alone, step)
+    names = [name for name in one if not np.array_equal(one[name], other[name], equal_nan=True)]
+    if names or set(one) != set(other):
+        failed.append(f"checkpoint {step} holds other arrays: {', '.join(names[:3])}")
+    return {"compared_steps": len(ours), "compared_checkpoint": step, "arrays": len(one)}, failed
+
+
+def _checkpoints(workdir):
+    return [int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*")]
+
+
+def _arrays(workdir, step):
+    """All arrays of a checkpoint, by name."""
+    fields = [field.name for field in dataclasses.fields(State)]
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+        _, arrays = saved.restore_raw(fields, lambda *_: place, step)
+    return {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def differing_steps(one, other):
+    """The steps of which both have rows, with other numbers."""
+    computed = lambda row: {k: v for k, v in row.items() if k not in NOT_COMPUTED}  # noqa: E731
+    return [step for step in one if step in other and computed(one[step]) != computed(other[step])]

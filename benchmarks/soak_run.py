@@ -1,0 +1,52 @@
+"""A run that costs little, as the commands that start it, and how far it is."""
+
+import json
+import os
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TINIEST = {
+    "model.num_groups": 1,
+    "model.process_blocks": 2,
+    "model.preprocess_cells": 1,
+    "model.postprocess_cells": 1,
+    "model.latent_channels": 1,
+    "model.encoder_width": 2,
+    "model.decoder_width": 2,
+    "train.batch_size": 4,
+    "log.num_images": 4,
+    "eval.batch_size": 16,
+    "eval.max_examples": 32,
+    "eval.recalibration_passes": 2,
+    "distributed.timeout": 20,
+}
+
+
+def command(workdir, *more):
+    """How to train in `workdir`."""
+    script = str(ROOT / "launch" / "train.py")
+    keys = [f"--config.{name}={value}" for name, value in TINIEST.items()]
+    return [sys.executable, script, "--config=digits", f"--workdir={workdir}", *keys, *more]
+
+
+def environment(**variables):
+    """On one core a process: computations this small gain nothing from more."""
+    xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    fixed = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": xla}
+    return {**os.environ, **fixed, **variables}
+
+
+def rows(workdir):
+    """The rows of training that the run has written, by step."""
+    path, found = workdir / "metrics.jsonl", {}
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+        if line.endswith("\n") and "train/loss" in line:
+            row = json.loads(line)
+            found[row["step"]] = row
+    return found
+
+
+def last_step(workdir):
+    """The last step that the run has reported, or 0."""
+    return max(rows(workdir), default=0)

@@ -1,0 +1,86 @@
+"""The long run's judges: what grows, does not end, or differs is told. The run itself is CI's."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+# Stands in for training: writes rows, and leaks as it is told.
+TRAIN = """
+import json, pathlib, sys, time
+run, memory, files = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+run.mkdir(parents=True)
+kept = []
+with open(run / "metrics.jsonl", "a") as rows:
+    for step in range(1, 61):
+        kept += [bytearray(memory), *(open(sys.executable) for _ in range(files))]
+        print(json.dumps({"step": step, "train/loss": 1.0}), file=rows, flush=True)
+        time.sleep(0.03)
+"""
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The modules beside the script, as it imports them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        names = ("soak_kills", "soak_run", "soak_steps")
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("memory", "files", "failed"), [(0, 0, ""), (2**20, 0, "memory grew"), (0, 1, "files grew")]
+)
+def test_what_grows_is_told(scripts, monkeypatch, tmp_path, memory, files, failed):
+    program = [sys.executable, "-c", TRAIN]
+    monkeypatch.setattr(
+        scripts.soak_steps, "command", lambda run, *_: [*program, str(run), str(memory), str(files)]
+    )
+    samples, summary = scripts.soak_steps.soak_steps(tmp_path, 60, 0.02)
+    assert [text.split(" from")[0] for text in summary["failed"]] == [failed] * bool(failed)
+    assert samples[-1]["step"] > 50
+    scripts.soak_steps.draw(samples, tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").read_text().count("<svg") == 1
+
+
+def test_looking_at_a_process(scripts, tmp_path):
+    before = scripts.soak_steps.look(os.getpid())
+    with open(tmp_path / "file", "w"):
+        now = scripts.soak_steps.look(os.getpid())
+    assert now["files"] == before["files"] + 1 and now["memory"] > 10 * 2**20
+    assert scripts.soak_steps.look(2**30) is None
+
+
+def test_a_process_that_does_not_end_is_told(scripts, monkeypatch, tmp_path):
+    """One of two is killed; the other ends with an error, with success, or not at all."""
+    monkeypatch.setattr(scripts.soak_kills, "MARGIN", 0)
+    wait = (
+        "import os, sys, time; index = os.environ['JAX_PROCESS_ID']; time.sleep(60 if index == '1'"
+    )
+    for body, failed in (
+        (" else 0.1); sys.exit(7)", []),
+        (" else 0.1)", ["process 0 ended with status 0"]),
+        (" else 60)", ["process 0 did not end within 1 s"]),
+    ):
+        program = [sys.executable, "-c", wait + body]
+        monkeypatch.setattr(scripts.soak_kills, "command", lambda *_, program=program: program)
+        with scripts.soak_kills.Cluster(tmp_path / "run") as cluster:
+            row = cluster.kill(1, 1)
+        assert row["killed"] == 1 and row["failed"] == failed
+        assert all(process.poll() is not None for process in cluster.processes)
+
+
+def test_rows_that_differ(scripts, tmp_path):
+    """By what was computed, not by how fast it went; a line that a kill cut in two is none."""
+    lines = '{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/loss": 3.0}\n{"step": 3, "train/lo'
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    one = scripts.soak_run.rows(tmp_path)
+    assert list(one) == [1, 2] and scripts.soak_run.last_step(tmp_path) == 2
+    faster = {step: {**row, "train/images_per_second": 5.0} for step, row in one.items()}
+    assert not scripts.soak_kills.differing_steps(one, faster)
+    faster[2]["train/loss"] += 1e-7
+    assert scripts.soak_kills.differing_steps(one, faster) == [2]
