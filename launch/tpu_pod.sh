@@ -294,6 +294,7 @@ if [[ -n $dry_run ]]; then
   exit 0
 fi
 command -v gcloud >/dev/null || die "gcloud is not installed; --dry-run prints the commands"
+mkdir -p "$logs" 2>/dev/null && [[ -w $logs ]] || die "--logs=$logs is no folder that can be written"
 scratch=$(mktemp -d)
 # shellcheck disable=SC2046 # one word a process
 trap 'rm -rf "$scratch" && kill $(jobs -p) 2>/dev/null || true' EXIT

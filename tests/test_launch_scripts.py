@@ -90,6 +90,8 @@ def test_help_and_wrong_options(script):
         ([*POD, *RUN, "--restarts=x\ny"], "--restarts must be a number from 0 to 1000, not .x y"),
         ([*POD, *RUN, "--restarts=1000000000"], "--restarts must be a number from 0 to 1000"),
         ([*POD, *RUN, "--project=a b"], "--project must be a name, not 'a b'"),
+        ([*POD, *RUN, "--slices=0"], "--slices must be a number from 1 to 256, not '0'"),
+        ([*GKE, *RUN, "--slices=two"], "--slices must be a number from 1 to 256, not 'two'"),
         ([*GKE, "--topology=4", *RUN], "--topology must be such as 4x4, not '4'"),
         ([*GKE, "--topology=3x3", *RUN], "3x3 has 9 chips, which hosts of 4 cannot have"),
         ([*GKE, "--topology=99x99x99", *RUN], "chips of --topology=99x99x99 must be a number"),
@@ -537,10 +539,19 @@ def test_tpu_pod_refuses_the_disk_of_a_spot_slice(tmp_path):
     assert "--workdir=/no/such/folder is on the host's own disk, which goes with" in pod.error
 
 
+def test_tpu_pod_needs_a_place_for_logs(tmp_path):
+    stand_in(tmp_path, "gcloud", f"touch {tmp_path}/called")
+    logs = f"--logs={tmp_path / 'gcloud' / 'logs'}"
+    status, output, error = bash(*POD, *RUN, logs, **with_path(tmp_path))
+    assert (status, output) == (2, "") and error.count("\n") == 1
+    assert f"{logs} is no folder that can be written" in error
+    assert not (tmp_path / "called").exists()
+
+
 def test_tpu_pod_gives_up(tmp_path):
     stand_in(tmp_path, "gcloud", "echo 'ERROR: what' >&2; exit 1")
     fake = {"TPU_POD_POLL_SECONDS": "0.01", **with_path(tmp_path)}
-    status, _, error = bash(*POD, *RUN, **fake)
+    status, _, error = bash(*POD, f"--logs={tmp_path}/logs", *RUN, **fake)
     assert status == 2 and "gcloud cannot tell the state of a" in error
 
 
@@ -595,7 +606,8 @@ def test_permanent_errors_of_gcloud_end_at_once(tmp_path, kind, message, permane
     stand_in(tmp_path, "gcloud", FAILING_GCLOUD)
     (tmp_path / "message").write_text(f"ERROR: (gcloud.compute.tpus) {message}\n")
     fake = {"FAKE": str(tmp_path), "KIND": kind, "TPU_POD_POLL_SECONDS": "0.01"}
-    status, _, error = bash(*POD, *RUN, **fake, **with_path(tmp_path))
+    logs = f"--logs={tmp_path}/logs"
+    status, _, error = bash(*POD, logs, *RUN, **fake, **with_path(tmp_path))
     last = error.splitlines()[-1]
     assert status == 2 and last.startswith("error: ")
     assert (message if permanent else "later") in last and message in error
