@@ -145,7 +145,11 @@ class Run:
         }
 
     def recalibrated(
-        self, temperature: ArrayLike = 1.0, passes: int | None = None, method: str = "pooled"
+        self,
+        temperature: ArrayLike = 1.0,
+        passes: int | None = None,
+        method: str = "pooled",
+        **options: Any,
     ) -> "Run":
         """This run with batch statistics of its own prior samples, for sampling. They are computed
         when they are first used.
@@ -154,6 +158,7 @@ class Run:
           temperature: that samples will be drawn at: a number, or one a scale, coarsest first.
           passes: of sampling; None takes the config's.
           method: "pooled" (exact) or "published" (a moving average).
+          **options: of `recalibrate.recalibrated_statistics`, such as `progress`.
         """
         group_temperatures(self.experiment.model.hierarchy, temperature)
         settings = self.experiment.evaluation
@@ -167,6 +172,7 @@ class Run:
                 temperature=temperature,
                 passes=passes,
                 method=method,
+                **options,
             )
             return {**self.state.variables, "batch_stats": statistics}
 

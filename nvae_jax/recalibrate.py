@@ -26,6 +26,7 @@ from nvae_jax.state import Snapshot
 
 METHODS = ("pooled", "published")
 PUBLISHED_MOMENTUM = 0.05
+SHOWN = partial(progress.bar, "recalibrating", unit="pass")
 # Statistics beyond this are held here, so that no difference of two of them overflows float32.
 LARGEST = 1e17
 
@@ -74,7 +75,6 @@ def recalibrate(
     momentum = 1.0 if method == "pooled" else PUBLISHED_MOMENTUM
     # With momentum 1 the running statistics become those of the batch.
     model = model.clone(bn_momentum=momentum, norm_groups=1, dtype=jnp.float32)
-    one_pass = jax.jit(partial(_pass, model))
     temperatures = group_temperatures(model.hierarchy, temperature)
     variables = sharding.replicate(variables)
     batches = (
@@ -82,9 +82,10 @@ def recalibrate(
         for i in progress(range(passes))
     )
     run = _pooled if method == "pooled" else _moving
-    return run(variables, lambda v, indices: one_pass(v, key, indices, temperatures), batches)
+    return run(variables, lambda v, indices: _pass(model, v, key, indices, temperatures), batches)
 
 
+@partial(jax.jit, static_argnums=0)  # compiled once for all temperatures of a model
 def _pass(model, variables, key, indices, temperatures):
     _, updated = model.apply(
         variables,
@@ -148,6 +149,7 @@ def recalibrated_statistics(
     temperature: ArrayLike,
     passes: int | None = None,
     method: str = "pooled",
+    progress: Callable[[Iterable], Iterable] = SHOWN,
 ) -> Mapping[str, Any]:
     """`recalibrate` for a run, computed once for each temperature, number of passes and model.
 
@@ -161,6 +163,7 @@ def recalibrated_statistics(
       temperature: a number, or one a scale.
       passes: None takes the config's.
       method: one of `METHODS`.
+      progress: wraps the passes, to show them; what it raises leaves nothing behind.
 
     Returns:
       `batch_stats`.
@@ -185,7 +188,7 @@ def recalibrated_statistics(
         passes=passes,
         batch_size=size,
         method=method,
-        progress=partial(progress.bar, "recalibrating", unit="pass"),
+        progress=progress,
     )
     _save(path, statistics)
     return statistics

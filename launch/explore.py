@@ -1,0 +1,28 @@
+"""A page to look into a run, on 127.0.0.1: samples, single groups, your own images.
+
+python launch/explore.py --workdir=DIR [--port=8000] [--num=16]
+"""
+
+from absl import flags
+
+from nvae_jax import api, cli, extras, options
+from nvae_jax.explore.explorer import Explorer
+from nvae_jax.interrupt import raise_on_sigterm
+
+RUN = options.define_run()
+PORT = flags.DEFINE_integer(
+    "port", 8000, "that the page is served on; 0: one that is free", 0, 65535
+)
+NUM = flags.DEFINE_integer("num", 16, "pictures of each kind, which are computed at a time", 2, 64)
+
+
+@raise_on_sigterm()
+def main(_):
+    """Flags in, one call out."""
+    server = extras.load("nvae_jax.explore.server", "explore", "nvae-jax explore")
+    with server.listen(PORT.value) as listening:
+        server.serve(Explorer(api.load(**RUN(), batch_size=NUM.value)), listening)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,262 @@
+"""What the page shows, computed from a run: always batches of one size, so that all programs are
+compiled at the start."""
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nvae_jax import analyze, capacity, inputs, pictures, progress, recalibrate, sharding
+from nvae_jax.api import Run
+from nvae_jax.data import images as images_lib
+from nvae_jax.explore import requests, uploads
+from nvae_jax.interpolate import slerp
+from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
+from nvae_jax.noise import describe_temperature, group_temperatures
+from nvae_jax.sample import describe_model, image_shape
+from nvae_jax.traverse import check_group
+
+MOST_DRAWN, MOST_BYTES = 32, 2**30  # results that are kept
+MOST_RECALIBRATED = 8  # sets of statistics that are kept in memory; all are on disk
+
+Watch = Callable[[str, Iterable], Iterable]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures, and what they were made of.
+
+    Attributes:
+      run: with the batch statistics that they were drawn with.
+      images: (N, H, W, C) in [0, 1].
+      latents: a list of (N, h, w, z), coarsest first.
+      noise: the same, of which the prior makes these latents at temperature 1.
+    """
+
+    run: Run
+    images: np.ndarray
+    latents: list[np.ndarray]
+    noise: list[np.ndarray]
+
+
+class Explorer:
+    """Answers requests, one at a time.
+
+    Args:
+      run: an `api.Run`; its batch size is the number of pictures of each kind.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self._watch: Watch = lambda what, items: items
+        size = capacity.example_bytes(run.experiment) * run.batch_size
+        self._drawn = functools.lru_cache(min(MOST_DRAWN, 2 + MOST_BYTES // size))(self._draw)
+        self._recalibrated = functools.lru_cache(MOST_RECALIBRATED)(self._recalibrate)
+        self._moments = jax.jit(analyze.make_moment_step(run.experiment.model))
+
+    def describe(self) -> dict[str, Any]:
+        """What the page has to know of the run, as JSON."""
+        hierarchy = self.run.experiment.model.hierarchy
+        return {
+            "name": self.run.workdir.resolve().name,
+            "model": describe_model(self.run.experiment),
+            "step": self.run.state.step,
+            "num": self.run.batch_size,
+            "scales": [hierarchy.size(s) for s in reversed(range(hierarchy.num_scales))],
+            "groups": [hierarchy.num_scales - 1 - scale for scale in hierarchy.scale_of_group()],
+            "largest_upload": uploads.LARGEST,
+        }
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of a picture."""
+        return image_shape(self.run.experiment)
+
+    def compile(self, watch: Watch) -> None:
+        """Compiles all programs. `watch(what, items)` goes through the steps of long work."""
+        blank = images_lib.encode(pictures.to_range(np.zeros(self.image_shape), self.run.num_bits))
+        image = requests.Picture(requests.Encode(blank, 0), 0)
+        steps = [
+            lambda: self._draw(requests.Samples(0, (1.0,), False)),
+            lambda: self._draw(image.request),
+            lambda: self._divergence(self._prepare(image)),
+            lambda: self._recalibrate_briefly(),
+        ]
+        for step in progress.bar("compiling", watch("compiling", steps), unit="program", total=4):
+            step()
+
+    def _recalibrate_briefly(self):
+        experiment, state = self.run.experiment, self.run.state
+        size = experiment.evaluation.recalibration_batch_size
+        recalibrate.recalibrate(
+            experiment.model,
+            state.variables,
+            jax.random.key(0),
+            passes=3,  # the third is the first that adds to sums
+            batch_size=size,
+        )
+
+    def answer(self, request: requests.Request, watch: Watch) -> dict[str, Any]:
+        """The answer as JSON, with PNGs and files in base64.
+
+        Args:
+          request: from `requests.parse`.
+          watch: (what, items) goes through the steps of long work; what it raises ends it.
+
+        Raises:
+          ValueError: the run has no such group, scale or picture.
+        """
+        self._watch = watch
+        if isinstance(request, requests.Divergence):
+            return self.divergence(request.of)
+        if isinstance(request, requests.Download):
+            name, content = self.file(request.of, request.ending)
+            return {"name": name, "content": uploads.to_text(content)}
+        drawn = self._drawn(request)
+        encoded = [images_lib.encode(image) for image in pictures.to_uint8(drawn.images)]
+        return {
+            "images": list(map(uploads.to_text, encoded)),
+            "statistics": drawn.run.recalibration,
+        }
+
+    def draw(self, request: requests.Drawing) -> Drawn:
+        """The pictures that a request asks for. Raises ValueError as `answer`."""
+        return self._drawn(request)
+
+    def _picture(self, picture: requests.Picture) -> tuple[Drawn, slice]:
+        drawn = self._drawn(picture.request)
+        if picture.index >= len(drawn.images):
+            raise ValueError(f"index must be from 0 to {len(drawn.images) - 1}")
+        return drawn, slice(picture.index, picture.index + 1)
+
+    @functools.singledispatchmethod
+    def _draw(self, request: Any) -> Drawn:
+        raise ValueError(f"nothing is drawn for {request}")
+
+    @_draw.register
+    def _(self, request: requests.Samples) -> Drawn:
+        temperatures = self._temperatures(request.temperature)
+        run = self._recalibrated(request.temperature) if request.recalibrate else self.run
+        return self._compose(run, PRIOR, temperatures, self._fresh(request.seed))
+
+    @_draw.register
+    def _(self, request: requests.Encode) -> Drawn:
+        image = self.run.prepare(
+            uploads.read(request.image, self.run.experiment.data), request.seed
+        )
+        noise = [n[:1] for n in self._fresh(request.seed)]
+        return self._compose(self.run, POSTERIOR, np.ones(self.run.num_groups), noise, image)
+
+    @_draw.register
+    def _(self, request: requests.Redraw) -> Drawn:
+        check_group(self.run, request.group)
+        temperatures, (drawn, row) = (
+            self._temperatures(request.temperature),
+            self._picture(request.of),
+        )
+        noise = [np.repeat(n[row], self.run.batch_size, axis=0) for n in drawn.noise]
+        group, fresh = request.group, self._fresh(request.seed)
+        noise[group][1:] = temperatures[group] * fresh[group][1:]
+        return self._compose(drawn.run, PRIOR, np.ones(self.run.num_groups), noise)
+
+    @_draw.register
+    def _(self, request: requests.Keep) -> Drawn:
+        if request.groups > self.run.num_groups:
+            raise ValueError(
+                f"groups must be from 0 to {self.run.num_groups}, not {request.groups}"
+            )
+        temperatures, (drawn, row) = (
+            self._temperatures(request.temperature),
+            self._picture(request.of),
+        )
+        kept = [np.repeat(z[row], self.run.batch_size, axis=0) for z in drawn.latents]
+        fresh, sources = self._fresh(request.seed), np.full(self.run.num_groups, PRIOR)
+        sources[: request.groups] = GIVEN
+        latents = [*kept[: request.groups], *fresh[request.groups :]]
+        return self._compose(drawn.run, sources, temperatures, latents)
+
+    @_draw.register
+    def _(self, request: requests.Interpolate) -> Drawn:
+        (start, first), (end, last) = self._picture(request.start), self._picture(request.end)
+        fractions = np.linspace(0.0, 1.0, self.run.batch_size)
+        noise = [
+            np.concatenate([slerp(a[first], b[last], fraction) for fraction in fractions])
+            for a, b in zip(start.noise, end.noise, strict=True)
+        ]
+        run = start.run if start.run is end.run else self.run
+        return self._compose(run, PRIOR, np.ones(self.run.num_groups), noise)
+
+    def _compose(self, run, sources, temperatures, latents, images=None) -> Drawn:
+        """Always with the latents of all groups: fewer would be another program."""
+        sources = np.broadcast_to(sources, self.run.num_groups)
+        return Drawn(run, *run.compose(sources, temperatures, latents=latents, images=images))
+
+    def _fresh(self, seed):
+        return self.run.draw_noise(self.run.batch_size, seed)
+
+    def _temperatures(self, temperature):
+        return group_temperatures(self.run.experiment.model.hierarchy, temperature)
+
+    def _recalibrate(self, temperature) -> Run:
+        what = f"recalibrating at temperature {describe_temperature(temperature)}"
+        # A single number has the name, and so the file, that it has everywhere else.
+        temperature = temperature if len(set(temperature)) > 1 else temperature[0]
+        run = self.run.recalibrated(temperature, progress=lambda passes: self._watch(what, passes))
+        _ = run.variables  # computed here, where it is watched
+        return run
+
+    def divergence(self, picture: requests.Picture) -> dict[str, Any]:
+        """The KL of each group in nats, of a picture and on average of held-out images where they
+        can be read, as JSON."""
+        averages, note = self._held_out
+        nats = self._divergence(self._prepare(picture))
+        return {"nats": nats, "held_out": averages, "note": note}
+
+    @functools.cached_property
+    def _held_out(self):
+        try:
+            images = inputs.select(self.run.experiment, num=self.run.batch_size)
+        except (ValueError, OSError) as error:
+            return None, f"no held-out images: {error}"
+        return self._divergence(self.run.prepare(images)), f"mean of {len(images)} held-out images"
+
+    def _prepare(self, picture):
+        """The image of a picture as the model takes it: an uploaded one is itself."""
+        request = picture.request
+        if isinstance(request, requests.Encode):
+            return self.run.prepare(
+                uploads.read(request.image, self.run.experiment.data), request.seed
+            )
+        drawn, row = self._picture(picture)
+        return self.run.prepare(drawn.images[row])
+
+    def _divergence(self, images):
+        """Means over up to a batch of images."""
+        missing = self.run.batch_size - len(images)
+        padded = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.float32)])
+        numbers = np.arange(self.run.batch_size)
+        placed = map(sharding.shard_batch, (numbers, padded, numbers < len(images)))
+        sums = jax.device_get(self._moments(self.run.variables, jax.random.key(0), *placed))
+        return [float(kl.sum()) / len(images) for kl, _, _ in sums]
+
+    def file(self, picture: requests.Picture, ending: str) -> tuple[str, bytes]:
+        """(name, content) of a PNG of a picture, or of an npz of its latents that `decode` reads.
+        Both say what made them."""
+        drawn, row = self._picture(picture)
+        metadata = drawn.run.metadata(**requests.describe(picture.request), index=picture.index)
+        name = f"{self.run.workdir.resolve().name}_{metadata['kind']}_{picture.index}.{ending}"
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            if ending == "png":
+                image = pictures.to_range(drawn.images[row], self.run.num_bits)[0]
+                pictures.save_png(path, image, metadata)
+            else:
+                latents = {f"sample_{g:02d}": z[row] for g, z in enumerate(drawn.latents)}
+                texts = {key: str(value) for key, value in metadata.items()}
+                pictures.save_arrays(path, images=drawn.images[row], **latents, **texts)
+            return name, path.read_bytes()

@@ -1,0 +1,227 @@
+"""The web server of the page. It listens on 127.0.0.1 alone, and answers no other site."""
+
+import asyncio
+import json
+import socket
+import traceback
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from nvae_jax.explore import requests, uploads
+from nvae_jax.explore.explorer import Explorer
+from nvae_jax.explore.jobs import Job, Jobs, Superseded
+
+HOST = "127.0.0.1"
+HOSTS = (HOST, "localhost")
+LARGEST_REQUEST = 2**25  # bytes, with images of the model's size in it
+SECONDS = 0.3  # from one word on progress to the next
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class SameOrigin:
+    """Refuses what pages of other origins send: browsers say where a request comes from.
+
+    Args:
+      app: that answers the rest.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        app = self._app
+        if scope["type"] == "http" and self._is_foreign(Request(scope)):
+            app = _refusal("requests of other origins are refused", 403)
+        await app(scope, receive, send)
+
+    @staticmethod
+    def _is_foreign(request):
+        headers = request.headers
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+        if origin is not None:
+            return origin != f"http://{headers.get('host')}"
+        is_link = request.method == "GET" and request.url.path == "/"
+        return site not in ("same-origin", "none") and not is_link
+
+
+def make_app(explorer: Explorer, jobs: Jobs) -> Starlette:
+    """The application.
+
+    Args:
+      explorer: that answers, in the thread of the `jobs`.
+      jobs: the queue.
+    """
+
+    async def describe(_):
+        return JSONResponse(explorer.describe(), headers=HEADERS)
+
+    async def upload(request):
+        content = await _body(request, uploads.LARGEST, "the file")
+        data = explorer.run.experiment.data
+        try:
+            image, note = await run_in_threadpool(uploads.fit, content, data)
+        except ValueError as error:
+            return _refusal(_line(error), 400)
+        return JSONResponse({"image": uploads.to_text(image), "note": note}, headers=HEADERS)
+
+    async def ask(request):
+        body = await _body(request, LARGEST_REQUEST, "the request")
+        try:
+            message = json.loads(body)
+            window, wanted = str(message["window"]), requests.parse(message["request"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            return _refusal(f"no request: {_line(error)}", 400)
+        place = (window, message.get("place", type(wanted).__name__))
+        job = jobs.submit(place, lambda job: explorer.answer(wanted, job.watch))
+        stream = _follow(jobs, place, job)
+        return StreamingResponse(stream, media_type="application/x-ndjson", headers=HEADERS)
+
+    async def refuse(_, error):
+        return _refusal(error.detail, error.status_code)
+
+    files = [
+        Route(path, _page(name))
+        for path, name in (("/", "page.html"), ("/page.css", "page.css"), ("/page.js", "page.js"))
+    ]
+    return Starlette(
+        routes=[
+            *files,
+            Route("/api/run", describe),
+            Route("/api/upload", upload, methods=["POST"]),
+            Route("/api/ask", ask, methods=["POST"]),
+        ],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False),
+            Middleware(SameOrigin),
+        ],
+        exception_handlers={HTTPException: refuse},
+    )
+
+
+def _page(name):
+    async def respond(_):
+        return FileResponse(Path(__file__).parent / name, headers=HEADERS)
+
+    return respond
+
+
+def _refusal(message: str, status: int) -> Response:
+    return JSONResponse({"error": message}, status, headers=HEADERS)
+
+
+async def _body(request, limit, what):
+    """The content of a request. Raises HTTPException where it is more than `limit` bytes."""
+    parts, size = [], 0
+    refusal = HTTPException(413, f"{what} is too large: at most {limit >> 20} MiB are taken")
+    if int(request.headers.get("content-length") or 0) > limit:
+        raise refusal
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise refusal
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _follow(jobs: Jobs, place: Any, job: Job) -> AsyncIterator[str]:
+    """A line of JSON again and again while a job waits or runs, and one with its outcome. Who does
+    not listen any more has the job cancelled."""
+    done = asyncio.wrap_future(job.future)
+    try:
+        while not done.done():
+            yield json.dumps({"progress": jobs.progress}) + "\n"
+            await asyncio.wait([done], timeout=SECONDS)
+        yield json.dumps(_outcome(done)) + "\n"
+    finally:
+        done.cancel()
+        jobs.forget(place, job)
+
+
+def _outcome(done):
+    try:
+        return {"result": done.result()}
+    except (Superseded, asyncio.CancelledError):
+        return {"superseded": True}
+    except (ValueError, OSError) as error:
+        return {"error": _line(error)}
+    except Exception as error:  # The server goes on: the next request may well be possible.
+        traceback.print_exception(error)
+        return {"error": f"{type(error).__name__}: {_line(error)}"}
+
+
+def _line(error):
+    """The first line of an error's message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def listen(port: int) -> socket.socket:
+    """A socket that listens on 127.0.0.1.
+
+    Args:
+      port: 0 takes one that is free.
+
+    Raises:
+      ValueError: the port cannot be had.
+    """
+    try:
+        return socket.create_server((HOST, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"port {port} of {HOST} cannot be had ({reason}): name another --port"
+        ) from None
+
+
+def serve(explorer: Explorer, listening: socket.socket) -> None:
+    """Compiles, and serves the page until a signal comes.
+
+    Args:
+      explorer: of the run.
+      listening: from `listen`.
+
+    Raises:
+      Exception: whatever made compiling fail.
+    """
+    jobs = Jobs()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(explorer, jobs),
+            log_level="warning",
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=1,
+            server_header=False,
+        )
+    )
+    compiling = jobs.submit("compiling", lambda job: explorer.compile(job.watch)).future
+
+    def stop_where_it_failed(future):
+        server.should_exit = not future.cancelled() and future.exception() is not None
+
+    compiling.add_done_callback(stop_where_it_failed)
+    print(f"http://{HOST}:{listening.getsockname()[1]}/ (Ctrl-C ends)", flush=True)
+    try:
+        server.run(sockets=[listening])
+    finally:
+        jobs.close()
+    if compiling.done():
+        compiling.result()

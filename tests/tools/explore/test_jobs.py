@@ -1,0 +1,83 @@
+"""The queue: one call at a time, and the newest of a place wins."""
+
+import threading
+from concurrent.futures import CancelledError
+
+import pytest
+
+from nvae_jax.explore.jobs import Jobs, Superseded
+
+
+@pytest.fixture
+def jobs():
+    jobs = Jobs()
+    yield jobs
+    jobs.close()
+
+
+@pytest.fixture
+def busy(jobs):
+    """Holds the only thread until its `set` is called."""
+    release = threading.Event()
+    jobs.submit("other", lambda job: release.wait(60))
+    yield release
+    release.set()
+
+
+def test_the_newest_of_a_place_wins(jobs, busy):
+    ran = []
+    first = jobs.submit(("window", "samples"), lambda job: ran.append("first"))
+    elsewhere = jobs.submit(("another window", "samples"), lambda job: ran.append("elsewhere"))
+    newest = jobs.submit(("window", "samples"), lambda job: ran.append("newest"))
+    busy.set()
+    newest.future.result(60)
+    assert ran == ["elsewhere", "newest"] and elsewhere.future.result(60) is None
+    with pytest.raises(CancelledError):
+        first.future.result(60)
+
+
+def test_a_running_call_stops_at_its_next_step_and_tells_how_far_it_is(jobs):
+    started, go_on, seen = threading.Event(), threading.Event(), []
+
+    def call(job):
+        for item in job.watch("counting", range(4)):
+            seen.append(item)
+            started.set()
+            go_on.wait(60)
+
+    job = jobs.submit("place", call)
+    assert started.wait(60) and jobs.progress == {"what": "counting", "done": 0, "of": 4}
+    newer = jobs.submit("place", lambda job: "new")
+    go_on.set()
+    assert newer.future.result(60) == "new" and seen == [0]
+    with pytest.raises(Superseded):
+        job.future.result(60)
+    assert jobs.progress == {}
+
+
+def test_a_call_that_could_not_stop_in_time_is_superseded_all_the_same(jobs):
+    started, go_on = threading.Event(), threading.Event()
+    old = jobs.submit("place", lambda job: started.set() or go_on.wait(60))
+    assert started.wait(60)
+    jobs.submit("place", lambda job: None)
+    go_on.set()
+    with pytest.raises(Superseded):
+        old.future.result(60)
+
+
+def test_who_goes_away_is_not_computed_for(jobs, busy):
+    ran = []
+    job = jobs.submit("place", lambda job: ran.append("old"))
+    jobs.forget("place", job)
+    newer = jobs.submit("place", lambda job: ran.append("new"))
+    jobs.forget("place", job)  # the old one, again: that leaves the newer one alone
+    busy.set()
+    newer.future.result(60)
+    assert ran == ["new"]
+
+
+def test_an_error_is_the_caller_s_and_the_queue_goes_on(jobs):
+    job = jobs.submit("place", lambda job: 1 // 0)
+    assert jobs.submit("another", lambda job: 5).future.result(60) == 5
+    with pytest.raises(ZeroDivisionError):
+        job.future.result(60)
