@@ -5,8 +5,8 @@ python launch/explore.py --workdir=DIR [--port=8000] [--num=16]
 
 from absl import flags
 
-from nvae_jax import api, cli, extras, options
-from nvae_jax.explore.explorer import Explorer
+from nvae_jax import cli, options
+from nvae_jax.explore import explorer
 from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
@@ -19,9 +19,7 @@ NUM = flags.DEFINE_integer("num", 16, "pictures of each kind, which are computed
 @raise_on_sigterm()
 def main(_):
     """Flags in, one call out."""
-    server = extras.load("nvae_jax.explore.server", "explore", "nvae-jax explore")
-    with server.listen(PORT.value) as listening:
-        server.serve(Explorer(api.load(**RUN(), batch_size=NUM.value)), listening)
+    explorer.explore_run(PORT.value, **RUN(), batch_size=NUM.value)
 
 
 if __name__ == "__main__":

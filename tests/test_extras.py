@@ -13,6 +13,7 @@ import pytest
 from nvae_jax import analyze, export, extras, loggers
 from nvae_jax.data import lmdb_folder, tfds_set, tfrecords
 from nvae_jax.hub import locations, model_folder
+from nvae_jax.explore import explorer
 from nvae_jax.interop import torch_file
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # The modules of packages that are not in the base install, though they are in that of tests.
 OPTIONAL = [
     *("sklearn", "matplotlib", "einops", "lmdb", "flatbuffers", "torch", "tensorboard", "wandb"),
-    *("safetensors", "huggingface_hub", "gcsfs", "s3fs"),
+    *("safetensors", "huggingface_hub", "gcsfs", "s3fs", "starlette", "uvicorn"),
     *("tensorflow", "tensorflow_datasets", "nvae_jax.data.example_proto"),
 ]
 TRAINING = """
@@ -56,6 +57,7 @@ def test_training_evaluation_and_sampling_need_no_extra():
         ("torch", "torch", torch_file.read),
         ("safetensors", "hub", lambda path: model_folder.safetensors()),
         ("huggingface_hub", "hub", lambda path: locations.publish(path, "hf://a/b")),
+        ("nvae_jax.explore.server", "explore", lambda path: explorer.explore_run(0, workdir=path)),
         ("wandb", "wandb", lambda path: loggers.by_name(["wandb"])),
     ],
 )
@@ -109,4 +111,7 @@ def test_what_the_package_imports_is_a_dependency():
         for name in imported(file)
         if not known & {distribution(text) for text in installed.get(name, ())}
     }
-    assert found == {("example_proto.py", "google"), ("latent_charts.py", "matplotlib")}
+    assert found == {("example_proto.py", "google"), ("latent_charts.py", "matplotlib")} | {
+        ("server.py", "starlette"),
+        ("server.py", "uvicorn"),
+    }

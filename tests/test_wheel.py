@@ -79,7 +79,13 @@ def test_the_wheel_has_one_package_with_all_its_files(built):
         if path.is_file():
             name = path.relative_to(ROOT / "models")
             assert files[f"nvae_jax/pretrained/{name}"] == path.read_bytes()
-    for pattern in ("data/*.npz", "ops/cpu/native/*.cc", "ops/cpu/native/*.h", "models/*.py"):
+    for pattern in (
+        "data/*.npz",
+        "explore/page.*",
+        "ops/cpu/native/*.cc",
+        "ops/cpu/native/*.h",
+        "models/*.py",
+    ):
         paths = list((ROOT / "nvae_jax").glob(pattern))
         assert paths and all(f"nvae_jax/{p.relative_to(ROOT / 'nvae_jax')}" in files for p in paths)
     direct = contents(built[2])

@@ -11,7 +11,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from nvae_jax import analyze, capacity, inputs, pictures, progress, recalibrate, sharding
+from nvae_jax import (
+    analyze,
+    api,
+    capacity,
+    extras,
+    inputs,
+    pictures,
+    progress,
+    recalibrate,
+    sharding,
+)
 from nvae_jax.api import Run
 from nvae_jax.data import images as images_lib
 from nvae_jax.explore import requests, uploads
@@ -260,3 +270,18 @@ class Explorer:
                 texts = {key: str(value) for key, value in metadata.items()}
                 pictures.save_arrays(path, images=drawn.images[row], **latents, **texts)
             return name, path.read_bytes()
+
+
+def explore_run(port: int, **run: Any) -> None:
+    """Serves the page of a run on 127.0.0.1 until a signal comes.
+
+    Args:
+      port: 0 takes one that is free.
+      **run: of `api.load`; `batch_size` is the number of pictures of each kind.
+
+    Raises:
+      ValueError: the port cannot be had, there is no such run, or the extra `explore` is missing.
+    """
+    server = extras.load("nvae_jax.explore.server", "explore", "nvae-jax explore")
+    with server.listen(port) as listening:  # ahead of what takes long
+        server.serve(Explorer(api.load(**run)), listening)

@@ -191,6 +191,12 @@ def listen(port: int) -> socket.socket:
         ) from None
 
 
+def make_server(app: ASGIApp) -> uvicorn.Server:
+    """What serves the application, with nothing to say of what goes well."""
+    options = {"log_level": "warning", "lifespan": "off", "ws": "none", "server_header": False}
+    return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=1, **options))
+
+
 def serve(explorer: Explorer, listening: socket.socket) -> None:
     """Compiles, and serves the page until a signal comes.
 
@@ -202,16 +208,7 @@ def serve(explorer: Explorer, listening: socket.socket) -> None:
       Exception: whatever made compiling fail.
     """
     jobs = Jobs()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            make_app(explorer, jobs),
-            log_level="warning",
-            lifespan="off",
-            ws="none",
-            timeout_graceful_shutdown=1,
-            server_header=False,
-        )
-    )
+    server = make_server(make_app(explorer, jobs))
     compiling = jobs.submit("compiling", lambda job: explorer.compile(job.watch)).future
 
     def stop_where_it_failed(future):
