@@ -12,8 +12,8 @@ import pytest
 
 from nvae_jax import analyze, export, extras, loggers
 from nvae_jax.data import lmdb_folder, tfds_set, tfrecords
-from nvae_jax.hub import locations, model_folder
 from nvae_jax.explore import explorer
+from nvae_jax.hub import locations, model_folder
 from nvae_jax.interop import torch_file
 
 ROOT = Path(__file__).parents[1]
