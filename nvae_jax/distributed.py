@@ -360,8 +360,11 @@ def lost_process(error: BaseException) -> bool:
     """Whether `error` says that another process of this cluster is gone, not that ours is wrong.
 
     A computation that ran into it fails later, where its result is first read, with a ValueError of
-    jax's that only its message, the runtime's status, tells from one about a value.
+    jax's that only its message, the runtime's status, tells from one about a value. Orbax calls
+    whatever ended a barrier a TimeoutError, from the runtime's own error.
     """
+    if isinstance(error, TimeoutError) and error.__cause__ is not None:
+        error = error.__cause__
     return jax.distributed.is_initialized() and LOST_CONNECTION.match(str(error)) is not None
 
 

@@ -229,6 +229,23 @@ def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("message", "cause", "lost"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", None, True),
+        # What orbax makes of it while it writes a checkpoint.
+        ("Timed out while waiting for async_write_complete barrier.", "UNAVAILABLE: tasks", True),
+        ("Timed out while waiting for async_write_complete barrier.", None, False),
+        ("[Errno 110] Connection timed out", "no answer", False),
+    ],
+)
+def test_errors_of_a_lost_process(monkeypatch, message, cause, lost):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    error = TimeoutError(message)
+    error.__cause__ = cause and RuntimeError(cause)
+    assert distributed.lost_process(error) == lost
+
+
+@pytest.mark.parametrize(
     ("number", "victim"),
     [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 0)],
     ids=["killed_0", "killed_1", "frozen_0"],
