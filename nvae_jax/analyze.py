@@ -1,106 +1,41 @@
-"""What the latents do: KL by group and scale, active units, variables in use, rates."""
+"""What the latents do: KL by group and scale, active units, variables in use, rates, and how far
+the prior is from the posteriors of all images taken together."""
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax import extras, files, outputs, paths, pictures, progress, sharding
+from nvae_jax import (
+    extras,
+    files,
+    history,
+    outputs,
+    paths,
+    pictures,
+    progress,
+    rate_distortion,
+)
 from nvae_jax.api import Run
 from nvae_jax.data import pipeline
 from nvae_jax.likelihoods import bits_per_dim
-from nvae_jax.models.latents import POSTERIOR
-from nvae_jax.models.nvae import NVAE
-from nvae_jax.noise import image_keys, latent_noise
 from nvae_jax.objective import ACTIVE_NATS, active_units
+from nvae_jax.posterior_moments import Moments, latent_moments
 
 USED_NATS = 0.01  # a latent variable with less KL than this is not in use
 USED_VARIANCE = 0.01  # nor is one whose posterior mean hardly changes from image to image
-COUNTS = ("kl", "kl_bits_per_dim", "active_units", "units", "used_variables", "variables")
+COUNTS = ("kl", "kl_bits_per_dim", "prior_gap", "active_units", "units", "used_variables")
+COUNTS += ("variables",)
+RATE_EXAMPLES = 1000  # images that rate and distortion are of: each number of groups is a pass
 
 
-def make_moment_step(model: NVAE) -> Callable[..., Any]:
-    """(variables, key, image numbers (B,), images (B, H, W, C), mask (B,)) -> for each group sums
-    over the images, of (h, w, z): KL in nats, posterior mean and its square."""
-
-    def moment_step(variables, key, indices, images, mask):
-        noise = latent_noise(model, image_keys(key, indices))
-        apply, groups = partial(model.apply, variables), len(noise)
-        features = apply(images, method="encode")
-        sources = np.full(groups, POSTERIOR)
-        draw: Any = apply(noise, sources, np.ones(groups), features, method="compose")
-        mask = mask.astype(jnp.float32)
-        masked_sum = partial(jnp.einsum, "b,bhwz->hwz", mask, precision="highest")
-        sums = []
-        for z, eps, prior, posterior in zip(
-            draw.latents, noise, draw.prior, draw.posterior, strict=True
-        ):
-            mean = posterior.mean
-            kl = _kl(model.num_flows, posterior, prior, z, eps)
-            sums.append((masked_sum(kl), masked_sum(mean), masked_sum(mean**2)))
-        return sums
-
-    return moment_step
-
-
-def _kl(num_flows, posterior, prior, z, noise):
-    if not num_flows:
-        return posterior.kl(prior)
-    # Flows keep volumes: the density of z is that of the draw they were given.
-    return posterior.log_prob(posterior.sample(noise)) - prior.log_prob(z)
-
-
-def latent_moments(
-    run: Run,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    *,
-    seed: int = 0,
-    progress: Callable[[int], Any] | None = None,
-) -> tuple[int, list[tuple[np.ndarray, np.ndarray]]]:
-    """KL, and variance of the posterior's mean, of every latent variable over images.
-
-    Args:
-      run: an `api.Run`.
-      batches: of {"image": (B, H, W, C), "mask": (B,)}, B always the same.
-      seed: of posterior draws.
-      progress: called with the number of images done so far.
-
-    Returns:
-      (number of images, a list with (KL in nats, variance) a group, each (h, w, z) float64).
-
-    Raises:
-      ValueError: there are fewer than two images.
-    """
-    step, key = jax.jit(make_moment_step(run.experiment.model)), jax.random.key(seed)
-    sums, count, seen = None, 0, 0
-    for batch in batches:
-        indices = np.arange(seen, seen + len(batch["image"]))
-        placed = [sharding.shard_batch(a) for a in (indices, batch["image"], batch["mask"])]
-        moments = jax.device_get(step(run.variables, key, *placed))
-        # Sums over a split are taken in float64: float32 would lose digits.
-        moments = jax.tree.map(lambda a: np.asarray(a, np.float64), moments)
-        sums = moments if sums is None else jax.tree.map(np.add, sums, moments)
-        count, seen = count + int(batch["mask"].sum()), seen + len(indices)
-        if progress:
-            progress(count)
-    if sums is None or count < 2:
-        raise ValueError("a variance needs at least two images")
-    return count, [
-        (kl / count, np.maximum(squares / count - (mean / count) ** 2, 0.0))
-        for kl, mean, squares in sums
-    ]
-
-
-def summarize(run: Run, count: int, moments: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+def summarize(run: Run, count: int, moments: list[Moments]) -> dict[str, Any]:
     """The moments as numbers a group, a scale and in all; see `analyze_run`."""
     hierarchy = run.experiment.model.hierarchy
     num_dims = _num_dims(run)
     groups = []
-    for number, (scale, (kl, variance)) in enumerate(
+    for number, (scale, (kl, variance, gap)) in enumerate(
         zip(hierarchy.scale_of_group(), moments, strict=True)
     ):
         used = (kl > USED_NATS) & (variance > USED_VARIANCE)
@@ -113,6 +48,7 @@ def summarize(run: Run, count: int, moments: list[tuple[np.ndarray, np.ndarray]]
                 "kl": float(kl.sum()),
                 "kl_bits_per_dim": float(bits_per_dim(kl.sum(), num_dims)),
                 "kl_channel": channels.tolist(),
+                "prior_gap": float(max(gap.sum(), 0.0)),
                 "active_units": int(active_units(channels)),
                 "units": channels.size,
                 "used_variables": int(used.sum()),
@@ -154,7 +90,9 @@ def analyze_run(
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes `latents.json`, `latents.png` and `latents.npz` to the folder `out`.
+    """Writes `latents.json`, `latents.npz` and pictures to the folder `out`: `latents.png` (KL and
+    active units by group, rate by scale), `rate_distortion.png`, `prior_gap.png`, and for a run
+    with metrics `training.png` (KL by group over training).
 
     A unit is a latent channel, active where its KL exceeds 0.1 nats an image (see
     `objective.active_units`). A variable is one channel at one pixel, in use where its KL is above
@@ -178,8 +116,37 @@ def analyze_run(
     spec = run.experiment.data
     split, out = pipeline.resolve_split(spec, split), paths.parse(out)
     metadata = run.metadata(split=split, max_examples=max_examples or "all", seed=seed)
-    written = [out / f"latents.{ending}" for ending in ("json", "png", "npz")]
+    names = ["latents.json", "latents.png", "latents.npz", "rate_distortion.png", "prior_gap.png"]
+    written = [out / name for name in (*names, "training.png")]
     outputs.check(written, metadata, overwrite=overwrite)
+    summary, moments = measure(run, split=split, max_examples=max_examples, seed=seed)
+    summary = {**metadata, **summary}
+    files.write_json(written[0], summary)
+    arrays = {
+        f"{name}_{number:02d}": array
+        for number, group in enumerate(moments)
+        for name, array in group._asdict().items()
+    }
+    pictures.save_arrays(written[2], **arrays, **metadata)
+    for name, figure in draw_all(charts, run, summary).items():
+        pictures.save_png(out / f"{name}.png", charts.rasterize(figure), metadata)
+    for scale in summary["scales"]:
+        print(
+            f"{scale['size']}x{scale['size']}: {scale['num_groups']} group(s), KL {scale['kl']:.2f}"
+            f" nats ({scale['kl_bits_per_dim']:.4f} bits/dim), "
+            f"{scale['active_units']} of {scale['units']} units active, "
+            f"{scale['used_variables']} of {scale['variables']} variables in use"
+        )
+    print(explain_gap(summary))
+    print(f"written to {out}: {', '.join(path.name for path in written if path.exists())}")
+    return summary
+
+
+def measure(
+    run: Run, *, split: str = "test", max_examples: int | None = None, seed: int = 0
+) -> tuple[dict[str, Any], list[Moments]]:
+    """What `latents.json` says of a run's latents, and the moments; see `analyze_run`."""
+    spec = run.experiment.data
     batch_size = pipeline.eval_batch_size(run.batch_size, max_examples)
     batches = pipeline.eval_batches(
         spec, split=split, batch_size=batch_size, seed=seed, max_examples=max_examples
@@ -190,18 +157,54 @@ def analyze_run(
         count, moments = latent_moments(
             run, batches, seed=seed, progress=lambda done: bar.update(done - bar.n)
         )
-    summary = {**metadata, **summarize(run, count, moments)}
-    files.write_json(written[0], summary)
-    pictures.save_png(written[1], charts.draw(summary), metadata)
-    arrays = {f"kl_{i:02d}": kl for i, (kl, _) in enumerate(moments)}
-    arrays.update({f"variance_{i:02d}": variance for i, (_, variance) in enumerate(moments)})
-    pictures.save_arrays(written[2], **arrays, **metadata)
-    for scale in summary["scales"]:
-        print(
-            f"{scale['size']}x{scale['size']}: {scale['num_groups']} group(s), KL {scale['kl']:.2f}"
-            f" nats ({scale['kl_bits_per_dim']:.4f} bits/dim), "
-            f"{scale['active_units']} of {scale['units']} units active, "
-            f"{scale['used_variables']} of {scale['variables']} variables in use"
+    summary = summarize(run, count, moments)
+    with progress.bar(
+        "decoding parts",
+        unit="part",
+        total=len(rate_distortion.stops(run.experiment.model.hierarchy)),
+    ) as bar:
+        points = rate_distortion.measure(
+            run,
+            [group["kl"] for group in summary["groups"]],
+            split=split,
+            max_examples=min(total, RATE_EXAMPLES),
+            seed=seed,
+            progress=bar.update,
         )
-    print(f"written to {out}: latents.json, latents.png, latents.npz")
-    return summary
+    return {**summary, "rate_distortion": points}, moments
+
+
+def draw_all(charts: Any, run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """{name: figure} of all that `measure` found, and of training where there are metrics of it.
+
+    Args:
+      charts: the module `latent_charts`, of the extra `plots`.
+      run: an `api.Run`.
+      summary: from `measure`.
+    """
+    points, metrics = summary["rate_distortion"], history.read(run.workdir, run.state.step)
+    figures = {
+        "latents": charts.draw(summary),
+        "rate_distortion": charts.draw_rate_distortion(points),
+        "prior_gap": charts.draw_prior_gap(summary, points),
+    }
+    trained = history.numbered(metrics, "train/kl_group")
+    return figures | ({"training": charts.draw_training(metrics)} if trained else {})
+
+
+def explain_gap(summary: Mapping[str, Any]) -> str:
+    """What the gap between prior and posteriors means for samples, in a sentence or two."""
+    points = summary["rate_distortion"]
+    distances = [point["frechet"] for point in points]
+    drops = -np.diff(distances)
+    worst = int(drops.argmax())
+    first, last = points[worst]["groups"], points[worst + 1]["groups"] - 1
+    gap, kl = summary["prior_gap"], summary["kl"]
+    mismatch = f"at least {gap:.2f} of {kl:.2f} nats of KL ({gap / max(kl, 1e-9):.0%}) are"
+    if not np.isfinite(gap):
+        mismatch = "of so few images it is unknown how much of the KL is"
+    return (
+        f"prior-posterior gap: {mismatch} mismatch of the prior; the Fréchet distance is "
+        f"{distances[0]:.3g} of samples and {distances[-1]:.3g} of reconstructions, and falls most "
+        f"once the posterior gives group {first if first == last else f'{first} to {last}'}"
+    )

@@ -4,7 +4,6 @@ images, which cannot have been memorised: samples should be no nearer than those
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,23 +220,36 @@ def nearest_run(
             median = float(np.median(found.distance[part, 0]))
             summary[f"median_{source}_distance_{name}"] = median
         file = "nearest.png" if name == "full" else f"nearest_{name}.png"
-        picture = partial(_picture, spec, queries, count, min(rows, len(test)))
-        pictures.save_grid(out / file, *picture(found, metadata), num_bits=spec.num_bits)
+        images, columns = grid(spec, queries, count, min(rows, len(test)), found)
+        pictures.save_grid(out / file, images, metadata, columns, num_bits=spec.num_bits)
     pictures.save_arrays(out / "nearest.npz", **arrays, **metadata)
     files.write_json(out / "nearest.json", summary)
     _report(summary, out)
     return summary
 
 
-def _picture(spec, queries, num_samples, rows, found, metadata):
-    """The grid's images, its metadata and its columns."""
+def grid(
+    spec: DataSpec, queries: np.ndarray, num_samples: int, rows: int, found: Neighbours
+) -> tuple[np.ndarray, int]:
+    """A picture of neighbours: in each row a sample and its neighbours, then a test image and its.
+
+    Args:
+      spec: of the data set.
+      queries: (N, H, W, C) in [0, 1]: so many samples, and then test images.
+      num_samples: how many.
+      rows: how many of each are shown.
+      found: of all queries.
+
+    Returns:
+      the grid's images, row by row, and its columns.
+    """
     lines, blank = [], np.full((1, *queries.shape[1:]), 0.5, np.float32)
     for row in range(rows):
         parts = []
         for query in (row, num_samples + row):
             parts += [queries[query][None], _training_images(spec, found.index[query])]
         lines.append(np.concatenate([*parts[:2], blank, *parts[2:]]))
-    return np.concatenate(lines), metadata, len(lines[0])
+    return np.concatenate(lines), len(lines[0])
 
 
 def _training_images(spec, indices):

@@ -2,6 +2,7 @@
 stays, unless it may be overwritten. Commands ask before they compute."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,4 +96,16 @@ def _read_json(path, wanted):
     return {name: value for name, value in json.loads(path.read_text()).items() if name in wanted}
 
 
-READERS = {".npz": _read_arrays, ".png": _read_picture, ".json": _read_json}
+def _read_page(path, wanted):
+    """Of a report, which has them in an element of its own."""
+    found = re.search(r'id="settings">(.*?)</script>', path.read_text(), re.DOTALL)
+    settings = json.loads(found[1]) if found else {}
+    return {name: value for name, value in settings.items() if name in wanted}
+
+
+READERS = {
+    ".npz": _read_arrays,
+    ".png": _read_picture,
+    ".json": _read_json,
+    ".html": _read_page,
+}

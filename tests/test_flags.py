@@ -54,6 +54,10 @@ CALLS = {
         " --rows=1 --split=test --temperature=0.9 --recalibrate_bn"
     ],
     "analyze": [f"{COMMON} --out={{out}} --split=test --max_examples=3"],
+    "report": [
+        f"{COMMON} --out={{out}}/run.html --split=test --max_examples=3 --temperatures=1,0.7"
+        " --num=2 --nonearest --passes=1"
+    ],
     "export": [
         f"{RUN} --out={{out}} --overwrite --batch_size=2 --temperature=0.9 --norecalibrate_bn"
         " --platforms=cpu"

@@ -90,7 +90,7 @@ def write(
         parameters=sum(a.size for a in by_name(snapshot.collections["params"]).values()),
         dtype=dtype,
         averaged=f" (a moving average, {config.train.ema_decay})" if config.train.ema_decay else "",
-        latents=_latents(experiment),
+        latents=latents(experiment),
         step=snapshot.step,
         num_steps=config.train.num_steps,
         batch_size=config.train.batch_size,
@@ -103,7 +103,8 @@ def write(
     )
 
 
-def _latents(experiment):
+def latents(experiment: Experiment) -> str:
+    """How many groups of which shape there are, coarsest first."""
     shapes = Counter(experiment.model.latent_shapes())
     sizes = [f"{count} of {h}×{w}×{z}" for (h, w, z), count in shapes.items()]
     return f"groups: {', '.join(sizes)}"

@@ -55,6 +55,7 @@ CALLS = {
     "traverse": "--workdir=run --out=out --images=images.npz --num=2 --steps=3 --group=0",
     "nearest": "--workdir=run --out=out --samples=samples.npz --rows=2",
     "analyze": "--workdir=run --out=out --max_examples=4",
+    "report": "--workdir=run --out=out.html --max_examples=4 --num=2 --nonearest",
     "export": "--workdir=run --out=out --norecalibrate_bn --platforms=cpu --batch_size=2",
     "convert_checkpoint": "--torch=model.pt --workdir=new",
     "pull": "digits --workdir=new",

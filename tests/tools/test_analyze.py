@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from nvae_jax import analyze, objective
+from nvae_jax import analyze, objective, posterior_moments
 from nvae_jax.build import build_model
 from nvae_jax.noise import image_keys, latent_noise
 
@@ -16,14 +16,14 @@ def test_moments_and_summary(run, images):
         {"image": images[:3], "mask": np.array([True, True, True])},
         {"image": images[[3, 4, 0]], "mask": np.array([True, True, False])},
     ]
-    count, moments = analyze.latent_moments(run, batches, seed=2)
+    count, moments = posterior_moments.latent_moments(run, batches, seed=2)
     assert count == 5
     model = run.experiment.model
     noise = latent_noise(model, image_keys(jax.random.key(2), np.arange(5)))
     out = jax.jit(model.apply)(run.state.variables, images, noise=noise)
-    for (kl, variance), per_channel in zip(moments, out.kl_per_channel, strict=True):
-        np.testing.assert_allclose(kl.sum((0, 1)), per_channel, rtol=1e-4)
-        assert (variance >= 0).all()
+    for group, per_channel in zip(moments, out.kl_per_channel, strict=True):
+        np.testing.assert_allclose(group.kl.sum((0, 1)), per_channel, rtol=1e-4)
+        assert (group.variance >= 0).all()
     summary = analyze.summarize(run, count, moments)
     np.testing.assert_allclose(summary["kl"], out.kl.sum(1).mean(), rtol=1e-4)
     bits = summary["kl"] / np.log(2) / 256
@@ -40,7 +40,8 @@ def test_a_variable_without_variance_or_kl_is_not_in_use(run):
     half = busy.copy()
     half[..., 1] = 0
     large = np.ones((8, 8, 2))
-    moments = [(busy, quiet), (half, busy), (large * 0.009, large), (large, large)]
+    pairs = [(busy, quiet), (half, busy), (large * 0.009, large), (large, large)]
+    moments = [posterior_moments.Moments(kl, variance, 0 * kl) for kl, variance in pairs]
     groups = analyze.summarize(run, 10, moments)["groups"]
     assert [group["used_variables"] for group in groups] == [0, 16, 0, 128]
 
@@ -49,10 +50,35 @@ def test_an_active_unit_is_that_of_training(run):
     """A channel at the threshold between its two sides: the same count from the same KL."""
     shapes = run.latent_shapes
     kl = [np.full(s, 0.1 / s[0] ** 2) * np.array([0.9, 1.1]) for s in shapes]
-    summary = analyze.summarize(run, 10, [(k, np.zeros_like(k)) for k in kl])
+    summary = analyze.summarize(run, 10, [posterior_moments.Moments(k, 0 * k, 0 * k) for k in kl])
     assert [group["active_units"] for group in summary["groups"]] == [1, 1, 1, 1]
     per_channel = np.stack([k.sum((0, 1)) for k in kl])
     assert summary["active_units"] == objective.active_units(per_channel) == 4
+
+
+def test_the_gap_is_what_the_prior_pays_for_other_moments():
+    """In closed form; draws of the prior itself have none, on average."""
+    draws = np.random.default_rng(0).normal(size=(400, 500, 2, 3))
+    own = posterior_moments.prior_gap(*sums(draws))
+    assert own.shape == (500, 2) and abs(own.mean()) < 1e-3 < own.std()
+    turn = np.array([[1, 0, 0], [0.8, 0.6, 0], [0, 0, 2]])
+    gap = posterior_moments.prior_gap(*sums(draws @ turn.T + [0, 0, 1]))
+    # Variances 1, 1 and 4 with a correlation of 0.8, and a mean of 1.
+    expected = 0.5 * (1 + 1 + 4 - 3 - np.log(0.36 * 4) + 1)
+    np.testing.assert_allclose(gap.mean(), expected, rtol=0.01)
+    assert np.isnan(posterior_moments.prior_gap(*sums(draws[:3]))).all()
+
+
+def sums(draws):
+    return len(draws), draws.sum(0), np.einsum("nhwi,nhwj->hwij", draws, draws)
+
+
+def test_the_gap_is_explained():
+    points = [{"groups": k, "frechet": f} for k, f in ((0, 9.0), (1, 8.0), (3, 2.0), (4, 1.0))]
+    text = analyze.explain_gap({"kl": 20.0, "prior_gap": 5.0, "rate_distortion": points})
+    assert "at least 5.00 of 20.00 nats of KL (25%)" in text
+    assert "9 of samples and 1 of reconstructions" in text
+    assert text.endswith("falls most once the posterior gives group 1 to 2")
 
 
 def test_with_flows_the_kl_is_that_of_the_draw(tiny_run_config, random_variables, images):
@@ -62,9 +88,9 @@ def test_with_flows_the_kl_is_that_of_the_draw(tiny_run_config, random_variables
     variables = random_variables(config)
     noise = latent_noise(model, image_keys(key, np.arange(5)))
     out = jax.jit(model.apply)(variables, images, noise=noise)
-    step = jax.jit(analyze.make_moment_step(model))
+    step = jax.jit(posterior_moments.make_moment_step(model))
     sums = step(variables, key, np.arange(5), images, np.ones(5, bool))
-    for (kl, _, _), expected in zip(sums, out.kl_per_channel, strict=True):
+    for (kl, *_), expected in zip(sums, out.kl_per_channel, strict=True):
         np.testing.assert_allclose(kl.sum((0, 1)) / 5, expected, rtol=1e-3, atol=1e-2)
 
 
@@ -72,10 +98,15 @@ def test_files(run, tmp_path, undocumented):
     summary = analyze.analyze_run(run, tmp_path, max_examples=9)
     assert summary["num_examples"] == 9 and summary["split"] == "test"
     assert json.loads((tmp_path / "latents.json").read_text()) == summary
-    assert not undocumented([*summary, *summary["groups"][0], *summary["scales"][0]])
+    groups, points = summary["groups"], summary["rate_distortion"]
+    assert not undocumented([*summary, *groups[0], *summary["scales"][0], *points[0]])
     with np.load(tmp_path / "latents.npz") as file:
         assert file["kl_03"].shape == file["variance_03"].shape == (8, 8, 2)
-    assert (tmp_path / "latents.png").stat().st_size > 1000
+        gap = max(file["prior_gap_03"].sum(), 0)
+        np.testing.assert_allclose(summary["groups"][3]["prior_gap"], gap)
+    for name in ("latents", "rate_distortion", "prior_gap"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    assert not (tmp_path / "training.png").exists()  # of a run without metrics
     with pytest.raises(ValueError, match="at least two images"):
         analyze.analyze_run(run, tmp_path / "one", max_examples=1)
 

@@ -1,0 +1,35 @@
+"""The Fréchet distance between sets of small pictures: how far two distributions are apart.
+
+It is that of Gaussians, in the space of the first principal components of one of the sets: no
+network and no weights are wanted. Only numbers of the same reference pictures compare.
+"""
+
+import numpy as np
+
+
+def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """|difference of means|² + trace(A + B - 2 (AB)^½), of the covariances A and B of features
+    (N, F) and (M, F) (Dowson & Landau 1982)."""
+    shift = one.mean(0) - other.mean(0)
+    a, b = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (one, other))
+    # The trace of the root of AB is the sum of its eigenvalues' roots.
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(a @ b).real, 0)).sum()
+    return float(shift @ shift + np.trace(a) + np.trace(b) - 2 * roots)
+
+
+def principal_axes(images: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, axes) of pictures (N, ...): flat pictures less the mean, times the axes, are their
+    first principal components, of which there are no more than pictures."""
+    flat = images.reshape(len(images), -1)
+    mean = flat.mean(0)
+    _, _, axes = np.linalg.svd(flat - mean, full_matrices=False)
+    return mean, axes[:components].T
+
+
+def picture_distance(
+    images: np.ndarray, reference: np.ndarray, axes: tuple[np.ndarray, np.ndarray]
+) -> float:
+    """The distance of pictures from reference pictures in the space of `principal_axes`."""
+    mean, rotation = axes
+    one, other = ((p.reshape(len(p), -1) - mean) @ rotation for p in (images, reference))
+    return frechet_distance(one, other)

@@ -1,0 +1,137 @@
+"""What each group of latents buys, and what the prior makes of the groups that it draws.
+
+Images are decoded with their k coarsest groups from the posterior and the others from the prior:
+none gives samples, all give reconstructions. From one to the other, the rate grows by the KL of
+each group, the distortion falls, and the pictures come as near to the data as the prior of the
+groups that are left lets them.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvae_jax import frechet, nearest, sharding
+from nvae_jax.api import Run
+from nvae_jax.data import pipeline
+from nvae_jax.likelihoods import Likelihood, bits_per_dim, crop
+from nvae_jax.models.hierarchy import Hierarchy
+from nvae_jax.models.latents import POSTERIOR, PRIOR
+from nvae_jax.models.nvae import NVAE
+from nvae_jax.noise import image_keys, latent_noise
+from nvae_jax.reconstruct import groups_by_scale
+
+MOST_STOPS = 12  # numbers of groups that are looked at, besides those of whole scales
+LARGEST = 32  # pixels: larger pictures are compared at this size
+COMPONENTS = 32  # principal components that pictures are compared by
+
+
+def stops(hierarchy: Hierarchy) -> list[int]:
+    """Numbers of groups to look at: those of whole scales, and others between."""
+    groups = len(hierarchy.scale_of_group())
+    between = np.linspace(0, groups, min(groups, MOST_STOPS) + 1).round().astype(int)
+    return sorted({*between.tolist(), *groups_by_scale(hierarchy)})
+
+
+def make_partial_step(model: NVAE, likelihood: Likelihood, padding: int) -> Callable[..., Any]:
+    """(variables, key, image numbers (B,), images (B, H, W, C), sources (groups,)) -> of the images
+    decoded from these sources: -log p(x|z) in nats (B,), mean squared error (B,), and the decoder's
+    means, small (B, h, w, C)."""
+
+    def partial_step(variables, key, indices, images, sources):
+        noise, apply = (
+            latent_noise(model, image_keys(key, indices)),
+            partial(model.apply, variables),
+        )
+        features = apply(images, method="encode")
+        draw: Any = apply(noise, sources, np.ones(len(noise)), features, method="compose")
+        pixels = likelihood(draw.logits)
+        mean = crop(pixels.mean(), padding)
+        error = jnp.square(mean - crop(images, padding)).mean((1, 2, 3))
+        return -pixels.log_prob(images), error, shrink(mean)
+
+    return partial_step
+
+
+def shrink(images: jax.Array | np.ndarray) -> jax.Array:
+    """Pictures (N, H, W, C) of at most `LARGEST` pixels a side."""
+    count, height, width, channels = images.shape
+    size = (min(height, LARGEST), min(width, LARGEST))
+    return jax.image.resize(images, (count, *size, channels), "linear")
+
+
+def measure(
+    run: Run,
+    kl_by_group: Sequence[float],
+    *,
+    split: str = "test",
+    max_examples: int = 1000,
+    seed: int = 0,
+    progress: Callable[[int], Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Rate, distortion and nearness to the data, by the number of groups from the posterior.
+
+    Args:
+      run: an `api.Run`.
+      kl_by_group: in nats, of the same images: the rate.
+      split: of the data set.
+      max_examples: only the first so many images.
+      seed: of the draws and of binarisation.
+      progress: called with 1 for each part that is done, of len(stops) in all.
+
+    Returns:
+      for each number of `stops` a dict: `groups`; `whole_scales`, how many scales that is, or None
+      within a scale; `rate` in nats and `rate_bits_per_dim`; `reconstruction`, -log p(x|z) in nats;
+      `rmse` of the decoder's means, in [0, 1]; and `frechet`, the distance of those means from the
+      split's images (see `frechet`).
+    """
+    spec, hierarchy = run.experiment.data, run.experiment.model.hierarchy
+    scales = groups_by_scale(hierarchy)
+    load = partial(_images, split=split, max_examples=max_examples, seed=seed)
+    images, originals = load(spec), np.asarray(shrink(load(nearest.unbinarized_spec(spec))))
+    axes = frechet.principal_axes(originals, COMPONENTS)
+    num_dims = int(np.prod(crop(images[:1], spec.padding).shape))
+    step, points = (
+        jax.jit(make_partial_step(run.experiment.model, run.experiment.likelihood, spec.padding)),
+        [],
+    )
+    for groups in stops(hierarchy):
+        reconstruction, error, means = _decode(run, step, images, groups, seed)
+        rate = float(np.sum(kl_by_group[:groups]))
+        points.append(
+            {
+                "groups": groups,
+                "whole_scales": scales.index(groups) if groups in scales else None,
+                "rate": rate,
+                "rate_bits_per_dim": float(bits_per_dim(rate, num_dims)),
+                "reconstruction": float(reconstruction.mean(dtype=np.float64)),
+                "rmse": float(np.sqrt(error.mean(dtype=np.float64))),
+                "frechet": frechet.picture_distance(means, originals, axes),
+            }
+        )
+        if progress:
+            progress(1)
+    return points
+
+
+def _images(spec, *, split, max_examples, seed):
+    batches = pipeline.eval_batches(
+        spec, split=split, batch_size=max_examples, seed=seed, max_examples=max_examples
+    )
+    return np.concatenate([batch["image"][batch["mask"]] for batch in batches])
+
+
+def _decode(run, step, images, groups, seed):
+    """The step's results for all images."""
+    sources = np.where(np.arange(run.num_groups) < groups, POSTERIOR, PRIOR).astype(np.int32)
+    size, results = min(run.batch_size, len(images)), []
+    for start in range(0, len(images), size):
+        # What fills the last batch up are copies of the last image.
+        indices = np.minimum(np.arange(start, start + size), len(images) - 1)
+        placed = [sharding.shard_batch(array) for array in (indices, images[indices])]
+        result = jax.device_get(step(run.variables, jax.random.key(seed), *placed, sources))
+        results.append([array[: len(images) - start] for array in result])
+    return [np.concatenate(parts) for parts in zip(*results, strict=True)]

@@ -1,0 +1,135 @@
+"""What a report says of a run: found here, said in `sections.py`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nvae_jax import analyze, history, inputs, nearest, progress
+from nvae_jax.api import Run
+from nvae_jax.data import pipeline
+from nvae_jax.history import Series
+from nvae_jax.hub.model_folder import read_results
+from nvae_jax.reconstruct import groups_by_scale, reconstruct_partially
+
+RECONSTRUCTED = 8  # images whose reconstructions are shown
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a report is to have.
+
+    Attributes:
+      split: of the data set.
+      max_examples: images that numbers are of.
+      temperatures: of samples.
+      num: samples of each.
+      nearest: whether samples are compared with all training images.
+      passes: of recalibration; None takes the config's.
+      seed: of all draws.
+    """
+
+    split: str = "test"
+    max_examples: int = 1000
+    temperatures: Sequence[float] = (1.0, 0.8, 0.6, 0.4)
+    num: int = 25
+    nearest: bool = True
+    passes: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that there is to say. What needs data that are not there is None, and `missing` why.
+
+    Attributes:
+      metrics: of training, over its steps.
+      results: of evaluations of these weights.
+      samples: {(temperature, whether recalibrated): images (N, H, W, C)}.
+      latents: what `analyze.measure` gives.
+      reconstructions: (images, numbers of groups, copies (K, N, H, W, C)).
+      neighbours: (rows of the grid, its columns, median distances).
+      missing: {section: why}.
+    """
+
+    metrics: Mapping[str, Series]
+    results: Sequence[Mapping[str, Any]]
+    samples: Mapping[tuple[float, bool], np.ndarray]
+    latents: Mapping[str, Any] | None = None
+    reconstructions: tuple[np.ndarray, Sequence[int], np.ndarray] | None = None
+    neighbours: tuple[np.ndarray, int, Mapping[str, float]] | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def measure(run: Run, settings: Settings) -> Findings:
+    """Finds all of it; what cannot be had is left out, with the reason."""
+    found: dict[str, Any] = {}
+    missing = {}
+    samples = draw_samples(run, settings)
+    parts = {"latents": _latents, "reconstructions": _reconstructions}
+    parts |= {"neighbours": _neighbours} if settings.nearest else {}
+    for name, part in parts.items():
+        try:
+            found[name] = part(run, settings, samples)
+        except (ValueError, OSError) as error:
+            missing[name] = str(error).splitlines()[0]
+    return Findings(
+        metrics=history.read(run.workdir, run.state.step),
+        results=_results(run),
+        samples=samples,
+        missing=missing,
+        **found,
+    )
+
+
+def draw_samples(run: Run, settings: Settings) -> dict[tuple[float, bool], np.ndarray]:
+    """The same noise at each temperature, with the statistics of training and recalibrated ones."""
+    samples = {}
+    for temperature in progress.bar("sampling", settings.temperatures, unit="temperature"):
+        recalibrated = run.recalibrated(temperature, passes=settings.passes)
+        for key, each in ((False, run), (True, recalibrated)):
+            samples[temperature, key] = each.sample(
+                settings.num, temperature=temperature, seed=settings.seed
+            )
+    return samples
+
+
+def _latents(run, settings, samples):
+    split = pipeline.resolve_split(run.experiment.data, settings.split)
+    options = {"max_examples": settings.max_examples, "seed": settings.seed}
+    return {"split": split, **analyze.measure(run, split=split, **options)[0]}
+
+
+def _reconstructions(run, settings, samples):
+    split = pipeline.resolve_split(run.experiment.data, settings.split)
+    images = inputs.select(
+        run.experiment, images=None, split=split, num=RECONSTRUCTED, seed=settings.seed
+    )
+    groups = groups_by_scale(run.experiment.model.hierarchy)
+    return images, groups, reconstruct_partially(run, images, groups, seed=settings.seed)
+
+
+def _neighbours(run, settings, samples):
+    """Of the recalibrated samples at the lowest temperature, which are nearest to anything."""
+    spec, rows = run.experiment.data, RECONSTRUCTED
+    sampled = samples[min(settings.temperatures), True]
+    split = pipeline.resolve_split(spec, settings.split)
+    test = pipeline.preview(nearest.unbinarized_spec(spec), split, len(sampled))
+    queries = np.concatenate([sampled, test])
+    found = nearest.find(queries, nearest.training_batches(spec), NEIGHBOURS)
+    pictures, columns = nearest.grid(spec, queries, len(sampled), min(rows, len(test)), found)
+    medians = {
+        "samples": float(np.median(found.distance[: len(sampled), 0])),
+        f"{split} images": float(np.median(found.distance[len(sampled) :, 0])),
+    }
+    return pictures, columns, medians
+
+
+def _results(run):
+    try:
+        results = read_results(run.workdir).values()
+    except (ValueError, OSError):
+        return []
+    return [result for result in results if result.get("weights") == run.state.fingerprint]

@@ -1,0 +1,77 @@
+"""Measures a run and writes its report."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from nvae_jax import extras, files, outputs, paths
+from nvae_jax.api import Run
+from nvae_jax.noise import group_temperatures
+from nvae_jax.report import page, sections
+from nvae_jax.report.measure import Settings, measure
+from nvae_jax.sample import describe_model
+
+NAMES = ("training", "samples", "reconstructions", "latents", "neighbours", "scores", "config")
+
+
+def report_run(
+    run: Run, out: str | Path, settings: Settings | None = None, *, overwrite: bool = False
+) -> None:
+    """Writes one HTML file about a run, with all its pictures inside.
+
+    It has curves of training, samples at each temperature with and without recalibration,
+    reconstructions by scale, what the latents do, nearest training images, results of evaluation,
+    the config and versions. What needs data that are not there says so in its place.
+
+    Args:
+      run: an `api.Run`.
+      out: a path that ends in .html.
+      settings: None takes the defaults.
+      overwrite: whether to replace a page of other settings.
+
+    Raises:
+      ValueError: the file may not be written, or a setting is out of range.
+    """
+    settings, out = settings or Settings(), paths.parse(out)
+    charts = extras.load("nvae_jax.latent_charts", "plots", "a report")
+    if out.suffix != ".html":
+        raise ValueError(f"{out} must end in .html")
+    for temperature in settings.temperatures:
+        group_temperatures(run.experiment.model.hierarchy, temperature)
+    metadata = run.metadata(**_described(settings))
+    outputs.check([out], metadata, overwrite=overwrite)
+    found = measure(run, settings)
+    parts = [
+        sections.overview(run, found),
+        sections.curves(found, charts),
+        sections.samples(found),
+        sections.reconstructions(run, found),
+        sections.latent_groups(found, charts),
+        sections.neighbours(found, settings),
+        sections.scores(found),
+        sections.config(run),
+        sections.versions(),
+    ]
+    title = describe_model(run.experiment)
+    with files.atomic_write(out) as temporary:
+        temporary.write_text(page.frame(title, _body(title, parts), metadata), encoding="utf-8")
+    print(f"written to {out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+def _described(settings: Settings) -> dict[str, Any]:
+    return {
+        "split": settings.split,
+        "max_examples": settings.max_examples,
+        "temperatures": list(settings.temperatures),
+        "num": settings.num,
+        "nearest": settings.nearest,
+        "passes": settings.passes or "config's",
+        "seed": settings.seed,
+    }
+
+
+def _body(title, parts):
+    now = datetime.datetime.now(datetime.UTC)
+    links = "".join(f'<a href="#{name}">{name}</a>' for name in NAMES)
+    head = f"<h1>{title}</h1>\n" + page.paragraph(f"{now:%Y-%m-%d %H:%M} UTC", quiet=True)
+    return "\n".join([head, f"<nav>{links}</nav>", *parts])
