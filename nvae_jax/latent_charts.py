@@ -137,9 +137,9 @@ def draw_prior_gap(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any
     return figure
 
 
-def _figure(columns):
+def _figure(columns: int) -> tuple[Figure, Any]:
     figure = Figure(figsize=(10, 3.2), dpi=80, layout="constrained")
-    axes = figure.subplots(1, columns)
+    axes: Any = figure.subplots(1, columns)
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -6,6 +6,7 @@ where this project's config has no such key.
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataError
 from nvae_jax.interop import torch_checkpoint, torch_file
 from nvae_jax.interop.arguments import export_args, export_operations
+from nvae_jax.ops import compiler
 from nvae_jax.state import State, initial_spectral_vectors
 
 PUBLISHED = "published.json"
@@ -92,7 +94,14 @@ def fresh_state(experiment: build.Experiment, variables: VariableDict, step: int
       variables: {"params": ..., "batch_stats": ...}.
       step: updates that the variables have seen; learning rate and KL weight go on from there.
     """
-    variables = jax.tree.map(jnp.asarray, variables)
+    create = jax.jit(
+        partial(_fresh_state, experiment),
+        compiler_options=compiler.options(jax.default_backend(), runs_once=True),
+    )
+    return create(variables, step)
+
+
+def _fresh_state(experiment, variables, step):
     spectral_key, train_key = jax.random.split(jax.random.key(experiment.seed))
     opt_state = experiment.optimizer.init(variables["params"])
     return State(

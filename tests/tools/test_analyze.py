@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from nvae_jax import analyze, objective, posterior_moments
+from nvae_jax import analyze, objective, posterior_moments, rate_distortion
 from nvae_jax.build import build_model
 from nvae_jax.noise import image_keys, latent_noise
 
@@ -120,5 +120,8 @@ def test_few_images_do_not_fill_a_batch_up(run, tmp_path, monkeypatch):
         return original(run, batches, **options)
 
     monkeypatch.setattr(analyze, "latent_moments", spied)
+    points = [dict.fromkeys(("groups", "frechet", "rate", "reconstruction"), k) for k in (0, 4)]
+    points = [{**p, "rate_bits_per_dim": 0, "rmse": 0, "whole_scales": 0} for p in points]
+    monkeypatch.setattr(rate_distortion, "measure", lambda *_, **__: points)
     assert analyze.analyze_run(run, tmp_path, max_examples=5)["num_examples"] == 5
     assert images == [5] and run.batch_size > 5
