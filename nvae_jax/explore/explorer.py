@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 from nvae_jax import (
-    analyze,
     api,
     capacity,
     extras,
     inputs,
     pictures,
+    posterior_moments,
     progress,
     recalibrate,
     sharding,
@@ -67,7 +67,7 @@ class Explorer:
         size = capacity.example_bytes(run.experiment) * run.batch_size
         self._drawn = functools.lru_cache(min(MOST_DRAWN, 2 + MOST_BYTES // size))(self._draw)
         self._recalibrated = functools.lru_cache(MOST_RECALIBRATED)(self._recalibrate)
-        self._moments = jax.jit(analyze.make_moment_step(run.experiment.model))
+        self._moments = jax.jit(posterior_moments.make_moment_step(run.experiment.model))
 
     def describe(self) -> dict[str, Any]:
         """What the page has to know of the run, as JSON."""
@@ -252,7 +252,7 @@ class Explorer:
         numbers = np.arange(self.run.batch_size)
         placed = map(sharding.shard_batch, (numbers, padded, numbers < len(images)))
         sums = jax.device_get(self._moments(self.run.variables, jax.random.key(0), *placed))
-        return [float(kl.sum()) / len(images) for kl, _, _ in sums]
+        return [float(kl.sum()) / len(images) for kl, *_ in sums]
 
     def file(self, picture: requests.Picture, ending: str) -> tuple[str, bytes]:
         """(name, content) of a PNG of a picture, or of an npz of its latents that `decode` reads.
