@@ -14,7 +14,6 @@ from absl import flags
 
 from nvae_jax import api, cli, nearest
 from nvae_jax.data import pipeline
-from nvae_jax.frechet import frechet_distance
 from nvae_jax.recalibrate import METHODS
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
@@ -22,6 +21,15 @@ NUM = flags.DEFINE_integer("num", 5000, "how many samples", 2)
 COMPONENTS = flags.DEFINE_integer("components", 64, "principal components", 1)
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "of the prior")
 SEEDS = flags.DEFINE_integer("seeds", 3, "repetitions, with other samples", 1)
+
+
+def frechet_distance(one, other):
+    """|difference of means|² + trace(A + B - 2 (AB)^½) of features (N, F) and (M, F)."""
+    shift = one.mean(0) - other.mean(0)
+    a, b = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    # The trace of the root of AB is the sum of its eigenvalues' roots.
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(a @ b).real, 0)).sum()
+    return float(shift @ shift + np.trace(a) + np.trace(b) - 2 * roots)
 
 
 def images_of(spec, split):
