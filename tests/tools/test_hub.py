@@ -252,3 +252,17 @@ def test_the_hub_gets_the_folder(pushed, monkeypatch):
     hub.create_repo.assert_called_once_with("me/small", private=True, exist_ok=True)
     (call,) = hub.upload_folder.call_args_list
     assert (call.kwargs["repo_id"], call.kwargs["folder_path"]) == ("me/small", pushed)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "NAME is missing"),
+        (("a", "b"), "unexpected argument 'b'"),
+        (("digit", "--workdir=W"), "there are digits"),
+    ],
+)
+def test_wrong_calls_of_the_command_are_one_line(commands, words, message, tmp_path):
+    done = commands.run("pull", *words, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert not any(tmp_path.iterdir())
