@@ -17,7 +17,8 @@ from nvae_jax import checkpoint
 from nvae_jax.state import State
 
 PROCESSES = 2
-START_TIMEOUT = 120  # seconds, of processes that wait for one that was killed at its start
+START_TIMEOUT = 90  # seconds, of processes that wait for one that was killed at its start
+IMPORTS = 60  # seconds, at most, until a process begins to wait
 MARGIN = 15  # seconds beyond a timeout, for what ends to end
 LONGEST = 8  # seconds of training at the end of which a process is killed, at most
 LONGEST_START = 20  # seconds after a start
@@ -123,7 +124,9 @@ class Cluster:
 def _kill_at_start(folder, chance):
     with Cluster(folder / "run") as cluster:
         time.sleep(chance.uniform(0, LONGEST_START))
-        return {"while": "starting"} | cluster.kill(chance.randrange(PROCESSES), START_TIMEOUT)
+        return {"while": "starting"} | cluster.kill(
+            chance.randrange(PROCESSES), IMPORTS + START_TIMEOUT
+        )
 
 
 def _kill_in_training(folder, chance):

@@ -39,7 +39,7 @@ def draw(samples, path):
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(steps, [sample["memory"] / MEBIBYTE for sample in samples])
-    left.set(title="resident memory", xlabel="step", ylabel="MiB", ylim=(0, None))
+    left.set(title="memory of its own", xlabel="step", ylabel="MiB", ylim=(0, None))
     for name in ("files", "threads"):
         right.plot(steps, [sample[name] for sample in samples], label=name)
     right.set(title="open files, threads", xlabel="step", ylim=(0, None))
@@ -60,7 +60,7 @@ def look(pid):
         lines = (folder / "status").read_text().splitlines()
         status = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
         files = len(list((folder / "fd").iterdir()))
-        memory = int(status["VmRSS"][0]) * 1024
+        memory = int(status["RssAnon"][0]) * 1024  # the system takes back pages of files
         return {"memory": memory, "files": files, "threads": int(status["Threads"][0])}
     except (OSError, KeyError):
         return None
