@@ -4,7 +4,8 @@ python benchmarks/recalibration.py --workdir=DIR [--num=5000] [--temperature=0.7
 
 The measure is the Fréchet distance between Gaussians fitted to samples and to test images, in the
 space of the first principal components of the training images: lower is better. Beside it stand the
-mean and the standard deviation of the samples' pixels.
+mean and the standard deviation of the samples' pixels. `nvae-jax fid --features=pca` measures one
+set of samples like this.
 """
 
 import json
@@ -14,6 +15,8 @@ from absl import flags
 
 from nvae_jax import api, cli, nearest
 from nvae_jax.data import pipeline
+from nvae_jax.metrics import moments
+from nvae_jax.metrics.features import PrincipalComponents
 from nvae_jax.recalibrate import METHODS
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
@@ -23,33 +26,24 @@ TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "of the prior")
 SEEDS = flags.DEFINE_integer("seeds", 3, "repetitions, with other samples", 1)
 
 
-def frechet_distance(one, other):
-    """|difference of means|² + trace(A + B - 2 (AB)^½) of features (N, F) and (M, F)."""
-    shift = one.mean(0) - other.mean(0)
-    a, b = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
-    # The trace of the root of AB is the sum of its eigenvalues' roots.
-    roots = np.sqrt(np.maximum(np.linalg.eigvals(a @ b).real, 0)).sum()
-    return float(shift @ shift + np.trace(a) + np.trace(b) - 2 * roots)
-
-
 def images_of(spec, split):
-    """All images of a split as (N, H·W·C) in [0, 1]."""
+    """All images of a split, (N, H, W, C) in [0, 1]."""
     batches = pipeline.eval_batches(
         nearest.unbinarized_spec(spec), split=split, batch_size=5000, seed=0
     )
-    return np.concatenate([b["image"][b["mask"]].reshape(b["mask"].sum(), -1) for b in batches])
+    return np.concatenate([b["image"][b["mask"]] for b in batches])
 
 
 def main(_):
     run = api.load(WORKDIR.value)
     train, test = (images_of(run.experiment.data, split) for split in ("train", "test"))
-    centre = train.mean(0)
-    _, _, axes = np.linalg.svd((train - centre)[:20000], full_matrices=False)
-    axes = axes[: COMPONENTS.value].T
+    features = PrincipalComponents([train], COMPONENTS.value)
+    reference = moments.pool([features(test)])
 
     def measure(images):
-        flat = images.reshape(len(images), -1)
-        distance = frechet_distance((flat - centre) @ axes, (test - centre) @ axes)
+        flat, found = images.reshape(len(images), -1), moments.pool([features(images)])
+        gaussians = [(m.mean, m.covariance) for m in (found, reference)]
+        distance = moments.frechet_distance(*gaussians[0], *gaussians[1])
         return [distance, float(flat.mean()), float(flat.std(0).mean())]
 
     print(json.dumps({"training images": measure(train[: NUM.value])}))

@@ -8,22 +8,12 @@ python launch/sample.py --workdir=DIR --num=N --temperature=T [--recalibrate_bn]
 
 from absl import flags
 
-from nvae_jax import checkpoint, cli, noise, options, sample, schema
+from nvae_jax import checkpoint, cli, options, sample
 from nvae_jax.interrupt import raise_on_sigterm
-from nvae_jax.recalibrate import METHODS
 
 RUN = options.define_run()
 NUM = flags.DEFINE_integer("num", 64, "how many images", 1)
-TEMPERATURE = flags.DEFINE_list(
-    "temperature", ["1"], "of the prior: one, or one a scale, coarsest first: --temperature=1,0.7"
-)
-RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "batch-norm statistics from prior samples")
-METHOD = flags.DEFINE_enum(
-    "recalibration", METHODS[0], METHODS, "exact statistics, or the published moving average"
-)
-PASSES = flags.DEFINE_integer(
-    "passes", None, "of recalibration; default: config.eval's", 1, schema.MANY
-)
+SAMPLING = options.define_sampling()
 DECODER = flags.DEFINE_enum(
     "decoder", None, ["mean", "sample"], "pixels; default: mean of binary images, else a sample"
 )
@@ -43,10 +33,7 @@ def main(_):
         *checkpoint.load_run(**run),
         out=OUT.value,
         num=NUM.value,
-        temperature=noise.parse_temperatures(TEMPERATURE.value),
-        recalibrate_bn=RECALIBRATE.value,
-        recalibration=METHOD.value,
-        passes=PASSES.value,
+        **SAMPLING(),
         decoder=DECODER.value,
         decoder_temperature=DECODER_TEMPERATURE.value,
         batch_size=BATCH.value,

@@ -7,6 +7,7 @@
     latents = run.encode(images)
     copies = run.reconstruct(images)
     nats = run.log_prob(images, num_samples=10)
+    scores = api.score(run, images, num_samples=10)
 
 Images are (N, H, W, C) float32 in [0, 1], of the size that the data set has, without padding; a
 model of binary images binarises those it is given at random. uint8 will do as well, or for models
@@ -24,7 +25,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import capacity, checkpoint, inputs, paths, progress, sharding, steps
+from nvae_jax import capacity, checkpoint, inputs, paths, progress, scores, sharding, steps
 from nvae_jax.build import Experiment
 from nvae_jax.likelihoods import Likelihood, crop
 from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
@@ -37,6 +38,7 @@ from nvae_jax.noise import (
 )
 from nvae_jax.recalibrate import recalibrated_statistics
 from nvae_jax.sample import describe_model
+from nvae_jax.scores import score as score  # is api.score
 from nvae_jax.state import Snapshot
 
 
@@ -74,6 +76,8 @@ class Programs:
         self._model, self._likelihood = model, likelihood
         self.compose = jax.jit(self._compose)
         self.log_weights = jax.jit(self._log_weights)
+        self.encode = jax.jit(steps.make_encode_step(model))
+        self.score = jax.jit(scores.make_score_step(model, likelihood))
 
     def _compose(self, variables, key, sources, temperatures, batch):
         noise = latent_noise(self._model, image_keys(key, batch["index"]))
@@ -304,12 +308,16 @@ class Run:
         for number in range(num_samples):
             key = jax.random.fold_in(jax.random.key(seed), number)
             step = partial(self.programs.log_weights, self.variables, key)
-            weights.append(self._in_batches(step, batches))
+            weights.append(self.map_batches(step, batches))
         return np.logaddexp.reduce(weights, axis=0) - np.log(num_samples)
 
-    def prepare(self, images: ArrayLike, seed: int = 0) -> np.ndarray:
+    def score(self, images: ArrayLike, **options: Any) -> dict[str, np.ndarray]:
+        """Scores that tell whether images are like the training data; see `scores.score`."""
+        return scores.score(self, images, **options)
+
+    def prepare(self, images: ArrayLike, seed: int = 0, first: int = 0) -> np.ndarray:
         """Images as the model takes them; see `inputs.to_model`."""
-        return inputs.to_model(images, self.experiment.data, seed)
+        return inputs.to_model(images, self.experiment.data, seed, first)
 
     def check_room(self, num: int) -> None:
         """Raises ValueError where `num` images are more than the memory holds."""
@@ -348,11 +356,19 @@ class Run:
         temperatures = np.asarray(temperatures, np.float32)
 
         step = partial(self.programs.compose, self.variables, key, sources, temperatures)
-        pictures, latents, noise = self._in_batches(step, batches)
+        pictures, latents, noise = self.map_batches(step, batches)
         return crop(pictures, self.experiment.data.padding), list(latents), list(noise)
 
-    def _in_batches(self, step, arrays):
-        """`step` over all rows, `batch_size` at a time, so that one program serves any number."""
+    def map_batches(self, step: Callable[[Any], Any], arrays: Mapping[str, Any]) -> Any:
+        """`step` over all rows, `batch_size` at a time, so that one program serves any number.
+
+        Args:
+          step: maps `batch_size` rows to a tree of arrays of as many.
+          arrays: a tree of arrays of N rows, one of which has the key "index".
+
+        Returns:
+          the tree of arrays of N rows, NumPy.
+        """
         rows, results = len(arrays["index"]), []
         starts = range(0, rows, self.batch_size)
         if len(starts) > 1:

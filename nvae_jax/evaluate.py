@@ -14,7 +14,7 @@ from nvae_jax import distributed, files, outputs, paths, progress, reporting, sh
 from nvae_jax.build import Experiment
 from nvae_jax.data import pipeline, sources
 from nvae_jax.interrupt import Interrupt, Interrupted
-from nvae_jax.likelihoods import Likelihood, bits_per_dim
+from nvae_jax.likelihoods import ImageDistribution, Likelihood, bits_per_dim
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.ops import compiler
 from nvae_jax.state import Snapshot
@@ -53,7 +53,7 @@ class Evaluator:
         bound = steps.make_bound_step(model, likelihood)
         self._bound = jax.jit(bound, out_shardings=everywhere, compiler_options=options)
         self._gather = jax.jit(lambda mask: mask, out_shardings=everywhere)
-        self._images = _image_distribution(model, likelihood)
+        self._images = image_distribution(model, likelihood)
 
     def __call__(
         self,
@@ -141,9 +141,11 @@ def _average(draws, num_samples, stopped):
     return {**mean, "neg_log_p": -log_mean_weight}
 
 
-def _image_distribution(model, likelihood):
+def image_distribution(model: NVAE, likelihood: Likelihood) -> ImageDistribution:
+    """What the model's images are distributed as, without logits: for its numbers alone."""
     size = model.hierarchy.image_size
-    return likelihood(jax.ShapeDtypeStruct((1, size, size, model.output_channels), jnp.float32))
+    logits: Any = jax.ShapeDtypeStruct((1, size, size, model.output_channels), jnp.float32)
+    return likelihood(logits)
 
 
 def _summary(sums, count, num_iw_samples, images):

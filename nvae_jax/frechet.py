@@ -6,15 +6,13 @@ network and no weights are wanted. Only numbers of the same reference pictures c
 
 import numpy as np
 
+from nvae_jax.metrics import moments
+
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """|difference of means|² + trace(A + B - 2 (AB)^½), of the covariances A and B of features
-    (N, F) and (M, F) (Dowson & Landau 1982)."""
-    shift = one.mean(0) - other.mean(0)
-    a, b = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (one, other))
-    # The trace of the root of AB is the sum of its eigenvalues' roots.
-    roots = np.sqrt(np.maximum(np.linalg.eigvals(a @ b).real, 0)).sum()
-    return float(shift @ shift + np.trace(a) + np.trace(b) - 2 * roots)
+    """That of Gaussians fitted to features (N, F) and (M, F) (Dowson & Landau 1982)."""
+    a, b = moments.Moments.of(one), moments.Moments.of(other)
+    return moments.frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
 
 
 def principal_axes(images: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:

@@ -51,16 +51,25 @@ def to_model(images: ArrayLike, spec: DataSpec, seed: int = 0, first: int = 0) -
 def check(images: ArrayLike, spec: DataSpec) -> np.ndarray:
     """Images without padding of the run's shape, as integers over the whole range of its dtype.
     Raises ValueError as `to_model`."""
-    return _in_range(_shaped(np.asarray(images), spec), spec)
+    images = np.asarray(images)
+    _check_shape(images, spec)
+    return _in_range(images, spec)
 
 
-def _shaped(images, spec):
+def check_shape(images: Images | np.ndarray, spec: DataSpec, source: str | Path) -> None:
+    """Raises ValueError, which names the `source`, unless images are of the run's shape, without
+    padding, and there is one."""
+    try:
+        _check_shape(images, spec)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _check_shape(images, spec):
     size = spec.image_size - 2 * spec.padding
-    wanted = (size, size, spec.channels)
-    checks.array("images", images, ("N", *wanted))
-    if not len(images):
+    checks.array("images", images, ("N", size, size, spec.channels))
+    if not images.shape[0]:
         raise ValueError(f"there must be at least one image, not an array of shape {images.shape}")
-    return images
 
 
 def _in_range(images, spec):
@@ -158,21 +167,24 @@ def read(path: str | Path, spec: DataSpec, first: int = 0, end: int | None = Non
       ValueError: as `load`, another shape, or there are no such images.
     """
     loaded = load(path, spec)
-    try:
-        loaded = _shaped(loaded, spec)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    check_shape(loaded, spec, path)
     if first >= loaded.shape[0]:
         raise ValueError(f"there is no image number {first}, only {loaded.shape[0]}")
-    return _some_of(loaded, first, end)
+    return take(loaded, range(loaded.shape[0])[first:end])
 
 
-def _some_of(images, first, end):
-    """Images number `first` to `end` - 1, as an array."""
+def take(images: Images | np.ndarray, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The images of these numbers as an array: pictures of uint16 as float in [0, 1].
+
+    Raises:
+      ValueError: one of them cannot be read; it is named.
+    """
     if isinstance(images, np.ndarray):
-        return images[first:end]
+        return images[numbers]
+    if not len(numbers):
+        return np.zeros((0, *images.shape[1:]), np.uint8)
     try:
-        some = np.stack([images[i] for i in range(len(images))[first:end]])
+        some = np.stack([images[int(i)] for i in numbers])
         return some if some.dtype == np.uint8 else some.astype(np.float32) / np.float32(65535)
     except CorruptError as error:
         raise faults.corrupt_images_error(images, error, "remove such files") from error

@@ -5,7 +5,8 @@ from typing import Any
 
 from absl import flags
 
-from nvae_jax import checkpoint, cli, paths, schema
+from nvae_jax import checkpoint, cli, noise, paths, schema
+from nvae_jax.recalibrate import METHODS
 
 # Whoever calls these functions has the flags: they are in that command's --help.
 flags.disclaim_key_flags()
@@ -58,6 +59,34 @@ def define_overwrite() -> flags.FlagHolder:
     return flags.DEFINE_bool(
         "overwrite", False, "replace files that other settings, or somebody else, made"
     )
+
+
+def define_sampling() -> Callable[[], dict[str, Any]]:
+    """Defines the flags of every command that samples in one way: temperature and recalibration.
+
+    Returns:
+      a function of no arguments: what `sample.sample_run` and `fid.fid_run` take, as {name: value}.
+    """
+    temperature = flags.DEFINE_list(
+        "temperature",
+        ["1"],
+        "of the prior: one, or one a scale, coarsest first: --temperature=1,0.7",
+    )
+    recalibrate = flags.DEFINE_bool(
+        "recalibrate_bn", True, "batch-norm statistics from prior samples"
+    )
+    method = flags.DEFINE_enum(
+        "recalibration", METHODS[0], METHODS, "exact statistics, or the published moving average"
+    )
+    passes = flags.DEFINE_integer(
+        "passes", None, "of recalibration; default: config.eval's", 1, schema.MANY
+    )
+    return lambda: {
+        "temperature": noise.parse_temperatures(temperature.value),
+        "recalibrate_bn": recalibrate.value,
+        "recalibration": method.value,
+        "passes": passes.value,
+    }
 
 
 def define_batch_size() -> flags.FlagHolder:

@@ -32,6 +32,8 @@ def sample_images(
     batch_size: int = 100,
     draw_pixels: bool = False,
     decoder_temperature: float = 1.0,
+    first: int = 0,
+    rounded: bool = True,
 ) -> Iterator[np.ndarray]:
     """Yields `num` images from the prior in batches (B, H, W, C), without padding: uint8, or of
     models of more than 8 bits uint16 (`pictures.to_values`).
@@ -48,6 +50,8 @@ def sample_images(
       batch_size: images drawn at a time, over all devices.
       draw_pixels: draw from the decoder's distribution instead of taking its mean.
       decoder_temperature: of that draw, positive.
+      first: number of the first image, to go on where another call stopped.
+      rounded: to integers; otherwise batches are float32 in [0, 1].
 
     Raises:
       ValueError: a number or temperature is not positive.
@@ -62,11 +66,12 @@ def sample_images(
     batch_size = min(batch_size, num)
 
     def batches():
-        for start in range(0, num, batch_size):
+        for start in range(first, first + num, batch_size):
             indices = sharding.shard_batch(np.arange(start, start + batch_size))
             images = step(variables, key, indices, temperatures, decoder_temperature)
             uncut = crop(np.asarray(images), experiment.data.padding)
-            yield pictures.to_values(uncut[: num - start], experiment.data.num_bits)
+            batch = uncut[: first + num - start]
+            yield pictures.to_values(batch, experiment.data.num_bits) if rounded else batch
 
     return batches()
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from nvae_jax import analyze, export, extras, loggers
+from nvae_jax import analyze, detection, export, extras, loggers
 from nvae_jax.data import lmdb_folder, tfds_set, tfrecords
 from nvae_jax.explore import explorer
 from nvae_jax.hub import locations, model_folder
 from nvae_jax.interop import torch_file
+from nvae_jax.metrics.features import Inception
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -22,6 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = [
     *("sklearn", "matplotlib", "einops", "lmdb", "flatbuffers", "torch", "tensorboard", "wandb"),
     *("safetensors", "huggingface_hub", "gcsfs", "s3fs", "starlette", "uvicorn"),
+    "torch_fidelity",
     *("tensorflow", "tensorflow_datasets", "nvae_jax.data.example_proto"),
 ]
 TRAINING = """
@@ -53,6 +55,12 @@ def test_training_evaluation_and_sampling_need_no_extra():
             lambda path: tfrecords._parse(b"", "record 0"),
         ),
         ("nvae_jax.latent_charts", "plots", lambda path: analyze.analyze_run(None, path)),
+        ("sklearn.metrics", "scores", lambda path: detection.measure([0.0], [1.0], "elbo")),
+        (
+            "torch_fidelity.feature_extractor_inceptionv3",
+            "metrics",
+            lambda path: Inception("absent.pth"),
+        ),
         ("flatbuffers", "export", lambda path: export._check(1, ("cpu",))),
         ("torch", "torch", torch_file.read),
         ("safetensors", "hub", lambda path: model_folder.safetensors()),
@@ -111,7 +119,10 @@ def test_what_the_package_imports_is_a_dependency():
         for name in imported(file)
         if not known & {distribution(text) for text in installed.get(name, ())}
     }
-    assert found == {("example_proto.py", "google"), ("latent_charts.py", "matplotlib")} | {
+    assert found == {
+        ("example_proto.py", "google"),
+        ("latent_charts.py", "matplotlib"),
+        ("score_charts.py", "matplotlib"),
         ("server.py", "starlette"),
         ("server.py", "uvicorn"),
     }

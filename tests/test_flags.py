@@ -58,6 +58,16 @@ CALLS = {
         f"{COMMON} --out={{out}}/run.html --split=test --max_examples=3 --temperatures=1,0.7"
         " --num=2 --nonearest --passes=1"
     ],
+    "fid": [
+        f"{COMMON} --out={{out}} --features=pca --components=2 --reference=test --num=5"
+        " --temperature=0.9 --protocol=standard --decoder=mean --recalibrate_bn --passes=1"
+        " --recalibration=published"
+    ],
+    "score": [
+        f"{COMMON} --out={{out}} --images={{in}}/images.npz --split=test --num_iw_samples=2"
+        " --max_examples=2",
+        f"{COMMON} --out={{out}} --against={{in}}/images.npz --num_iw_samples=1 --max_examples=2",
+    ],
     "export": [
         f"{RUN} --out={{out}} --overwrite --batch_size=2 --temperature=0.9 --norecalibrate_bn"
         " --platforms=cpu"
@@ -77,7 +87,9 @@ CALLS = {
     ],
     "plan": [f"--config=configs/digits.py --devices=1 --hbm=16 --rate=1 {TINY}"],
 }
-ELSEWHERE = {"plan": {"topology"}}  # asks a compiler for minutes: tests/planning
+# A compiler takes minutes: tests/planning. The run has one scale: tests/tools/test_scores.py; the
+# network is an extra: tests/tools/test_fid.py.
+ELSEWHERE = {"plan": {"topology"}, "score": {"scales"}, "fid": {"weights", "weights_sha256"}}
 
 
 CALLED_BELOW = ("train", "evaluate")  # `places` and the test of what it prints

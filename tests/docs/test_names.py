@@ -12,7 +12,7 @@ FILES = {f"/{file.relative_to(ROOT)}" for folder in FOLDERS for file in (ROOT / 
 # The changelog tells of names that are no more; upper case stands for the reader's own.
 NOW = [page for page in PAGES if page.name != "changelog.md"]
 FILE = re.compile(r"[a-z_][a-z_0-9/.-]*\.(?:py|sh|sbatch|yaml)")
-ATTRIBUTE = re.compile(r"(?:\w+/)*([a-z_]+)\.(?!n?py$|json$|md$|png$)(\w+)")
+ATTRIBUTE = re.compile(r"(?:\w+/)*([a-z_]+)\.(?!n?py$|npz$|csv$|png$|json$|md$)(\w+)")
 
 
 def spans(page):

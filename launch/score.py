@@ -1,0 +1,50 @@
+"""Scores images: are they like the training data? With --against, tells two sets apart.
+
+Writes every image's ELBO, importance-weighted log p, KL of each scale, L^{>k} and LLR^{>k} (Havtorn
+et al. 2021) to OUT/scores.csv and OUT/scores.npz, and means to OUT/scores.json.
+
+python launch/score.py --workdir=DIR --out=OUT [--images=FILE_OR_FOLDER] [--against=OTHER]
+  [--num_iw_samples=K]
+"""
+
+from absl import flags
+
+from nvae_jax import api, cli, options, schema, score, scores
+from nvae_jax.interrupt import raise_on_sigterm
+
+RUN = options.define_run()
+IMAGES = options.define_images()
+SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
+AGAINST = options.define_path(
+    "against", None, "images to tell apart: .npz, .npy, picture, folder, split, or a data set"
+)
+SAMPLES = flags.DEFINE_integer(
+    "num_iw_samples", 10, "draws an image, which the scores average over", 1, schema.MANY
+)
+SCALES = flags.DEFINE_list(
+    "scales", None, "every k of L^{>k}: the k finest scales from the prior; default: all"
+)
+EXAMPLES = flags.DEFINE_integer("max_examples", None, "only the first so many of each set", 1)
+BATCH = options.define_batch_size()
+SEED = options.define_seed("of the draws and binarisation")
+OUT, OVERWRITE = options.define_out()
+
+
+@raise_on_sigterm()
+def main(_):
+    """Flags in, one call out."""
+    score.score_run(
+        api.load(**RUN(), batch_size=BATCH.value),
+        OUT.value,
+        images=IMAGES.value or SPLIT.value,
+        against=AGAINST.value,
+        num_iw_samples=SAMPLES.value,
+        scales=scores.parse_scales(SCALES.value),
+        max_examples=EXAMPLES.value,
+        seed=SEED.value,
+        overwrite=OVERWRITE.value,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,255 @@
+"""How good are samples? Their distances from images: FID (Heusel et al. 2017), KID (Bińkowski et
+al. 2018), precision and recall (Kynkäänniemi et al. 2019), and one that needs no weights.
+
+Features of every thousand images are kept in files as soon as they are there, so that a call that
+was stopped goes on where it was.
+"""
+
+import hashlib
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nvae_jax import capacity, distributed, files, inputs, outputs, paths, pictures, sample
+from nvae_jax.build import Experiment
+from nvae_jax.data import transforms
+from nvae_jax.data.spec import DataSpec
+from nvae_jax.image_sets import ImageSet, open_set
+from nvae_jax.metrics import statistics
+from nvae_jax.metrics.features import Features, Inception, PrincipalComponents
+from nvae_jax.metrics.parts import PART, Parts, regroup
+from nvae_jax.metrics.report import report
+from nvae_jax.noise import group_temperatures
+from nvae_jax.recalibrate import recalibrated_statistics
+from nvae_jax.state import Snapshot
+
+LEAST = 5  # images: precision and recall look at the third nearest of the others
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What makes numbers comparable.
+
+    Attributes:
+      pixels: "uint8", as of image files, or "float": not rounded.
+      temperature: the only one allowed; None: any.
+      num_reference: images of the reference, at most; None: all.
+    """
+
+    pixels: str
+    temperature: float | None = None
+    num_reference: int | None = None
+
+    def prepare(self, images: np.ndarray, spec: DataSpec) -> np.ndarray:
+        """Images as they are read (B, H, W, C), with the bits of the model, as uint8 or float."""
+        checked = inputs.check(images, spec) if len(images) else []
+        if not len(checked):
+            return self.rounded(np.zeros(images.shape, np.float32))
+        return self.rounded(np.stack([transforms.quantize(i, spec.num_bits) for i in checked]))
+
+    def rounded(self, images: np.ndarray) -> np.ndarray:
+        """Images in [0, 1] as uint8, or as they are."""
+        return pictures.to_uint8(images) if self.pixels == "uint8" else images
+
+
+PROTOCOLS = {
+    "standard": Protocol("uint8"),
+    "published": Protocol("float", temperature=1.0, num_reference=50_000),
+}
+
+
+def fid_run(
+    workdir: str | Path,
+    experiment: Experiment,
+    state: Snapshot,
+    *,
+    out: str | Path,
+    features: str = "inception",
+    weights: str | None = None,
+    weights_sha256: str | None = None,
+    components: int = 64,
+    reference: str = "train",
+    num: int = 50_000,
+    temperature: ArrayLike = 1.0,
+    protocol: str = "standard",
+    decoder: str = "mean",
+    recalibrate_bn: bool = True,
+    recalibration: str = "pooled",
+    passes: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Compares samples with a reference, and writes `fid.json` and `reference.npz` (the reference's
+    statistics and features, to be used again). A call that was stopped goes on where it was.
+
+    Args:
+      workdir: the run directory.
+      experiment: from `build.build`.
+      state: a `state.Snapshot`, from `checkpoint.load_run`.
+      out: a folder.
+      features: "inception" or "pca".
+      weights: file of the Inception network.
+      weights_sha256: of that file, where it is not the published one.
+      components: of "pca", fitted to training images.
+      reference: what `image_sets.open_set` takes, or an `.npz` file of statistics.
+      num: samples.
+      temperature: of the prior: one number, or one a scale, coarsest first.
+      protocol: a name in `PROTOCOLS`.
+      decoder: "mean" or "sample" of the pixels.
+      recalibrate_bn: replace the running statistics of batch norm by those of prior samples.
+      recalibration: how; one of `recalibrate.METHODS`.
+      passes: of recalibration; None takes the config's.
+      batch_size: samples at a time; None takes the config's.
+      seed: of the samples.
+      overwrite: whether to replace a result of other settings.
+
+    Returns:
+      the result, as written to `fid.json`; see docs/metrics.md.
+
+    Raises:
+      ValueError: the weights or the reference are none, a number is out of range, or the files may
+        not be written.
+    """
+    chosen, out = _check(experiment, protocol, temperature, decoder, num), paths.parse(out)
+    compute = _features(experiment.data, chosen, features, weights, weights_sha256, components)
+    made_by = {**compute.about, "feature_size": compute.size, "pixels": chosen.pixels}
+    stored = statistics.load(reference, made_by)
+    images = None if stored else open_set(experiment.data, reference)
+    settings = experiment.evaluation
+    passes = settings.recalibration_passes if passes is None else passes
+    temperatures = np.atleast_1d(temperature).tolist()
+    metadata = {
+        "model": sample.describe_model(experiment),
+        "step": state.step,
+        "weights": state.fingerprint,
+        "protocol": protocol,
+        **made_by,
+        "channels": "grey repeated to 3" if experiment.data.channels == 1 else "as they are",
+        "bits": experiment.data.num_bits,
+        "reference": images.name if images else Path(reference).name,
+        "num_reference": _count(images, chosen) if images else stored and stored.num,
+        "num": num,
+        "temperature": temperatures[0] if len(temperatures) == 1 else temperatures,
+        "decoder": decoder,
+        "recalibration": recalibration if recalibrate_bn else "none",
+        "recalibration_passes": passes if recalibrate_bn else 0,
+        "recalibration_batch_size": settings.recalibration_batch_size if recalibrate_bn else 0,
+        "seed": seed,
+    }
+    num_reference = metadata["num_reference"]
+    written = [out / "fid.json", *([out / "reference.npz"] if images else [])]
+    outputs.check(written, metadata, inputs=[reference], overwrite=overwrite)
+    # Features once as they are computed, and the reference's again to be kept.
+    capacity.check_disk(out, num=(num + 2 * (num_reference or 0), 4 * compute.size))
+    notes = _notes(num, num_reference, compute.size)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    unfinished = out / f"unfinished-{_digest(metadata)}"
+    if images:
+        parts = Parts(unfinished / "reference", num_reference)
+        batches = images.batches(PART, num_reference, parts.first_missing())
+        prepared = (chosen.prepare(batch, experiment.data) for _, batch in batches)
+        parts.add(prepared, compute, f"features of {images.name}")
+        stored = parts.statistics()
+    assert stored is not None
+    parts = Parts(unfinished / "samples", num)
+    first = parts.first_missing()
+    if first < num:
+        options: dict[str, Any] = {"passes": passes, "method": recalibration}
+        variables = state.variables
+        if recalibrate_bn:
+            batch_stats = recalibrated_statistics(
+                workdir, experiment, state, temperature=temperature, **options
+            )
+            variables = {**variables, "batch_stats": batch_stats}
+        batches = sample.sample_images(
+            experiment,
+            variables,
+            num=num - first,
+            first=first,
+            temperature=temperature,
+            seed=seed,
+            batch_size=settings.batch_size if batch_size is None else batch_size,
+            draw_pixels=decoder == "sample",
+            rounded=False,
+        )
+        if first:
+            print(f"going on with sample {first}")
+        parts.add(map(chosen.rounded, regroup(batches)), compute, "features of samples")
+    found = statistics.compare(parts.statistics(), stored, inception=features == "inception")
+    result = {**metadata, **found, "notes": notes, **peak_memory()}
+    if distributed.is_primary():
+        if images:
+            statistics.save(written[1], stored, metadata)
+        files.write_json(written[0], result)
+        files.remove_tree(unfinished)
+        report(result, written)
+    return result
+
+
+def _check(experiment, protocol, temperature, decoder, num):
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if decoder not in ("mean", "sample"):
+        raise ValueError(f"decoder must be mean or sample, not {decoder!r}")
+    chosen = PROTOCOLS[protocol]
+    group_temperatures(experiment.model.hierarchy, temperature)
+    only = chosen.temperature
+    if only is not None and (np.asarray(temperature) != only).any():
+        raise ValueError(f"the protocol {protocol} is of temperature {only:g} alone")
+    if chosen.pixels == "float" and decoder != "mean":
+        raise ValueError(f"the protocol {protocol} is of the decoder's mean")
+    _check_num(num, "num")
+    return chosen
+
+
+def _check_num(num, what):
+    if num < LEAST:
+        raise ValueError(f"{what}: there must be at least {LEAST} images, not {num}")
+
+
+def _count(images: ImageSet, protocol):
+    num = min(len(images.images), protocol.num_reference or len(images.images))
+    _check_num(num, f"the reference {images.name}")
+    return num
+
+
+def _features(spec, protocol, name, weights, sha256, components) -> Features:
+    if name == "inception":
+        return Inception(weights, sha256)
+    if name != "pca":
+        raise ValueError(f"unknown features {name!r}; known: inception, pca")
+    training = open_set(spec, "train").batches(PART)
+    return PrincipalComponents((protocol.prepare(batch, spec) for _, batch in training), components)
+
+
+def _notes(num, num_reference, size):
+    counts = {"samples": num, "images of the reference": num_reference}
+    return [
+        f"{count} {what} for {size} features: the number means nothing"
+        for what, count in counts.items()
+        if count is not None and count <= size
+    ]
+
+
+def _digest(metadata):
+    return hashlib.sha256(files.to_json(metadata, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def peak_memory() -> dict[str, float | None]:
+    """The most memory that this process, and its first device, have had, in GB; None of a device
+    that does not tell."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size *= 1 if sys.platform == "darwin" else 1024
+    device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {
+        "peak_memory_gb": round(size / 1e9, 2),
+        "peak_device_memory_gb": device and round(device / 1e9, 2),
+    }

@@ -1,0 +1,81 @@
+"""Features of many images, kept in files a thousand at a time, so that long work can be stopped."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from nvae_jax import distributed, files, mirror, progress
+from nvae_jax.metrics import moments
+from nvae_jax.metrics.features import Features
+from nvae_jax.metrics.statistics import Statistics
+
+PART = 1000  # images whose features are kept together
+PIECE = 50  # images whose features are computed at a time
+
+
+class Parts:
+    """Features of images, in a file for every `PART` of them.
+
+    Args:
+      folder: of the files.
+      num: images in all.
+    """
+
+    def __init__(self, folder: Path, num: int):
+        self._folder, self._num = folder, num
+
+    def _path(self, start):
+        return self._folder / f"{start:08d}.npy"
+
+    def first_missing(self) -> int:
+        """The number of the first image whose features are not there yet, the same on all hosts;
+        `num` where all are."""
+        starts = range(0, self._num, PART)
+        missing = next((s for s in starts if not self._path(s).exists()), self._num)
+        return min(distributed.all_gather(missing))
+
+    def add(self, parts: Iterable[np.ndarray], features: Features, what: str) -> None:
+        """Computes what is missing. The processes of a cluster take turns.
+
+        Args:
+          parts: the images (B, H, W, C) of each `PART` from number `first_missing()` on.
+          features: of images.
+          what: is being done, in words.
+        """
+        first = self.first_missing()
+        with progress.bar(what, unit="image", total=self._num - first) as bar:
+            for number, part in enumerate(parts, first // PART):
+                path = self._path(number * PART)
+                if number % jax.process_count() == jax.process_index() and not path.exists():
+                    _write(path, part, features)
+                bar.update(len(part))
+        distributed.barrier(what)
+
+    def statistics(self) -> Statistics:
+        """Of all images, pooled in their order: whoever computed the parts, the result is one."""
+        there = [p for p in map(self._path, range(0, self._num, PART)) if p.exists()]
+        parts = [np.load(mirror.local(path), mmap_mode="r") for path in there]
+        pooled = moments.pool(part for part in parts if len(part))
+        return Statistics(pooled.count, pooled.mean, pooled.covariance, np.concatenate(parts))
+
+
+def _write(path, images, features):
+    pieces = [images[i : i + PIECE] for i in range(0, len(images), PIECE)]
+    found = [features(piece) for piece in pieces] or [np.zeros((0, features.size), np.float32)]
+    with files.atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.concatenate(found))
+
+
+def regroup(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Batches (B, H, W, C) of any sizes as such of `PART` images, and a rest."""
+    kept = []
+    for batch in batches:
+        kept.append(batch)
+        while sum(map(len, kept)) >= PART:
+            together = np.concatenate(kept)
+            yield together[:PART]
+            kept = [together[PART:]]
+    if kept and sum(map(len, kept)):
+        yield np.concatenate(kept)
