@@ -8,6 +8,7 @@
     copies = run.reconstruct(images)
     nats = run.log_prob(images, num_samples=10)
     scores = api.score(run, images, num_samples=10)
+    best, samples = run.restore(images, mask=mask)
 
 Images are (N, H, W, C) float32 in [0, 1], of the size that the data set has, without padding; a
 model of binary images binarises those it is given at random. uint8 will do as well, or for models
@@ -37,6 +38,9 @@ from nvae_jax.noise import (
     latent_noise,
 )
 from nvae_jax.recalibrate import recalibrated_statistics
+from nvae_jax.restoration.methods import Restorer
+from nvae_jax.restoration.restore import Restored
+from nvae_jax.restoration.restore import restore as restore  # is api.restore
 from nvae_jax.sample import describe_model
 from nvae_jax.scores import score as score  # is api.score
 from nvae_jax.state import Snapshot
@@ -315,6 +319,16 @@ class Run:
         """Scores that tell whether images are like the training data; see `scores.score`."""
         return scores.score(self, images, **options)
 
+    def restore(self, images: ArrayLike, **options: Any) -> Restored:
+        """Draws what images could have been of which only a part is known; see
+        `restoration.restore.restore`."""
+        return restore(self, images, **options)
+
+    @cached_property
+    def restorer(self) -> Restorer:
+        """The compiled methods of `restore`."""
+        return Restorer(self.experiment)
+
     def prepare(self, images: ArrayLike, seed: int = 0, first: int = 0) -> np.ndarray:
         """Images as the model takes them; see `inputs.to_model`."""
         return inputs.to_model(images, self.experiment.data, seed, first)
@@ -336,7 +350,8 @@ class Run:
         """Draws each group from its own source and decodes: the pass behind all other methods.
 
         Args:
-          sources: (groups,) of `latents.PRIOR`, `POSTERIOR` and `GIVEN`.
+          sources: (groups,) of `latents.PRIOR`, `POSTERIOR` and `GIVEN`, or of numbers between the
+            first two, which mix both draws.
           temperatures: (groups,).
           images: for the posterior, as `prepare` makes them.
           latents: a list of (N, h, w, z): z of the GIVEN groups, noise of the others; groups that
@@ -352,7 +367,7 @@ class Run:
         batches = {"index": np.arange(num), "latents": [np.asarray(z) for z in latents]}
         if images is not None:
             batches["image"] = images
-        key, sources = jax.random.key(seed), np.asarray(sources, np.int32)
+        key, sources = jax.random.key(seed), np.asarray(sources, np.float32)
         temperatures = np.asarray(temperatures, np.float32)
 
         step = partial(self.programs.compose, self.variables, key, sources, temperatures)

@@ -1,6 +1,7 @@
 """Maps a likelihood's name to its parameters per pixel and its distribution over images.
 
-To add one: a file in `distributions/` with `log_prob_pixels`, `sample` and `mean`, and a row here.
+To add one: a file in `distributions/` with `log_prob_pixels`, `sample`, `mean` and `moments`, and a
+row here.
 """
 
 from collections.abc import Callable
@@ -123,6 +124,10 @@ class ImageDistribution:
     def mean(self) -> jax.Array:
         """The mean images (B, H, W, C) in [0, 1]."""
         return self.pixels.mean()
+
+    def moments(self) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance of each value, (B, H, W, C), in units of [0, 1] but not clipped."""
+        return self.pixels.moments()
 
 
 # Maps the decoder's output (B, H, W, params) to a distribution of images.

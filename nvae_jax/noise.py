@@ -49,9 +49,15 @@ def group_temperatures(hierarchy: Hierarchy, temperature: ArrayLike) -> np.ndarr
     values = np.atleast_1d(np.asarray(temperature, np.float32))
     if values.ndim != 1 or not (np.isfinite(values).all() and (values > 0).all()):
         raise ValueError(f"temperature must be positive, not {_listed(values)}")
+    return by_group(hierarchy, "temperature", values)
+
+
+def by_group(hierarchy: Hierarchy, name: str, values: np.ndarray) -> np.ndarray:
+    """(groups,) float32, top-down, of one number for all, or one a scale, coarsest first. Raises
+    ValueError where there is not one a scale."""
     if len(values) not in (1, hierarchy.num_scales):
         raise ValueError(
-            f"temperature: {len(values)} values for {hierarchy.num_scales} scale(s); give one for "
+            f"{name}: {len(values)} values for {hierarchy.num_scales} scale(s); give one for "
             "all or one a scale, coarsest first"
         )
     values = np.broadcast_to(values, hierarchy.num_scales)
@@ -59,9 +65,10 @@ def group_temperatures(hierarchy: Hierarchy, temperature: ArrayLike) -> np.ndarr
     return np.array([values[top - scale] for scale in hierarchy.scale_of_group()], np.float32)
 
 
-def parse_temperatures(texts: Sequence[str]) -> list[float]:
-    """Numbers from the words of a flag. Raises ValueError for one that is none, and for no word."""
-    wrong = ValueError(f"temperature must be numbers, not {','.join(texts)!r}")
+def parse_temperatures(texts: Sequence[str], name: str = "temperature") -> list[float]:
+    """Numbers from the words of the flag `name`. Raises ValueError for one that is none, and for no
+    word."""
+    wrong = ValueError(f"{name} must be numbers, not {','.join(texts)!r}")
     try:
         values = [float(text) for text in texts]
     except ValueError:

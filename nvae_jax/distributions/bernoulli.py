@@ -24,3 +24,8 @@ class Bernoulli:
     def mean(self) -> jax.Array:
         """The probability of a one at each pixel, (B, H, W, C)."""
         return jax.nn.sigmoid(self.logits)
+
+    def moments(self) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance of each pixel, (B, H, W, C)."""
+        mean = self.mean()
+        return mean, mean * (1.0 - mean)

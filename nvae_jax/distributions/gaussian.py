@@ -32,6 +32,11 @@ class GaussianPixels:
         """The mean image, clipped to [0, 1], (B, H, W, C)."""
         return _to_unit(self.normal.mean)
 
+    def moments(self) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance of each value, (B, H, W, C), in units of [0, 1] and not clipped to
+        it."""
+        return (self.normal.mean + 1.0) / 2.0, (self.normal.scale / 2.0) ** 2
+
 
 def _to_unit(x):
     return (jnp.clip(x, -1.0, 1.0) + 1.0) / 2.0

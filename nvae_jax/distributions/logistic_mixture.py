@@ -70,6 +70,27 @@ class LogisticMixture:
         weights = jax.nn.softmax(mixture_logits)[..., None, :]
         return _colour_recursion((weights * means).sum(-1), (weights * coefficients).sum(-1))
 
+    def moments(self) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance of each value, (B, H, W, 3), in units of [0, 1], not clipped to it and
+        not rounded: those of the mixture of logistics, each colour given the one before it."""
+        mixture_logits, means, log_scales, coefficients = self._components()
+        red, green, blue = (means[..., i, :] for i in range(3))
+        to_green, red_to_blue, green_to_blue = (coefficients[..., i, :] for i in range(3))
+        noise = _logistic_variance(log_scales)
+        green = green + to_green * red
+        blue = blue + red_to_blue * red + green_to_blue * green
+        variances = [
+            noise[..., 0, :],
+            noise[..., 1, :] + to_green**2 * noise[..., 0, :],
+            noise[..., 2, :]
+            + green_to_blue**2 * noise[..., 1, :]
+            + (red_to_blue + green_to_blue * to_green) ** 2 * noise[..., 0, :],
+        ]
+        weights = jax.nn.softmax(mixture_logits)[..., None, :]
+        return _mixture_moments(
+            weights, jnp.stack([red, green, blue], -2), jnp.stack(variances, -2)
+        )
+
 
 @struct.dataclass
 class GreyLogisticMixture:
@@ -105,6 +126,24 @@ class GreyLogisticMixture:
         """The image of averaged means, (B, H, W, 1) in [0, 1]."""
         mixture_logits, means, _ = self._components()
         return _to_unit((jax.nn.softmax(mixture_logits) * means).sum(-1, keepdims=True))
+
+    def moments(self) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance of each value, (B, H, W, 1), in units of [0, 1], not clipped to it and
+        not rounded."""
+        mixture_logits, means, log_scales = (a[..., None, :] for a in self._components())
+        variances = _logistic_variance(log_scales)
+        return _mixture_moments(jax.nn.softmax(mixture_logits), means, variances)
+
+
+def _logistic_variance(log_scales):
+    return (math.pi * jnp.exp(log_scales)) ** 2 / 3.0
+
+
+def _mixture_moments(weights, means, variances):
+    """Mean and variance in units of [0, 1] of mixtures over the last axis, in those of [-1, 1]."""
+    mean = (weights * means).sum(-1)
+    spread = (means - mean[..., None]) ** 2
+    return (mean + 1.0) / 2.0, (weights * (variances + spread)).sum(-1) / 4.0
 
 
 def _draw_component(key, mixture_logits):

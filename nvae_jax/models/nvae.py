@@ -258,14 +258,15 @@ class NVAE(nn.Module):
         Args:
           noise: one (B, h, w, z) array a group, top-down: standard normal, or where the group is
             GIVEN, z itself.
-          source: (groups,) of `latents.PRIOR`, `POSTERIOR` and `GIVEN`; may be traced.
+          source: (groups,) of `latents.PRIOR`, `POSTERIOR` and `GIVEN`, or of numbers between the
+            first two, which mix both draws; may be traced.
           temperature: multiplies the scale that z is drawn with; a scalar, or one a group.
           features: what `encode` returns; None where no group comes from the posterior.
 
         Returns:
           `Draw`.
         """
-        noise, source = self._noise(noise, None), jnp.asarray(source, jnp.int32)
+        noise, source = self._noise(noise, None), jnp.asarray(source, jnp.float32)
         state, terms = self.top_down(
             features, noise, self._temperatures(temperature), False, source
         )

@@ -51,6 +51,7 @@ CALLS = {
     "encode": "--workdir=run --out=out.npz --images=images.npz",
     "decode": "--workdir=run --out=out --latents=latents.npz",
     "reconstruct": "--workdir=run --out=out --images=images.npz --num=2",
+    "restore": "--workdir=run --out=out --images=images.npz --num=2 --mask=half --steps=2",
     "interpolate": "--workdir=run --out=out --images=images.npz --pairs=1 --steps=3",
     "traverse": "--workdir=run --out=out --images=images.npz --num=2 --steps=3 --group=0",
     "nearest": "--workdir=run --out=out --samples=samples.npz --rows=2",

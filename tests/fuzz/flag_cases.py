@@ -37,7 +37,7 @@ BY_NAME = {
     "workdir": INPUTS,
     "config": INPUTS,
 }
-OF_FILES = ("encode", "reconstruct", "interpolate", "traverse")
+OF_FILES = ("encode", "reconstruct", "restore", "interpolate", "traverse")
 # ... and what is wrong for one command is right for another.
 BY_COMMAND = {
     ("train", "workdir"): FOLDERS | {"pictures": REFUSED},

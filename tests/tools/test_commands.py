@@ -10,6 +10,7 @@ COMMANDS = {
     "encode": ["--out=OUT"],
     "decode": ["--out=OUT", "--latents=absent.npz"],
     "reconstruct": ["--out=OUT"],
+    "restore": ["--out=OUT", "--mask=half"],
     "interpolate": ["--out=OUT"],
     "traverse": ["--out=OUT", "--group=0"],
     "nearest": ["--out=OUT"],

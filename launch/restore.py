@@ -1,0 +1,69 @@
+"""Restores images with parts unknown, of low resolution or with noise: what they could have been.
+
+Writes OUT/restored.png and OUT/restored.npz. Images of a split are degraded first, and compared.
+
+python launch/restore.py --workdir=DIR --out=OUT --scale=2 --images=FILE_OR_FOLDER
+python launch/restore.py --workdir=DIR --out=OUT --mask=center [--images=FILE --degrade]
+"""
+
+from absl import flags
+
+from nvae_jax import api, cli, inputs, noise, options
+from nvae_jax.interrupt import raise_on_sigterm
+from nvae_jax.restoration import masks, results
+from nvae_jax.restoration.restore import METHODS, MOST_STEPS, smaller
+
+RUN = options.define_run()
+IMAGES = options.define_images()
+SPLIT = flags.DEFINE_string("split", "test", "of the data set")
+NUM = flags.DEFINE_integer("num", 8, "how many images", 1)
+DEGRADE = flags.DEFINE_bool("degrade", False, "--images are whole: degrade them first")
+MASK = flags.DEFINE_string("mask", None, f"of known pixels: a file, {', '.join(masks.NAMES)}")
+SCALE = flags.DEFINE_integer("scale", 1, "known are means of blocks of so many pixels each way", 1)
+NOISE = flags.DEFINE_float("noise", 0.0, "its standard deviation; white is 1", 0)
+METHOD = flags.DEFINE_enum("method", "optimize", sorted(METHODS), "how")
+SAMPLES = flags.DEFINE_integer("samples", 8, "draws of each image", 1)
+STEPS = flags.DEFINE_integer("steps", None, "rounds, or steps of Adam", 1, MOST_STEPS)
+ALPHA = flags.DEFINE_list("alpha", None, "mix: the prior's share in z; one, or one a scale")
+TEMPERATURE = flags.DEFINE_list("temperature", None, "of the draws; mix: one, or one a scale")
+TRUST = flags.DEFINE_float("trust", None, "mix: the guesses' deviation over the noise's", 0, 10)
+LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "optimize: Adam's first")
+BATCH = options.define_batch_size()
+SEED = options.define_seed("of all draws")
+OUT, OVERWRITE = options.define_out()
+
+
+@raise_on_sigterm()
+def main(_):
+    """Flags in, one call out."""
+    run = api.load(**RUN(), batch_size=BATCH.value)
+    small = smaller(run.experiment.data, SCALE.value)
+    if IMAGES.value and not DEGRADE.value:
+        images = inputs.read(IMAGES.value, small, 0, NUM.value)
+    else:
+        source = {"images": IMAGES.value, "split": SPLIT.value, "seed": SEED.value}
+        images = inputs.select(run.experiment, num=NUM.value, **source)
+    mask = MASK.value and masks.load(MASK.value, small.image_size, len(images), SEED.value)
+    words = {"alpha": ALPHA.value, "temperature": TEMPERATURE.value}
+    lists = {name: w and noise.parse_temperatures(w, name) for name, w in words.items()}
+    numbers = {"steps": STEPS, "trust": TRUST, "learning_rate": LEARNING_RATE}
+    settings = {**lists, **{name: flag.value for name, flag in numbers.items()}}
+    results.restore_run(
+        run,
+        images,
+        OUT.value,
+        source=IMAGES.value or SPLIT.value,
+        whole=DEGRADE.value or IMAGES.value is None,
+        mask=mask,
+        scale=SCALE.value,
+        noise=NOISE.value,
+        method=METHOD.value,
+        num_samples=SAMPLES.value,
+        settings=settings,
+        seed=SEED.value,
+        overwrite=OVERWRITE.value,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

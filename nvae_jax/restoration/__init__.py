@@ -1,0 +1,1 @@
+"""Restoration: what images could have been of which only a part is known, without training."""

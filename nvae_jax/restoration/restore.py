@@ -1,0 +1,208 @@
+"""Restores images with a trained model as the prior, without training: `api.restore`."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nvae_jax import checks, inputs
+from nvae_jax.data.spec import DataSpec
+from nvae_jax.models.hierarchy import Hierarchy
+from nvae_jax.noise import by_group
+from nvae_jax.restoration import baselines
+from nvae_jax.restoration.observed import Observed
+
+if TYPE_CHECKING:  # which imports this file
+    from nvae_jax.api import Run
+
+MOST_STEPS, MOST_NOISE = 100_000, 10
+# Of each method, what is used where nothing is said.
+METHODS: dict[str, dict[str, Any]] = {
+    "mix": {"steps": 20, "alpha": 0.5, "temperature": 1.0, "trust": 0.5},
+    "optimize": {"steps": 200, "learning_rate": 0.05, "temperature": 1.0},
+}
+
+
+class Restored(NamedTuple):
+    """Images in [0, 1], float32.
+
+    Attributes:
+      best: (N, H, W, C), drawn at temperature 0: what comes closest to the originals.
+      samples: (N, num_samples, H, W, C), what they could have been.
+    """
+
+    best: np.ndarray
+    samples: np.ndarray
+
+
+def restore(
+    run: "Run",
+    images: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    scale: int = 1,
+    noise: float = 0.0,
+    method: str = "optimize",
+    num_samples: int = 8,
+    seed: int = 0,
+    **settings: Any,
+) -> Restored:
+    """Draws what images could have been of which only a part is known.
+
+    Args:
+      run: an `api.Run`.
+      images: (N, H, W, C) in [0, 1] as they are known, of the run's size or, with `scale`, of
+        1 / scale of it; with `noise`, float values may lie outside [0, 1]. Values at unknown pixels
+        do not matter, and may be NaN.
+      mask: of the known pixels, 1 or True: (H, W) or (N, H, W), as large as `images`; None: all.
+      scale: each known pixel is the mean of a block of so many pixels each way.
+      noise: standard deviation of Gaussian noise on what is known, in units of [0, 1].
+      method: "mix" or "optimize"; see `methods.Restorer`.
+      num_samples: how many draws an image.
+      seed: of the draws.
+      **settings: of the method; `METHODS` has what they are otherwise. Of both `steps`, and
+        `temperature`, which multiplies the spread of the draws: one number, of "mix" also one a
+        scale, coarsest first. Of "mix" `alpha`, the prior's share in each group's z, one or one a
+        scale; and `trust`, how far its guesses may be from noisy pixels: their standard deviation
+        as a fraction of the noise's. Of "optimize" `learning_rate`.
+
+    Returns:
+      `Restored`.
+
+    Raises:
+      ValueError: images, mask or settings that do not fit each other or the model.
+    """
+    settings = check_settings(method, settings, run.experiment.model.hierarchy, num_samples)
+    spread = settings.pop("spread")
+    observed = observe(images, run.experiment.data, mask=mask, scale=scale, noise=noise)
+    run.check_room(len(observed.values) * (num_samples + 1))
+    step = partial(
+        getattr(run.restorer, method),
+        run.variables,
+        jax.random.key(seed),
+        spread=np.asarray([0.0, *[spread] * num_samples], np.float32),
+        **settings,
+    )
+    index = np.arange(len(observed.values))
+    start = baselines.first_guess(observed)
+    found = run.map_batches(step, {"observed": observed, "start": start, "index": index})
+    if not np.isfinite(found).all():
+        raise ValueError("some restored values are not finite: are the settings extreme?")
+    return Restored(found[:, 0], found[:, 1:])
+
+
+def given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not None, which stands for what is used where nothing is said."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def check_settings(
+    method: str, settings: Mapping[str, Any], hierarchy: Hierarchy, num_samples: int = 1
+) -> dict[str, Any]:
+    """The arguments of a method of `methods.Restorer`. Raises ValueError as `restore`."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(sorted(METHODS))}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    chosen = dict(METHODS[method])
+    for name, value in given(settings).items():
+        if name not in chosen:
+            raise ValueError(f"method {method!r} has no {name}, only {', '.join(sorted(chosen))}")
+        chosen[name] = value
+    if not 1 <= chosen["steps"] <= MOST_STEPS:
+        raise ValueError(f"steps must be from 1 to {MOST_STEPS}, not {chosen['steps']}")
+    if method == "mix":
+        temperature, alpha = chosen.pop("temperature"), chosen.pop("alpha")
+        chosen["shares"] = 1 - by_group(hierarchy, "alpha", _inside("alpha", alpha, 1))
+        temperature = _inside("temperature", temperature, np.inf)
+        chosen["temperatures"] = by_group(hierarchy, "temperature", temperature)
+        return {**chosen, "trust": _one("trust", chosen["trust"], 10), "spread": 1.0}
+    chosen["learning_rate"] = _one("learning_rate", chosen["learning_rate"], 1)
+    spread = _one("temperature", chosen.pop("temperature"), np.inf)
+    return {**chosen, "spread": spread}
+
+
+def _one(name, value, largest):
+    """One number from 0 to `largest`."""
+    values = _inside(name, value, largest)
+    if len(values) != 1:
+        raise ValueError(f"{name} must be one number, not {value}")
+    return values[0]
+
+
+def _inside(name, value, largest):
+    """Numbers from 0 to `largest`, as an array (K,)."""
+    values = np.atleast_1d(np.asarray(value, np.float32))
+    if not (np.isfinite(values).all() and (values >= 0).all() and (values <= largest).all()):
+        upper = "be finite and not negative" if largest == np.inf else f"be from 0 to {largest:g}"
+        raise ValueError(f"{name} must {upper}, not {value}")
+    return values
+
+
+def observe(
+    images: ArrayLike,
+    spec: DataSpec,
+    *,
+    mask: ArrayLike | None = None,
+    scale: int = 1,
+    noise: float = 0.0,
+) -> Observed:
+    """What is known of images, checked; see `restore`."""
+    if mask is None and scale == 1 and not noise:
+        raise ValueError("nothing is unknown of the images: there is no mask, scale or noise")
+    if not 0 <= noise <= MOST_NOISE:
+        raise ValueError(f"noise must be a standard deviation, up to {MOST_NOISE}, not {noise}")
+    small = smaller(spec, scale)
+    images = np.asarray(images)
+    checks.array("images", images, ("N", *small.image_shape))
+    known = _known(mask, images, small)
+    if np.issubdtype(images.dtype, np.floating):
+        images = np.where(known, images, 0)
+        inside = np.clip(images, 0, 1) if noise and np.isfinite(images).all() else images
+        inputs.check(inside, small)
+    else:
+        white = np.iinfo(small.dtype).max
+        images = inputs.check(images, small) / white
+    rounding = 1 / (2**spec.num_bits - 1) ** 2 / 12 if scale > 1 else 0.0
+    variance = np.full((len(images), 1, 1, 1), noise**2 + rounding, np.float32)
+    exact = scale == 1 and not noise
+    values = np.where(known, images, 0).astype(np.float32)
+    return Observed(values, known.astype(np.float32), variance, scale, exact)
+
+
+def smaller(spec: DataSpec, scale: int) -> DataSpec:
+    """The spec of images without padding at 1 / scale of the size. Raises ValueError where that is
+    no whole number."""
+    size = spec.image_size - 2 * spec.padding
+    if scale < 1 or size % scale:
+        raise ValueError(f"scale must divide {size}, the height and width of images, not {scale}")
+    return dataclasses.replace(spec, image_size=size // scale, padding=0)
+
+
+def _known(mask, images, spec):
+    """(N, h, w, 1) bool."""
+    shape = (len(images), spec.image_size, spec.image_size, 1)
+    if mask is None:
+        return np.ones(shape, bool)
+    mask = np.asarray(mask)
+    if (
+        mask.ndim not in (2, 3)
+        or mask.shape[-2:] != shape[1:3]
+        or mask.shape[:-2]
+        not in (
+            (),
+            (1,),
+            shape[:1],
+        )
+    ):
+        raise ValueError(f"mask must be of shape {shape[1:3]} or {shape[:3]}, not {mask.shape}")
+    if not np.isin(mask, (0, 1)).all():
+        raise ValueError("mask must be 1 where a pixel is known and 0 where it is not")
+    mask = np.broadcast_to(mask.astype(bool)[..., None], shape)
+    if not mask.any((1, 2, 3)).all():
+        raise ValueError("mask leaves no pixel of an image known")
+    return mask
