@@ -8,6 +8,7 @@ was stopped goes on where it was.
 import hashlib
 import resource
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,71 @@ PROTOCOLS = {
 }
 
 
+@dataclass(frozen=True)
+class Draws:
+    """How samples are drawn.
+
+    Attributes:
+      num: samples.
+      temperature: of the prior: one number, or one a scale, coarsest first.
+      decoder: "mean" or "sample" of the pixels.
+      recalibrate_bn: replace the running statistics of batch norm by those of prior samples.
+      recalibration: how; one of `recalibrate.METHODS`.
+      passes: of recalibration; None takes the config's.
+      batch_size: samples at a time; None takes the config's. No number depends on it.
+      seed: of the samples.
+    """
+
+    num: int = 50_000
+    temperature: ArrayLike = 1.0
+    decoder: str = "mean"
+    recalibrate_bn: bool = True
+    recalibration: str = "pooled"
+    passes: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+
+    def about(self, experiment: Experiment) -> dict[str, Any]:
+        """What results say of them."""
+        settings, temperatures = experiment.evaluation, np.atleast_1d(self.temperature).tolist()
+        passes = settings.recalibration_passes if self.passes is None else self.passes
+        return {
+            "num": self.num,
+            "temperature": temperatures[0] if len(temperatures) == 1 else temperatures,
+            "decoder": self.decoder,
+            "recalibration": self.recalibration if self.recalibrate_bn else "none",
+            "recalibration_passes": passes if self.recalibrate_bn else 0,
+            "recalibration_batch_size": settings.recalibration_batch_size
+            if self.recalibrate_bn
+            else 0,
+            "seed": self.seed,
+        }
+
+    def batches(
+        self, workdir: str | Path, experiment: Experiment, state: Snapshot, first: int
+    ) -> Iterator[np.ndarray]:
+        """Samples (B, H, W, C) in [0, 1] from number `first` on."""
+        variables = state.variables
+        if self.recalibrate_bn:
+            options: dict[str, Any] = {"passes": self.passes, "method": self.recalibration}
+            batch_stats = recalibrated_statistics(
+                workdir, experiment, state, temperature=self.temperature, **options
+            )
+            variables = {**variables, "batch_stats": batch_stats}
+        size = self.batch_size
+        return sample.sample_images(
+            experiment,
+            variables,
+            num=self.num - first,
+            first=first,
+            temperature=self.temperature,
+            seed=self.seed,
+            batch_size=experiment.evaluation.batch_size if size is None else size,
+            draw_pixels=self.decoder == "sample",
+            rounded=False,
+        )
+
+
 def fid_run(
     workdir: str | Path,
     experiment: Experiment,
@@ -75,16 +141,9 @@ def fid_run(
     weights_sha256: str | None = None,
     components: int = 64,
     reference: str = "train",
-    num: int = 50_000,
-    temperature: ArrayLike = 1.0,
     protocol: str = "standard",
-    decoder: str = "mean",
-    recalibrate_bn: bool = True,
-    recalibration: str = "pooled",
-    passes: int | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
     overwrite: bool = False,
+    **draws: Any,
 ) -> dict[str, Any]:
     """Compares samples with a reference, and writes `fid.json` and `reference.npz` (the reference's
     statistics and features, to be used again). A call that was stopped goes on where it was.
@@ -99,16 +158,9 @@ def fid_run(
       weights_sha256: of that file, where it is not the published one.
       components: of "pca", fitted to training images.
       reference: what `image_sets.open_set` takes, or an `.npz` file of statistics.
-      num: samples.
-      temperature: of the prior: one number, or one a scale, coarsest first.
       protocol: a name in `PROTOCOLS`.
-      decoder: "mean" or "sample" of the pixels.
-      recalibrate_bn: replace the running statistics of batch norm by those of prior samples.
-      recalibration: how; one of `recalibrate.METHODS`.
-      passes: of recalibration; None takes the config's.
-      batch_size: samples at a time; None takes the config's.
-      seed: of the samples.
       overwrite: whether to replace a result of other settings.
+      **draws: of `Draws`.
 
     Returns:
       the result, as written to `fid.json`; see docs/metrics.md.
@@ -117,72 +169,46 @@ def fid_run(
       ValueError: the weights or the reference are none, a number is out of range, or the files may
         not be written.
     """
-    chosen, out = _check(experiment, protocol, temperature, decoder, num), paths.parse(out)
-    compute = _features(experiment.data, chosen, features, weights, weights_sha256, components)
+    draw, out, spec = Draws(**draws), paths.parse(out), experiment.data
+    chosen = _check(experiment, protocol, draw)
+    compute = _features(spec, chosen, features, weights, weights_sha256, components)
     made_by = {**compute.about, "feature_size": compute.size, "pixels": chosen.pixels}
     stored = statistics.load(reference, made_by)
-    images = None if stored else open_set(experiment.data, reference)
-    settings = experiment.evaluation
-    passes = settings.recalibration_passes if passes is None else passes
-    temperatures = np.atleast_1d(temperature).tolist()
+    images = None if stored else open_set(spec, reference)
+    num_reference = _count(images, chosen) if images else stored and stored.num
     metadata = {
         "model": sample.describe_model(experiment),
         "step": state.step,
         "weights": state.fingerprint,
         "protocol": protocol,
         **made_by,
-        "channels": "grey repeated to 3" if experiment.data.channels == 1 else "as they are",
-        "bits": experiment.data.num_bits,
+        "channels": "grey repeated to 3" if spec.channels == 1 else "as they are",
+        "bits": spec.num_bits,
         "reference": images.name if images else Path(reference).name,
-        "num_reference": _count(images, chosen) if images else stored and stored.num,
-        "num": num,
-        "temperature": temperatures[0] if len(temperatures) == 1 else temperatures,
-        "decoder": decoder,
-        "recalibration": recalibration if recalibrate_bn else "none",
-        "recalibration_passes": passes if recalibrate_bn else 0,
-        "recalibration_batch_size": settings.recalibration_batch_size if recalibrate_bn else 0,
-        "seed": seed,
+        "num_reference": num_reference,
+        **draw.about(experiment),
     }
-    num_reference = metadata["num_reference"]
     written = [out / "fid.json", *([out / "reference.npz"] if images else [])]
     outputs.check(written, metadata, inputs=[reference], overwrite=overwrite)
     # Features once as they are computed, and the reference's again to be kept.
-    capacity.check_disk(out, num=(num + 2 * (num_reference or 0), 4 * compute.size))
-    notes = _notes(num, num_reference, compute.size)
+    capacity.check_disk(out, num=(draw.num + 2 * (num_reference or 0), 4 * compute.size))
+    notes = _notes(draw.num, num_reference, compute.size)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     unfinished = out / f"unfinished-{_digest(metadata)}"
     if images:
-        parts = Parts(unfinished / "reference", num_reference)
+        parts = Parts(unfinished / "reference", num_reference or 0)
         batches = images.batches(PART, num_reference, parts.first_missing())
-        prepared = (chosen.prepare(batch, experiment.data) for _, batch in batches)
+        prepared = (chosen.prepare(batch, spec) for _, batch in batches)
         parts.add(prepared, compute, f"features of {images.name}")
         stored = parts.statistics()
-    assert stored is not None
-    parts = Parts(unfinished / "samples", num)
-    first = parts.first_missing()
-    if first < num:
-        options: dict[str, Any] = {"passes": passes, "method": recalibration}
-        variables = state.variables
-        if recalibrate_bn:
-            batch_stats = recalibrated_statistics(
-                workdir, experiment, state, temperature=temperature, **options
-            )
-            variables = {**variables, "batch_stats": batch_stats}
-        batches = sample.sample_images(
-            experiment,
-            variables,
-            num=num - first,
-            first=first,
-            temperature=temperature,
-            seed=seed,
-            batch_size=settings.batch_size if batch_size is None else batch_size,
-            draw_pixels=decoder == "sample",
-            rounded=False,
-        )
+    parts = Parts(unfinished / "samples", draw.num)
+    if (first := parts.first_missing()) < draw.num:
         if first:
             print(f"going on with sample {first}")
+        batches = draw.batches(workdir, experiment, state, first)
         parts.add(map(chosen.rounded, regroup(batches)), compute, "features of samples")
+    assert stored is not None
     found = statistics.compare(parts.statistics(), stored, inception=features == "inception")
     result = {**metadata, **found, "notes": notes, **peak_memory()}
     if distributed.is_primary():
@@ -194,19 +220,19 @@ def fid_run(
     return result
 
 
-def _check(experiment, protocol, temperature, decoder, num):
+def _check(experiment, protocol, draw):
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
-    if decoder not in ("mean", "sample"):
-        raise ValueError(f"decoder must be mean or sample, not {decoder!r}")
+    if draw.decoder not in ("mean", "sample"):
+        raise ValueError(f"decoder must be mean or sample, not {draw.decoder!r}")
     chosen = PROTOCOLS[protocol]
-    group_temperatures(experiment.model.hierarchy, temperature)
+    group_temperatures(experiment.model.hierarchy, draw.temperature)
     only = chosen.temperature
-    if only is not None and (np.asarray(temperature) != only).any():
+    if only is not None and (np.asarray(draw.temperature) != only).any():
         raise ValueError(f"the protocol {protocol} is of temperature {only:g} alone")
-    if chosen.pixels == "float" and decoder != "mean":
+    if chosen.pixels == "float" and draw.decoder != "mean":
         raise ValueError(f"the protocol {protocol} is of the decoder's mean")
-    _check_num(num, "num")
+    _check_num(draw.num, "num")
     return chosen
 
 

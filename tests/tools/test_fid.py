@@ -207,7 +207,7 @@ def test_a_stopped_call_goes_on(loaded, tmp_path, monkeypatch):
     """Stopped in the reference, and again between samples: the same numbers, nothing twice."""
     monkeypatch.setattr(parts, "PART", 8)
     monkeypatch.setattr(fid, "PART", 8)
-    whole = run_pca(loaded, tmp_path / "whole")
+    whole = run_pca(loaded, tmp_path / "whole", recalibrate_bn=False)
     computed, original = [], parts._write
 
     def stopping(path, images, features):
@@ -221,9 +221,9 @@ def test_a_stopped_call_goes_on(loaded, tmp_path, monkeypatch):
     stops = [3, 39]
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run_pca(loaded, tmp_path / "stopped")
+            run_pca(loaded, tmp_path / "stopped", recalibrate_bn=False)
         assert not (tmp_path / "stopped" / "fid.json").exists()
-    resumed = run_pca(loaded, tmp_path / "stopped")
+    resumed = run_pca(loaded, tmp_path / "stopped", recalibrate_bn=False)
     assert resumed["frechet_distance"] == pytest.approx(whole["frechet_distance"], rel=1e-9)
     assert len(computed) == len(set(computed)) == 38 + 3
     assert [n for kind, _, n in computed if kind == "samples"] == [8, 8, 4]
