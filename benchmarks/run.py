@@ -98,7 +98,7 @@ def measure_eval(experiment, state, batch, ceilings):
     bound = steps.make_bound_step(experiment.model, experiment.likelihood)
 
     def step(variables, images, key):
-        return bound(variables, encode(variables, images), images, key)
+        return bound(variables, encode(variables, images), images, key, np.arange(len(images)))
 
     arguments = (state.variables, make_images(experiment, batch), jax.random.key(0))
     return _measure(step, arguments, forward_flops(experiment, state, batch), ceilings)

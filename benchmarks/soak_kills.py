@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from soak_run import TINIEST, command, environment, last_step, rows
 
-from nvae_jax import checkpoint
+from nvae_jax import checkpoint, reporting
 from nvae_jax.state import State
 
 PROCESSES = 2
@@ -31,7 +31,6 @@ KEYS = (
     "eval.every_steps=25",
     f"checkpoint.every_steps={EVERY}",
 )
-NOT_COMPUTED = ("train/images_per_second", "train/data_wait_fraction")
 
 
 def soak_kills(folder, kills, seed):
@@ -188,5 +187,5 @@ def _arrays(workdir, step):
 
 def differing_steps(one, other):
     """The steps of which both have rows, with other numbers."""
-    computed = lambda row: {k: v for k, v in row.items() if k not in NOT_COMPUTED}  # noqa: E731
+    computed = lambda row: {k: v for k, v in row.items() if k not in reporting.TIMES}  # noqa: E731
     return [step for step in one if step in other and computed(one[step]) != computed(other[step])]

@@ -11,7 +11,7 @@ from nvae_jax.interop import conversion
 from nvae_jax.interrupt import raise_on_sigterm
 
 TORCH = options.define_path("torch", None, "the .pt file", required=True)
-RUN = options.define_run()
+RUN = options.define_run(join=False)
 EXPORT = flags.DEFINE_bool("export", False, "from the run directory to the file")
 DEVICES = flags.DEFINE_integer(
     "num_devices",

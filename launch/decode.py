@@ -7,7 +7,7 @@ python launch/decode.py --workdir=DIR --latents=FILE.npz --out=OUT [--groups=K -
 
 from absl import flags
 
-from nvae_jax import api, cli, encode, noise, options
+from nvae_jax import api, cli, distributed, encode, noise, options
 from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
@@ -23,9 +23,11 @@ OUT, OVERWRITE = options.define_out()
 @raise_on_sigterm()
 def main(_):
     """Flags in, one call out."""
-    latents = encode.load_latents(LATENTS.value, KIND.value, GROUPS.value)
+    run = api.load(**RUN(), batch_size=BATCH.value)
+    with distributed.raise_together():
+        latents = encode.load_latents(LATENTS.value, KIND.value, GROUPS.value)
     encode.decode_run(
-        api.load(**RUN(), batch_size=BATCH.value),
+        run,
         latents,
         OUT.value,
         source=LATENTS.value,

@@ -30,7 +30,7 @@ def main(_):
     run = RUN()
     evaluate.evaluate_run(
         run["workdir"],
-        *checkpoint.load_run(**run, join=True),
+        *checkpoint.load_run(**run),
         split=SPLIT.value,
         num_iw_samples=SAMPLES.value,
         max_examples=EXAMPLES.value,

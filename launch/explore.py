@@ -9,7 +9,7 @@ from nvae_jax import cli, options
 from nvae_jax.explore import explorer
 from nvae_jax.interrupt import raise_on_sigterm
 
-RUN = options.define_run()
+RUN = options.define_run(join=False)
 PORT = flags.DEFINE_integer(
     "port", 8000, "that the page is served on; 0: one that is free", 0, 65535
 )

@@ -14,7 +14,7 @@ from nvae_jax.hub import transfer
 from nvae_jax.interrupt import raise_on_sigterm
 
 ARGUMENTS = ("NAME",)
-RUN = options.define_run()
+RUN = options.define_run(join=False)
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16", "float16"], "of the parameters in the file"
 )

@@ -13,7 +13,7 @@ from nvae_jax.interrupt import raise_on_sigterm
 from nvae_jax.report.measure import Settings
 from nvae_jax.report.write import report_run
 
-RUN = options.define_run()
+RUN = options.define_run(join=False)
 OUT = options.define_path("out", None, "file to write; default: report.html in the run directory")
 SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
 EXAMPLES = flags.DEFINE_integer("max_examples", 1000, "only the first so many images", 2, 100_000)

@@ -13,7 +13,7 @@ from nvae_jax.interrupt import raise_on_sigterm
 from nvae_jax.restoration import masks, results
 from nvae_jax.restoration.restore import METHODS, MOST_STEPS, smaller
 
-RUN = options.define_run()
+RUN = options.define_run(join=False)
 IMAGES = options.define_images()
 SPLIT = flags.DEFINE_string("split", "test", "of the data set")
 NUM = flags.DEFINE_integer("num", 8, "how many images", 1)

@@ -12,7 +12,7 @@ from absl import flags
 from nvae_jax import api, cli, options, schema, score, scores
 from nvae_jax.interrupt import raise_on_sigterm
 
-RUN = options.define_run()
+RUN = options.define_run(join=False)
 IMAGES = options.define_images()
 SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
 AGAINST = options.define_path(

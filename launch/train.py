@@ -8,7 +8,18 @@ that do not change what is computed. --restart starts a run anew of which no che
 
 from absl import flags
 
-from nvae_jax import build, cli, config_file, loggers, options, paths, run_directory, schema, train
+from nvae_jax import (
+    build,
+    cli,
+    config_file,
+    loggers,
+    options,
+    paths,
+    profiling,
+    run_directory,
+    schema,
+    train,
+)
 
 CONFIG = options.define_path(
     "config", None, "name or file of a config; --config.KEY=VALUE changes a key of configs/base.py"
@@ -21,6 +32,9 @@ CHECK = flags.DEFINE_bool(
 RESTART = flags.DEFINE_bool("restart", False, "start a run anew of which no checkpoint is left")
 EXTEND = flags.DEFINE_bool(
     "extend", False, "train a finished run on, to --config.train.num_steps; see docs/training.md"
+)
+PROFILE = flags.DEFINE_string(
+    "profile", None, "START:STOP: write a trace of these steps, for TensorBoard's Profile tab"
 )
 LOG = flags.DEFINE_list(
     "log", ["tensorboard"], f"who gets metrics and pictures as well: {', '.join(loggers.MODULES)}"
@@ -39,6 +53,7 @@ def main(_):
         )
     else:
         how = {"restart": RESTART.value, "extend": EXTEND.value, "loggers": others}
+        how["profile"] = profiling.parse_span(PROFILE.value)
         train.train(config, WORKDIR.value, CHANGES(), **how)
 
 

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from nvae_jax import (
+    distributed,
     extras,
     files,
     history,
@@ -16,6 +18,7 @@ from nvae_jax import (
     pictures,
     progress,
     rate_distortion,
+    sharding,
 )
 from nvae_jax.api import Run
 from nvae_jax.data import pipeline
@@ -114,22 +117,32 @@ def analyze_run(
     """
     charts = extras.load("nvae_jax.latent_charts", "plots", "analyze")
     spec = run.experiment.data
-    split, out = pipeline.resolve_split(spec, split), paths.parse(out)
+    with distributed.raise_together():
+        split, out = pipeline.resolve_split(spec, split), paths.parse(out)
     metadata = run.metadata(split=split, max_examples=max_examples or "all", seed=seed)
     names = ["latents.json", "latents.png", "latents.npz", "rate_distortion.png", "prior_gap.png"]
     written = [out / name for name in (*names, "training.png")]
     outputs.check(written, metadata, overwrite=overwrite)
     summary, moments = measure(run, split=split, max_examples=max_examples, seed=seed)
     summary = {**metadata, **summary}
-    files.write_json(written[0], summary)
     arrays = {
         f"{name}_{number:02d}": array
         for number, group in enumerate(moments)
         for name, array in group._asdict().items()
     }
-    pictures.save_arrays(written[2], **arrays, **metadata)
-    for name, figure in draw_all(charts, run, summary).items():
-        pictures.save_png(out / f"{name}.png", charts.rasterize(figure), metadata)
+
+    def write():
+        files.write_json(written[0], summary)
+        pictures.save_arrays(written[2], **arrays, **metadata)
+        for name, figure in draw_all(charts, run, summary).items():
+            pictures.save_png(out / f"{name}.png", charts.rasterize(figure), metadata)
+        _report(summary, [path for path in written if path.exists()])
+
+    distributed.on_primary(write)
+    return summary
+
+
+def _report(summary, written):
     for scale in summary["scales"]:
         print(
             f"{scale['size']}x{scale['size']}: {scale['num_groups']} group(s), KL {scale['kl']:.2f}"
@@ -138,8 +151,7 @@ def analyze_run(
             f"{scale['used_variables']} of {scale['variables']} variables in use"
         )
     print(explain_gap(summary))
-    print(f"written to {out}: {', '.join(path.name for path in written if path.exists())}")
-    return summary
+    print(f"written to {written[0].parent}: {', '.join(path.name for path in written)}")
 
 
 def measure(
@@ -149,7 +161,13 @@ def measure(
     spec = run.experiment.data
     batch_size = pipeline.eval_batch_size(run.batch_size, max_examples)
     batches = pipeline.eval_batches(
-        spec, split=split, batch_size=batch_size, seed=seed, max_examples=max_examples
+        spec,
+        split=split,
+        batch_size=sharding.round_up(None, batch_size),
+        seed=seed,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        max_examples=max_examples,
     )
     total = pipeline.num_examples(spec, split)
     total = min(total, max_examples or total)

@@ -26,8 +26,19 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import capacity, checkpoint, inputs, paths, progress, scores, sharding, steps
+from nvae_jax import (
+    capacity,
+    checkpoint,
+    distributed,
+    inputs,
+    paths,
+    progress,
+    scores,
+    sharding,
+    steps,
+)
 from nvae_jax.build import Experiment
+from nvae_jax.interrupt import interruptible
 from nvae_jax.likelihoods import Likelihood, crop
 from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
 from nvae_jax.models.nvae import NVAE
@@ -51,6 +62,8 @@ def load(
     batch_size: int | None = None,
     which: str | int = "latest",
     changes: Mapping[str, Any] | None = None,
+    *,
+    join: bool = False,
 ) -> "Run":
     """A checkpoint of the run in `workdir`, as a `Run`.
 
@@ -60,16 +73,19 @@ def load(
       which: "latest", "best" (by the held-out NELBO in training), or a step.
       changes: {"section.key": value} of keys that may differ from the run's config, such as
         {"data.dir": "/data"}; see `run_directory.FREE`.
+      join: whether to join the other processes of a cluster, if this is one. They call the same
+        methods with the same arguments; each gets the whole result, which all devices computed.
 
     Raises:
       ValueError: there is no run, or no such checkpoint that can be read.
     """
-    experiment, state = checkpoint.load_run(workdir, which, changes=changes)
+    experiment, state = checkpoint.load_run(workdir, which, changes=changes, join=join)
     size = experiment.evaluation.batch_size if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}")
     programs = Programs(experiment.model, experiment.likelihood)
-    capacity.check_memory(experiment, batch_size=size)
+    with distributed.raise_together():
+        capacity.check_memory(experiment, batch_size=size)
     return Run(paths.parse(workdir), experiment, state, size, programs, lambda: state.variables)
 
 
@@ -78,10 +94,10 @@ class Programs:
 
     def __init__(self, model: NVAE, likelihood: Likelihood):
         self._model, self._likelihood = model, likelihood
-        self.compose = jax.jit(self._compose)
-        self.log_weights = jax.jit(self._log_weights)
+        self.compose = jax.jit(sharding.gathered(self._compose))
+        self.log_weights = jax.jit(sharding.gathered(self._log_weights))
         self.encode = jax.jit(steps.make_encode_step(model))
-        self.score = jax.jit(scores.make_score_step(model, likelihood))
+        self.score = jax.jit(sharding.gathered(scores.make_score_step(model, likelihood)))
 
     def _compose(self, variables, key, sources, temperatures, batch):
         noise = latent_noise(self._model, image_keys(key, batch["index"]))
@@ -335,7 +351,8 @@ class Run:
 
     def check_room(self, num: int) -> None:
         """Raises ValueError where `num` images are more than the memory holds."""
-        capacity.check_memory(self.experiment, num=num)
+        with distributed.raise_together():
+            capacity.check_memory(self.experiment, num=num)
 
     def compose(
         self,
@@ -385,12 +402,13 @@ class Run:
           the tree of arrays of N rows, NumPy.
         """
         rows, results = len(arrays["index"]), []
-        starts = range(0, rows, self.batch_size)
+        size = sharding.round_up(None, self.batch_size)
+        starts = range(0, rows, size)
         if len(starts) > 1:
             starts = progress.bar("computing", starts, unit="batch")
-        for start in starts:
-            stop = min(start + self.batch_size, rows)
-            cut = partial(_rows, start=start, stop=stop, size=self.batch_size)
+        for start in interruptible(starts):
+            stop = min(start + size, rows)
+            cut = partial(_rows, start=start, stop=stop, size=size)
             result = jax.device_get(step(jax.tree.map(cut, arrays)))
             results.append(jax.tree.map(partial(_first, stop - start), result))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *results)

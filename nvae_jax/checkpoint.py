@@ -17,6 +17,7 @@ from nvae_jax import (
     checkpoint_files,
     distributed,
     files,
+    hosts,
     orbax_errors,
     paths,
     run_directory,
@@ -291,12 +292,21 @@ def _first_problem(problems):
     return None
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves the question of `distributed.preempted` to the loop: the answer is one
+    for everybody who asks, and Orbax would count in steps."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """See Orbax."""
+        return False
+
+
 def _manager(directory, policy):
     """Orbax's, which saves and removes."""
     options = ocp.CheckpointManagerOptions(preservation_policy=policy, create=True)
     handlers = checkpoint_files.handlers()
     try:
-        return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+        return _Manager(directory, options=options, item_handlers=handlers)
     except Exception as error:  # a damaged folder can fail in any way
         raise ValueError(f"{directory} cannot be used: {_in_short(error)}") from error
 
@@ -366,7 +376,7 @@ def load_run(
     workdir = paths.parse(workdir, "workdir")
     config = run_directory.load_config(workdir, changes)
     if join:
-        distributed.initialize(build.build_distributed(config))
+        hosts.join(config)
     with distributed.raise_together():
         experiment = build.build_for_inference(config)
     return experiment, load_snapshot(workdir, experiment, which)[0]

@@ -71,7 +71,7 @@ def run(main: Callable[[list[str]], Any], program: str = "") -> None:
         print(stop, file=sys.stderr)
         sys.exit(128 + stop.signal_number)
     except KeyboardInterrupt:
-        sys.exit(130)
+        distributed.exit_without_waiting(130)
     except (flags.Error, ValueError, OSError, FloatingPointError) as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise

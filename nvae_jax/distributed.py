@@ -1,4 +1,4 @@
-"""Processes that train as one: how they find each other, agree to stop, and end together.
+"""Processes that work as one: how they find each other, agree to stop, and end together.
 
 How a lost process ends the others: each sends heartbeats to process 0, and jax aborts every process
 once one has been silent for `timeout` seconds, or at once when process 0 is gone. That reaches a
@@ -8,23 +8,18 @@ fails by itself and then waits for the others to end: hence `exit_without_waitin
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import os
 import re
-import signal
 import socket
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -100,10 +95,11 @@ def initialize(settings: DistributedSettings | None = None) -> None:
     if cluster is None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if hasattr(jax.config, "jax_enable_preemption_service"):  # otherwise it is always on
+        jax.config.update("jax_enable_preemption_service", True)
     wait = f"waiting up to {settings.start_timeout} s for the other processes"
     print(f"{cluster.name}: {wait}", file=sys.stderr, flush=True)
-    with _keeping_signal_handlers():
-        _join(cluster, settings)
+    _join(cluster, settings)
 
 
 def is_primary() -> bool:
@@ -111,16 +107,51 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
+_barriers = itertools.count()
+
+
 def barrier(name: str) -> None:
-    """Waits until every process has come here; nothing with one process.
+    """Waits until every process has come here; nothing with one process. All call it in the same
+    order.
 
     Needs no device, and so waits for a process that compiles or reads for long, as collectives
     may not.
     """
-    multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * LONGEST_WAIT)
+    key = f"{name} {next(_barriers)}"  # jax waits at a barrier once
+    multihost.get_barrier_sync_fn()(key=key, timeout_ms=1000 * LONGEST_WAIT)
 
 
-_gathers = itertools.count()
+def on_primary(function: Callable[[], Any]) -> None:
+    """Calls `function`, which may wait for no other process, in the first one; the others wait.
+
+    Raises:
+      ValueError: in all processes, where it raises that or OSError.
+    """
+    with raise_together():
+        if is_primary():
+            function()
+
+
+def check_same(what: str, mine: Mapping[str, Any]) -> None:
+    """Refuses processes that would not compute the same: `mine` must be equal in all of them.
+
+    Args:
+      what: they are, in a word or two.
+      mine: {name: value}, of what JSON can hold.
+
+    Raises:
+      ValueError: in all processes; it names what differs, with the values of two processes.
+    """
+    there = [dict(values) for values in all_gather(list(mine.items()))]
+    for index, values in enumerate(there):
+        different = [name for name in there[0] | values if there[0].get(name) != values.get(name)]
+        if different:
+            name = different[0]
+            more = f" (and {len(different) - 1} more)" if different[1:] else ""
+            raise ValueError(
+                f"the hosts of a cluster need the same {what}: {name} is {there[0].get(name)!r} in "
+                f"process 0 and {values.get(name)!r} in process {index}{more}"
+            )
 
 
 def all_gather(value: Any) -> list[Any]:
@@ -131,7 +162,7 @@ def all_gather(value: Any) -> list[Any]:
     """
     if jax.process_count() == 1:
         return [value]
-    barrier(f"all_gather {next(_gathers)}")
+    barrier("all_gather")
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     longest = multihost_utils.process_allgather(np.int32(text.size)).max()
     row = np.full(-(-longest // 1024) * 1024, ord(" "), np.uint8)  # few sizes, few programs
@@ -306,54 +337,24 @@ def _check_port_is_free(address):
         raise ValueError(f"process 0 cannot listen at {address}: {error.strerror}") from error
 
 
-@contextlib.contextmanager
-def _keeping_signal_handlers():
-    """jax.distributed takes SIGTERM for itself, after which it would stop nothing."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        # Python lets only its main thread set handlers; None is one that Python did not set.
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+_polls = itertools.count(1)
 
 
-class AllReduceMax:
-    """The largest of the numbers that the processes give, the same in all of them.
+def preempted() -> bool:
+    """Whether this is the call at which all processes are to stop, because one has got SIGTERM.
 
-    For what reaches one process and concerns all, such as a signal. All processes must call it
-    equally often, between the same steps. The answer is to the numbers of the call before, so that
-    the host never waits for the devices; the first is 0. With one process it is the number itself.
+    All must call it equally often, between the same steps. It asks no device and no other process:
+    in a cluster SIGTERM belongs to jax, whose service tells all processes of it in the background,
+    and agrees with them on the next call that none of them has made yet.
     """
-
-    def __init__(self):
-        self._pending = None
-
-    def __call__(self, number: int) -> int:
-        """Gives a `number` from 0 to 2**31 - 1; returns the largest of the last call's."""
-        if jax.process_count() == 1:
-            return int(number)
-        answer, self._pending = self._pending, _largest(number)
-        return 0 if answer is None else int(answer)
+    if not is_cluster():
+        return False
+    return multihost_utils.reached_preemption_sync_point(next(_polls))
 
 
-def any_process(flag: bool) -> bool:
-    """Whether `flag` is true in any process. All must call it; waits for them and the devices."""
-    return bool(flag) if jax.process_count() == 1 else bool(_largest(int(flag)))
-
-
-def _largest(number):
-    sharding, largest = _maximum()
-    numbers = np.full(jax.local_device_count(), number, np.int32)
-    return largest(jax.make_array_from_process_local_data(sharding, numbers))
-
-
-@functools.cache
-def _maximum():
-    """How to place one number a device, and the compiled function to their maximum everywhere."""
-    mesh = Mesh(np.array(jax.devices()), ("all",))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return NamedSharding(mesh, PartitionSpec("all")), jax.jit(jnp.max, out_shardings=everywhere)
+def is_cluster() -> bool:
+    """Whether this process is one of several that work as one."""
+    return jax.distributed.is_initialized()
 
 
 def lost_process(error: BaseException) -> bool:

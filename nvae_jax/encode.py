@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import inputs, outputs, paths, pictures
+from nvae_jax import distributed, inputs, outputs, paths, pictures, reporting
 from nvae_jax.api import Run
 
 KINDS = ("sample", "mean")
@@ -44,8 +44,8 @@ def encode_run(
     for kind, temperature in (("mean", 0.0), ("sample", 1.0)):
         latents = run.encode(images, temperature=temperature, seed=seed)
         arrays.update({f"{kind}_{group:02d}": z for group, z in enumerate(latents)})
-    pictures.save_arrays(out, **arrays, **metadata)
-    print(f"{len(images)} image(s) encoded to {out}: {run.num_groups} groups")
+    distributed.on_primary(lambda: pictures.save_arrays(out, **arrays, **metadata))
+    reporting.log(f"{len(images)} image(s) encoded to {out}: {run.num_groups} groups")
 
 
 def load_latents(
@@ -107,7 +107,11 @@ def decode_run(
     arrays, grid = paths.parse(out) / "decoded.npz", paths.parse(out) / "decoded.png"
     outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
     images, bits = run.decode(latents, temperature=temperature, seed=seed), run.num_bits
-    values, about = pictures.to_values(images, bits), pictures.value_metadata(bits)
-    pictures.save_arrays(arrays, images=values, **metadata, **about)
-    pictures.save_grid(grid, images[:100], metadata, num_bits=bits)
-    print(f"{len(images)} image(s) written to {arrays}")
+
+    def write():
+        values, about = pictures.to_values(images, bits), pictures.value_metadata(bits)
+        pictures.save_arrays(arrays, images=values, **metadata, **about)
+        pictures.save_grid(grid, images[:100], metadata, num_bits=bits)
+
+    distributed.on_primary(write)
+    reporting.log(f"{len(images)} image(s) written to {arrays}")

@@ -90,12 +90,12 @@ class Evaluator:
         if num_iw_samples < 1:
             raise ValueError(f"num_iw_samples must be at least 1, not {num_iw_samples}")
         key, sums, count = jax.random.key(seed), {}, 0
-        for index, batch in enumerate(batches):
+        first = 0
+        for batch in batches:
             mask = np.asarray(self._gather(sharding.to_devices(self._mesh, batch["mask"])))
-            part = int(mask.sum())
-            draws = self._draws(
-                variables, batch["image"], jax.random.fold_in(key, index), num_iw_samples
-            )
+            part, indices = int(mask.sum()), np.arange(first, first + len(mask))
+            first += len(mask)
+            draws = self._draws(variables, batch["image"], key, indices, num_iw_samples)
             if progress:
                 draws = _reported(draws, progress, count, part / num_iw_samples)
             terms = _average(draws, num_iw_samples, stopped or (lambda: False))
@@ -111,12 +111,12 @@ class Evaluator:
             raise ValueError("there is no example to evaluate")
         return _summary(sums, count, num_iw_samples, self._images)
 
-    def _draws(self, variables, images, key, num_samples):
+    def _draws(self, variables, images, key, indices, num_samples):
         """Yields the terms (B, ...) of one posterior draw after the other."""
         images = sharding.to_devices(self._mesh, images)
         features = self._encode(variables, images)
         for k in range(num_samples):
-            yield self._bound(variables, features, images, jax.random.fold_in(key, k))
+            yield self._bound(variables, features, images, jax.random.fold_in(key, k), indices)
 
 
 def _reported(draws, progress, done, examples):
@@ -261,22 +261,14 @@ def evaluate_run(
             "batch_size": batch_size or experiment.evaluation.batch_size,
         }
         path = _result_path(workdir, settings)
-        if distributed.is_primary():
-            outputs.check_settings([path], settings, overwrite=overwrite)
+    distributed.check_same("settings", {**settings, "num_examples": total})
+    distributed.on_primary(lambda: outputs.check_settings([path], settings, overwrite=overwrite))
     if used != split:
         reporting.log(f"{experiment.data.name} has no split {split!r}: evaluating {used!r}")
-    max_signal, stop = distributed.AllReduceMax(), 0
     with (
         Interrupt("stopping") as interrupt,
         progress.bar("evaluating", unit="image", total=min(total, max_examples or total)) as bar,
     ):
-
-        def stopped():
-            # A signal to any host stops all of them, at the same draw.
-            nonlocal stop
-            stop = max_signal(interrupt.received or 0)
-            return stop
-
         result = evaluate(
             experiment.model,
             experiment.likelihood,
@@ -286,14 +278,13 @@ def evaluate_run(
             seed=seed,
             mesh=experiment.mesh,
             progress=lambda done: bar.update(done - bar.n),
-            stopped=stopped,
+            stopped=interrupt.stop,
         )
-    if result is None:
-        raise Interrupted("stopped before the end: nothing was written", stop)
+        if result is None:
+            raise Interrupted("stopped before the end: nothing was written", interrupt.stop())
     result = {**settings, **result}
     reporting.log(_report(result))
-    if distributed.is_primary():
-        _write(path, result)
+    distributed.on_primary(lambda: _write(path, result))
     return result
 
 

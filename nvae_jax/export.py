@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
-from nvae_jax import capacity, extras, files, outputs, paths, progress, run_directory, steps
+from nvae_jax import (
+    capacity,
+    distributed,
+    extras,
+    files,
+    outputs,
+    paths,
+    progress,
+    run_directory,
+    steps,
+)
 from nvae_jax.api import Run
 from nvae_jax.folding import fold
 from nvae_jax.likelihoods import Likelihood, crop
@@ -109,11 +119,11 @@ def export_run(
     names = ("export.json", "sampler.jax", "encoder.jax", "README.txt")
     outputs.check([out / name for name in names], metadata, overwrite=overwrite)
     original = experiment.model_for_any_platform
-    model, variables = fold(original, run.variables)
+    model, variables = fold(original, jax.device_get(run.variables))
     sampler = make_sampler(
         model, experiment.likelihood, variables, batch_size=batch_size, padding=padding
     )
-    _, variables = fold(original, run.state.variables)
+    _, variables = fold(original, jax.device_get(run.state.variables))
     encoder = make_encoder(model, variables, padding=padding)
     height, width, channels = experiment.image_shape
     shape = (batch_size, height - 2 * padding, width - 2 * padding, channels)
@@ -124,13 +134,18 @@ def export_run(
         "sampler.jax": (sampler, (seed, first, number)),
         "encoder.jax": (encoder, (images, seed, number)),
     }
-    sizes = {}
-    for name in progress.bar("exporting", programs, unit="program"):
-        program, arguments = programs[name]
-        sizes[name] = _write(out / name, program, arguments, platforms)
-    files.write_json(out / "export.json", {**metadata, "bytes": sizes})
-    run_directory.write_text(out / "README.txt", _usage(run, shape, temperature))
-    print(f"written to {out}: " + ", ".join(f"{n} ({s / 1e6:.1f} MB)" for n, s in sizes.items()))
+
+    def write():
+        sizes = {}
+        for name in progress.bar("exporting", programs, unit="program"):
+            program, arguments = programs[name]
+            sizes[name] = _write(out / name, program, arguments, platforms)
+        files.write_json(out / "export.json", {**metadata, "bytes": sizes})
+        run_directory.write_text(out / "README.txt", _usage(run, shape, temperature))
+        named = ", ".join(f"{name} ({size / 1e6:.1f} MB)" for name, size in sizes.items())
+        print(f"written to {out}: {named}")
+
+    distributed.on_primary(write)
 
 
 def _check(batch_size, platforms):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import checks, mirror, paths
+from nvae_jax import checks, distributed, mirror, paths
 from nvae_jax.build import Experiment
 from nvae_jax.data import depth, faults, folder, numpy_files, pipeline, sources, transforms
 from nvae_jax.data.images import SUFFIXES, Images
@@ -219,20 +219,25 @@ def select(
       ValueError: as `to_model` and `load`, or there are no such images.
     """
     end = None if num is None else first + num
-    if images is not None:
-        found = read(images, experiment.data, first, end)
-        chosen = to_model(found, experiment.data, seed, first)
-    else:
-        split = pipeline.resolve_split(experiment.data, split)
-        size = pipeline.num_examples(experiment.data, split)
-        end = min(end or size, size)
-        batches = pipeline.eval_batches(
-            experiment.data, split=split, batch_size=256, seed=seed, max_examples=max(end, 1)
-        )
-        chosen = np.concatenate([batch["image"][batch["mask"]] for batch in batches])[first:]
-    if not len(chosen):
-        raise ValueError(f"there is no image number {first}")
+    with distributed.raise_together():
+        if images is not None:
+            found = read(images, experiment.data, first, end)
+            chosen = to_model(found, experiment.data, seed, first)
+        else:
+            chosen = _of_split(experiment.data, split, first, end, seed)
+        if not len(chosen):
+            raise ValueError(f"there is no image number {first}")
     return crop(chosen, experiment.data.padding)
+
+
+def _of_split(spec, split, first, end, seed):
+    split = pipeline.resolve_split(spec, split)
+    size = pipeline.num_examples(spec, split)
+    end = min(end or size, size)
+    batches = pipeline.eval_batches(
+        spec, split=split, batch_size=256, seed=seed, max_examples=max(end, 1)
+    )
+    return np.concatenate([batch["image"][batch["mask"]] for batch in batches])[first:]
 
 
 def describe(arrays: np.ndarray | Sequence[np.ndarray], source: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import inputs, outputs, paths, pictures, progress
+from nvae_jax import distributed, inputs, outputs, paths, pictures, progress, reporting
 from nvae_jax.api import Run
 from nvae_jax.noise import group_temperatures
 
@@ -138,13 +138,20 @@ def interpolate_run(
     else:
         ends = noise_of_image_pairs(run, images, seed)
     ways, bits = interpolate(run, *ends, num_steps, temperature=temperature), run.num_bits
-    values, about = pictures.to_values(ways, bits), pictures.value_metadata(bits)
-    pictures.save_arrays(written[0], images=values, **metadata, **about)
-    flat = ways.reshape(-1, *ways.shape[2:])
-    pictures.save_grid(written[1], flat, metadata, num_steps, num_bits=bits)
-    for path in written[2:]:
-        pictures.save_animation(path, _frames(run, ends, temperature), metadata)
-    print(f"{len(ways)} interpolation(s) in {out}: {', '.join(path.name for path in written)}")
+    frames = [_frames(run, ends, temperature) for _ in written[2:]]
+
+    def write():
+        values, about = pictures.to_values(ways, bits), pictures.value_metadata(bits)
+        pictures.save_arrays(written[0], images=values, **metadata, **about)
+        flat = ways.reshape(-1, *ways.shape[2:])
+        pictures.save_grid(written[1], flat, metadata, num_steps, num_bits=bits)
+        for path, animated in zip(written[2:], frames, strict=True):
+            pictures.save_animation(path, animated, metadata)
+
+    distributed.on_primary(write)
+    reporting.log(
+        f"{len(ways)} interpolation(s) in {out}: {', '.join(path.name for path in written)}"
+    )
 
 
 def _frames(run, ends, temperature, count=24):

@@ -4,6 +4,7 @@ images, which cannot have been memorised: samples should be no nearer than those
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import files, inputs, outputs, paths, pictures, progress
+from nvae_jax import distributed, files, inputs, outputs, paths, pictures, progress, sharding
 from nvae_jax.api import Run
 from nvae_jax.data import pipeline, sources, transforms
 from nvae_jax.data.spec import DataSpec
+from nvae_jax.interrupt import interruptible
 from nvae_jax.likelihoods import crop
 from nvae_jax.noise import group_temperatures
 
@@ -64,7 +66,8 @@ def load_or_draw_samples(
     group_temperatures(run.experiment.model.hierarchy, temperature)  # for a file too: checked
     if file is not None:
         spec = run.experiment.data
-        images = inputs.check(inputs.read(file, spec, end=num), spec)
+        with distributed.raise_together():
+            images = inputs.check(inputs.read(file, spec, end=num), spec)
         metadata = run.metadata(**inputs.describe(images, str(file)))
         largest = np.iinfo(images.dtype).max
         return lambda: images.astype(np.float32) / largest, metadata
@@ -85,11 +88,12 @@ def find(
     *,
     crop_fraction: float = 1.0,
 ) -> Neighbours:
-    """The `num` nearest of all images for each query.
+    """The `num` nearest of all images for each query. All devices share the comparisons.
 
     Args:
       queries: (N, H, W, C) in [0, 1].
-      batches: of {"image": (B, H, W, C) in [0, 1], "mask": (B,), "id": (B,)}; read once.
+      batches: this host's parts of {"image": (B, H, W, C) in [0, 1], "mask": (B,), "id": (B,)}, B
+        divided by the devices; read once.
       num: k; fewer come back where there are fewer images.
       crop_fraction: compare the central part of this height and width alone.
 
@@ -100,14 +104,16 @@ def find(
       ValueError: `num` or the fraction is out of range, or the sizes differ.
     """
     _check(num, crop_fraction)
-    targets = jnp.asarray(_central(queries, crop_fraction))
+    targets = np.asarray(_central(queries, crop_fraction), np.float32)
+    mesh, compare = _comparison()
     best = np.zeros((len(targets), 0), np.float32), np.zeros((len(targets), 0), np.int64)
-    for batch in batches:
+    for batch in interruptible(batches):
         images = _central(batch["image"], crop_fraction)
         if images.shape[1:] != targets.shape[1:]:
             raise ValueError(f"images of {images.shape[1:]} beside others of {targets.shape[1:]}")
-        distances = np.where(batch["mask"][None], _distances(targets, images), np.inf)
-        best = _merge(best, distances, batch["id"], num)
+        ids = np.asarray(batch["id"], np.int32)
+        placed = [sharding.to_devices(mesh, a) for a in (images, batch["mask"], ids)]
+        best = _merge(best, *map(np.asarray, compare(targets, *placed)), num)
     distance, index = best
     found = np.isfinite(distance).all(0)
     return Neighbours(index[:, found], distance[:, found])
@@ -125,9 +131,21 @@ def _central(images, fraction):
     return crop(images, (height - max(round(height * fraction), 1)) // 2)
 
 
-@jax.jit
-def _distances(queries, images):
-    """Root mean square differences (N, B): as products, not as N·B images."""
+@cache
+def _comparison():
+    """The devices, and `_distances` such that they share the images and all get the result."""
+    mesh = sharding.make_mesh(sharding.MeshSettings())
+    return mesh, jax.jit(_distances, out_shardings=sharding.replicated(mesh))
+
+
+def _distances(queries, images, mask, ids):
+    """Root mean square differences (N, B), infinite where masked, and the images' numbers."""
+    distances = jnp.where(mask[None], _differences(queries, images), jnp.inf)
+    return distances, ids
+
+
+def _differences(queries, images):
+    """As products, not as N·B images."""
     n, size = len(queries), queries[0].size
     a, b = queries.reshape(n, size), images.reshape(len(images), size)
     # Centred on the queries' mean, the squares lose less to cancellation.
@@ -146,13 +164,20 @@ def _merge(best, distances, ids, num):
 
 
 def training_batches(spec: DataSpec) -> Iterator[Mapping[str, np.ndarray]]:
-    """All training images as they are, a chunk at a time."""
-    batches = pipeline.eval_batches(unbinarized_spec(spec), split="train", batch_size=CHUNK, seed=0)
+    """This host's parts of chunks of all training images as they are."""
+    batches = pipeline.eval_batches(
+        unbinarized_spec(spec),
+        split="train",
+        batch_size=sharding.round_up(None, CHUNK),
+        seed=0,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )
     total = pipeline.num_examples(spec, "train")
     with progress.bar("comparing", unit="image", total=total) as bar:
         for batch in batches:
             yield batch
-            bar.update(int(batch["mask"].sum()))
+            bar.update(min(CHUNK, total - bar.n))
 
 
 def nearest_run(
@@ -195,7 +220,8 @@ def nearest_run(
     """
     _check(num, crop_fraction)
     spec, out = run.experiment.data, paths.parse(out)
-    split = pipeline.resolve_split(spec, split)
+    with distributed.raise_together():
+        split = pipeline.resolve_split(spec, split)
     metadata = {
         **metadata,
         "baseline": split,
@@ -219,12 +245,17 @@ def nearest_run(
             arrays[f"{source}_index_{name}"] = found.index[part]
             median = float(np.median(found.distance[part, 0]))
             summary[f"median_{source}_distance_{name}"] = median
-        file = "nearest.png" if name == "full" else f"nearest_{name}.png"
-        images, columns = grid(spec, queries, count, min(rows, len(test)), found)
-        pictures.save_grid(out / file, images, metadata, columns, num_bits=spec.num_bits)
-    pictures.save_arrays(out / "nearest.npz", **arrays, **metadata)
-    files.write_json(out / "nearest.json", summary)
-    _report(summary, out)
+
+    def write():
+        for name, found in results.items():
+            file = "nearest.png" if name == "full" else f"nearest_{name}.png"
+            images, columns = grid(spec, queries, count, min(rows, len(test)), found)
+            pictures.save_grid(out / file, images, metadata, columns, num_bits=spec.num_bits)
+        pictures.save_arrays(out / "nearest.npz", **arrays, **metadata)
+        files.write_json(out / "nearest.json", summary)
+        _report(summary, out)
+
+    distributed.on_primary(write)
     return summary
 
 

@@ -25,8 +25,11 @@ def define_path(name: str, default: str | None, help: str, **options: Any) -> fl
     return flags.DEFINE(_PathParser(), name, default, help, **options)
 
 
-def define_run() -> Callable[[], dict[str, Any]]:
+def define_run(*, join: bool = True) -> Callable[[], dict[str, Any]]:
     """Defines the flags of every command that reads a run.
+
+    Args:
+      join: whether the command computes on all hosts of a cluster, where it is started on them.
 
     Returns:
       a function of no arguments: what `api.load` and `checkpoint.load_run` take, as {name: value}.
@@ -40,6 +43,7 @@ def define_run() -> Callable[[], dict[str, Any]]:
         "workdir": workdir.value,
         "which": checkpoint.parse_checkpoint_name(which.value),
         "changes": changes(),
+        **({"join": True} if join else {}),
     }
 
 

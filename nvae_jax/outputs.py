@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nvae_jax import files, paths
+from nvae_jax import distributed, files, paths
 
 
 def check(
@@ -20,7 +20,8 @@ def check(
     inputs: Iterable[str | Path] = (),
     overwrite: bool = False,
 ) -> None:
-    """Raises ValueError unless all files can be, and may be, written.
+    """Raises ValueError unless all files can be, and may be, written; in all processes of a
+    cluster, which call it with the same settings, and of which the first one will write.
 
     Args:
       outputs: their paths; the first says what made it, and so stands for those that cannot.
@@ -31,9 +32,14 @@ def check(
     Raises:
       ValueError: one of them may not be written; the message says why and what to do.
     """
-    for path in outputs:
-        _check_no_input(paths.check_writable(path, "--out"), inputs)
-    check_settings(outputs, settings, overwrite=overwrite)
+    distributed.check_same("settings", {**settings, "out": str(outputs[0])})
+
+    def check_files():
+        for path in outputs:
+            _check_no_input(paths.check_writable(path, "--out"), inputs)
+        check_settings(outputs, settings, overwrite=overwrite)
+
+    distributed.on_primary(check_files)
 
 
 def check_settings(

@@ -10,6 +10,7 @@ import numpy as np
 
 from nvae_jax import sharding
 from nvae_jax.api import Run
+from nvae_jax.interrupt import interruptible
 from nvae_jax.models.latents import POSTERIOR
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import image_keys, latent_noise
@@ -68,7 +69,8 @@ def latent_moments(
 
     Args:
       run: an `api.Run`.
-      batches: of {"image": (B, H, W, C), "mask": (B,)}, B always the same.
+      batches: this host's parts of {"image": (B, H, W, C), "mask": (B,)}, B always the same and
+        divided by the devices, which share them.
       seed: of posterior draws.
       progress: called with the number of images done so far.
 
@@ -78,16 +80,19 @@ def latent_moments(
     Raises:
       ValueError: there are fewer than two images.
     """
-    step, key = jax.jit(make_moment_step(run.experiment.model)), jax.random.key(seed)
+    mesh, key = sharding.make_mesh(sharding.MeshSettings()), jax.random.key(seed)
+    step = _counting(make_moment_step(run.experiment.model), mesh)
     sums, count, seen = None, 0, 0
-    for batch in batches:
-        indices = np.arange(seen, seen + len(batch["image"]))
-        placed = [sharding.shard_batch(a) for a in (indices, batch["image"], batch["mask"])]
-        moments = jax.device_get(step(run.variables, key, *placed))
+    for batch in interruptible(batches):
+        part = len(batch["image"])
+        indices = np.arange(part, dtype=np.int32) + seen + part * jax.process_index()
+        arrays = (indices, batch["image"], batch["mask"])
+        placed = [sharding.to_devices(mesh, array) for array in arrays]
+        moments, added = jax.device_get(step(run.variables, key, *placed))
         # Sums over a split are taken in float64: float32 would lose digits.
         moments = jax.tree.map(lambda a: np.asarray(a, np.float64), moments)
         sums = moments if sums is None else jax.tree.map(np.add, sums, moments)
-        count, seen = count + int(batch["mask"].sum()), seen + len(indices)
+        count, seen = count + int(added), seen + part * jax.process_count()
         if progress:
             progress(count)
     if sums is None or count < 2:
@@ -100,6 +105,15 @@ def latent_moments(
         )
         for kl, mean, squares, standard, products in sums
     ]
+
+
+def _counting(step, mesh):
+    """A compiled moment step that gives the number of images, too, both to every device."""
+
+    def counting(variables, key, indices, images, mask):
+        return step(variables, key, indices, images, mask), mask.sum()
+
+    return jax.jit(counting, out_shardings=sharding.replicated(mesh))
 
 
 def _variance(count, total, squares):

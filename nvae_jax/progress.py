@@ -74,15 +74,18 @@ class _Lines(tqdm):
 
 
 class Clock:
-    """The speed of training between two rows of metrics, not counting what else is done.
+    """The speed of training between two rows of metrics, not counting what else is done, and how
+    long that took.
 
     Args:
       step: the last that is done.
       data: an iterator with `wait_seconds`.
+      training_seconds: that the steps before it took.
     """
 
-    def __init__(self, step: int, data: Any):
-        self._data = data
+    def __init__(self, step: int, data: Any, training_seconds: float = 0.0):
+        self._data, self._before = data, training_seconds
+        self._saving, self._compiled = 0.0, 0.0
         self._mark(step)
 
     def _mark(self, step):
@@ -95,10 +98,50 @@ class Clock:
         yield
         self._time += time.perf_counter() - begin
 
-    def lap(self, step: int, batch_size: int) -> tuple[float, float]:
-        """(images per second, fraction of the time spent waiting for data) since the last one."""
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """A context whose time counts as that of checkpoints, within `paused`."""
+        begin = time.perf_counter()
+        yield
+        self._saving += time.perf_counter() - begin
+
+    def training_seconds(self) -> float:
+        """What all steps took so far, without waiting for data."""
+        wait = self._data.wait_seconds - self._wait
+        return self._before + max(time.perf_counter() - self._time - wait, 0.0)
+
+    def lap(self, step: int, batch_size: int) -> dict[str, float]:
+        """{name: number} of the time since the last one; docs/metrics.md says which."""
         seconds = max(time.perf_counter() - self._time, 1e-9)
-        rate = (step - self._step) * batch_size / seconds
-        wait = (self._data.wait_seconds - self._wait) / seconds
+        wait, steps = self._data.wait_seconds - self._wait, max(step - self._step, 1)
+        row = {
+            "images_per_second": (step - self._step) * batch_size / seconds,
+            "data_wait_fraction": wait / seconds,
+            "step_seconds": seconds / steps,
+            "data_wait_seconds": wait / steps,
+            "training_seconds": self.training_seconds(),
+            "checkpoint_seconds": self._saving,
+            "compile_seconds": compile_seconds() - self._compiled,
+        }
+        self._before, self._saving = row["training_seconds"], 0.0
+        self._compiled = compile_seconds()
         self._mark(step)
-        return rate, wait
+        return row
+
+
+_compiling = [0.0]  # seconds
+_PHASES = ("/jax/core/compile/backend_compile", "/jax/core/compile/jaxpr_to_mlir")
+
+
+def _add_compilation(event, seconds, **_):
+    if event.startswith(_PHASES):
+        _compiling[0] += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_add_compilation)
+
+
+def compile_seconds() -> float:
+    """What this process has spent on lowering and compiling programs, or on reading compiled ones
+    from the cache."""
+    return _compiling[0]

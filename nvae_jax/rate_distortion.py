@@ -17,6 +17,7 @@ import numpy as np
 from nvae_jax import frechet, nearest, sharding
 from nvae_jax.api import Run
 from nvae_jax.data import pipeline
+from nvae_jax.interrupt import interruptible
 from nvae_jax.likelihoods import Likelihood, bits_per_dim, crop
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.latents import POSTERIOR, PRIOR
@@ -94,10 +95,8 @@ def measure(
     images, originals = load(spec), np.asarray(shrink(load(nearest.unbinarized_spec(spec))))
     axes = frechet.principal_axes(originals, COMPONENTS)
     num_dims = int(np.prod(crop(images[:1], spec.padding).shape))
-    step, points = (
-        jax.jit(make_partial_step(run.experiment.model, run.experiment.likelihood, spec.padding)),
-        [],
-    )
+    step = make_partial_step(run.experiment.model, run.experiment.likelihood, spec.padding)
+    step, points = jax.jit(sharding.gathered(step)), []
     for groups in stops(hierarchy):
         reconstruction, error, means = _decode(run, step, images, groups, seed)
         rate = float(np.sum(kl_by_group[:groups]))
@@ -127,8 +126,8 @@ def _images(spec, *, split, max_examples, seed):
 def _decode(run, step, images, groups, seed):
     """The step's results for all images."""
     sources = np.where(np.arange(run.num_groups) < groups, POSTERIOR, PRIOR).astype(np.int32)
-    size, results = min(run.batch_size, len(images)), []
-    for start in range(0, len(images), size):
+    size, results = sharding.round_up(None, min(run.batch_size, len(images))), []
+    for start in interruptible(range(0, len(images), size)):
         # What fills the last batch up are copies of the last image.
         indices = np.minimum(np.arange(start, start + size), len(images) - 1)
         placed = [sharding.shard_batch(array) for array in (indices, images[indices])]

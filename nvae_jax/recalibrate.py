@@ -13,8 +13,9 @@ from flax import traverse_util
 from flax.typing import VariableDict
 from numpy.typing import ArrayLike
 
-from nvae_jax import files, paths, progress, sharding
+from nvae_jax import distributed, files, paths, progress, reporting, sharding
 from nvae_jax.build import Experiment
+from nvae_jax.interrupt import interruptible
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import (
     describe_temperature,
@@ -48,7 +49,8 @@ def recalibrate(
     are averaged; variances are averaged, and the variance of the means between passes is added.
     `published` is the published recipe: a moving average that starts from the training's and moves
     by 0.05 a pass. Only the top-down network and the postprocessing take part: the rest keeps its
-    statistics. The passes run in float32, and on every local device.
+    statistics. The passes run in float32, each on all devices (of all hosts, which call this
+    together).
 
     Args:
       model: an `NVAE`.
@@ -79,7 +81,7 @@ def recalibrate(
     variables = sharding.replicate(variables)
     batches = (
         (i, sharding.shard_batch(np.arange(i * batch_size, (i + 1) * batch_size)))
-        for i in progress(range(passes))
+        for i in interruptible(progress(range(passes)))
     )
     run = _pooled if method == "pooled" else _moving
     return run(variables, lambda v, indices: _pass(model, v, key, indices, temperatures), batches)
@@ -95,7 +97,9 @@ def _pass(model, variables, key, indices, temperatures):
         method="sample_logits",
         mutable=["batch_stats"],
     )
-    return jax.tree.map(_hold, updated["batch_stats"])
+    statistics = jax.tree.map(_hold, updated["batch_stats"])
+    everywhere = sharding.replicated(sharding.make_mesh(sharding.MeshSettings()))
+    return jax.lax.with_sharding_constraint(statistics, everywhere)
 
 
 def _hold(statistic):
@@ -177,9 +181,10 @@ def recalibrated_statistics(
     )
     path = paths.parse(workdir) / "recalibration" / name
     kept = _load(path, state.variables["batch_stats"])
-    if kept is not None:
+    there = all(distributed.all_gather(kept is not None))
+    if there and kept is not None:
         return kept
-    print(f"recalibrating batch norm: {passes} passes of {size} images", flush=True)
+    reporting.log(f"recalibrating batch norm: {passes} passes of {size} images")
     statistics = recalibrate(
         experiment.model,
         state.variables,
@@ -190,7 +195,7 @@ def recalibrated_statistics(
         method=method,
         progress=progress,
     )
-    _save(path, statistics)
+    distributed.on_primary(lambda: _save(path, statistics))
     return statistics
 
 

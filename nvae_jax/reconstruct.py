@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import inputs, outputs, paths, pictures
+from nvae_jax import distributed, inputs, outputs, paths, pictures, reporting
 from nvae_jax.api import Run
 from nvae_jax.models.hierarchy import Hierarchy
 
@@ -88,8 +88,12 @@ def reconstruct_run(
     arrays, grid = (paths.parse(out) / f"reconstructions.{ending}" for ending in ("npz", "png"))
     outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
     copies = reconstruct_partially(run, images, groups, temperature=temperature, seed=seed)
-    pictures.save_arrays(arrays, images=images, reconstructions=copies, **metadata)
-    rows = np.swapaxes(np.concatenate([images[None], copies]), 0, 1)
-    rows, columns = rows.reshape(-1, *rows.shape[2:]), rows.shape[1]
-    pictures.save_grid(grid, rows, metadata, columns, num_bits=run.num_bits)
-    print(f"{len(images)} image(s), {groups} groups of the posterior: {grid}")
+
+    def write():
+        pictures.save_arrays(arrays, images=images, reconstructions=copies, **metadata)
+        rows = np.swapaxes(np.concatenate([images[None], copies]), 0, 1)
+        rows, columns = rows.reshape(-1, *rows.shape[2:]), rows.shape[1]
+        pictures.save_grid(grid, rows, metadata, columns, num_bits=run.num_bits)
+
+    distributed.on_primary(write)
+    reporting.log(f"{len(images)} image(s), {groups} groups of the posterior: {grid}")

@@ -9,6 +9,21 @@ from tqdm import tqdm
 
 from nvae_jax import distributed
 
+# Columns of a row of training that the clock decides: all others are the same in equal runs.
+TIMES = tuple(
+    f"train/{name}"
+    for name in (
+        "images_per_second",
+        "data_wait_fraction",
+        "step_seconds",
+        "data_wait_seconds",
+        "training_seconds",
+        "checkpoint_seconds",
+        "compile_seconds",
+        "goodput",
+    )
+)
+
 
 def log(line: str) -> None:
     """Prints a line, on the first process only."""
@@ -37,16 +52,13 @@ def progress(start: int, total: int, batch_size: int) -> "Silent | Progress":
     return Progress(start, total, batch_size) if distributed.is_primary() else Silent()
 
 
-def train_row(
-    metrics: Mapping[str, Any], images_per_second: float, wait_fraction: float
-) -> dict[str, Any]:
-    """Names the train step's metrics; KLs by group get a column each."""
+def train_row(metrics: Mapping[str, Any], timing: Mapping[str, float]) -> dict[str, Any]:
+    """Names the train step's metrics and those of `progress.Clock`; KLs by group get a column
+    each."""
     row = {f"train/{k}": float(v) for k, v in metrics.items() if np.ndim(v) == 0}
     for name in ("kl_group", "balance"):
         row.update({f"train/{name}_{i:02d}": float(v) for i, v in enumerate(metrics[name])})
-    row["train/images_per_second"] = images_per_second
-    row["train/data_wait_fraction"] = wait_fraction
-    return row
+    return row | {f"train/{name}": value for name, value in timing.items()}
 
 
 class Progress:

@@ -2,6 +2,7 @@
 
 config.json  checkpoints/  metrics.jsonl  TensorBoard event files  samples/  eval/
 config_history.jsonl: the configs that config.json held before the run was made longer
+starts.jsonl: when, where and at which step the run was started, see `goodput`
 """
 
 import contextlib

@@ -10,9 +10,20 @@ import numpy as np
 from flax.typing import VariableDict
 from numpy.typing import ArrayLike
 
-from nvae_jax import capacity, outputs, paths, pictures, progress, sharding, steps
+from nvae_jax import (
+    capacity,
+    distributed,
+    outputs,
+    paths,
+    pictures,
+    progress,
+    reporting,
+    sharding,
+    steps,
+)
 from nvae_jax.build import Experiment
 from nvae_jax.data import depth
+from nvae_jax.interrupt import interruptible
 from nvae_jax.likelihoods import crop
 from nvae_jax.noise import group_temperatures
 from nvae_jax.ops import compiler
@@ -58,15 +69,16 @@ def sample_images(
     """
     _check(num, batch_size, decoder_temperature)
     temperatures = group_temperatures(experiment.model.hierarchy, temperature)
+    step = steps.make_sample_step(experiment.model, experiment.likelihood, draw_pixels=draw_pixels)
     step = jax.jit(
-        steps.make_sample_step(experiment.model, experiment.likelihood, draw_pixels=draw_pixels),
+        sharding.gathered(step),
         compiler_options=compiler.options(jax.default_backend()),
     )
     key, variables = jax.random.key(seed), sharding.replicate(variables)
-    batch_size = min(batch_size, num)
+    batch_size = sharding.round_up(None, min(batch_size, num))
 
     def batches():
-        for start in range(first, first + num, batch_size):
+        for start in interruptible(range(first, first + num, batch_size)):
             indices = sharding.shard_batch(np.arange(start, start + batch_size))
             images = step(variables, key, indices, temperatures, decoder_temperature)
             uncut = crop(np.asarray(images), experiment.data.padding)
@@ -94,7 +106,8 @@ def write_images(
     png_files: bool = False,
     metadata: Mapping[str, Any],
 ) -> None:
-    """Streams batches of `pictures.to_values` to `out`; only the grid's images stay in memory.
+    """Streams batches of `pictures.to_values` to `out`; only the grid's images stay in memory. Of
+    the processes of a cluster, the first one writes.
 
     Args:
       batches: of (B, H, W, C), `num` images in all.
@@ -106,6 +119,10 @@ def write_images(
       png_files: whether to write each image on its own.
       metadata: {name: value}, which every file says.
     """
+    if not distributed.is_primary():
+        for _ in batches:  # which all processes compute together
+            pass
+        return
     out, first, done = paths.parse(out), [], 0
     dtype, about = pictures.to_values(0.0, num_bits).dtype, pictures.value_metadata(num_bits)
     stream = pictures.ArrayStream(
@@ -206,9 +223,12 @@ def sample_run(
     written = [paths.parse(out) / "samples.npz", paths.parse(out) / "samples.png"]
     first = [paths.parse(out) / "images" / f"{0:06d}.png"] if png_files else []
     outputs.check(written + first, metadata, overwrite=overwrite)
-    capacity.check_memory(experiment, batch_size=min(batch_size, num))
     bits = experiment.data.num_bits
-    capacity.check_disk(out, num=(num, math.prod(shape) * experiment.data.dtype().itemsize))
+    with distributed.raise_together():
+        capacity.check_memory(experiment, batch_size=min(batch_size, num))
+        if distributed.is_primary():  # which writes
+            size = math.prod(shape) * experiment.data.dtype().itemsize
+            capacity.check_disk(out, num=(num, size))
     if recalibrate_bn:
         statistics = recalibrated_statistics(
             workdir,
@@ -231,4 +251,5 @@ def sample_run(
     )
     about = {"shape": shape, "num_bits": bits, "png_files": png_files, "metadata": metadata}
     write_images(batches, out, num=num, **about)
-    print(f"{num} samples written to {written[0]} and {written[1]}")
+    distributed.barrier("samples written")
+    reporting.log(f"{num} samples written to {written[0]} and {written[1]}")

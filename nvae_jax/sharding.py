@@ -4,8 +4,10 @@ One device is the 1×1 mesh: there is no other code path. Nothing in the model k
 sums and means over a sharded batch are over the global one.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import jax
@@ -71,22 +73,48 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(array: Any) -> jax.Array:
-    """Divides the leading axis of `array` among this process's devices, where it can be divided.
+    """Divides the leading axis of `array`, the same in every process, among all devices of all
+    hosts. Where they do not divide it, as many take part as do, and the others do the same again.
 
     A program that computes everything from such an array divides its work the same way.
     """
-    mesh = _local_mesh()
-    divided = len(array) % mesh.size == 0
-    return jax.device_put(array, (over_batch if divided else replicated)(mesh))
+    return _place(array, _over_rows(len(array)))
 
 
 def replicate(tree: Any) -> Any:
-    """Puts a copy of every array on each of this process's devices."""
-    return jax.device_put(tree, replicated(_local_mesh()))
+    """Puts a copy of every array, the same in every process, on all devices of all hosts."""
+    return jax.tree.map(lambda array: _place(array, replicated(make_mesh(MeshSettings()))), tree)
 
 
-def _local_mesh():
-    return make_mesh(MeshSettings(), jax.local_devices())
+def gathered(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step`, for `jax.jit`, such that of its results (B, ...) every device computes the rows that
+    `shard_batch` gave it, and then gets those of the others: every process can read them."""
+
+    @wraps(step)
+    def shared(*arguments):
+        def spread(rows):
+            return jax.lax.with_sharding_constraint(rows, _over_rows(len(rows)))
+
+        rows = jax.tree.map(spread, step(*arguments))
+        everywhere = replicated(make_mesh(MeshSettings()))
+        return jax.lax.with_sharding_constraint(rows, everywhere)
+
+    return shared
+
+
+def _over_rows(count):
+    parts = math.gcd(count, jax.device_count())
+    mesh = make_mesh(MeshSettings(data=parts, fsdp=-1))
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def _place(array, sharding):
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    if jax.process_count() == 1:
+        return jax.device_put(array, sharding)
+    array = np.asarray(array)  # `device_put` would compare the processes' arrays, by a collective
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
@@ -118,9 +146,11 @@ def check_batch_size(mesh: Mesh, batch_size: int, key: str, parts: int = 1) -> N
         raise ValueError(f"{key}={batch_size} cannot be divided among {mesh.size} devices{times}")
 
 
-def round_up(mesh: Mesh, batch_size: int) -> int:
-    """Rounds a batch size up to one that the devices share evenly."""
-    return -(-batch_size // mesh.size) * mesh.size
+def round_up(mesh: Mesh | None, batch_size: int) -> int:
+    """Rounds a batch size up to one that the devices of the mesh (None: all there are) share
+    evenly."""
+    devices = jax.device_count() if mesh is None else mesh.size
+    return -(-batch_size // devices) * devices
 
 
 def to_devices(mesh: Mesh, local: np.ndarray) -> jax.Array:

@@ -218,10 +218,12 @@ def bound_terms(likelihood: Likelihood, out: Any, images: jax.Array) -> dict[str
 
 
 def make_bound_step(model: NVAE, likelihood: Likelihood) -> Callable[..., Any]:
-    """(variables, features, images, key) -> `bound_terms` of one posterior draw."""
+    """(variables, features, images, key, image numbers (B,)) -> `bound_terms` of one posterior
+    draw. That of image i depends on the key and its number alone."""
 
-    def bound_step(variables, features, images, key):
-        out = model.apply(variables, features, method="decode", rngs={"latent": key})
+    def bound_step(variables, features, images, key, indices):
+        noise = latent_noise(model, image_keys(key, indices))
+        out = model.apply(variables, features, noise=noise, method="decode")
         return bound_terms(likelihood, out, images)
 
     return bound_step

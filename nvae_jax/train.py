@@ -1,5 +1,6 @@
 """The training loop: knows no layer, no data set and no likelihood."""
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,9 @@ from nvae_jax import (
     build,
     capacity,
     distributed,
+    hosts,
     paths,
+    profiling,
     progress,
     reporting,
     resume,
@@ -25,6 +28,7 @@ from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline
 from nvae_jax.drawing import Drawing
 from nvae_jax.evaluate import HeldOut
+from nvae_jax.goodput import Goodput
 from nvae_jax.interrupt import Interrupt, Interrupted
 from nvae_jax.loggers import Logger, Loggers, by_name
 from nvae_jax.saving import CheckpointSaver
@@ -40,6 +44,7 @@ def train(
     restart: bool = False,
     extend: bool = False,
     loggers: Sequence[Logger] | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> None:
     """Trains, or resumes the run in `workdir`.
 
@@ -52,6 +57,7 @@ def train(
       extend: whether a finished run goes on, to `train.num_steps` of the config or the changes.
       loggers: `Logger`s that take metrics and pictures, besides the run's own metrics.jsonl and
         samples/; None: TensorBoard.
+      profile: (first, last) step to write a trace of; see `profiling`.
 
     Raises:
       ValueError: a bad config or folder, in all processes if in any.
@@ -60,12 +66,13 @@ def train(
       SaveError: a checkpoint could not be written, nor the one after it.
       Exception: of a step, with the state before it saved if that could be, and a note of which is.
     """
-    workdir = paths.parse(workdir, "workdir")
+    since, workdir = time.monotonic(), paths.parse(workdir, "workdir")
     loggers = by_name(["tensorboard"]) if loggers is None else loggers
     if restart and extend:
         raise ValueError("--restart begins a run anew, --extend goes on with one: name one of them")
     config = run_directory.chosen_config(workdir, config, changes, extend=extend)
-    distributed.initialize(build.build_distributed(config))
+    profiling.check(profile, config.train.num_steps)
+    hosts.join(config, restart=restart, extend=extend)
     # A bad config or missing data must not leave a run directory behind.
     with distributed.raise_together():
         config = build.resolve(config)
@@ -83,7 +90,8 @@ def train(
             workdir, keep=loop.keep_checkpoints, keep_best=loop.keep_best_checkpoints
         ) as checkpoints:
             start_logging = partial(Loggers(loggers).started, workdir, config)
-            _Run(experiment, workdir, checkpoints, interrupt, restart, warm, start_logging).run()
+            run = _Run(experiment, workdir, checkpoints, interrupt, restart, warm, start_logging)
+            run.run(profile, since)
 
 
 class _Run:
@@ -95,12 +103,12 @@ class _Run:
         self._restart, self._warm, self._start_logging = restart, warm, start_logging
         with distributed.raise_together():
             self._data = _open_data(experiment)
-        self._max_signal, self._pending = distributed.AllReduceMax(), None
+        self._pending = None
         self._saver, self._drawing = CheckpointSaver(checkpoints), Drawing(experiment)
         if experiment.evaluation.every_steps:
             self._held_out = HeldOut(experiment, experiment.evaluation.max_examples or None)
 
-    def run(self):
+    def run(self, profile, since):
         self._state = self._restore_or_create()
         start, total = int(self._state.step), self._loop.num_steps
         unscored = self._evaluates_at(start) and not self._checkpoints.is_scored(start)
@@ -111,12 +119,16 @@ class _Run:
             self._start_logging(start) as self._loggers,
             reporting.progress(start, total, self._loop.batch_size) as self._progress,
             self._saver.saving_on_error(self._report),
+            profiling.Profile(self._workdir, profile, start) as self._profile,
         ):
             self._saver.before_save = self._loggers.flush
+            with distributed.raise_together():
+                self._goodput = Goodput(self._workdir, start, since)
             if unscored:
                 self._make_up_for_evaluation(start)
             if start < total:
                 self._step_all(start)
+            self._goodput.end(total)
         self._data.close()
         reporting.log(f"{self._workdir}: trained for {total} steps; {self._saver.describe()}")
 
@@ -155,15 +167,19 @@ class _Run:
         update, images = self._experiment.train_step(), self._experiment.abstract_images()
         with progress.waiting("compiling the training step"):
             update = update.lower(self._state, images).compile()
-        self._clock, self._clipped = progress.Clock(start, self._data), []
+        self._clock = progress.Clock(start, self._data, self._goodput.training_seconds)
+        self._clipped = []
         for step in range(start + 1, self._loop.num_steps + 1):
-            self._state, metrics = update(self._state, self._next_images())
+            with self._profile.step(step):
+                self._state, metrics = update(self._state, self._next_images())
             self._saver.update(self._state, self._data.get_state())
             # The metrics of the step before are fetched while this one runs.
             self._report()
             self._pending = step, metrics
             with self._clock.paused():
-                self._saver.check()
+                with self._clock.saving():
+                    self._saver.check()
+                self._profile.end_step(step, metrics)
             stop = self._stop()
             if stop or self._is_due(step):
                 self._report()
@@ -187,7 +203,8 @@ class _Run:
             stop = self._stop()
         best = scores and loop.keep_best_checkpoints
         if last or stop or best or _due(step, loop.checkpoint_every_steps):
-            self._saver.save(wait=bool(last or stop))
+            with self._clock.saving():
+                self._saver.save(wait=bool(last or stop))
         if last or (not stop and _due(step, loop.images_every_steps)):
             for name, images in self._drawing(self._state.variables, step).items():
                 self._loggers.images(step, name, images)
@@ -205,7 +222,7 @@ class _Run:
     def _stop(self):
         """The signal that any of the hosts has received, or 0: all of them stop at the same step,
         or in the middle of an evaluation."""
-        return self._max_signal(self._interrupt.received or 0)
+        return self._interrupt.stop()
 
     def _is_last(self, step):
         return step == self._loop.num_steps
@@ -239,8 +256,9 @@ class _Run:
         self._clipped.append(float(metrics.get("clipped_fraction", 0.0)))
         self._progress.advance(step)
         if step == 1 or self._is_last(step) or _due(step, self._loop.log_every_steps):
-            rate, wait = self._clock.lap(step, self._loop.batch_size)
-            row = reporting.train_row(jax.device_get(metrics), rate, wait)
+            timing = self._clock.lap(step, self._loop.batch_size)
+            timing["goodput"] = self._goodput(timing["training_seconds"])
+            row = reporting.train_row(jax.device_get(metrics), timing)
             if "clipped_fraction" in metrics:
                 row["train/clipped_fraction"] = float(np.mean(self._clipped))
             self._clipped = []

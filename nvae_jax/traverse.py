@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import inputs, outputs, paths, pictures, progress
+from nvae_jax import distributed, inputs, outputs, paths, pictures, progress, reporting
 from nvae_jax.api import Run
 from nvae_jax.models.latents import GIVEN, PRIOR
 from nvae_jax.noise import group_temperatures
@@ -143,8 +143,12 @@ def traverse_run(
     starts = run.from_noise(noise, temperature=temperature)
     varied = traverse(run, noise, group, num_steps, channel=channel, seed=seed + 1, **options)
     rows, bits = np.concatenate([starts[:, None], varied], axis=1), run.num_bits
-    values, about = pictures.to_values(rows, bits), pictures.value_metadata(bits)
-    pictures.save_arrays(arrays, images=values, **metadata, **about)
-    flat = rows.reshape(-1, *rows.shape[2:])
-    pictures.save_grid(grid, flat, metadata, rows.shape[1], num_bits=bits)
-    print(f"{num_steps} variations of group {group}: {grid}, {arrays}")
+
+    def write():
+        values, about = pictures.to_values(rows, bits), pictures.value_metadata(bits)
+        pictures.save_arrays(arrays, images=values, **metadata, **about)
+        flat = rows.reshape(-1, *rows.shape[2:])
+        pictures.save_grid(grid, flat, metadata, rows.shape[1], num_bits=bits)
+
+    distributed.on_primary(write)
+    reporting.log(f"{num_steps} variations of group {group}: {grid}, {arrays}")

@@ -3,6 +3,7 @@ import sys
 import time
 import types
 
+import jax
 import pytest
 import tqdm.std
 
@@ -79,6 +80,21 @@ def test_what_is_not_training_does_not_count(monkeypatch):
     with laps.paused():
         now.seconds += 1000.0
     now.seconds += 2.0
-    assert laps.lap(14, 16) == (16.0, 0.25)
+    lap = laps.lap(14, 16)
+    assert (lap["images_per_second"], lap["data_wait_fraction"]) == (16.0, 0.25)
+    assert (lap["step_seconds"], lap["data_wait_seconds"]) == (1.0, 0.25)
     now.seconds += 8.0
-    assert laps.lap(18, 16) == (8.0, 0.0)
+    with laps.paused(), laps.saving():
+        now.seconds += 5.0
+    assert laps.training_seconds() == 3.0 + 8.0  # the steps', without the wait
+    lap = laps.lap(18, 16)
+    assert (lap["images_per_second"], lap["data_wait_fraction"]) == (8.0, 0.0)
+    assert lap["checkpoint_seconds"] == 5.0
+
+
+def test_compiling_is_timed():
+    laps = progress.Clock(0, types.SimpleNamespace(wait_seconds=0.0))
+    laps.lap(1, 1)
+    assert laps.lap(2, 1)["compile_seconds"] == 0
+    jax.jit(lambda x: x + 7.125)(1.0).block_until_ready()
+    assert laps.lap(3, 1)["compile_seconds"] > 0

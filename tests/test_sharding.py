@@ -74,6 +74,22 @@ with checkpoint.Checkpoints(sys.argv[1]) as checkpoints:
 print(json.dumps([listened, len(compiled) - listened]))
 """
 
+ROWS = """
+import json
+import jax, numpy as np
+from nvae_jax import sharding
+
+def rows(count):
+    shards = sharding.shard_batch(np.arange(count)).addressable_shards
+    return sorted({tuple(np.asarray(shard.data).tolist()) for shard in shards})
+
+places = {count: rows(count) for count in (8, 12, 3)}
+double = jax.jit(sharding.gathered(lambda x: {"doubled": 2 * x}))
+doubled = double(sharding.shard_batch(np.arange(12)))["doubled"]
+assert doubled.is_fully_replicated and doubled.tolist() == list(range(0, 24, 2))
+print(json.dumps([places, sharding.round_up(None, 9)]))
+"""
+
 
 def run(devices, **mesh):
     return run_program(PROGRAM, devices, json.dumps(mesh))
@@ -117,6 +133,13 @@ def test_batch_norm_within_devices_needs_no_communication():
     found = run_program(NORM_GROUPS, 8)
     assert found["1"] > 0 and found["2"] > 0
     assert found["8"] == found["16"] == 0
+
+
+def test_rows_are_divided_among_as_many_devices_as_divide_them():
+    places, rounded = run_program(ROWS, 8)
+    assert places["8"] == [[i] for i in range(8)]
+    assert places["12"] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert places["3"] == [[0, 1, 2]] and rounded == 16
 
 
 def test_saving_what_devices_share_compiles_nothing(tmp_path):

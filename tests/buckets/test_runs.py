@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from nvae_jax import api, build, run_directory, train
+from nvae_jax import api, build, reporting, run_directory, train
 from nvae_jax.checkpoint import Checkpoints
 from tests import test_cluster as clusters
 from tests.conftest import tiny_config
@@ -41,9 +41,9 @@ def saved(workdir, config):
 
 def rows(text):
     """Of metrics.jsonl, without the columns that depend on the clock."""
-    clocks = ("train/images_per_second", "train/data_wait_fraction")
     found = [json.loads(line) for line in text.splitlines()]
-    return [{name: value for name, value in row.items() if name not in clocks} for row in found]
+    timed = reporting.TIMES
+    return [{name: value for name, value in row.items() if name not in timed} for row in found]
 
 
 def logged_steps(content):

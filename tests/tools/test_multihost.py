@@ -1,0 +1,127 @@
+"""The commands that use a trained model on several hosts: the images and numbers of one device."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conftest import FAST_COMPILATION
+from tests.test_distributed import environment, explicit
+from tests.tools.conftest import ROOT
+
+ALL = """
+import sys
+import time
+from pathlib import Path
+import jax
+from nvae_jax import analyze, api, encode, evaluate, inputs, interpolate, nearest, reconstruct
+from nvae_jax import sample, traverse
+
+workdir, out = Path(sys.argv[1]), Path(sys.argv[1]) / "out"
+run = api.load(workdir, batch_size=6, join=True)
+about = {"temperature": 0.7, "batch_size": 6}
+sample.sample_run(workdir, run.experiment, run.state, out=out / "samples", num=10, **about)
+images = inputs.select(run.experiment, num=7, seed=1)
+encode.encode_run(run, images, out / "latents.npz")
+latents = encode.load_latents(out / "latents.npz", groups=2)
+encode.decode_run(run, latents, out / "decoded", seed=1)
+reconstruct.reconstruct_run(run, images, out / "copies", groups=[0, 2])
+interpolate.interpolate_run(run, out / "between", images=images, num_steps=3, animation="none")
+traverse.traverse_run(run, out / "varied", num=3, group=1, num_steps=2)
+samples, metadata = nearest.load_or_draw_samples(run, 5, recalibrate_bn=False)
+nearest.nearest_run(run, samples, out / "nearest", num=2, metadata=metadata)
+analyze.analyze_run(run, out / "latents", max_examples=21)
+about = {"split": "test", "num_iw_samples": 2, "max_examples": 21, "batch_size": 10, "seed": 3}
+evaluate.evaluate_run(workdir, run.experiment, run.state, **about)
+print("devices:", jax.device_count())
+"""
+
+
+def start(arguments, processes, devices):
+    """Processes of a cluster, or one alone, of so many devices each."""
+    flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env=environment(XLA_FLAGS=flags, **each),
+            cwd=ROOT,
+            **pipes,
+        )
+        for each in (explicit(processes) if processes > 1 else [{}])
+    ]
+
+
+def finish(processes):
+    """[(exit status, output)]."""
+    try:
+        outputs = [process.communicate(timeout=280)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, output) for p, output in zip(processes, outputs, strict=True)]
+
+
+def results(folder):
+    """{path and name: array} of the arrays and JSON files in a run directory, but for the digest of
+    the latents that are decoded: their last bits may differ."""
+    found = {}
+    for path in sorted(folder.rglob("*.npz")):
+        with np.load(path) as file:
+            found.update({f"{path.relative_to(folder)} {name}": file[name] for name in file.files})
+    for path in [*folder.rglob("eval/*.json"), *folder.rglob("out/**/*.json")]:
+        for name, value in json.loads(path.read_text()).items():
+            found[f"{path.relative_to(folder)} {name}"] = np.asarray(jax.tree.leaves(value))
+    found.pop("out/decoded/decoded.npz source_sha256")
+    return found
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, make_run):
+    """The run directory of a model of two groups."""
+    return make_run(tmp_path_factory.mktemp("runs") / "run", model={"num_scales": 1})
+
+
+def test_all_commands_compute_on_a_cluster_what_they_do_on_one_device(workdir, tmp_path):
+    runs = {}
+    for processes, devices in ((1, 1), (2, 2)):
+        folder = shutil.copytree(workdir, tmp_path / f"run{processes}")
+        done = finish(start(["-c", ALL, folder], processes, devices))
+        assert [status for status, _ in done] == [0] * processes, done
+        assert all(f"devices: {processes * devices}" in output for _, output in done)
+        assert ["written to" in output for _, output in done] == [True, False][:processes]
+        runs[processes] = results(folder)
+    assert runs[1].keys() == runs[2].keys() and len(runs[1]) > 80
+    for name, expected in runs[1].items():
+        found = runs[2][name]
+        if expected.dtype == np.uint8:  # rounded: the values beside each other are as good
+            assert np.abs(expected.astype(int) - found).max() <= 1, name
+        elif expected.dtype.kind == "f":
+            np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5, err_msg=name)
+        else:
+            np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+def test_a_signal_to_one_host_ends_a_command_on_all_and_leaves_no_file(workdir, tmp_path):
+    """The cluster is named by flags, as `train` has it."""
+    out, [address, *_] = tmp_path / "out", explicit()[0].values()
+    command = [ROOT / "launch" / "sample.py", f"--workdir={workdir}", f"--out={out}"]
+    command += ["--num=10000000", "--norecalibrate_bn", f"--coordinator_address={address}"]
+    command += ["--num_processes=2"]
+    processes = [start([*command, f"--process_id={index}"], 1, 2)[0] for index in (0, 1)]
+    deadline = time.monotonic() + 240
+    while not any(path.stat().st_size > 10_000 for path in out.glob("*")):  # batches are arriving
+        running = all(process.poll() is None for process in processes)
+        assert running and time.monotonic() < deadline, finish(processes)
+        time.sleep(0.05)
+    processes[1].terminate()
+    for status, output in finish(processes):
+        assert status == 128 + signal.SIGTERM, output
+        assert "stopped by SIGTERM: no file is half-written" in output
+    assert not list(out.iterdir())
