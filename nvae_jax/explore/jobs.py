@@ -41,9 +41,14 @@ class Job:
 
 class Jobs:
     """Runs calls one at a time, first come, first served; a newer call of a place cancels the one
-    that is there. All methods are for one thread, that of the server."""
+    that is there. All methods are for one thread, that of the server.
+
+    Attributes:
+      closed: whether nobody is to wait for a result any more.
+    """
 
     def __init__(self):
+        self.closed = False
         self._executor = ThreadPoolExecutor(1, "explore")
         self._newest: dict[Hashable, Job] = {}
         self._running: Job | None = None
@@ -84,6 +89,7 @@ class Jobs:
 
     def close(self) -> None:
         """Cancels everything."""
+        self.closed = True
         for job in self._newest.values():
             job.cancel()
         self._executor.shutdown(wait=False, cancel_futures=True)

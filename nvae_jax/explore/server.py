@@ -147,7 +147,7 @@ async def _follow(jobs: Jobs, place: Any, job: Job) -> AsyncIterator[str]:
     not listen any more has the job cancelled."""
     done = asyncio.wrap_future(job.future)
     try:
-        while not done.done():
+        while not (done.done() or jobs.closed):
             yield json.dumps({"progress": jobs.progress}) + "\n"
             await asyncio.wait([done], timeout=SECONDS)
         yield json.dumps(_outcome(done)) + "\n"
@@ -157,6 +157,8 @@ async def _follow(jobs: Jobs, place: Any, job: Job) -> AsyncIterator[str]:
 
 
 def _outcome(done):
+    if not done.done():
+        return {"error": "the server stops"}
     try:
         return {"result": done.result()}
     except (Superseded, asyncio.CancelledError):
@@ -191,10 +193,31 @@ def listen(port: int) -> socket.socket:
         ) from None
 
 
-def make_server(app: ASGIApp) -> uvicorn.Server:
-    """What serves the application, with nothing to say of what goes well."""
-    options = {"log_level": "warning", "lifespan": "off", "ws": "none", "server_header": False}
-    return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=1, **options))
+class Server(uvicorn.Server):
+    """Serves the application; says nothing of what goes well.
+
+    Args:
+      app: the application.
+      jobs: its queue, which a signal closes: pages that wait would keep the server from ending.
+    """
+
+    def __init__(self, app: ASGIApp, jobs: Jobs):
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self._jobs = jobs
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Ends serving at a signal."""
+        self._jobs.closed = True
+        super().handle_exit(sig, frame)
 
 
 def serve(explorer: Explorer, listening: socket.socket) -> None:
@@ -208,11 +231,12 @@ def serve(explorer: Explorer, listening: socket.socket) -> None:
       Exception: whatever made compiling fail.
     """
     jobs = Jobs()
-    server = make_server(make_app(explorer, jobs))
+    server = Server(make_app(explorer, jobs), jobs)
     compiling = jobs.submit("compiling", lambda job: explorer.compile(job.watch)).future
 
     def stop_where_it_failed(future):
-        server.should_exit = not future.cancelled() and future.exception() is not None
+        if not future.cancelled() and future.exception():
+            jobs.closed = server.should_exit = True
 
     compiling.add_done_callback(stop_where_it_failed)
     print(f"http://{HOST}:{listening.getsockname()[1]}/ (Ctrl-C ends)", flush=True)

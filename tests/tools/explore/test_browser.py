@@ -68,7 +68,7 @@ def jobs():
 @pytest.fixture(scope="module")
 def url(explorer, jobs):
     """Of the page of the tiny run, served to the end of this file."""
-    app = server.make_server(server.make_app(explorer, jobs))
+    app = server.Server(server.make_app(explorer, jobs), jobs)
     with server.listen(0) as listening:
         thread = threading.Thread(target=app.run, kwargs={"sockets": [listening]})
         thread.start()

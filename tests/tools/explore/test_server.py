@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import signal
 import socket
 import threading
 import time
@@ -213,6 +214,17 @@ def test_the_newest_of_a_window_wins_and_other_windows_get_theirs(
         "newest": {"result": {"seed": 3}},
     }
     assert explorer.seen == [9, 1, 3]
+
+
+def test_who_waits_while_the_server_stops_is_told(client, explorer, jobs):
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(ask(client, seed=9)))
+    thread.start()
+    wait_for(lambda: explorer.seen == [9])
+    server.Server(client.app, jobs).handle_exit(signal.SIGTERM, None)
+    thread.join(60)
+    explorer.release.set()
+    assert answers == [{"error": "the server stops"}]
 
 
 def test_a_port_in_use_is_said():
