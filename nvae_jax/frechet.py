@@ -6,13 +6,7 @@ network and no weights are wanted. Only numbers of the same reference pictures c
 
 import numpy as np
 
-from nvae_jax.metrics import moments
-
-
-def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """That of Gaussians fitted to features (N, F) and (M, F) (Dowson & Landau 1982)."""
-    a, b = moments.Moments.of(one), moments.Moments.of(other)
-    return moments.frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+from nvae_jax.metrics.moments import Moments, frechet_distance
 
 
 def principal_axes(images: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,5 +23,8 @@ def picture_distance(
 ) -> float:
     """The distance of pictures from reference pictures in the space of `principal_axes`."""
     mean, rotation = axes
-    one, other = ((p.reshape(len(p), -1) - mean) @ rotation for p in (images, reference))
-    return frechet_distance(one, other)
+    one, other = (
+        Moments.of((pictures.reshape(len(pictures), -1) - mean) @ rotation)
+        for pictures in (images, reference)
+    )
+    return frechet_distance(one.mean, one.covariance, other.mean, other.covariance)

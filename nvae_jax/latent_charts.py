@@ -137,6 +137,23 @@ def draw_prior_gap(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any
     return figure
 
 
+def draw_scores(scores: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """The ELBO and the likelihood ratio of single images of each split, of `scores.score`."""
+    ratios = [name for name in next(iter(scores.values())) if re.fullmatch(r"llr_gt_\d+", name)]
+    names = ["elbo", *ratios[-1:]]
+    figure, axes = _figure(2)
+    for each, name in zip(axes, names, strict=False):
+        low = min(values[name].min() for values in scores.values())
+        high = max(values[name].max() for values in scores.values())
+        for split, values in scores.items():
+            each.hist(values[name], np.linspace(low, high, 31), alpha=0.5, label=split)
+        each.set(title=name, xlabel="nats", ylabel="images")
+        each.legend(fontsize=8)
+    for each in axes[len(names) :]:
+        each.set_axis_off()
+    return figure
+
+
 def _figure(columns: int) -> tuple[Figure, Any]:
     figure = Figure(figsize=(10, 3.2), dpi=80, layout="constrained")
     axes: Any = figure.subplots(1, columns)

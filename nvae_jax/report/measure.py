@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from nvae_jax.reconstruct import groups_by_scale, reconstruct_partially
 
 RECONSTRUCTED = 8  # images whose reconstructions are shown
 NEIGHBOURS = 5
+SCORED = 200  # images of each split, whose scores are compared
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Findings:
       latents: what `analyze.measure` gives.
       reconstructions: (images, numbers of groups, copies (K, N, H, W, C)).
       neighbours: (rows of the grid, its columns, median distances).
+      scores: {split: {score: values (N,)}} of training and held-out images, see `scores.score`.
       missing: {section: why}.
     """
 
@@ -60,6 +63,7 @@ class Findings:
     latents: Mapping[str, Any] | None = None
     reconstructions: tuple[np.ndarray, Sequence[int], np.ndarray] | None = None
     neighbours: tuple[np.ndarray, int, Mapping[str, float]] | None = None
+    scores: Mapping[str, Mapping[str, np.ndarray]] | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -68,7 +72,7 @@ def measure(run: Run, settings: Settings) -> Findings:
     found: dict[str, Any] = {}
     missing = {}
     samples = draw_samples(run, settings)
-    parts = {"latents": _latents, "reconstructions": _reconstructions}
+    parts = {"latents": _latents, "reconstructions": _reconstructions, "scores": _scores}
     parts |= {"neighbours": _neighbours} if settings.nearest else {}
     for name, part in parts.items():
         try:
@@ -109,6 +113,14 @@ def _reconstructions(run, settings, samples):
     )
     groups = groups_by_scale(run.experiment.model.hierarchy)
     return images, groups, reconstruct_partially(run, images, groups, seed=settings.seed)
+
+
+def _scores(run, settings, samples):
+    held_out = pipeline.resolve_split(run.experiment.data, settings.split)
+    num, seed = min(SCORED, settings.max_examples), settings.seed
+    select = partial(inputs.select, run.experiment, images=None, num=num, seed=seed)
+    splits = dict.fromkeys(("train", held_out))
+    return {split: run.score(select(split=split), seed=seed) for split in splits}
 
 
 def _neighbours(run, settings, samples):

@@ -92,7 +92,9 @@ def _cell(kind, value, number):
 
 
 def _number(value):
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if value else "0"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4g}"
 
 
 def details(summary: str, text: str) -> str:

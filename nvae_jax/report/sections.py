@@ -84,11 +84,9 @@ def reconstructions(run: Run, found: Findings) -> str:
     rows = np.concatenate([images[None], copies])
     hierarchy = run.experiment.model.hierarchy
     sizes = [hierarchy.size(scale) for scale in reversed(range(hierarchy.num_scales))]
-    text = (
-        "From top to bottom: images; then, from the prior what is left, images of which no latents"
-    )
-    text += "".join(f", those to {size}×{size}" for size in sizes[:-1])
-    text += f" and all latents ({groups[-1]} groups) are the image's own."
+    text = "From top to bottom: images; then what becomes of none of an image's latents"
+    text += "".join(f", of those to {size}×{size}" for size in sizes[:-1])
+    text += f" and of all ({groups[-1]} groups), where the others are drawn from the prior."
     grid = page.grid(rows.reshape(-1, *rows.shape[2:]), text, len(images), wide=True)
     return page.section("reconstructions", "Reconstructions by scale", grid)
 
@@ -153,8 +151,8 @@ def neighbours(found: Findings, settings: Settings) -> str:
     return page.section("neighbours", title, page.paragraph(text), grid)
 
 
-def scores(found: Findings) -> str:
-    """Results of evaluation."""
+def scores(found: Findings, charts: Any) -> str:
+    """Results of evaluation, and scores of training images beside those of held-out ones."""
     rows = [
         [r["split"], r["num_examples"], r["num_iw_samples"], r["nelbo"], r["neg_log_p"]]
         + [r.get("bits_per_dim", r.get("density_bits_per_dim", float("nan")))]
@@ -163,7 +161,24 @@ def scores(found: Findings) -> str:
     header = ["split", "images", "K", "NELBO, nats", "−log p, nats", "bits/dim"]
     text = "These weights have not been evaluated: nvae-jax evaluate writes what stands here."
     body = page.table(header, rows) if rows else page.paragraph(text)
-    return page.section("scores", "Scores", body)
+    return page.section("scores", "Scores", body, *_of_images(found, charts))
+
+
+def _of_images(found, charts):
+    """Scores of single images."""
+    if not found.scores:
+        return [_none(found.missing.get("scores", "it was not asked for"))]
+    first = next(iter(found.scores.values()))
+    names = [name for name in first if "bits_per_dim" not in name]
+    rows = [[name, *(float(s[name].mean()) for s in found.scores.values())] for name in names]
+    count = len(first["elbo"])
+    text = (
+        f"Means over the first {count:,} images of each split, in nats, one draw an image: ELBO, "
+        "KL by scale (0 is the finest), the bound with the coarse latents of the image alone, and "
+        "the likelihood ratio. A training split far above the held-out one speaks of overfitting."
+    )
+    chart = page.chart(charts.to_svg(charts.draw_scores(found.scores)), "ELBO of single images")
+    return [page.paragraph(text), page.table(["score", *found.scores], rows), chart]
 
 
 def config(run: Run) -> str:

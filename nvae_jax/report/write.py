@@ -21,7 +21,7 @@ def report_run(
 
     It has curves of training, samples at each temperature with and without recalibration,
     reconstructions by scale, what the latents do, nearest training images, results of evaluation,
-    the config and versions. What needs data that are not there says so in its place.
+    scores, the config and versions. What needs data that are not there says so in its place.
 
     Args:
       run: an `api.Run`.
@@ -48,7 +48,7 @@ def report_run(
         sections.reconstructions(run, found),
         sections.latent_groups(found, charts),
         sections.neighbours(found, settings),
-        sections.scores(found),
+        sections.scores(found, charts),
         sections.config(run),
         sections.versions(),
     ]

@@ -91,6 +91,8 @@ def test_it_says_what_was_measured(written, own):
     last = found.latents["rate_distortion"][-1]
     assert f"NELBO {last['rate'] + last['reconstruction']:.2f} nats" in text
     assert "Why samples can be bad" in text and "mismatch of the prior" in text
+    assert found.scores.keys() == {"train", "test"}
+    assert f"{found.scores['train']['elbo'].mean():,.2f}" in text
     assert own.state.fingerprint in text and "num_scales" in text and "jaxlib" in text
     assert "it was not asked for" in text  # the neighbours
 
@@ -122,13 +124,13 @@ def test_data_that_are_not_there_are_said(own, monkeypatch, written):
     def no_data(*_, **__):
         raise ValueError("no data\nanywhere")
 
-    for name in ("_latents", "_reconstructions"):
+    for name in ("_latents", "_reconstructions", "_scores"):
         monkeypatch.setattr(measure, name, no_data)
     monkeypatch.setattr(measure, "draw_samples", lambda *_: written[1].samples)
     path = own.workdir / "without.html"
     report_run(own, path, SETTINGS)
     text = path.read_text()
-    assert text.count("Not here: no data.") == 2 and "temperature 0.7, recalibrated" in text
+    assert text.count("Not here: no data.") == 3 and "temperature 0.7, recalibrated" in text
 
 
 def test_texts_are_no_markup():
