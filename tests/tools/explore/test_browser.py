@@ -111,9 +111,12 @@ def page(open_page):
 
 def pictures(page, card):
     """The PNGs that a card shows, once they are there."""
-    page.wait_for_selector(PICTURE.format(card))
-    images = page.locator(PICTURE.format(card) + " img").all()
-    return [image.get_attribute("src") for image in images]
+    images = PICTURE.format(card) + " img"
+    while True:  # all of them at one moment
+        page.wait_for_selector(images)
+        found = page.eval_on_selector_all(images, "images => images.map((image) => image.src)")
+        if found:
+            return found
 
 
 def changed(page, card, old):
