@@ -47,7 +47,7 @@ def main(_):
             failed += summary["failed"]
         if "kills" in WHAT.value:
             rows, summary = soak_kills(folder / "kills", KILLS.value, SEED.value)
-            record.write(out / "soak_kills.json", rows, kills=KILLS.value, **summary)
+            record.write(out / "soak_kills.json", rows, seed=SEED.value, **summary)
             failed += summary["failed"]
     for problem in failed:
         print(f"failed: {problem}")
