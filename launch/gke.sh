@@ -57,12 +57,12 @@ check_number "the number of chips of --topology=$topology" "$all_chips" 1 16384
   die "--topology=$topology has $all_chips chips, which hosts of $chips_per_host cannot have"
 
 check_flags
-[[ -n $volume_claim || -n $bucket ]] ||
+is_bucket "$workdir" || [[ -n $volume_claim || -n $bucket ]] ||
   die "--volume-claim or --bucket is missing: --workdir=$workdir would be another folder in every" \
     "pod, and gone with it"
 [[ -z $volume_claim || -z $bucket ]] || die "--volume-claim and --bucket: give one of them"
 [[ $mount =~ ^(/[A-Za-z0-9_.-]+)+$ ]] || die "--mount must be such as /data, not '$mount'"
-[[ $workdir == "$mount"/?* && $workdir/ != */../* ]] ||
+is_bucket "$workdir" || [[ $workdir == "$mount"/?* && $workdir/ != */../* ]] ||
   die "--workdir=$workdir must be a folder in $mount, which all pods share (--mount)"
 
 # JSON strings, which YAML takes too.
@@ -81,6 +81,7 @@ without() { jobset=$(grep -v "# with --$1\$" <<<"$jobset"); }
 [[ -n $spot ]] || without spot
 [[ -n $volume_claim ]] || without volume-claim
 [[ -n $bucket ]] || without bucket
+[[ -z $volume_claim && -z $bucket ]] || without neither
 jobset=$(grep -v '^#' <<<"$jobset")
 fill_in NAME "$name"
 fill_in RESTARTS "$restarts"

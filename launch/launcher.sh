@@ -52,13 +52,15 @@ check_word() {
   [[ $2 =~ ^[A-Za-z0-9][A-Za-z0-9_./:@-]*$ ]] || die "$1 must be a name, not '$2'"
 }
 
-# check_paths WORD...: refuses URLs, alone or as the value of a flag, where files are wanted.
+is_bucket() { [[ $1 =~ ^(gs|s3)://[^/] ]]; }
+
+# check_paths WORD...: refuses URLs, alone or as the value of a flag, but those of buckets.
 check_paths() {
   local word
   for word in "$@"; do
-    if [[ ${word#*=} =~ ^[A-Za-z][A-Za-z0-9+.-]*:/ ]]; then
-      die "$word: this is no path; mount what it names on every host, and give the folder," \
-        "such as /mnt/runs/ffhq256"
+    if [[ ${word#*=} =~ ^[A-Za-z][A-Za-z0-9+.-]*:/ ]] && ! is_bucket "${word#*=}"; then
+      die "$word: this is no path; give a bucket's, such as gs://bucket/ffhq256, or mount what it" \
+        "names on every host, and give the folder, such as /mnt/runs/ffhq256"
     fi
   done
 }
@@ -97,8 +99,14 @@ END
   fi
 }
 
-# What changes when the run in the folder $1 gets on: its newest checkpoint, its last metrics.
+# What changes when the run in the folder $1 gets on: its newest checkpoint, its last metrics. Of one
+# in a bucket it is what `$PYTHON -m nvae_jax.resume` says.
 progress_of() {
+  if [[ $1 == *://* ]]; then
+    # One that cannot be asked is taken to have got on.
+    "${PYTHON:-python}" -m nvae_jax.resume "$1" 2>/dev/null || echo "unknown $RANDOM"
+    return
+  fi
   local folder newest=0 run=${1/#'~/'/$HOME/}
   for folder in "$run"/checkpoints/[0-9]*; do
     folder=${folder##*/}

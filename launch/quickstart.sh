@@ -22,7 +22,9 @@ case $run in
 esac
 (($# < 2)) || die "unexpected argument $2: DIR is the only one; see --help"
 check_paths "$run"
-install_environment ""
+extra=''
+if is_bucket "$run"; then extra="[gcs]"; fi
+install_environment "$extra"
 
 .venv/bin/python launch/train.py --config=configs/digits.py --workdir="$run"
 .venv/bin/python launch/evaluate.py --workdir="$run" --num_iw_samples=10

@@ -209,7 +209,7 @@ if [ ! -x venv/bin/python ]; then
     ~/.local/bin/uv venv --seed --python=3.12 venv
   fi
 fi
-cd nvae_jax && ../venv/bin/pip install --quiet ".[tpu]"'
+cd nvae_jax && ../venv/bin/pip install --quiet ".[tpu,gcs]"'
 
 train="../venv/bin/python -u launch/train.py $(printf '%q ' "${flags[@]}")"
 # shellcheck disable=SC2016
@@ -227,7 +227,7 @@ else echo "status lost"; fi'
 
 # shellcheck disable=SC2016
 complaints='grep -E "^error: |Error: " train/log | tail -n 1'
-where_it_stands="$(declare -f progress_of); cd nvae_jax && progress_of $(printf %q "$workdir")"
+where_it_stands="$(declare -f progress_of); PYTHON=../venv/bin/python; cd nvae_jax && progress_of $(printf %q "$workdir")"
 
 # A spot slice takes its disks with it.
 refuse_own_disk() {
@@ -250,7 +250,7 @@ copy_and_start() {
       --worker=all ${everywhere[@]+"${everywhere[@]}"} &&
     on all "$setup" &&
     on all "$install" &&
-    { [[ -z $spot || -n $dry_run ]] || refuse_own_disk; } &&
+    { [[ -z $spot || -n $dry_run ]] || is_bucket "$workdir" || refuse_own_disk; } &&
     on all "$start"
 }
 

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import secrets
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,7 +44,6 @@ class BucketPath(gpath.PosixGPath):
     """A path in a bucket, with pathlib's methods. Folders are only the beginnings of names: making
     one does nothing, and one without files is not there."""
 
-    stat = _translated(gpath.PosixGPath.stat)
     unlink = _translated(gpath.PosixGPath.unlink)
     rmtree = _translated(gpath.PosixGPath.rmtree)
     read_bytes = _translated(gpath.PosixGPath.read_bytes)
@@ -96,6 +96,12 @@ class BucketPath(gpath.PosixGPath):
             if _lacks_bucket(error, self):
                 raise
             return None
+
+    def stat(self) -> Any:
+        """With `st_size` and `st_mtime`."""
+        with errors(self):
+            found = super().stat()
+        return types.SimpleNamespace(st_size=found.length, st_mtime=found.mtime)
 
     def exists(self) -> bool:
         """Whether there is an object of this name, or a folder that has some."""

@@ -19,6 +19,7 @@ from nvae_jax import (
     files,
     hosts,
     orbax_errors,
+    orbax_s3,
     paths,
     run_directory,
 )
@@ -47,6 +48,8 @@ class Checkpoints:
         self, workdir: str | Path, *, keep: int = 2, keep_best: int = 0, read_only: bool = False
     ):
         self._directory = (paths.parse(workdir) / run_directory.CHECKPOINTS).absolute()
+        if str(self._directory).startswith("s3://"):
+            orbax_s3.teach()
         self._saving: Any = None  # the step that is being written, and a future of its end
         self._watcher = futures.ThreadPoolExecutor(1)
         steps = checkpoint_files.steps(self._directory)

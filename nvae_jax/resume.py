@@ -1,11 +1,12 @@
 """Whether a run goes on or begins: one that has lost its checkpoints begins only when told to."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from nvae_jax import checkpoint_files, distributed, paths
 from nvae_jax.checkpoint import Checkpoints
-from nvae_jax.run_directory import CHECKPOINTS, UNSAVED, has_rows
+from nvae_jax.run_directory import CHECKPOINTS, METRICS, UNSAVED, has_rows
 from nvae_jax.state import State
 
 
@@ -61,3 +62,15 @@ def _is_unsaved(workdir):
     """Whether a run was cut off before it saved anything: it has lost none, and begins anew by
     itself, also where `--restart` has left damaged checkpoints of an earlier one behind."""
     return (paths.parse(workdir) / UNSAVED).exists()
+
+
+def describe_progress(workdir: str | Path) -> str:
+    """What changes when the run in `workdir` gets on: its newest checkpoint and its last row."""
+    folder = paths.parse(workdir)
+    rows = (folder / METRICS).read_text().splitlines() if has_rows(folder) else []
+    newest = max(checkpoint_files.steps(folder / CHECKPOINTS), default=0)
+    return f"{newest} {rows[-1] if rows else ''}"
+
+
+if __name__ == "__main__":  # for the scripts that start runs again
+    print(describe_progress(sys.argv[1]))

@@ -13,7 +13,7 @@ from nvae_jax import build
 from nvae_jax.configs import digits
 from tests import forked
 from tests.published import GOLDEN_NAMES, Golden
-from tests.stores import bucket, store  # noqa: F401 (fixtures)
+from tests.stores import bucket, s3, store  # noqa: F401 (fixtures)
 
 # Almost all of the suite's time is compilation, of programs that then run for milliseconds. Read at
 # the first computation, and by the processes that tests start.

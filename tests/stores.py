@@ -1,5 +1,6 @@
 """A real object store: fake-gcs-server, whose program comes in a Python package."""
 
+import logging
 import os
 import socket
 import subprocess
@@ -77,3 +78,26 @@ def store(tmp_path_factory):
 def bucket(store, request):
     """A folder in a bucket, a new one for each test."""
     return buckets.BucketPath(f"gs://bucket/{request.node.name.replace('/', '_')}")
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A bucket of moto's S3."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", free_port())
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    settings = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        buckets._system.cache_clear()
+        buckets._system("s3").mkdir("bucket")
+        yield buckets.BucketPath("s3://bucket")
+    server.stop()

@@ -17,6 +17,7 @@ def test_folders_are_beginnings_of_names(bucket):
     assert bucket.is_dir() and not bucket.is_file() and (bucket / "folder" / "file").is_file()
     assert list(bucket.iterdir()) == [bucket / "folder"]
     assert (bucket / "folder" / "file").read_text() == "é"
+    assert (bucket / "folder" / "file").stat().st_size == 2
     (bucket / "empty").touch()
     assert sorted(path.name for path in bucket.iterdir()) == ["empty", "folder"]
     (bucket / "empty").unlink()
