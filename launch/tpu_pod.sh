@@ -197,6 +197,9 @@ follow_logs() {
 
 # The rest runs on the hosts, whose variables these are. train/ holds the log, the exit status, and
 # a lock that is held while training runs.
+extras=tpu
+[[ ${flags[*]} != *=gs://* ]] || extras+=,gcs
+[[ ${flags[*]} != *=s3://* ]] || extras+=,s3
 # shellcheck disable=SC2016
 install='set -e
 mkdir -p nvae_jax train
@@ -209,7 +212,7 @@ if [ ! -x venv/bin/python ]; then
     ~/.local/bin/uv venv --seed --python=3.12 venv
   fi
 fi
-cd nvae_jax && ../venv/bin/pip install --quiet ".[tpu,gcs]"'
+cd nvae_jax && ../venv/bin/pip install --quiet ".['"$extras"']"'
 
 train="../venv/bin/python -u launch/train.py $(printf '%q ' "${flags[@]}")"
 # shellcheck disable=SC2016

@@ -204,6 +204,18 @@ def test_dry_run_of_tpu_pod(tmp_path):
     assert bash("-n", "-c", output)[0] == 0
 
 
+def test_dry_runs_of_a_run_in_a_bucket():
+    run = [RUN[0], "--workdir=gs://bucket/run"]
+    status, output, error = bash(*POD, "--spot", *run, "--dry-run")
+    assert (status, error) == (0, "") and '".[tpu,gcs]"' in output
+    status, output, error = bash(*GKE[:-1], *run, "--dry-run")
+    assert (status, error) == (0, "")
+    (job,) = yaml.safe_load(output)["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert pod["volumes"] == [{"name": "runs", "emptyDir": {}}]
+    assert run[1] in pod["containers"][0]["args"]
+
+
 def test_dry_run_of_two_slices(tmp_path):
     status, output, error = bash(*POD, "--slices=2", *RUN, "--dry-run")
     assert (status, error) == (0, "")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from nvae_jax import api, build, reporting, run_directory, train
+from nvae_jax import api, build, reporting, resume, run_directory, train
 from nvae_jax.checkpoint import Checkpoints
 from tests import test_cluster as clusters
 from tests.conftest import tiny_config
@@ -95,6 +95,7 @@ def test_a_run_that_was_killed_is_resumed_bit_for_bit(bucket, tmp_path, capsys):
     texts = [(folder / "metrics.jsonl").read_text() for folder in (workdir, tmp_path / "run")]
     assert rows(texts[0]) == rows(texts[1])
     assert kept == rows(texts[0])[: len(kept)]
+    assert resume.describe_progress(workdir).startswith(f'{STEPS} {{"step": {STEPS}, ')
 
     def names(folder, kind):
         return sorted(path.name for path in (folder / kind).iterdir())
