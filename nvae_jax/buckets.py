@@ -8,6 +8,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import secrets
 import types
 from collections.abc import Iterator
@@ -199,12 +200,11 @@ def reason(error: BaseException, scheme: str = "gs") -> str:
     """Why a bucket cannot be used, in a line."""
     text = " ".join(f"{type(error).__name__} {error}".split())
     said = " ".join(str(error).split())[:200] or type(error).__name__
-    if any(word in text for word in ("Credential", "credential", "Anonymous", "401", "Unauth")):
+    if re.search(r"[Cc]redential|Anonymous|\b401\b|(?i:unauth)", text):
         return f"no credentials that it takes: {SCHEMES[scheme][2]} ({said})"
-    words = ("Forbidden", "PermissionError", "PERMISSION_DENIED", "AccessDenied", "403")
-    if any(word in text for word in words):
+    if re.search(r"Forbidden|PermissionError|PERMISSION_DENIED|Access ?Denied|\b403\b", text):
         return f"no permission ({said})"
-    if "Connect" in text or "connect" in text:
+    if re.search("[Cc]onnect", text):
         return f"cannot be reached ({said})"
     return said
 

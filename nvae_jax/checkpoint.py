@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from nvae_jax import (
+    buckets,
     build,
     checkpoint_files,
     distributed,
@@ -127,7 +128,10 @@ class Checkpoints:
                 for part in checkpoint_files.unfinished(self._directory, step):
                     files.remove_tree(part)
             path = self._directory / str(step)
-            raise SaveError(f"{path}: cannot be written ({orbax_errors.reason(error)})") from error
+            why = orbax_errors.reason(error)
+            if isinstance(path, buckets.BucketPath):
+                why = buckets.reason(error, path.scheme)
+            raise SaveError(f"{path}: cannot be written ({why})") from error
 
     def is_scored(self, step: int) -> bool:
         """Whether the saved `step` has a score."""
