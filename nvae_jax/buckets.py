@@ -49,8 +49,6 @@ class BucketPath(gpath.PosixGPath):
     rmtree = _translated(gpath.PosixGPath.rmtree)
     read_bytes = _translated(gpath.PosixGPath.read_bytes)
     read_text = _translated(gpath.PosixGPath.read_text)
-    write_bytes = _translated(gpath.PosixGPath.write_bytes)
-    write_text = _translated(gpath.PosixGPath.write_text)
 
     @property
     def system(self) -> Any:
@@ -141,6 +139,16 @@ class BucketPath(gpath.PosixGPath):
             raise ValueError(f"{self}: objects in buckets cannot be appended to")
         with errors(self):
             return super().open(mode, **options)
+
+    @_translated
+    def write_bytes(self, data: Any) -> int:
+        """Makes or replaces the object, at once or not at all."""
+        self.system.pipe_file(str(self), bytes(data))
+        return len(data)
+
+    def write_text(self, data: str, *_: Any, **__: Any) -> int:
+        """As `write_bytes`, in UTF-8."""
+        return self.write_bytes(data.encode())
 
     @_translated
     def upload(self, local: str | os.PathLike) -> None:

@@ -28,6 +28,7 @@ def proxy(store):
 
         def answer(self):
             content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            location = None
             if closed.is_set() and self.command != "GET":
                 error = {"code": 403, "message": "me does not have storage.objects.create access"}
                 status, kind, body = 403, "application/json", json.dumps({"error": error}).encode()
@@ -37,10 +38,12 @@ def proxy(store):
                 connection.request(self.command, self.path, content, headers)
                 found = connection.getresponse()
                 status, kind, body = found.status, found.getheader("Content-Type"), found.read()
+                location = found.getheader("Location")
                 connection.close()
             self.send_response(status)
-            if kind:
-                self.send_header("Content-Type", kind)
+            for name, value in (("Content-Type", kind), ("Location", location)):
+                if value:
+                    self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -16,6 +16,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from nvae_jax import api, build, reporting, resume, run_directory, train
+from nvae_jax.buckets import BucketPath
 from nvae_jax.checkpoint import Checkpoints
 from tests import test_cluster as clusters
 from tests.conftest import tiny_config
@@ -74,8 +75,18 @@ train.train(None, sys.argv[1])
 """
 
 
-def test_a_run_that_was_killed_is_resumed_bit_for_bit(bucket, tmp_path, capsys):
-    workdir = bucket / "run"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run in a folder, without interruption."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    train.train(config_for(), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("kind", ["store", "s3"])
+def test_a_run_that_was_killed_is_resumed_bit_for_bit(request, kind, whole, capsys):
+    request.getfixturevalue(kind)
+    workdir = BucketPath(f"{'gs' if kind == 'store' else 's3'}://bucket/killed/run")
     run_directory.save_config(workdir, build.resolve(config_for()))
     command = [sys.executable, "-c", KILLED, str(workdir)]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -87,22 +98,21 @@ def test_a_run_that_was_killed_is_resumed_bit_for_bit(bucket, tmp_path, capsys):
     assert logged_steps(events[0].read_bytes())[:newest] == list(range(1, newest + 1))
 
     train.train(config_for(), str(workdir))
-    train.train(config_for(), tmp_path / "run")
     assert f"resumed at step {newest}" in capsys.readouterr().out
-    there, here = saved(workdir, config_for()), saved(tmp_path / "run", config_for())
+    there, here = saved(workdir, config_for()), saved(whole, config_for())
     jax.tree.map(np.testing.assert_array_equal, there[0], here[0])
     assert there[1] == here[1]
-    texts = [(folder / "metrics.jsonl").read_text() for folder in (workdir, tmp_path / "run")]
+    texts = [(folder / "metrics.jsonl").read_text() for folder in (workdir, whole)]
     assert rows(texts[0]) == rows(texts[1])
     assert kept == rows(texts[0])[: len(kept)]
     assert resume.describe_progress(workdir).startswith(f'{STEPS} {{"step": {STEPS}, ')
 
-    def names(folder, kind):
-        return sorted(path.name for path in (folder / kind).iterdir())
+    def names(folder, part):
+        return sorted(path.name for path in (folder / part).iterdir())
 
-    for kind in ("checkpoints", "samples"):
-        assert names(workdir, kind) == names(tmp_path / "run", kind)
-    one, other = api.load(str(workdir)), api.load(tmp_path / "run")
+    for part in ("checkpoints", "samples"):
+        assert names(workdir, part) == names(whole, part)
+    one, other = api.load(str(workdir)), api.load(whole)
     np.testing.assert_array_equal(one.sample(2, seed=1), other.sample(2, seed=1))
 
 
