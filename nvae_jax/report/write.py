@@ -11,6 +11,7 @@ from nvae_jax.report import page, sections
 from nvae_jax.report.measure import Settings, measure
 from nvae_jax.sample import describe_model
 
+SPLITS = ("train", "validation", "test")
 NAMES = ("training", "samples", "reconstructions", "latents", "neighbours", "scores", "config")
 
 
@@ -36,6 +37,8 @@ def report_run(
     charts = extras.load("nvae_jax.latent_charts", "plots", "a report")
     if out.suffix != ".html":
         raise ValueError(f"{out} must end in .html")
+    if settings.split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {settings.split!r}")
     for temperature in settings.temperatures:
         group_temperatures(run.experiment.model.hierarchy, temperature)
     metadata = run.metadata(**_described(settings))

@@ -26,6 +26,7 @@ BY_TYPE = {"integer": INTEGERS, "number": REALS, "list": LISTS, "boolean": BOOLE
 BY_NAME = {
     "seed": INTEGERS | {"-1": EITHER},
     "span": REALS | {"-1": EITHER},
+    "temperatures": LISTS | {"1,2,3,4,5,6,7": EITHER},
     "groups": LISTS | {"1.5": REFUSED, "99": REFUSED},
     "platforms": {"": REFUSED, "nothing": REFUSED, "cpu,,": REFUSED, "cpu,cpu": EITHER},
     "checkpoint": TEXTS | {"1": RIGHT, "best": EITHER, "0": REFUSED, "LATEST": EITHER},

@@ -109,6 +109,8 @@ def test_another_report_is_not_overwritten(written, own):
         report_run(own, written[0], dataclasses.replace(SETTINGS, num=5))
     with pytest.raises(ValueError, match="must end in .html"):
         report_run(own, own.workdir / "report.pdf", SETTINGS)
+    with pytest.raises(ValueError, match="split must be one of train, validation, test, not 'x'"):
+        report_run(own, written[0], dataclasses.replace(SETTINGS, split="x"))
     metadata = own.metadata(num=4)
     outputs.check([written[0]], metadata)
 
