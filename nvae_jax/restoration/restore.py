@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # which imports this file
 MOST_STEPS, MOST_NOISE = 100_000, 10
 # Of each method, what is used where nothing is said.
 METHODS: dict[str, dict[str, Any]] = {
-    "mix": {"steps": 20, "alpha": 0.5, "temperature": 1.0, "trust": 0.5},
+    "mix": {"steps": 10, "alpha": 0.1, "temperature": 1.0, "trust": 0.3},
     "optimize": {"steps": 200, "learning_rate": 0.05, "temperature": 1.0},
 }
 
