@@ -6,8 +6,8 @@ python benchmarks/restoration.py --workdir=DIR [--config.data.dir=DATA] [--out=T
 DIR is a run of configs/photographs.py. Its test images are degraded in six ways and restored from
 that by both methods, with their usual settings. Plain restorations are, for masks, the mean of the
 known pixels and the smooth fill (Laplace's equation); for low resolution bicubic interpolation, by
-itself and with the means over blocks put right; for noise a Gaussian filter, total variation, and
-wavelets, of scikit-image, the first two of the width and the weight that suit these very images
+itself and with the means over blocks put right; for noise a Gaussian filter, total variation and
+non-local means, of scikit-image, with the width, weight or strength that suits these very images
 best.
 """
 
@@ -30,12 +30,12 @@ SAMPLES = flags.DEFINE_integer("samples", 8, "draws of each", 1)
 ONLY = flags.DEFINE_list("only", None, "some of the rows")
 OUT = flags.DEFINE_string("out", None, "a file for the table, as JSON")
 DEGRADATIONS = {
-    "middle square unknown": {"mask": "center"},
-    "half of the pixels unknown": {"mask": "random"},
-    "2 times smaller": {"scale": 2},
-    "4 times smaller": {"scale": 4},
     "noise of 0.1": {"noise": 0.1},
     "noise of 0.2": {"noise": 0.2},
+    "2 times smaller": {"scale": 2},
+    "middle square unknown": {"mask": "center"},
+    "half of the pixels unknown": {"mask": "random"},
+    "4 times smaller": {"scale": 4},
 }
 
 
@@ -45,12 +45,18 @@ def plain(observed, noise):
     if noise:
         denoise = functools.partial(_each, y)
         variation = functools.partial(skimage.restoration.denoise_tv_chambolle, channel_axis=-1)
-        wavelet = functools.partial(skimage.restoration.denoise_wavelet, channel_axis=-1)
+        nonlocal_means = functools.partial(
+            skimage.restoration.denoise_nl_means,
+            channel_axis=-1,
+            patch_size=3,
+            patch_distance=6,
+            sigma=noise,
+        )
         return {
             "none": [np.clip(y, 0, 1)],
             "Gaussian filter": [baselines.blur(y, s) for s in np.linspace(0.3, 2, 18)],
             "total variation": [denoise(variation, weight=w) for w in np.geomspace(0.01, 1, 21)],
-            "wavelets": [denoise(wavelet, sigma=noise, rescale_sigma=True)],
+            "non-local means": [denoise(nonlocal_means, h=h * noise) for h in (0.4, 0.6, 0.8, 1)],
         }
     if scale > 1:
         larger = baselines.bicubic(y, scale)
