@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from nvae_jax import detection, extras, files, outputs, paths, pictures, progress, scores
+from nvae_jax import (
+    detection,
+    distributed,
+    extras,
+    files,
+    outputs,
+    paths,
+    pictures,
+    progress,
+    scores,
+)
 from nvae_jax.api import Run
 from nvae_jax.image_sets import ImageSet, open_set
 
@@ -109,7 +119,8 @@ def score_run(
         _write_csv(out / f"{name}.csv", values)
         pictures.save_arrays(out / f"{name}.npz", **values, **_apart(metadata, values))
     files.write_json(out / "scores.json", summary)
-    _report(summary, detection.nats(_scores_alone(found["scores"])), written)
+    if distributed.is_primary():
+        _report(summary, detection.nats(_scores_alone(found["scores"])), written)
     return summary
 
 

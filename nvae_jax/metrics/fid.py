@@ -17,7 +17,17 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import capacity, distributed, files, inputs, outputs, paths, pictures, sample
+from nvae_jax import (
+    capacity,
+    distributed,
+    files,
+    inputs,
+    outputs,
+    paths,
+    pictures,
+    reporting,
+    sample,
+)
 from nvae_jax.build import Experiment
 from nvae_jax.data import transforms
 from nvae_jax.data.spec import DataSpec
@@ -170,30 +180,31 @@ def fid_run(
         not be written.
     """
     draw, out, spec = Draws(**draws), paths.parse(out), experiment.data
-    chosen = _check(experiment, protocol, draw)
-    compute = _features(spec, chosen, features, weights, weights_sha256, components)
-    made_by = {**compute.about, "feature_size": compute.size, "pixels": chosen.pixels}
-    stored = statistics.load(reference, made_by)
-    images = None if stored else open_set(spec, reference)
-    num_reference = _count(images, chosen) if images else stored and stored.num
-    metadata = {
-        "model": sample.describe_model(experiment),
-        "step": state.step,
-        "weights": state.fingerprint,
-        "protocol": protocol,
-        **made_by,
-        "channels": "grey repeated to 3" if spec.channels == 1 else "as they are",
-        "bits": spec.num_bits,
-        "reference": images.name if images else Path(reference).name,
-        "num_reference": num_reference,
-        **draw.about(experiment),
-    }
-    written = [out / "fid.json", *([out / "reference.npz"] if images else [])]
-    outputs.check(written, metadata, inputs=[reference], overwrite=overwrite)
-    # Features once as they are computed, and the reference's again to be kept.
-    capacity.check_disk(out, num=(draw.num + 2 * (num_reference or 0), 4 * compute.size))
+    with distributed.raise_together():
+        chosen = _check(experiment, protocol, draw)
+        compute = _features(spec, chosen, features, weights, weights_sha256, components)
+        made_by = {**compute.about, "feature_size": compute.size, "pixels": chosen.pixels}
+        stored = statistics.load(reference, made_by)
+        images = None if stored else open_set(spec, reference)
+        num_reference = _count(images, chosen) if images else stored and stored.num
+        metadata = {
+            "model": sample.describe_model(experiment),
+            "step": state.step,
+            "weights": state.fingerprint,
+            "protocol": protocol,
+            **made_by,
+            "channels": "grey repeated to 3" if spec.channels == 1 else "as they are",
+            "bits": spec.num_bits,
+            "reference": images.name if images else Path(reference).name,
+            "num_reference": num_reference,
+            **draw.about(experiment),
+        }
+        written = [out / "fid.json", *([out / "reference.npz"] if images else [])]
+        outputs.check(written, metadata, inputs=[reference], overwrite=overwrite)
+        # Features once as they are computed, and the reference's again to be kept.
+        capacity.check_disk(out, num=(draw.num + 2 * (num_reference or 0), 4 * compute.size))
     notes = _notes(draw.num, num_reference, compute.size)
-    for note in notes:
+    for note in notes if distributed.is_primary() else ():
         print(f"warning: {note}", file=sys.stderr)
     unfinished = out / f"unfinished-{_digest(metadata)}"
     if images:
@@ -205,12 +216,13 @@ def fid_run(
     parts = Parts(unfinished / "samples", draw.num)
     if (first := parts.first_missing()) < draw.num:
         if first:
-            print(f"going on with sample {first}")
+            reporting.log(f"going on with sample {first}")
         batches = draw.batches(workdir, experiment, state, first)
         parts.add(map(chosen.rounded, regroup(batches)), compute, "features of samples")
     assert stored is not None
     found = statistics.compare(parts.statistics(), stored, inception=features == "inception")
     result = {**metadata, **found, "notes": notes, **peak_memory()}
+    distributed.barrier("all have read the features")
     if distributed.is_primary():
         if images:
             statistics.save(written[1], stored, metadata)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from nvae_jax import distributed, files, mirror, progress
+from nvae_jax.interrupt import interruptible
 from nvae_jax.metrics import moments
 from nvae_jax.metrics.features import Features
 from nvae_jax.metrics.statistics import Statistics
@@ -46,7 +47,7 @@ class Parts:
         """
         first = self.first_missing()
         with progress.bar(what, unit="image", total=self._num - first) as bar:
-            for number, part in enumerate(parts, first // PART):
+            for number, part in enumerate(interruptible(parts), first // PART):
                 path = self._path(number * PART)
                 if number % jax.process_count() == jax.process_index() and not path.exists():
                     _write(path, part, features)
