@@ -15,7 +15,7 @@ from nvae_jax import checkpoint, cli, options, schema
 from nvae_jax.interrupt import raise_on_sigterm
 from nvae_jax.metrics import fid
 
-RUN = options.define_run(join=False)
+RUN = options.define_run()
 FEATURES = flags.DEFINE_enum(
     "features", "inception", ["inception", "pca"], "of images; pca needs no weights"
 )

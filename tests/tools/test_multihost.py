@@ -22,6 +22,7 @@ from pathlib import Path
 import jax
 from nvae_jax import analyze, api, encode, evaluate, inputs, interpolate, nearest, reconstruct
 from nvae_jax import sample, traverse
+from nvae_jax.metrics import fid
 
 workdir, out = Path(sys.argv[1]), Path(sys.argv[1]) / "out"
 run = api.load(workdir, batch_size=6, join=True)
@@ -37,6 +38,8 @@ traverse.traverse_run(run, out / "varied", num=3, group=1, num_steps=2)
 samples, metadata = nearest.load_or_draw_samples(run, 5, recalibrate_bn=False)
 nearest.nearest_run(run, samples, out / "nearest", num=2, metadata=metadata)
 analyze.analyze_run(run, out / "latents", max_examples=21)
+about = {"features": "pca", "components": 3, "reference": "test", "num": 10, "batch_size": 6}
+fid.fid_run(workdir, run.experiment, run.state, out=out / "fid", temperature=0.7, **about)
 about = {"split": "test", "num_iw_samples": 2, "max_examples": 21, "batch_size": 10, "seed": 3}
 evaluate.evaluate_run(workdir, run.experiment, run.state, **about)
 print("devices:", jax.device_count())
@@ -79,6 +82,7 @@ def results(folder):
         for name, value in json.loads(path.read_text()).items():
             found[f"{path.relative_to(folder)} {name}"] = np.asarray(jax.tree.leaves(value))
     found.pop("out/decoded/decoded.npz source_sha256")
+    found.pop("out/fid/fid.json peak_memory_gb")
     return found
 
 
