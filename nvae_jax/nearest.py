@@ -113,7 +113,8 @@ def find(
             raise ValueError(f"images of {images.shape[1:]} beside others of {targets.shape[1:]}")
         ids = np.asarray(batch["id"], np.int32)
         placed = [sharding.to_devices(mesh, a) for a in (images, batch["mask"], ids)]
-        best = _merge(best, *map(np.asarray, compare(targets, *placed)), num)
+        distances, numbers = compare(targets, *placed)
+        best = _merge(best, np.asarray(distances), np.asarray(numbers), num)
     distance, index = best
     found = np.isfinite(distance).all(0)
     return Neighbours(index[:, found], distance[:, found])

@@ -133,9 +133,9 @@ _compiling = [0.0]  # seconds
 _PHASES = ("/jax/core/compile/backend_compile", "/jax/core/compile/jaxpr_to_mlir")
 
 
-def _add_compilation(event, seconds, **_):
+def _add_compilation(event, duration_secs, **_):
     if event.startswith(_PHASES):
-        _compiling[0] += seconds
+        _compiling[0] += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_add_compilation)

@@ -71,11 +71,11 @@ def train(
     if restart and extend:
         raise ValueError("--restart begins a run anew, --extend goes on with one: name one of them")
     config = run_directory.chosen_config(workdir, config, changes, extend=extend)
-    profiling.check(profile, config.train.num_steps)
     hosts.join(config, restart=restart, extend=extend)
     # A bad config or missing data must not leave a run directory behind.
     with distributed.raise_together():
         config = build.resolve(config)
+        profiling.check(profile, config.train.num_steps)
         experiment = build.build(config)
         data = _open_data(experiment)
         capacity.check_state(experiment.abstract_state())

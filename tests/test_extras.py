@@ -120,6 +120,7 @@ def test_what_the_package_imports_is_a_dependency():
         if not known & {distribution(text) for text in installed.get(name, ())}
     }
     assert found == {
+        ("buckets.py", "fsspec"),  # of gcsfs and s3fs
         ("example_proto.py", "google"),
         ("latent_charts.py", "matplotlib"),
         ("score_charts.py", "matplotlib"),
