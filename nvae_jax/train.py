@@ -75,8 +75,8 @@ def train(
     # A bad config or missing data must not leave a run directory behind.
     with distributed.raise_together():
         config = build.resolve(config)
-        profiling.check(profile, config.train.num_steps)
         experiment = build.build(config)
+        profiling.check(profile, experiment.loop.num_steps)
         data = _open_data(experiment)
         capacity.check_state(experiment.abstract_state())
     _check_same_data(data)
