@@ -290,6 +290,7 @@ class Experiment:
                 self.learning_rate,
                 accumulation_steps=self.loop.accumulation_steps,
                 ema_decay=self.loop.ema_decay,
+                mesh=self.mesh,
             ),
             in_shardings=(shardings, sharding.over_batch(self.mesh)),
             out_shardings=(shardings, sharding.replicated(self.mesh)),

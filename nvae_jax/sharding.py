@@ -5,6 +5,7 @@ sums and means over a sharded batch are over the global one.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -12,11 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
-# Smaller arrays are copied to every device: splitting them would save nothing.
+# Smaller kernels are copied to every device: splitting them would save nothing.
 SMALLEST_SHARDED = 2**12
+Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 Devices = Sequence[Any]  # of `jax.Device`, of which jaxlib tells type checkers nothing
 
 
@@ -41,28 +44,51 @@ class MeshSettings:
             )
 
 
+def mesh_shape(settings: MeshSettings, num_devices: int) -> tuple[int, int]:
+    """The sizes (data, fsdp) of the mesh of so many devices.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    fixed = settings.fsdp if settings.data == -1 else settings.data
+    left = num_devices // fixed
+    data = left if settings.data == -1 else settings.data
+    fsdp = left if settings.fsdp == -1 else settings.fsdp
+    if data * fsdp != num_devices:
+        raise ValueError(
+            f"mesh.data={settings.data} times mesh.fsdp={settings.fsdp} does not fit the "
+            f"{num_devices} device(s) there are: --config.mesh.data=-1 takes all that fsdp leaves"
+        )
+    return data, fsdp
+
+
 def make_mesh(settings: MeshSettings, devices: Devices | None = None) -> Mesh:
     """The mesh of axes `data` and `fsdp` over all devices (of all hosts).
+
+    Devices that share kernels are neighbours: of one host, or of hosts one after the other. Along
+    both axes hosts come in the order of processes, so that they hold consecutive parts of a batch.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    fixed = settings.fsdp if settings.data == -1 else settings.data
-    left = len(devices) // fixed
-    data = left if settings.data == -1 else settings.data
-    fsdp = left if settings.fsdp == -1 else settings.fsdp
-    if data * fsdp != len(devices):
-        raise ValueError(
-            f"mesh.data={settings.data} times mesh.fsdp={settings.fsdp} does not fit the "
-            f"{len(devices)} device(s) there are: --config.mesh.data=-1 takes all that fsdp leaves"
+    shape = mesh_shape(settings, len(devices))
+    return Mesh(_grid(devices, *shape), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def _grid(devices, data, fsdp):
+    """One order of the devices, whatever the sizes: a program may have meshes of several."""
+    devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+    hosts = Counter(device.process_index for device in devices)
+    local = len(devices) // len(hosts)
+    if len(set(hosts.values())) == 1:
+        devices = mesh_utils.create_hybrid_device_mesh(
+            (local,), (len(hosts),), devices, process_is_granule=True
         )
-    # In the order of processes, so that hosts hold consecutive parts of a batch.
-    grid = np.array(sorted(devices, key=lambda d: (d.process_index, d.id))).reshape(data, fsdp)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
+    return np.array(devices).reshape(data, fsdp)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding that puts a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -117,19 +143,48 @@ def _place(array, sharding):
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
-def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
-    """A sharding for every array of the state: the largest axis that `fsdp` divides is split.
-    Vectors are not: the optimiser's vector of all small arrays is put together on every device."""
+def state_shardings(mesh: Mesh | AbstractMesh, abstract_state: Any) -> Any:
+    """A sharding for every array of the state: of kernels (k, k, in, out), stacked or not, the last
+    axis is split among `fsdp` where it divides. Everything else is whole on every device."""
 
     def place(array):
-        size = mesh.shape["fsdp"]
-        axes = [a for a in range(array.ndim) if array.shape[a] % size == 0]
-        if size == 1 or array.ndim < 2 or array.size < SMALLEST_SHARDED or not axes:
+        if not is_shared(mesh, array):
             return replicated(mesh)
-        axis = max(axes, key=lambda a: array.shape[a])
-        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+        return NamedSharding(mesh, PartitionSpec(*[None] * (array.ndim - 1), "fsdp"))
 
     return jax.tree.map(place, abstract_state)
+
+
+def is_shared(mesh: Mesh | AbstractMesh, array: Any) -> bool:
+    """Whether devices share an array of the state: a kernel, or a stack of kernels."""
+    size, kernel = mesh.shape["fsdp"], array.shape[-4:]
+    if size == 1 or len(kernel) < 4 or kernel[-1] % size:
+        return False
+    return math.prod(kernel) >= SMALLEST_SHARDED
+
+
+def constrain(mesh: Mesh, tree: Any) -> Any:
+    """In a program: keeps arrays, and their gradients, where `state_shardings` has them."""
+    return jax.lax.with_sharding_constraint(tree, state_shardings(mesh, tree))
+
+
+def convolve_gathered(mesh: Mesh, convolve: Convolve, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """In a program: `convolve(x, kernel)` of a batch over all devices, by a kernel that they share.
+
+    Each device gathers the kernel and convolves its part of the batch. The gradient of that is
+    fixed by it too: each device gets the sum over the batch of the share that it keeps, by a
+    reduce-scatter, and where `data` is more than 1 an all-reduce of the shares.
+    """
+    if not is_shared(mesh, kernel):
+        return convolve(x, kernel)
+
+    def of_device(x, share):
+        return convolve(x, jax.lax.all_gather(share, "fsdp", axis=share.ndim - 1, tiled=True))
+
+    batch, shares = PartitionSpec(AXES), PartitionSpec(None, None, None, "fsdp")
+    return jax.shard_map(
+        of_device, mesh=mesh, in_specs=(batch, shares), out_specs=batch, check_vma=False
+    )(x, kernel)
 
 
 def with_shardings(abstract_state: Any, shardings: Any) -> Any:
@@ -139,7 +194,7 @@ def with_shardings(abstract_state: Any, shardings: Any) -> Any:
     )
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, key: str, parts: int = 1) -> None:
+def check_batch_size(mesh: Mesh | AbstractMesh, batch_size: int, key: str, parts: int = 1) -> None:
     """Raises ValueError unless every device gets as many examples in each of the batch's parts."""
     if batch_size % (mesh.size * parts):
         times = f" times train.accumulation_steps={parts}" if parts > 1 else ""

@@ -1,18 +1,21 @@
 """The pure train, evaluation and sampling steps: state and arrays in, arrays out."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax.typing import VariableDict
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from nvae_jax import objective as obj
-from nvae_jax import regularizers
+from nvae_jax import regularizers, sharding
 from nvae_jax.likelihoods import Likelihood
 from nvae_jax.models.kernels import effective_kernels, with_kernels
+from nvae_jax.models.layers import PlainConv
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import image_keys, latent_noise
 from nvae_jax.optim import Optimizer
@@ -29,6 +32,7 @@ def make_train_step(
     *,
     accumulation_steps: int = 1,
     ema_decay: float = 0.0,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Any]:
     """Builds the update.
 
@@ -42,6 +46,7 @@ def make_train_step(
         theirs. Batch norm and the balance of the KL see one micro-batch at a time, which must be
         large enough for both; the running statistics are updated by each in turn.
       ema_decay: of the moving average of the variables; 0: none is kept.
+      mesh: of the devices that share kernels; None: each has all, if there is more than one.
 
     Returns:
       (state, images (B, H, W, C) in [0, 1]) -> (new state, metrics). A loss or gradient that is
@@ -64,10 +69,12 @@ def make_train_step(
                     alpha=alpha,
                     beta=beta,
                     weight=obj.regularizer_weight(beta, objective),
+                    mesh=mesh,
                     rngs={"latent": key},
                 )
 
-            return jax.grad(loss_fn, has_aux=True)(state.params)
+            grads, aux = jax.grad(loss_fn, has_aux=True)(state.params)
+            return sharding.constrain(mesh, grads) if mesh else grads, aux
 
         if accumulation_steps > 1:
             gradients = _accumulated(gradients, accumulation_steps)
@@ -151,6 +158,7 @@ def training_loss(
     alpha: ArrayLike,
     beta: jax.Array,
     weight: ArrayLike,
+    mesh: Mesh | None = None,
     **apply_kwargs: Any,
 ) -> tuple[jax.Array, tuple[dict[str, Any], Any, Any]]:
     """The objective on one batch (paper, equation 1, section 3.2 and appendix A).
@@ -161,6 +169,7 @@ def training_loss(
       alpha: (groups,), from `objective.balance_alpha`.
       beta: KL weight.
       weight: λ of the regularisers.
+      mesh: as in `make_train_step`.
       **apply_kwargs: `noise` or `rngs` of the model.
 
     Returns:
@@ -169,6 +178,10 @@ def training_loss(
     kernels = effective_kernels(model, variables["params"])
     spectral_norm, kernels, spectral = model.ops.spectral_penalty(kernels, spectral, rounds)
     plain, params = with_kernels(model, variables["params"], kernels)
+    if mesh:
+        apply_kernel = partial(sharding.convolve_gathered, mesh)
+        plain = plain.clone(conv=partial(PlainConv, apply_kernel=apply_kernel))
+        params = sharding.constrain(mesh, params)
     out, mutated = plain.apply(
         {**variables, "params": params}, images, train=True, mutable=["batch_stats"], **apply_kwargs
     )

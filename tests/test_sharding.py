@@ -16,11 +16,14 @@ from tests.conftest import FAST_COMPILATION
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
-import json, sys
+import json, math, sys
 import jax, numpy as np
 from nvae_jax import build, sharding
+from nvae_jax.planning import hlo
+from nvae_jax.planning.collectives import count_collectives
 from tests.conftest import tiny_config
 
+sharding.SMALLEST_SHARDED = 2**9  # of a model this small nothing would be shared
 config = tiny_config(model={"unroll": 1}, mesh=json.loads(sys.argv[1]))
 experiment = build.build(config)
 mesh = experiment.mesh
@@ -28,6 +31,12 @@ rng = np.random.default_rng(0)
 batches = (rng.random((5, 16, 16, 16, 1)) > 0.5).astype(np.float32)
 state = experiment.create_state(batches[0])
 update = experiment.train_step()
+compiled = update.lower(experiment.abstract_state(), experiment.abstract_images()).compile()
+collectives = count_collectives(hlo.parse(compiled.as_text()))
+memory = compiled.memory_analysis().argument_size_in_bytes
+kept = [4 * math.prod(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(state)]
+shared = [p.shape for p in jax.tree.leaves(state.params) if not p.is_fully_replicated]
+channels = [4 * math.prod(shape[:-4]) * shape[-1] for shape in shared]
 losses = []
 for batch in batches:
     state, metrics = update(state, sharding.to_devices(mesh, batch))
@@ -36,7 +45,10 @@ norms = {jax.tree_util.keystr(path): float(np.linalg.norm(np.asarray(leaf, np.fl
          for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.batch_stats))}
 sharded = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
 print(json.dumps({"devices": mesh.size, "losses": losses, "norms": norms, "sharded": sharded,
-                  "compiled": update._cache_size()}))
+                  "compiled": update._cache_size(), "count": collectives.count,
+                  "bytes": collectives.bytes, "channels": sum(channels),
+                  "shared": sum(4 * math.prod(shape) for shape in shared), "kept": sum(kept),
+                  "arguments": memory, "images": 4 * batches[0].size // mesh.size}))
 """
 
 NORM_GROUPS = """
@@ -127,11 +139,29 @@ def test_eight_devices_train_as_one(one_device, mesh):
     for name, norm in one_device["norms"].items():
         np.testing.assert_allclose(eight["norms"][name], norm, rtol=1e-5, atol=1e-6, err_msg=name)
     assert (eight["sharded"] > 0) == (mesh.get("fsdp", 1) > 1)
+    check_collectives(eight, one_device, mesh.get("fsdp", 1))
+
+
+def check_collectives(found, one_device, fsdp):
+    """Devices send each other what arithmetic says, and keep their share of the kernels."""
+    count, sent, shared = found["count"], found["bytes"], found["shared"]
+    assert not {"all-to-all", "collective-permute"} & count.keys()
+    assert found["arguments"] == pytest.approx(found["kept"] + found["images"], rel=0.01)
+    if fsdp == 1:
+        assert count.keys() == {"all-reduce"} and shared == 0
+        return
+    # Each shared kernel is gathered once, its gradient scattered once; parameters and both moments
+    # are kept by shares. What else is gathered are a few vectors of their output channels.
+    assert 0 <= sent["all-gather"] - shared <= 4 * found["channels"]
+    assert sent["reduce-scatter"] == pytest.approx(shared / fsdp, rel=1e-3)
+    saved = 3 * shared * (1 - 1 / fsdp)
+    assert found["kept"] == pytest.approx(one_device["kept"] - saved, rel=1e-3)
 
 
 def test_batch_norm_within_devices_needs_no_communication():
     found = run_program(NORM_GROUPS, 8)
-    assert found["1"] > 0 and found["2"] > 0
+    # The mean and the second moment in one.
+    assert found["1"] == found["2"] == 1
     assert found["8"] == found["16"] == 0
 
 
@@ -147,16 +177,22 @@ def test_saving_what_devices_share_compiles_nothing(tmp_path):
     assert listened == 1 and by_saving == 0
 
 
+class FakeDevice:
+    def __init__(self, number, local):
+        self.id, self.process_index = number, number // local
+        self.platform = self.device_kind = "cpu"
+
+
+def fake_devices(hosts, local):
+    return [FakeDevice(i, local) for i in range(hosts * local)]
+
+
 @pytest.mark.parametrize(
     ("settings", "devices", "shape"),
     [((-1, 1), 8, (8, 1)), ((-1, 4), 8, (2, 4)), ((2, -1), 8, (2, 4)), ((1, 1), 1, (1, 1))],
 )
 def test_mesh_shapes(settings, devices, shape):
-    class Device:
-        def __init__(self, number):
-            self.id, self.process_index = number, 0
-
-    mesh = sharding.make_mesh(sharding.MeshSettings(*settings), [Device(i) for i in range(devices)])
+    mesh = sharding.make_mesh(sharding.MeshSettings(*settings), fake_devices(1, devices))
     assert tuple(mesh.shape.values()) == shape
 
 
@@ -179,10 +215,45 @@ def test_a_batch_is_there_before_a_program_asks_for_it():
     assert all(sharding.to_devices(mesh, batch).is_ready() for _ in range(10))
 
 
-def test_kernels_are_sharded_and_vectors_are_not():
+def test_kernels_are_sharded_and_nothing_else():
     mesh = jax.sharding.AbstractMesh((2, 4), sharding.AXES)
-    size = 4 * sharding.SMALLEST_SHARDED
-    state = {"small": np.zeros(size), "kernel": np.zeros((3, size)), "bias": np.zeros(4)}
-    found = sharding.state_shardings(mesh, state)
-    assert found["kernel"].spec == PartitionSpec(None, "fsdp")
-    assert found["small"].is_fully_replicated and found["bias"].is_fully_replicated
+    shapes = {
+        "kernel": (3, 3, 64, 64),
+        "stack": (5, 3, 3, 64, 64),
+        "odd": (3, 3, 64, 66),
+        "small": (1, 1, 32, 64),
+        "small_stack": (9, 1, 1, 32, 64),
+        "vectors": (100, 4096),
+    }
+    found = sharding.state_shardings(mesh, {name: np.zeros(s) for name, s in shapes.items()})
+    assert found.pop("kernel").spec == PartitionSpec(None, None, None, "fsdp")
+    assert found.pop("stack").spec == PartitionSpec(None, None, None, None, "fsdp")
+    assert all(one.is_fully_replicated for one in found.values())
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "first"), [(1, [[0]]), (2, [[0, 1]]), (4, [[0, 1, 2, 3]]), (8, [[*range(8)]])]
+)
+def test_who_shares_kernels_is_on_one_host_or_on_hosts_in_a_row(fsdp, first):
+    devices = fake_devices(4, 4)
+    grid = sharding.make_mesh(sharding.MeshSettings(-1, fsdp), devices[::-1]).devices
+    assert [[device.id for device in row] for row in grid[:1]] == first
+    assert [device.process_index for device in grid.flat] == [d.process_index for d in devices]
+
+
+def test_chips_that_share_kernels_are_neighbours():
+    # Four hosts of 2×2 chips each, as a TPU v5e:4x4 has them.
+    devices = fake_devices(4, 4)
+    for device in devices:
+        device.platform, device.device_kind, device.core_on_chip = "tpu", "TPU v5 lite", 0
+        (y, x), (row, column) = divmod(device.process_index, 2), divmod(device.id % 4, 2)
+        device.coords = [2 * x + column, 2 * y + row, 0]
+    for fsdp, distance in ((2, 1), (4, 2)):
+        for row in sharding.make_mesh(sharding.MeshSettings(-1, fsdp), devices).devices:
+            spread = np.ptp([device.coords for device in row], axis=0)
+            assert spread.sum() == distance and len({d.process_index for d in row}) == 1
+
+
+def test_hosts_that_no_grid_fits_keep_the_order_of_processes():
+    grid = sharding.make_mesh(sharding.MeshSettings(-1, 4), fake_devices(2, 6)).devices
+    assert [device.id for device in grid.flat] == [*range(12)]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -117,12 +118,17 @@ class Conv(nn.Module):
 
     def _convolve(self, x, kernel):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return name_conv_output(self._apply(self._operation(), x, kernel))
+
+    def _operation(self):
+        """The function of (x, kernel)."""
         if self.upsample:
-            y = self.ops.upsample_depthwise_conv(x, kernel, precision=self.precision)
-        else:
-            convolve = self.ops.depthwise_conv if self.depthwise else self.ops.conv
-            y = convolve(x, kernel, stride=self.stride, precision=self.precision)
-        return name_conv_output(y)
+            return partial(self.ops.upsample_depthwise_conv, precision=self.precision)
+        convolve = self.ops.depthwise_conv if self.depthwise else self.ops.conv
+        return partial(convolve, stride=self.stride, precision=self.precision)
+
+    def _apply(self, convolve, x, kernel):
+        return convolve(x, kernel)
 
     def _init_from_data(self, y):
         mean = y.mean((0, 1, 2))
@@ -134,7 +140,13 @@ class Conv(nn.Module):
 
 
 class PlainConv(Conv):
-    """A convolution with its kernel as it is, and with a bias where the variables have one."""
+    """A convolution with its kernel as it is, and with a bias where the variables have one.
+
+    Attributes:
+      apply_kernel: (convolve, x, kernel) -> convolve(x, kernel), however devices share them.
+    """
+
+    apply_kernel: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -142,6 +154,10 @@ class PlainConv(Conv):
         kernel, bias = (self.get_variable("params", name) for name in ("kernel", "bias"))
         y = self._convolve(x, kernel)
         return y if bias is None else y + per_channel(bias.astype(self.dtype))
+
+    def _apply(self, convolve, x, kernel):
+        apply = self.apply_kernel
+        return apply(convolve, x, kernel) if apply else convolve(x, kernel)
 
 
 class BatchNorm(nn.Module):

@@ -37,20 +37,25 @@ class Collectives:
 def count_collectives(program: Program) -> Collectives:
     """Counts the collectives of a program; the body of a loop counts as often as it runs.
 
-    Of an asynchronous pair the end is counted. Of branches, of which one runs, all are.
+    Of an asynchronous pair the end is counted. Of branches, of which one runs, all are. What TPUs'
+    compiler splits over several fusions, to compute meanwhile, is one.
     """
     total = Collectives()
-    _add(total, program, program.entry, times=1)
+    _add(total, program, program.entry, times=1, chains=set())
     return total
 
 
-def _add(total, program, name, times):
+def _add(total, program, name, times, chains):
     """Adds a computation's collectives, and whether there were any."""
     found = False
     for instruction in program.computations.get(name, {}).values():
         base = instruction.operation.removesuffix("-done")
         if base in KINDS:
             found = True
+            if instruction.chain in chains:
+                continue
+            if instruction.chain:
+                chains.add(instruction.chain)
             total.count[base] += times
             total.bytes[base] += times * instruction.bytes
             total.small[base] += times * (instruction.bytes < SMALL)
@@ -59,7 +64,7 @@ def _add(total, program, name, times):
             continue  # names the computation that its start has named
         trips = program.trips(instruction) if instruction.operation == "while" else 1
         inner = times * (trips or 1)
-        within = [_add(total, program, callee, inner) for callee in instruction.callees]
+        within = [_add(total, program, callee, inner, chains) for callee in instruction.callees]
         total.uncounted_loops += trips is None and any(within)
         found |= any(within)
     return found

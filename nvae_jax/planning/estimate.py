@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from nvae_jax import build, sharding
@@ -82,8 +83,16 @@ class Estimator:
         return MemoryEstimate(
             state=bytes_on_device(self.state, mesh),
             activations=self._peak(*traced, fixed=0),
-            peak=self._peak(*traced, fixed=1 / setting.fsdp) + sums,
+            peak=self._peak(*traced, fixed=1 / setting.fsdp) + sums + self._gathered(setting, mesh),
         )
+
+    def _gathered(self, setting, mesh):
+        """Bytes of whole kernels that are kept to the backward pass. Where convolutions' inputs are
+        computed again there, kernels are gathered again, a few at a time."""
+        if setting.remat != "none":
+            return 0
+        shared = (p for p in jax.tree.leaves(self.state.params) if sharding.is_shared(mesh, p))
+        return sum(p.size for p in shared) * jax.numpy.dtype(build.DTYPES[setting.dtype]).itemsize
 
     def flops(self, setting: Setting, devices: int) -> int:
         """Floating-point operations that each device does in a training step."""
@@ -126,19 +135,13 @@ def planning_config(config: ConfigDict) -> ConfigDict:
     return config.lock()
 
 
-@dataclass(frozen=True)
-class _Device:
-    id: int
-    process_index: int = 0
-
-
-def planned_mesh(devices: int, fsdp: int, data: int = -1) -> jax.sharding.Mesh:
+def planned_mesh(devices: int, fsdp: int, data: int = -1) -> AbstractMesh:
     """A mesh of so many devices, none of which has to exist."""
-    settings = sharding.MeshSettings(data, fsdp)
-    return sharding.make_mesh(settings, [_Device(i) for i in range(devices)])
+    shape = sharding.mesh_shape(sharding.MeshSettings(data, fsdp), devices)
+    return AbstractMesh(shape, sharding.AXES)
 
 
-def bytes_on_device(arrays: Any, mesh: jax.sharding.Mesh) -> int:
+def bytes_on_device(arrays: Any, mesh: Mesh | AbstractMesh) -> int:
     """Bytes on each device of a mesh, of a tree of arrays sharded as a training state is."""
     placed = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(s.shard_shape(a.shape), a.dtype),

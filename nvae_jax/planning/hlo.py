@@ -14,6 +14,7 @@ _BODY = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _EITHER = re.compile(r"\b(?:true|false)_computation=%?([\w.\-]+)")
 _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+_CHAIN = re.compile(r'\bchain_id="(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -55,6 +56,12 @@ class Instruction:
         """Names of the computations of which it runs one."""
         found = _BRANCHES.search(self.rest)
         return found[1].replace("%", "").split(", ") if found else _EITHER.findall(self.rest)
+
+    @property
+    def chain(self) -> str | None:
+        """What TPUs' compiler calls the parts of one collective by, where it has split it."""
+        found = _CHAIN.search(self.rest)
+        return found[1] if found else None
 
     @property
     def body(self) -> str | None:

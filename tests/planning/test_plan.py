@@ -404,6 +404,15 @@ ENTRY %main (p: bf16[2,8]) -> bf16[2,8] {
 """
 
 
+def test_parts_of_one_collective_count_once():
+    part = 'all-gather(%{}), channel_id=1, frontend_attributes={{chain_id="{}"}}, dimensions={{0}}'
+    parts = [(1, "p", "0"), (2, "p", "0"), (3, "q", "1")]
+    lines = [f"  %g.{n} = f32[16]{{0}} {part.format(of, chain)}" for n, of, chain in parts]
+    text = "\n".join(["ENTRY %main (p: f32[2]) -> f32[16] {", *lines, "}"])
+    found = count_collectives(hlo.parse(text))
+    assert found.count == {"all-gather": 2} and found.bytes == {"all-gather": 2 * 64}
+
+
 def test_collectives_in_the_text_of_a_tpu_program():
     found = count_collectives(hlo.parse(TPU_TEXT))
     assert found.count == {"all-gather": 1, "all-reduce": 10 + 1}
