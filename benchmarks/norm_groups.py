@@ -1,0 +1,59 @@
+"""What batch norm by parts of the batch costs: models of digits trained with 1, 2, 4 … parts.
+
+python benchmarks/norm_groups.py [--groups=1,4,16] [--steps=400] [--seeds=3] [--out=FILE.json]
+
+Parts are what `model.norm_groups` says: with one a device, batch norm sends nothing between
+devices. Every setting sees the same batches, noise and first parameters of a seed; reported is the
+NELBO of the test images, in nats.
+"""
+
+import numpy as np
+import record
+from absl import flags
+
+from nvae_jax import build, cli, sharding
+from nvae_jax.configs import digits
+from nvae_jax.data import pipeline
+from nvae_jax.evaluate import HeldOut
+
+GROUPS = flags.DEFINE_list("groups", ["1", "4", "16"], "parts of a batch")
+BATCH = flags.DEFINE_integer("batch", 64, "images of a batch", 1)
+STEPS = flags.DEFINE_integer("steps", 400, "of training", 1)
+SEEDS = flags.DEFINE_integer("seeds", 3, "repetitions", 1)
+OUT = flags.DEFINE_string("out", "", "JSON file for the results")
+
+
+def configured(groups, seed):
+    """The quickstart's model, halved, on batches of --batch in so many parts."""
+    config = digits.get_config()
+    config.seed = seed
+    config.model.update(num_groups=4, norm_groups=groups)
+    config.train.update(num_steps=STEPS.value, batch_size=BATCH.value)
+    return build.resolve(config)
+
+
+def trained_nelbo(config):
+    """Test NELBO in nats an image after training."""
+    experiment = build.build(config)
+    state, step = experiment.create_state(), experiment.train_step()
+    batches = pipeline.train_iterator(
+        experiment.data, batch_size=experiment.loop.batch_size, seed=config.seed
+    )
+    for _ in range(experiment.loop.num_steps):
+        state, _ = step(state, sharding.to_devices(experiment.mesh, next(batches)["image"]))
+    batches.close()
+    return float(HeldOut(experiment)(state.variables)["nelbo"])
+
+
+def main(_):
+    rows = []
+    for groups in map(int, GROUPS.value):
+        nelbo = [trained_nelbo(configured(groups, seed)) for seed in range(SEEDS.value)]
+        row = {"groups": groups, "images a part": BATCH.value // groups, "nelbo": nelbo}
+        rows.append(row)
+        print(row, f"mean {np.mean(nelbo):.2f}", flush=True)
+        record.write(OUT.value, rows, steps=STEPS.value, batch=BATCH.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)
