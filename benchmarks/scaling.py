@@ -41,7 +41,7 @@ class Workload:
 # mnist was measured (docs/performance.md: 36.3 ms at 200 images, 1.4 TFLOP). The others are
 # taken to need as long for a TFLOP, of which `plan` counts so many for an image.
 SECONDS_A_TFLOP = 0.0363 / 1.4
-CIFAR10_TFLOP, FFHQ256_TFLOP = 0.1, 1.76  # with remat norm_act, and group
+CIFAR10_TFLOP, FFHQ256_TFLOP = 0.2, 1.76  # with remat norm_act, and group
 WORKLOADS = {
     "mnist": Workload(200, 0.0363, 214, 33_363_134),
     "cifar10": Workload(32, 32 * CIFAR10_TFLOP * SECONDS_A_TFLOP, 364, 130_852_480),
