@@ -17,7 +17,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
-# Smaller kernels are copied to every device: splitting them would save nothing.
+# Smaller kernels are copied to every device: splitting them would save nothing, and the optimiser
+# concatenates them.
 SMALLEST_SHARDED = 2**12
 Convolve = Callable[[jax.Array, jax.Array], jax.Array]
 Devices = Sequence[Any]  # of `jax.Device`, of which jaxlib tells type checkers nothing

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from nvae_jax import sharding
+from nvae_jax.ops.portable import optimizer
 from tests.conftest import FAST_COMPILATION
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +24,6 @@ from nvae_jax.planning import hlo
 from nvae_jax.planning.collectives import count_collectives
 from tests.conftest import tiny_config
 
-sharding.SMALLEST_SHARDED = 2**9  # of a model this small nothing would be shared
 config = tiny_config(model={"unroll": 1}, mesh=json.loads(sys.argv[1]))
 experiment = build.build(config)
 mesh = experiment.mesh
@@ -216,6 +216,8 @@ def test_a_batch_is_there_before_a_program_asks_for_it():
 
 
 def test_kernels_are_sharded_and_nothing_else():
+    # What the optimiser concatenates would have to be gathered for it.
+    assert sharding.SMALLEST_SHARDED >= optimizer.SMALL
     mesh = jax.sharding.AbstractMesh((2, 4), sharding.AXES)
     shapes = {
         "kernel": (3, 3, 64, 64),
