@@ -40,7 +40,8 @@ class Observed:
         what is known without noise comes out as it is. Pixels' standard deviation is taken to be at
         least `trust` times the noise's, where z is only a guess."""
         mean, spread = _moments(pixels)
-        spread = jnp.maximum(spread, trust**2 * self.variance)
+        # A model that is sure of another value must give way to a known one, too.
+        spread = jnp.maximum(spread, jnp.maximum(trust**2 * self.variance, 1e-6))
         difference, variance = self._compare(mean, spread)
         correction = jnp.where(self.known > 0, difference / variance, 0.0) / self.scale**2
         return jnp.clip(mean + spread * grow(correction, self.scale), 0.0, 1.0)
