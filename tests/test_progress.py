@@ -64,7 +64,9 @@ def test_a_long_call_says_that_it_goes_on(monkeypatch, capsys):
             time.sleep(0.01)
             lines += capsys.readouterr().err
     assert all(re.fullmatch(r"compiling: \d+ s so far", line) for line in lines.splitlines())
-    time.sleep(0.05)
+    capsys.readouterr()
+    time.sleep(0.05)  # nothing is said of what has ended
+    monkeypatch.setattr(progress, "SECONDS", 60.0)
     with progress.waiting("saving"):
         pass
     assert capsys.readouterr() == ("saving ...\n", "")

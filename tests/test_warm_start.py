@@ -93,11 +93,11 @@ def test_moments_come_along_by_a_key_and_the_schedule_starts_anew(source, tmp_pa
 
 def test_averages_come_along_or_begin_with_the_variables(source, tmp_path):
     averaged = config_for(train={"ema_decay": 0.5})
-    found = by_name(read(averaged, tmp_path, source[0]).into(zeros(averaged)).stored())
+    found = by_name(read(averaged, tmp_path, source[0]).apply_to(zeros(averaged)).stored())
     assert_same(part(found, "average"), part(source[1], "average"))
     plain = tmp_path / "plain"
     arrays = write_source(plain, config_for())
-    found = by_name(read(averaged, tmp_path, plain).into(zeros(averaged)).stored())
+    found = by_name(read(averaged, tmp_path, plain).apply_to(zeros(averaged)).stored())
     variables = part(arrays, "params", "batch_stats")
     assert_same(part(found, "average"), {f"average/{name}": a for name, a in variables.items()})
 
