@@ -69,7 +69,7 @@ def define_sampling() -> Callable[[], dict[str, Any]]:
     """Defines the flags of every command that samples in one way: temperature and recalibration.
 
     Returns:
-      a function of no arguments: what `sample.sample_run` and `fid.fid_run` take, as {name: value}.
+      a function of no arguments: what `prior_samples.PriorSamples` takes, as {name: value}.
     """
     temperature = flags.DEFINE_list(
         "temperature",

@@ -1,99 +1,19 @@
 """Draws images from a trained model's prior and streams them to disk."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from flax.typing import VariableDict
-from numpy.typing import ArrayLike
 
-from nvae_jax import (
-    capacity,
-    distributed,
-    outputs,
-    paths,
-    pictures,
-    progress,
-    reporting,
-    sharding,
-    steps,
-)
+from nvae_jax import capacity, distributed, outputs, paths, pictures, progress, reporting
 from nvae_jax.build import Experiment
 from nvae_jax.data import depth
-from nvae_jax.interrupt import interruptible
-from nvae_jax.likelihoods import crop
-from nvae_jax.noise import group_temperatures
-from nvae_jax.ops import compiler
-from nvae_jax.recalibrate import recalibrated_statistics
+from nvae_jax.prior_samples import PriorSamples
 from nvae_jax.state import Snapshot
 
 GRID = 100  # images of the grid, at most
-
-
-def sample_images(
-    experiment: Experiment,
-    variables: VariableDict,
-    *,
-    num: int,
-    temperature: ArrayLike = 1.0,
-    seed: int = 0,
-    batch_size: int = 100,
-    draw_pixels: bool = False,
-    decoder_temperature: float = 1.0,
-    first: int = 0,
-    rounded: bool = True,
-) -> Iterator[np.ndarray]:
-    """Yields `num` images from the prior in batches (B, H, W, C), without padding: uint8, or of
-    models of more than 8 bits uint16 (`pictures.to_values`).
-
-    Image i depends on the seed and on i, not on the batch size, `num` or the devices (but for the
-    last bit of float32, which can round a pixel to the value beside it).
-
-    Args:
-      experiment: from `build.build`.
-      variables: of the model.
-      num: how many.
-      temperature: of the prior, positive: one number, or one a scale, coarsest first.
-      seed: of the images.
-      batch_size: images drawn at a time, over all devices.
-      draw_pixels: draw from the decoder's distribution instead of taking its mean.
-      decoder_temperature: of that draw, positive.
-      first: number of the first image, to go on where another call stopped.
-      rounded: to integers; otherwise batches are float32 in [0, 1].
-
-    Raises:
-      ValueError: a number or temperature is not positive.
-    """
-    _check(num, batch_size, decoder_temperature)
-    temperatures = group_temperatures(experiment.model.hierarchy, temperature)
-    step = steps.make_sample_step(experiment.model, experiment.likelihood, draw_pixels=draw_pixels)
-    step = jax.jit(
-        sharding.gathered(step),
-        compiler_options=compiler.options(jax.default_backend()),
-    )
-    key, variables = jax.random.key(seed), sharding.replicate(variables)
-    batch_size = sharding.round_up(None, min(batch_size, num))
-
-    def batches():
-        for start in interruptible(range(first, first + num, batch_size)):
-            indices = sharding.shard_batch(np.arange(start, start + batch_size))
-            images = step(variables, key, indices, temperatures, decoder_temperature)
-            uncut = crop(np.asarray(images), experiment.data.padding)
-            batch = uncut[: first + num - start]
-            yield pictures.to_values(batch, experiment.data.num_bits) if rounded else batch
-
-    return batches()
-
-
-def _check(num, batch_size, decoder_temperature):
-    for name, value in (("num", num), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    if not 0 < decoder_temperature < float("inf"):
-        raise ValueError(f"decoder_temperature must be positive, not {decoder_temperature}")
 
 
 def write_images(
@@ -165,16 +85,10 @@ def sample_run(
     *,
     out: str | Path,
     num: int,
-    temperature: ArrayLike = 1.0,
-    recalibrate_bn: bool = True,
-    recalibration: str = "pooled",
-    passes: int | None = None,
     decoder: str | None = None,
-    decoder_temperature: float = 1.0,
-    batch_size: int | None = None,
     png_files: bool = False,
-    seed: int = 0,
     overwrite: bool = False,
+    **options: Any,
 ) -> None:
     """Samples from a loaded run and writes the images to `out`.
 
@@ -184,72 +98,42 @@ def sample_run(
       state: a `state.Snapshot`, from `checkpoint.load_run`.
       out: a folder.
       num: how many images.
-      temperature: of the prior: one number, or one a scale, coarsest first.
-      recalibrate_bn: replace the running statistics of batch norm by those of prior samples.
-      recalibration: how; one of `recalibrate.METHODS`.
-      passes: of recalibration; None takes the config's.
       decoder: "mean" or "sample" of the pixels; None: the mean of binary images, otherwise a
         sample.
-      decoder_temperature: of a sample of the pixels.
-      batch_size: None takes the config's.
       png_files: write each image on its own, too.
-      seed: of the images.
       overwrite: whether to replace files of other settings.
+      **options: of `PriorSamples`.
 
     Raises:
       ValueError: a number out of range, or the files may not be written; see `outputs.check`.
     """
-    settings, variables = experiment.evaluation, state.variables
-    batch_size = settings.batch_size if batch_size is None else batch_size
-    temperatures = np.atleast_1d(temperature).tolist()
-    _check(num, batch_size, decoder_temperature)
-    group_temperatures(experiment.model.hierarchy, temperature)
-    passes = settings.recalibration_passes if passes is None else passes
     decoder = decoder or ("mean" if experiment.data.binarize else "sample")
+    samples, out = PriorSamples(num, decoder=decoder, **options), paths.parse(out)
+    samples.check(experiment)
     metadata = {
         "model": describe_model(experiment),
         "step": state.step,
         "weights": state.fingerprint,
-        "num": num,
-        "temperature": temperatures[0] if len(temperatures) == 1 else temperatures,
-        "seed": seed,
-        "decoder": decoder,
-        "decoder_temperature": decoder_temperature,
-        "recalibration": recalibration if recalibrate_bn else "none",
-        "recalibration_passes": passes if recalibrate_bn else 0,
-        "recalibration_batch_size": settings.recalibration_batch_size if recalibrate_bn else 0,
+        **samples.metadata(experiment),
     }
-    shape = image_shape(experiment)
-    written = [paths.parse(out) / "samples.npz", paths.parse(out) / "samples.png"]
-    first = [paths.parse(out) / "images" / f"{0:06d}.png"] if png_files else []
+    written = [out / "samples.npz", out / "samples.png"]
+    first = [out / "images" / f"{0:06d}.png"] if png_files else []
     outputs.check(written + first, metadata, overwrite=overwrite)
-    bits = experiment.data.num_bits
+    shape = image_shape(experiment)
     with distributed.raise_together():
-        capacity.check_memory(experiment, batch_size=min(batch_size, num))
+        at_a_time = min(samples.images_at_a_time(experiment), num)
+        capacity.check_memory(experiment, batch_size=at_a_time)
         if distributed.is_primary():  # which writes
             size = math.prod(shape) * experiment.data.dtype().itemsize
             capacity.check_disk(out, num=(num, size))
-    if recalibrate_bn:
-        statistics = recalibrated_statistics(
-            workdir,
-            experiment,
-            state,
-            temperature=temperature,
-            passes=passes,
-            method=recalibration,
-        )
-        variables = {**variables, "batch_stats": statistics}
-    batches = sample_images(
-        experiment,
-        variables,
+    write_images(
+        samples.batches(workdir, experiment, state),
+        out,
         num=num,
-        temperature=temperature,
-        seed=seed,
-        batch_size=batch_size,
-        draw_pixels=decoder == "sample",
-        decoder_temperature=decoder_temperature,
+        shape=shape,
+        num_bits=experiment.data.num_bits,
+        png_files=png_files,
+        metadata=metadata,
     )
-    about = {"shape": shape, "num_bits": bits, "png_files": png_files, "metadata": metadata}
-    write_images(batches, out, num=num, **about)
     distributed.barrier("samples written")
     reporting.log(f"{num} samples written to {written[0]} and {written[1]}")

@@ -8,14 +8,13 @@ was stopped goes on where it was.
 import hashlib
 import resource
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
 from nvae_jax import (
     capacity,
@@ -36,8 +35,7 @@ from nvae_jax.metrics import statistics
 from nvae_jax.metrics.features import Features, Inception, PrincipalComponents
 from nvae_jax.metrics.parts import PART, Parts, regroup
 from nvae_jax.metrics.report import report
-from nvae_jax.noise import group_temperatures
-from nvae_jax.recalibrate import recalibrated_statistics
+from nvae_jax.prior_samples import PriorSamples
 from nvae_jax.state import Snapshot
 
 LEAST = 5  # images: precision and recall look at the third nearest of the others
@@ -75,71 +73,6 @@ PROTOCOLS = {
 }
 
 
-@dataclass(frozen=True)
-class Draws:
-    """How samples are drawn.
-
-    Attributes:
-      num: samples.
-      temperature: of the prior: one number, or one a scale, coarsest first.
-      decoder: "mean" or "sample" of the pixels.
-      recalibrate_bn: replace the running statistics of batch norm by those of prior samples.
-      recalibration: how; one of `recalibrate.METHODS`.
-      passes: of recalibration; None takes the config's.
-      batch_size: samples at a time; None takes the config's. No number depends on it.
-      seed: of the samples.
-    """
-
-    num: int = 50_000
-    temperature: ArrayLike = 1.0
-    decoder: str = "mean"
-    recalibrate_bn: bool = True
-    recalibration: str = "pooled"
-    passes: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-
-    def about(self, experiment: Experiment) -> dict[str, Any]:
-        """What results say of them."""
-        settings, temperatures = experiment.evaluation, np.atleast_1d(self.temperature).tolist()
-        passes = settings.recalibration_passes if self.passes is None else self.passes
-        return {
-            "num": self.num,
-            "temperature": temperatures[0] if len(temperatures) == 1 else temperatures,
-            "decoder": self.decoder,
-            "recalibration": self.recalibration if self.recalibrate_bn else "none",
-            "recalibration_passes": passes if self.recalibrate_bn else 0,
-            "recalibration_batch_size": settings.recalibration_batch_size
-            if self.recalibrate_bn
-            else 0,
-            "seed": self.seed,
-        }
-
-    def batches(
-        self, workdir: str | Path, experiment: Experiment, state: Snapshot, first: int
-    ) -> Iterator[np.ndarray]:
-        """Samples (B, H, W, C) in [0, 1] from number `first` on."""
-        variables = state.variables
-        if self.recalibrate_bn:
-            options: dict[str, Any] = {"passes": self.passes, "method": self.recalibration}
-            batch_stats = recalibrated_statistics(
-                workdir, experiment, state, temperature=self.temperature, **options
-            )
-            variables = {**variables, "batch_stats": batch_stats}
-        size = self.batch_size
-        return sample.sample_images(
-            experiment,
-            variables,
-            num=self.num - first,
-            first=first,
-            temperature=self.temperature,
-            seed=self.seed,
-            batch_size=experiment.evaluation.batch_size if size is None else size,
-            draw_pixels=self.decoder == "sample",
-            rounded=False,
-        )
-
-
 def fid_run(
     workdir: str | Path,
     experiment: Experiment,
@@ -152,8 +85,9 @@ def fid_run(
     components: int = 64,
     reference: str = "train",
     protocol: str = "standard",
+    num: int = 50_000,
     overwrite: bool = False,
-    **draws: Any,
+    **options: Any,
 ) -> dict[str, Any]:
     """Compares samples with a reference, and writes `fid.json` and `reference.npz` (the reference's
     statistics and features, to be used again). A call that was stopped goes on where it was.
@@ -169,8 +103,9 @@ def fid_run(
       components: of "pca", fitted to training images.
       reference: what `image_sets.open_set` takes, or an `.npz` file of statistics.
       protocol: a name in `PROTOCOLS`.
+      num: samples.
       overwrite: whether to replace a result of other settings.
-      **draws: of `Draws`.
+      **options: of `PriorSamples`.
 
     Returns:
       the result, as written to `fid.json`; see docs/metrics.md.
@@ -179,9 +114,9 @@ def fid_run(
       ValueError: the weights or the reference are none, a number is out of range, or the files may
         not be written.
     """
-    draw, out, spec = Draws(**draws), paths.parse(out), experiment.data
+    samples, out, spec = PriorSamples(num, **options), paths.parse(out), experiment.data
     with distributed.raise_together():
-        chosen = _check(experiment, protocol, draw)
+        chosen = _check(experiment, protocol, samples)
         compute = _features(spec, chosen, features, weights, weights_sha256, components)
         made_by = {**compute.about, "feature_size": compute.size, "pixels": chosen.pixels}
         stored = statistics.load(reference, made_by)
@@ -197,30 +132,21 @@ def fid_run(
             "bits": spec.num_bits,
             "reference": images.name if images else Path(reference).name,
             "num_reference": num_reference,
-            **draw.about(experiment),
+            **samples.metadata(experiment),
         }
         written = [out / "fid.json", *([out / "reference.npz"] if images else [])]
         outputs.check(written, metadata, inputs=[reference], overwrite=overwrite)
         # Features once as they are computed, and the reference's again to be kept.
-        capacity.check_disk(out, num=(draw.num + 2 * (num_reference or 0), 4 * compute.size))
-    notes = _notes(draw.num, num_reference, compute.size)
-    for note in notes if distributed.is_primary() else ():
-        print(f"warning: {note}", file=sys.stderr)
+        capacity.check_disk(out, num=(num + 2 * (num_reference or 0), 4 * compute.size))
+    notes = _warnings(num, num_reference, compute.size)
     unfinished = out / f"unfinished-{_digest(metadata)}"
     if images:
         parts = Parts(unfinished / "reference", num_reference or 0)
-        batches = images.batches(PART, num_reference, parts.first_missing())
-        prepared = (chosen.prepare(batch, spec) for _, batch in batches)
-        parts.add(prepared, compute, f"features of {images.name}")
-        stored = parts.statistics()
-    parts = Parts(unfinished / "samples", draw.num)
-    if (first := parts.first_missing()) < draw.num:
-        if first:
-            reporting.log(f"going on with sample {first}")
-        batches = draw.batches(workdir, experiment, state, first)
-        parts.add(map(chosen.rounded, regroup(batches)), compute, "features of samples")
+        stored = _reference_statistics(parts, images, spec, chosen, compute)
     assert stored is not None
-    found = statistics.compare(parts.statistics(), stored, inception=features == "inception")
+    draw = partial(samples.batches, workdir, experiment, state, rounded=False)
+    drawn = _sample_statistics(Parts(unfinished / "samples", num), draw, chosen, compute)
+    found = statistics.compare(drawn, stored, inception=features == "inception")
     result = {**metadata, **found, "notes": notes, **peak_memory()}
     distributed.barrier("all have read the features")
     if distributed.is_primary():
@@ -232,19 +158,35 @@ def fid_run(
     return result
 
 
-def _check(experiment, protocol, draw):
+def _reference_statistics(parts, images, spec, protocol, compute):
+    batches = images.batches(PART, parts.num, parts.first_missing())
+    prepared = (protocol.prepare(batch, spec) for _, batch in batches)
+    parts.add(prepared, compute, f"features of {images.name}")
+    return parts.statistics()
+
+
+def _sample_statistics(parts, draw, protocol, compute):
+    """`draw(first=number)` gives batches of samples from that number on."""
+    first = parts.first_missing()
+    if 0 < first < parts.num:
+        reporting.log(f"going on with sample {first}")
+    if first < parts.num:
+        batches = regroup(draw(first=first))
+        parts.add(map(protocol.rounded, batches), compute, "features of samples")
+    return parts.statistics()
+
+
+def _check(experiment, protocol, samples):
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
-    if draw.decoder not in ("mean", "sample"):
-        raise ValueError(f"decoder must be mean or sample, not {draw.decoder!r}")
     chosen = PROTOCOLS[protocol]
-    group_temperatures(experiment.model.hierarchy, draw.temperature)
+    samples.check(experiment)
     only = chosen.temperature
-    if only is not None and (np.asarray(draw.temperature) != only).any():
+    if only is not None and (np.asarray(samples.temperature) != only).any():
         raise ValueError(f"the protocol {protocol} is of temperature {only:g} alone")
-    if chosen.pixels == "float" and draw.decoder != "mean":
+    if chosen.pixels == "float" and samples.decoder != "mean":
         raise ValueError(f"the protocol {protocol} is of the decoder's mean")
-    _check_num(draw.num, "num")
+    _check_num(samples.num, "num")
     return chosen
 
 
@@ -268,13 +210,17 @@ def _features(spec, protocol, name, weights, sha256, components) -> Features:
     return PrincipalComponents((protocol.prepare(batch, spec) for _, batch in training), components)
 
 
-def _notes(num, num_reference, size):
+def _warnings(num, num_reference, size):
+    """What of the counts makes numbers mean nothing; printed, too."""
     counts = {"samples": num, "images of the reference": num_reference}
-    return [
+    found = [
         f"{count} {what} for {size} features: the number means nothing"
         for what, count in counts.items()
         if count is not None and count <= size
     ]
+    for warning in found if distributed.is_primary() else ():
+        print(f"warning: {warning}", file=sys.stderr)
+    return found
 
 
 def _digest(metadata):

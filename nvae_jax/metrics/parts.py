@@ -25,7 +25,7 @@ class Parts:
     """
 
     def __init__(self, folder: Path, num: int):
-        self._folder, self._num = folder, num
+        self._folder, self.num = folder, num
 
     def _path(self, start):
         return self._folder / f"{start:08d}.npy"
@@ -33,8 +33,8 @@ class Parts:
     def first_missing(self) -> int:
         """The number of the first image whose features are not there yet, the same on all hosts;
         `num` where all are."""
-        starts = range(0, self._num, PART)
-        missing = next((s for s in starts if not self._path(s).exists()), self._num)
+        starts = range(0, self.num, PART)
+        missing = next((s for s in starts if not self._path(s).exists()), self.num)
         return min(distributed.all_gather(missing))
 
     def add(self, parts: Iterable[np.ndarray], features: Features, what: str) -> None:
@@ -46,7 +46,7 @@ class Parts:
           what: is being done, in words.
         """
         first = self.first_missing()
-        with progress.bar(what, unit="image", total=self._num - first) as bar:
+        with progress.bar(what, unit="image", total=self.num - first) as bar:
             for number, part in enumerate(interruptible(parts), first // PART):
                 path = self._path(number * PART)
                 if number % jax.process_count() == jax.process_index() and not path.exists():
@@ -56,7 +56,7 @@ class Parts:
 
     def statistics(self) -> Statistics:
         """Of all images, pooled in their order: whoever computed the parts, the result is one."""
-        there = [p for p in map(self._path, range(0, self._num, PART)) if p.exists()]
+        there = [p for p in map(self._path, range(0, self.num, PART)) if p.exists()]
         parts = [np.load(mirror.local(path), mmap_mode="r") for path in there]
         pooled = moments.pool(part for part in parts if len(part))
         return Statistics(pooled.count, pooled.mean, pooled.covariance, np.concatenate(parts))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nvae_jax import export
-from nvae_jax.sample import sample_images
+from nvae_jax.prior_samples import sample_images
 
 pytest.importorskip("flatbuffers")
 USE = """

@@ -7,10 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from nvae_jax import checkpoint, sample
+from nvae_jax import checkpoint
 from nvae_jax.metrics import fid, moments, parts, statistics
 from nvae_jax.metrics.features import Inception, PrincipalComponents
 from nvae_jax.metrics.statistics import Statistics
+from nvae_jax.prior_samples import sample_images
+from nvae_jax.recalibrate import recalibrated_statistics
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +200,9 @@ def test_a_distance_without_weights(loaded, tmp_path, undocumented, capsys):
 
 def _samples(loaded, num, batch_size):
     workdir, experiment, state = loaded
-    stats = fid.recalibrated_statistics(workdir, experiment, state, temperature=1.0, passes=2)
+    stats = recalibrated_statistics(workdir, experiment, state, temperature=1.0, passes=2)
     variables = {**state.variables, "batch_stats": stats}
-    return sample.sample_images(experiment, variables, num=num, batch_size=batch_size)
+    return sample_images(experiment, variables, num=num, batch_size=batch_size)
 
 
 def test_a_stopped_call_goes_on(loaded, tmp_path, monkeypatch):
@@ -277,9 +279,9 @@ def test_wrong_words(loaded, tmp_path, options, message):
 def test_samples_from_any_number_on(loaded):
     whole = np.concatenate(list(_samples(loaded, 9, 4)))
     workdir, experiment, state = loaded
-    stats = fid.recalibrated_statistics(workdir, experiment, state, temperature=1.0, passes=2)
+    stats = recalibrated_statistics(workdir, experiment, state, temperature=1.0, passes=2)
     variables = {**state.variables, "batch_stats": stats}
-    some = sample.sample_images(experiment, variables, num=4, first=5, batch_size=4, rounded=False)
+    some = sample_images(experiment, variables, num=4, first=5, batch_size=4, rounded=False)
     some = np.concatenate(list(some))
     assert some.dtype == np.float32
     assert np.abs(some * 255 - whole[5:]).max() <= 1

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from nvae_jax import api, run_directory
-from nvae_jax.sample import sample_images, sample_run
+from nvae_jax.prior_samples import sample_images
+from nvae_jax.sample import sample_run
 
 
 def draw(run, **kwargs):
