@@ -5,15 +5,18 @@ python benchmarks/restoration.py --workdir=DIR [--config.data.dir=DATA] [--out=T
 
 DIR is a run of configs/photographs.py. Its test images are degraded in six ways and restored from
 that by both methods, with their usual settings. Plain restorations are, for masks, the mean of the
-known pixels and the smooth fill (Laplace's equation); for low resolution bicubic interpolation, by
-itself and with the means over blocks put right; for noise a Gaussian filter, total variation and
-non-local means, of scikit-image, with the width, weight or strength that suits these very images
-best.
+known pixels, the smooth fill (Laplace's equation) and the biharmonic one; for low resolution
+bicubic interpolation, by itself and with the means over blocks put right; for noise a Gaussian
+filter, total variation and non-local means, with the width, weight or strength that suits these
+very images best. Filters and the biharmonic fill are scikit-image's.
+
+TABLE.json gets each row as it is there; those that it has are not computed again.
 """
 
 import functools
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import skimage.restoration
@@ -21,7 +24,6 @@ from absl import flags
 
 from nvae_jax import api, cli, files, inputs, options
 from nvae_jax.restoration import baselines, masks, results
-from nvae_jax.restoration.observed import grow, shrink
 from nvae_jax.restoration.restore import METHODS, observe
 
 RUN = options.define_run()
@@ -59,12 +61,20 @@ def plain(observed, noise):
             "non-local means": [denoise(nonlocal_means, h=h * noise) for h in (0.4, 0.6, 0.8, 1)],
         }
     if scale > 1:
-        larger = baselines.bicubic(y, scale)
-        right = larger + grow(y - np.asarray(shrink(larger, scale)), scale)
-        return {"bicubic": [larger], "bicubic, means right": [np.clip(right, 0, 1)]}
+        right = baselines.first_guess(observed)
+        return {"bicubic": [baselines.bicubic(y, scale)], "bicubic, means right": [right]}
     known = observed.known > 0
-    mean, smooth = baselines.fill_mean(y, known), baselines.fill_smooth(y, known)
-    return {"mean fill": [mean], "smooth fill": [smooth]}
+    return {
+        "mean fill": [baselines.fill_mean(y, known)],
+        "smooth fill": [baselines.fill_smooth(y, known)],
+        "biharmonic fill": [_biharmonic(y, known)],
+    }
+
+
+def _biharmonic(images, known):
+    fill = functools.partial(skimage.restoration.inpaint_biharmonic, channel_axis=-1)
+    filled = [fill(image, ~where[..., 0]) for image, where in zip(images, known, strict=True)]
+    return np.clip(np.stack(filled), 0, 1)
 
 
 def _each(images, function, **settings):
@@ -95,12 +105,22 @@ def measure(run, originals, degradation):
     return {name: round(value, 2) for name, value in row.items()}
 
 
+def start_table(settings):
+    """What OUT has already, of the same settings."""
+    path = Path(OUT.value or "")
+    table = json.loads(path.read_text()) if path.is_file() else settings
+    if settings.items() - table.items():
+        raise ValueError(f"{path} has rows of other settings: name another --out")
+    return table
+
+
 def main(_):
     run = api.load(**RUN(), batch_size=24)
     originals = inputs.select(run.experiment, num=NUM.value)
-    table = {"step": run.state.step, "images": len(originals), "samples": SAMPLES.value}
+    settings = {"step": run.state.step, "images": len(originals), "samples": SAMPLES.value}
+    table = start_table(settings)
     for name, degradation in DEGRADATIONS.items():
-        if not ONLY.value or name in ONLY.value:
+        if name in (ONLY.value or DEGRADATIONS) and name not in table:
             table[name] = measure(run, originals, degradation)
             print(name, json.dumps(table[name]), flush=True)
             if OUT.value:

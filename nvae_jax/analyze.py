@@ -159,6 +159,10 @@ def measure(
 ) -> tuple[dict[str, Any], list[Moments]]:
     """What `latents.json` says of a run's latents, and the moments; see `analyze_run`."""
     spec = run.experiment.data
+    total = pipeline.num_examples(spec, split)
+    total = min(total, max_examples or total)
+    if total < 2:
+        raise ValueError(f"a variance needs at least two images, not {total}")
     batch_size = pipeline.eval_batch_size(run.batch_size, max_examples)
     batches = pipeline.eval_batches(
         spec,
@@ -169,8 +173,6 @@ def measure(
         shard_count=jax.process_count(),
         max_examples=max_examples,
     )
-    total = pipeline.num_examples(spec, split)
-    total = min(total, max_examples or total)
     with progress.bar("analysing", unit="image", total=total) as bar:
         count, moments = latent_moments(
             run, batches, seed=seed, progress=lambda done: bar.update(done - bar.n)

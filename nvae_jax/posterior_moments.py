@@ -70,15 +70,12 @@ def latent_moments(
     Args:
       run: an `api.Run`.
       batches: this host's parts of {"image": (B, H, W, C), "mask": (B,)}, B always the same and
-        divided by the devices, which share them.
+        divided by the devices, which share them; of two images or more in all.
       seed: of posterior draws.
       progress: called with the number of images done so far.
 
     Returns:
       (number of images, a list with `Moments` for each group).
-
-    Raises:
-      ValueError: there are fewer than two images.
     """
     mesh, key = sharding.make_mesh(sharding.MeshSettings()), jax.random.key(seed)
     step = _counting(make_moment_step(run.experiment.model), mesh)
@@ -95,7 +92,7 @@ def latent_moments(
         count, seen = count + int(added), seen + part * jax.process_count()
         if progress:
             progress(count)
-    if sums is None or count < 2:
+    if sums is None:
         raise ValueError("a variance needs at least two images")
     return count, [
         Moments(

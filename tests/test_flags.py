@@ -44,8 +44,8 @@ CALLS = {
         f"{COMMON} --out={{out}} --images={{in}}/images.npz --degrade --split=test --num=2"
         " --mask=center --scale=1 --noise=0.1 --method=mix --alpha=0.5 --trust=0.3"
         " --samples=2 --steps=1",
-        f"{COMMON} --out={{out}} --num=2 --mask=half --samples=1 --steps=1 --learning_rate=0.1"
-        " --temperature=0.9",
+        f"{COMMON} --out={{out}} --num=2 --mask=half --samples=1 --steps=1"
+        " --method=optimize --learning_rate=0.1 --temperature=0.9",
     ],
     "interpolate": [
         f"{COMMON} --out={{out}} --between=images --images={{in}}/images.npz --split=test"

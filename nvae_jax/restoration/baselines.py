@@ -1,12 +1,13 @@
 """Plain restorations: where the methods start, and what they are to be better than."""
 
-import jax
 import numpy as np
 import scipy.ndimage
 
+from nvae_jax.restoration import smooth
 from nvae_jax.restoration.observed import Observed
 
 ROUNDS = 500  # of Jacobi's method
+LITTLE_NOISE = 0.01  # more is filtered
 
 
 def fill_mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -19,19 +20,12 @@ def fill_mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def fill_smooth(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Unknown pixels as the mean of their four neighbours (Laplace's equation)."""
-    filled = fill_mean(values, known)
-    for _ in range(ROUNDS):
-        wide = np.pad(filled, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-        mean = (wide[:, :-2, 1:-1] + wide[:, 2:, 1:-1] + wide[:, 1:-1, :-2] + wide[:, 1:-1, 2:]) / 4
-        filled = np.where(known, values, mean).astype(np.float32)
-    return filled
+    return np.asarray(smooth.fill(fill_mean(values, known), known, 1.0, ROUNDS))
 
 
 def bicubic(values: np.ndarray, scale: int) -> np.ndarray:
     """(N, h, w, C) at `scale` times the resolution, clipped to [0, 1]."""
-    n, h, w, c = values.shape
-    larger = jax.image.resize(values, (n, h * scale, w * scale, c), "cubic")
-    return np.clip(np.asarray(larger), 0.0, 1.0)
+    return np.clip(np.asarray(smooth.bicubic(values, scale)), 0.0, 1.0)
 
 
 def blur(values: np.ndarray, sigma: float) -> np.ndarray:
@@ -41,10 +35,24 @@ def blur(values: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def first_guess(observed: Observed) -> np.ndarray:
-    """The plain restoration (N, H, W, C) in [0, 1] that the methods start from."""
+    """The plain restoration (N, H, W, C) in [0, 1] that the methods start from: smooth fill, a
+    Gaussian filter, bicubic interpolation with means over blocks put right."""
+    filled = _filled(observed)
+    if (noise := float(np.sqrt(np.max(observed.variance)))) > LITTLE_NOISE:
+        filled = blur(filled, 1 + 3 * noise)
+    return np.clip(np.asarray(smooth.enlarge(filled, observed.scale)), 0.0, 1.0)
+
+
+def contrast(observed: Observed) -> np.ndarray:
+    """Mean squared difference of neighbours in what is known, filled smoothly, (N,)."""
+    filled = _filled(observed)
+    squares = [np.square(np.diff(filled, axis=axis)).mean((1, 2, 3)) for axis in (1, 2)]
+    return np.mean(squares, axis=0)
+
+
+def _filled(observed):
     values, known = np.clip(observed.values, 0.0, 1.0), np.asarray(observed.known, bool)
-    filled = values if known.all() else fill_smooth(values, known)
-    return filled if observed.scale == 1 else bicubic(filled, observed.scale)
+    return values if known.all() else fill_smooth(values, known)
 
 
 def psnr(images: np.ndarray, originals: np.ndarray) -> np.ndarray:

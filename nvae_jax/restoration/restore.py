@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # which imports this file
     from nvae_jax.api import Run
 
 MOST_STEPS, MOST_NOISE = 100_000, 10
+FAINT = 0.03  # difference of neighbours below which smooth continuation is better than a model
 # Of each method, what is used where nothing is said.
 METHODS: dict[str, dict[str, Any]] = {
     "mix": {"steps": 10, "alpha": 0.1, "temperature": 1.0, "trust": 0.3},
@@ -31,7 +32,8 @@ class Restored(NamedTuple):
     """Images in [0, 1], float32.
 
     Attributes:
-      best: (N, H, W, C), drawn at temperature 0: what comes closest to the originals.
+      best: (N, H, W, C), what comes closest to the originals: drawn at temperature 0 and, unless
+        there is noise, nearer to the plain restoration the less contrast there is.
       samples: (N, num_samples, H, W, C), what they could have been.
     """
 
@@ -46,7 +48,7 @@ def restore(
     mask: ArrayLike | None = None,
     scale: int = 1,
     noise: float = 0.0,
-    method: str = "optimize",
+    method: str | None = None,
     num_samples: int = 8,
     seed: int = 0,
     **settings: Any,
@@ -61,7 +63,8 @@ def restore(
       mask: of the known pixels, 1 or True: (H, W) or (N, H, W), as large as `images`; None: all.
       scale: each known pixel is the mean of a block of so many pixels each way.
       noise: standard deviation of Gaussian noise on what is known, in units of [0, 1].
-      method: "mix" or "optimize"; see `methods.Restorer`.
+      method: "mix" or "optimize"; see `methods.Restorer`. None takes what restores photographs
+        best: "optimize" with noise, otherwise "mix".
       num_samples: how many draws an image.
       seed: of the draws.
       **settings: of the method; `METHODS` has what they are otherwise. Of both `steps`, and
@@ -76,6 +79,7 @@ def restore(
     Raises:
       ValueError: images, mask or settings that do not fit each other or the model.
     """
+    method = method or default_method(noise)
     settings = check_settings(method, settings, run.experiment.model.hierarchy, num_samples)
     spread = settings.pop("spread")
     observed = observe(images, run.experiment.data, mask=mask, scale=scale, noise=noise)
@@ -92,7 +96,20 @@ def restore(
     found = run.map_batches(step, {"observed": observed, "start": start, "index": index})
     if not np.isfinite(found).all():
         raise ValueError("some restored values are not finite: are the settings extreme?")
-    return Restored(found[:, 0], found[:, 1:])
+    best = found[:, 0] if noise else lean(found[:, 0], start, baselines.contrast(observed))
+    return Restored(best, found[:, 1:])
+
+
+def default_method(noise: float) -> str:
+    """The method that restores photographs best."""
+    return "optimize" if noise else "mix"
+
+
+def lean(images: np.ndarray, plain: np.ndarray, contrast: np.ndarray) -> np.ndarray:
+    """Between the model's images and plain ones (N, H, W, C): where there is hardly any `contrast`
+    (N,), nothing is better than smooth continuation; with more the model knows better."""
+    share = contrast / (contrast + FAINT**2)
+    return plain + share[:, None, None, None] * (images - plain)
 
 
 def given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,26 +169,36 @@ def observe(
     noise: float = 0.0,
 ) -> Observed:
     """What is known of images, checked; see `restore`."""
-    if mask is None and scale == 1 and not noise:
-        raise ValueError("nothing is unknown of the images: there is no mask, scale or noise")
-    if not 0 <= noise <= MOST_NOISE:
-        raise ValueError(f"noise must be a standard deviation, up to {MOST_NOISE}, not {noise}")
-    small = smaller(spec, scale)
-    images = np.asarray(images)
+    small, images = smaller(spec, scale), np.asarray(images)
     checks.array("images", images, ("N", *small.image_shape))
-    known = _known(mask, images, small)
-    if np.issubdtype(images.dtype, np.floating):
-        images = np.where(known, images, 0)
-        inside = np.clip(images, 0, 1) if noise and np.isfinite(images).all() else images
-        inputs.check(inside, small)
-    else:
-        white = np.iinfo(small.dtype).max
-        images = inputs.check(images, small) / white
+    known = check_degradation(len(images), spec, mask=mask, scale=scale, noise=noise)
     rounding = 1 / (2**spec.num_bits - 1) ** 2 / 12 if scale > 1 else 0.0
     variance = np.full((len(images), 1, 1, 1), noise**2 + rounding, np.float32)
     exact = scale == 1 and not noise
-    values = np.where(known, images, 0).astype(np.float32)
+    values = np.where(known, _values(images, known, small, noise), 0).astype(np.float32)
     return Observed(values, known.astype(np.float32), variance, scale, exact)
+
+
+def check_degradation(
+    num: int, spec: DataSpec, *, mask: ArrayLike | None, scale: int, noise: float
+) -> np.ndarray:
+    """Where pixels of `num` images are known, (N, h, w, 1) bool. Raises ValueError as `restore`."""
+    if not 0 <= noise <= MOST_NOISE:
+        raise ValueError(f"noise must be a standard deviation, up to {MOST_NOISE}, not {noise}")
+    known = _known(mask, num, smaller(spec, scale))
+    if known.all() and scale == 1 and not noise:
+        raise ValueError("nothing is unknown of the images: there is no mask, scale or noise")
+    return known
+
+
+def _values(images, known, spec, noise):
+    """Checked, float in [0, 1], or outside with noise; NaN may be where nothing is known."""
+    if not np.issubdtype(images.dtype, np.floating):
+        return inputs.check(images, spec) / np.iinfo(spec.dtype).max
+    images = np.where(known, images, 0)
+    outside = noise and np.isfinite(images).all()
+    inputs.check(np.clip(images, 0, 1) if outside else images, spec)
+    return images
 
 
 def smaller(spec: DataSpec, scale: int) -> DataSpec:
@@ -183,26 +210,17 @@ def smaller(spec: DataSpec, scale: int) -> DataSpec:
     return dataclasses.replace(spec, image_size=size // scale, padding=0)
 
 
-def _known(mask, images, spec):
+def _known(mask, num, spec):
     """(N, h, w, 1) bool."""
-    shape = (len(images), spec.image_size, spec.image_size, 1)
+    shape = (num, spec.image_size, spec.image_size)
     if mask is None:
-        return np.ones(shape, bool)
+        return np.ones((*shape, 1), bool)
     mask = np.asarray(mask)
-    if (
-        mask.ndim not in (2, 3)
-        or mask.shape[-2:] != shape[1:3]
-        or mask.shape[:-2]
-        not in (
-            (),
-            (1,),
-            shape[:1],
-        )
-    ):
-        raise ValueError(f"mask must be of shape {shape[1:3]} or {shape[:3]}, not {mask.shape}")
+    if mask.shape not in (shape[1:], (1, *shape[1:]), shape):
+        raise ValueError(f"mask must be of shape {shape[1:]} or {shape}, not {mask.shape}")
     if not np.isin(mask, (0, 1)).all():
         raise ValueError("mask must be 1 where a pixel is known and 0 where it is not")
-    mask = np.broadcast_to(mask.astype(bool)[..., None], shape)
+    mask = np.broadcast_to(mask.astype(bool), shape)[..., None]
     if not mask.any((1, 2, 3)).all():
         raise ValueError("mask leaves no pixel of an image known")
     return mask

@@ -10,8 +10,16 @@ from numpy.typing import ArrayLike
 from nvae_jax import files, inputs, outputs, pictures
 from nvae_jax.api import Run
 from nvae_jax.restoration import baselines
-from nvae_jax.restoration.observed import grow, shrink
-from nvae_jax.restoration.restore import METHODS, check_settings, given, observe, restore
+from nvae_jax.restoration.restore import (
+    METHODS,
+    check_degradation,
+    check_settings,
+    default_method,
+    given,
+    observe,
+    restore,
+)
+from nvae_jax.restoration.smooth import grow, shrink
 
 SHOWN = 4  # samples of each image in the picture
 
@@ -25,10 +33,7 @@ def degrade(
     seed: int = 0,
 ) -> np.ndarray:
     """What `restore` would be given of whole images (N, H, W, C): their means over blocks of
-    `scale` pixels each way, plus noise, and 0 where `mask` says that nothing is known. Raises
-    ValueError where `scale` does not divide the size."""
-    if scale < 1 or images.shape[1] % scale:
-        raise ValueError(f"scale must divide {images.shape[1]}, not {scale}")
+    `scale` pixels each way, plus noise, and 0 where `mask` says that nothing is known."""
     small = shrink(images, scale)
     noisy = small + noise * np.random.default_rng(seed).standard_normal(small.shape)
     known = 1 if mask is None else np.asarray(mask, bool)[..., None]
@@ -45,7 +50,7 @@ def restore_run(
     mask: ArrayLike | None = None,
     scale: int = 1,
     noise: float = 0.0,
-    method: str = "optimize",
+    method: str | None = None,
     num_samples: int = 8,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -76,45 +81,48 @@ def restore_run(
     Raises:
       ValueError: as `restore`, or the files may not be written; see `outputs.check`.
     """
+    method = method or default_method(noise)
     settings = {**METHODS.get(method, {}), **given(settings or {})}
     check_settings(method, settings, run.experiment.model.hierarchy, num_samples)
     degradation = {"mask": mask, "scale": scale, "noise": noise}
+    check_degradation(len(images), run.experiment.data, **degradation)
     seen = degrade(images, **degradation, seed=seed) if whole else images
     observed = observe(seen, run.experiment.data, **degradation)
-    metadata = run.metadata(
-        **inputs.describe(seen, source),
-        mask_sha256="" if mask is None else inputs.describe(np.asarray(mask), "")["source_sha256"],
-        scale=scale,
-        noise=noise,
-        method=method,
-        num_samples=num_samples,
-        settings=files.to_json(settings),
-        seed=seed,
-    )
+    options = {"method": method, "num_samples": num_samples, "seed": seed}
+    described = {**inputs.describe(seen, source), "mask_sha256": _sha256(mask)}
+    described |= {"scale": scale, "noise": noise, **options, "settings": files.to_json(settings)}
+    metadata = run.metadata(**described)
     arrays, grid = Path(out) / "restored.npz", Path(out) / "restored.png"
     outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
-    best, samples = restore(
-        run, seen, **degradation, method=method, num_samples=num_samples, seed=seed, **settings
-    )
+    best, samples = restore(run, seen, **degradation, **options, **settings)
     found = {"plain": baselines.first_guess(observed), "restored": best}
-    measured = {name: baselines.psnr(x, images) for name, x in found.items()} if whole else {}
-    rows = [
-        grow(np.asarray(observed.values), scale),
-        *found.values(),
-        *np.moveaxis(samples, 1, 0)[:SHOWN],
-    ]
-    _draw(grid, [images, *rows] if whole else rows, metadata, run.num_bits)
-    measured_arrays = {f"psnr_{name}": values for name, values in measured.items()}
-    pictures.save_arrays(arrays, images=best, samples=samples, **measured_arrays, **metadata)
-    means = {name: float(values.mean()) for name, values in measured.items()}
+    known = grow(np.asarray(observed.values), scale)
+    pictured = [*[images] * whole, known, *found.values(), *np.moveaxis(samples, 1, 0)[:SHOWN]]
+    _draw(grid, pictured, metadata, run.num_bits)
+    measured = _measure(found, images) if whole else {}
+    pictures.save_arrays(arrays, images=best, samples=samples, **measured, **metadata)
+    return _tell(measured, samples, grid)
+
+
+def _sha256(mask):
+    return "" if mask is None else inputs.describe(np.asarray(mask), "")["source_sha256"]
+
+
+def _measure(found, originals):
+    """{"psnr_NAME": (N,) dB} of {name: images}."""
+    return {f"psnr_{name}": baselines.psnr(images, originals) for name, images in found.items()}
+
+
+def _tell(measured, samples, path):
+    """Prints mean PSNRs, and returns them by name."""
+    means = {name.removeprefix("psnr_"): float(psnr.mean()) for name, psnr in measured.items()}
     described = "".join(f", {name} {mean:.2f} dB" for name, mean in means.items())
-    print(f"{len(samples)} image(s), {num_samples} sample(s) of each{described}: {grid}")
+    print(f"{len(samples)} image(s), {samples.shape[1]} sample(s) of each{described}: {path}")
     return means
 
 
-def _draw(path, rows, metadata, num_bits):
-    """Columns of images (N, H, W, C), a row for each image."""
-    columns = len(rows)
-    images = np.stack([np.clip(images, 0, 1) for images in rows], 1)
-    images = images.reshape(-1, *images.shape[2:]).astype(np.float32)
-    pictures.save_grid(path, images, metadata, columns, num_bits=num_bits)
+def _draw(path, columns, metadata, num_bits):
+    """A row for each image, of one of each of the columns (N, H, W, C)."""
+    images = np.stack([np.clip(images, 0, 1) for images in columns], 1).astype(np.float32)
+    images = images.reshape(-1, *images.shape[2:])
+    pictures.save_grid(path, images, metadata, len(columns), num_bits=num_bits)

@@ -80,6 +80,12 @@ def run(workdir):
 
 
 @pytest.fixture(scope="session")
+def small_run(make_run, tmp_path_factory):
+    """One of half as many groups, one a scale, whose programs compile in half the time."""
+    return api.load(make_run(tmp_path_factory.mktemp("runs") / "small", model={"num_groups": 1}))
+
+
+@pytest.fixture(scope="session")
 def images():
     """Five binary images (5, 16, 16, 1)."""
     return (np.random.default_rng(0).random((5, 16, 16, 1)) > 0.5).astype(np.float32)

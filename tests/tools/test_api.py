@@ -11,9 +11,17 @@ from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
 from nvae_jax.noise import image_keys, latent_noise
 from nvae_jax.sample import sample_run
 
+AVERAGED = {"model": {"num_groups": 1}, "train": {"ema_decay": 0.9}}
+
 
 def close(one, other, tolerance=1e-4):
     return np.abs(np.asarray(one) - np.asarray(other)).max() <= tolerance
+
+
+@pytest.fixture
+def run(small_run):
+    """Two scales of one group."""
+    return small_run
 
 
 def test_encode_and_decode_are_reconstruct(run, images):
@@ -37,7 +45,7 @@ def test_noise_of_the_prior_goes_both_ways(run, images):
     noise = run.draw_noise(5, seed=2)
     samples = run.from_noise(noise, temperature=1.0)
     assert close(samples, run.sample(5, seed=2))
-    latents = run.compose(np.full(4, PRIOR), np.ones(4), latents=noise)[1]
+    latents = run.compose(np.full(2, PRIOR), np.ones(2), latents=noise)[1]
     for ours, expected in zip(run.standardize(latents), noise, strict=True):
         assert close(ours, expected, 1e-3)
     back = run.from_noise(run.standardize(run.encode(images, seed=4)))
@@ -45,29 +53,34 @@ def test_noise_of_the_prior_goes_both_ways(run, images):
 
 
 def test_partial_reconstructions(run, images):
-    assert close(run.reconstruct(images, groups=4), run.reconstruct(images))
+    assert close(run.reconstruct(images, groups=2), run.reconstruct(images))
     assert close(run.reconstruct(images, groups=0, seed=3), run.sample(5, seed=3))
     latents = run.encode(images, seed=3)
-    part = run.reconstruct(images, groups=2, temperature=0.7, seed=3)
-    assert close(part, run.decode(latents[:2], temperature=0.7, seed=3))
-    assert not close(part, run.reconstruct(images, groups=2, temperature=0.1, seed=3))
+    part = run.reconstruct(images, groups=1, temperature=0.7, seed=3)
+    assert close(part, run.decode(latents[:1], temperature=0.7, seed=3))
+    assert not close(part, run.reconstruct(images, groups=1, temperature=0.1, seed=3))
 
 
 def test_each_group_has_its_own_source_and_temperature(run, images):
-    """Posterior, prior, given, prior: as the model's own pieces would do it."""
-    noise = run.draw_noise(5, seed=1)
-    sources, temperatures = [POSTERIOR, PRIOR, GIVEN, PRIOR], [1.0, 0.5, 1.0, 0.2]
-    prepared = run.prepare(images)
-    _, latents, standard = run.compose(sources, temperatures, images=prepared, latents=noise)
-    posterior = run.compose([POSTERIOR] * 4, np.ones(4), images=prepared, latents=noise)[1]
+    """Posterior, prior and given, in one pass: as the model's own pieces would do it."""
+    noise, prepared = run.draw_noise(5, seed=1), run.prepare(images)
+
+    def compose(*sources, temperature=1.0):
+        temperatures = np.where(np.equal(sources, PRIOR), temperature, 1.0)
+        return run.compose(sources, temperatures, images=prepared, latents=noise)[1:]
+
+    posterior = compose(POSTERIOR, POSTERIOR)[0]
+    latents, standard = compose(POSTERIOR, PRIOR, temperature=0.5)
     assert close(latents[0], posterior[0]) and not close(latents[1], posterior[1], 1e-2)
     assert close(standard[1], 0.5 * noise[1], 1e-3)
-    assert close(latents[2], noise[2])
-    assert close(standard[3], 0.2 * noise[3], 1e-3)
+    latents, standard = compose(GIVEN, PRIOR, temperature=0.2)
+    assert close(latents[0], noise[0]) and close(standard[1], 0.2 * noise[1], 1e-3)
+    latents, standard = compose(PRIOR, GIVEN, temperature=0.5)
+    assert close(standard[0], 0.5 * noise[0], 1e-3) and close(latents[1], noise[1])
 
 
-def test_results_do_not_depend_on_the_batch_size(run, workdir, images, monkeypatch, capsys):
-    other = api.load(workdir, batch_size=2)
+def test_results_do_not_depend_on_the_batch_size(run, images, monkeypatch, capsys):
+    other = api.load(run.workdir, batch_size=2)
     monkeypatch.setattr(progress, "SECONDS", 0.0)  # every batch would be long work
     assert close(run.reconstruct(images), other.reconstruct(images))
     assert "computing: batch" in capsys.readouterr().err
@@ -88,7 +101,7 @@ def test_log_prob(run, images):
 def test_recalibration_changes_samples_and_is_told(run):
     recalibrated = run.recalibrated(0.8)
     assert recalibrated.metadata(seed=1) == {
-        "model": "NVAE of digits 16x16x1: 4 groups on 2 scale(s), widths 4 and 4",
+        "model": "NVAE of digits 16x16x1: 2 groups on 2 scale(s), widths 4 and 4",
         "step": 0,
         "weights": run.state.fingerprint,
         "recalibration": "pooled, 3 passes of 4 images at temperature 0.8",
@@ -104,7 +117,7 @@ def test_inference_never_changes_the_run(make_run, run, images, tmp_path, averag
     """Recalibrated and sampled, it evaluates as before, with and without `train.ema_decay`."""
     programs = run.programs  # compiled already
     if averaged:
-        run = api.load(make_run(tmp_path / "run", train={"ema_decay": 0.9}))
+        run = api.load(make_run(tmp_path / "run", **AVERAGED))
     fresh = dataclasses.replace(run, programs=programs)
     evaluated = [fresh.log_prob(images)]
     fresh.recalibrated(0.8).sample(2, temperature=0.8)
@@ -119,7 +132,7 @@ def test_inference_never_changes_the_run(make_run, run, images, tmp_path, averag
 @pytest.mark.parametrize(
     "call, complaint",
     [
-        (lambda r, x: r.reconstruct(x, groups=5), "groups must be from 0 to 4, not 5"),
+        (lambda r, x: r.reconstruct(x, groups=5), "groups must be from 0 to 2, not 5"),
         (lambda r, x: r.reconstruct(x, groups=-1), "groups must be"),
         (lambda r, x: r.reconstruct(255 * x), "divide by 255"),
         (lambda r, x: r.encode(x[:, :8]), "must be of shape"),
@@ -129,7 +142,7 @@ def test_inference_never_changes_the_run(make_run, run, images, tmp_path, averag
         (lambda r, x: r.sample(1, temperature=[1, 1, 1]), "3 values for 2 scale"),
         (lambda r, x: r.decode([]), "latents have shapes"),
         (lambda r, x: r.decode([np.zeros((2, 3, 3, 2))]), "latents have shapes"),
-        (lambda r, x: r.from_noise(r.draw_noise(2)[:3]), "latents have shapes"),
+        (lambda r, x: r.from_noise(r.draw_noise(2)[:1]), "latents have shapes"),
         (lambda r, x: r.decode([np.full((1, 4, 4, 2), np.nan)]), "must be finite, but some of g"),
         (lambda r, x: r.decode([np.zeros((1, 4, 4, 2), int)]), "must be float, but group 0 is int"),
         (lambda r, x: r.sample(10**14), "num=100000000000000 takes more than the"),
@@ -147,7 +160,8 @@ def test_what_is_refused(run, images, call, complaint):
         call(run, images)
 
 
-def test_free_keys_of_the_config_may_differ(workdir):
+def test_free_keys_of_the_config_may_differ(run):
+    workdir = run.workdir
     run = api.load(workdir, changes={"eval.batch_size": 3, "data.dir": "/elsewhere"})
     assert run.batch_size == 3 and run.experiment.data.dir == "/elsewhere"
     with pytest.raises(ValueError, match="data.name cannot change: drop it"):

@@ -7,12 +7,25 @@ import pytest
 from PIL import Image
 
 from nvae_jax import api, likelihoods
-from nvae_jax.restoration import baselines, masks, results
-from nvae_jax.restoration.observed import Observed, grow, shrink
-from nvae_jax.restoration.restore import METHODS, check_settings, observe
+from nvae_jax.models.latents import PRIOR
+from nvae_jax.restoration import baselines, masks, results, smooth
+from nvae_jax.restoration.observed import DECAY, REACH, Observed
+from nvae_jax.restoration.restore import FAINT, METHODS, check_settings, lean, observe
+from nvae_jax.restoration.smooth import grow, shrink
 
 HALF = np.arange(16) < np.full((16, 1), 8)  # the left half is known
 CHEAP = {"num_samples": 2, "steps": 3}
+
+
+@pytest.fixture
+def run(small_run):
+    """Two scales of one group: of each method two programs are compiled here."""
+    return small_run
+
+
+def compiled(function):
+    """Its value, from one program instead of one for each operation."""
+    return jax.jit(function)()
 
 
 def gaussian_pixels(mean, scale):
@@ -24,7 +37,8 @@ def gaussian_pixels(mean, scale):
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_what_is_known_is_conditioned_on(scale):
-    """log p(y | z) and E[x | y, z] are those of the joint Gaussian, with matrices."""
+    """log p(y | z) and what is known of E[x | y, z] are those of the joint Gaussian, in which
+    pixels of a block err together, with matrices."""
     rng = np.random.default_rng(0)
     mean, spread = rng.uniform(0.3, 0.7, (1, 4, 4, 1)), rng.uniform(0.1, 0.2, (1, 4, 4, 1))
     y = rng.uniform(0.4, 0.6, (1, 4 // scale, 4 // scale, 1))
@@ -33,27 +47,65 @@ def test_what_is_known_is_conditioned_on(scale):
     observed = Observed(y, known, variance, scale)
     pixels = np.eye(16).reshape(16, 4, 4, 1)
     rows = np.asarray(shrink(pixels, scale)).reshape(16, -1).T[known.ravel() > 0]
-    covariance = np.diag(spread.ravel() ** 2)
+    together = rows.T @ rows > 0 if scale > 1 else np.eye(16)  # pixels of one block
+    covariance = np.outer(spread, spread) * together
     total = rows @ covariance @ rows.T + 0.01 * np.eye(len(rows))
     difference = y.ravel()[known.ravel() > 0] - rows @ mean.ravel()
     expected = mean.ravel() + covariance @ rows.T @ np.linalg.solve(total, difference)
-    distribution = gaussian_pixels(mean, spread)
-    np.testing.assert_allclose(observed.restore(distribution).ravel(), expected, atol=1e-5)
+    density, found = compiled(
+        lambda: (
+            observed.log_prob(gaussian_pixels(mean, spread)),
+            observed.restore(gaussian_pixels(mean, spread)).ravel(),
+        )
+    )
+    np.testing.assert_allclose(rows @ found, rows @ expected, atol=1e-5)
     quadratic = difference @ np.linalg.solve(total, difference)
-    density = -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * total)[1])
-    np.testing.assert_allclose(observed.log_prob(distribution), density, rtol=1e-4)
+    expected = -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * total)[1])
+    np.testing.assert_allclose(density, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("decay", [0.9, 1.0])
+def test_unknown_pixels_are_means_of_their_neighbours(decay):
+    rng = np.random.default_rng(0)
+    values, known = rng.random((2, 5, 5, 3)), rng.random((2, 5, 5, 1)) < 0.5
+    filled = np.asarray(smooth.fill(values, known, decay, 300))
+    wide = np.pad(filled, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    around = wide[:, :-2, 1:-1], wide[:, 2:, 1:-1], wide[:, 1:-1, :-2], wide[:, 1:-1, 2:]
+    np.testing.assert_allclose(filled, np.where(known, values, decay * sum(around) / 4), atol=1e-5)
+
+
+def test_a_model_s_error_is_carried_on():
+    """A decoder that is too dark everywhere is so at unknown pixels, and within blocks, too."""
+    mean = np.full((1, 8, 8, 1), 0.4)
+    mean[:, 3:5] += 0.1
+
+    def restore(observed):
+        return compiled(lambda: observed.restore(gaussian_pixels(mean, np.full_like(mean, 0.1))))
+
+    known = np.ones_like(mean)
+    known[:, 2:6, 2:6] = 0
+    zero = np.zeros((1, 1, 1, 1))
+    found = restore(Observed((mean + 0.2) * known, known, zero, exact=True))
+    assert np.abs(found - mean - 0.2).max() < 0.06  # it fades
+    ramp = mean + np.linspace(-0.1, 0.1, 8)[:, None]
+    found = restore(Observed(shrink(ramp, 4), np.ones((1, 2, 2, 1)), zero, 4))
+    assert np.abs(found - ramp).max() < 0.04 < np.abs(mean - ramp).max()
 
 
 def test_known_pixels_have_the_likelihood_s_own_probability():
     rng = np.random.default_rng(0)
-    logits = jnp.asarray(rng.normal(size=(2, 8, 8, 10)), jnp.float32)
-    pixels = likelihoods.make("logistic_mixture", logits, padding=2)
+    logits = rng.normal(size=(2, 8, 8, 10)).astype(np.float32)
     x = np.round(255 * rng.random((2, 4, 4, 3))) / 255
     known = np.ones((2, 4, 4, 1))
     known[:, 2:] = 0
-    found = Observed(x, known, np.zeros((2, 1, 1, 1)), exact=True).log_prob(pixels)
+    observed = Observed(x, known, np.zeros((2, 1, 1, 1)), exact=True)
     padded = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    expected = pixels.log_prob_pixels(padded)[:, 2:4, 2:6].sum((1, 2))
+
+    def both():
+        pixels = likelihoods.make("logistic_mixture", jnp.asarray(logits), padding=2)
+        return observed.log_prob(pixels), pixels.log_prob_pixels(padded)[:, 2:4, 2:6].sum((1, 2))
+
+    found, expected = compiled(both)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -66,19 +118,22 @@ def test_moments_are_those_of_samples(name, params):
         logits[..., 1] -= 1.5  # narrow, so that hardly anything is clipped
     if name == "logistic_mixture":
         logits[..., [*range(6, 9), *range(15, 18), *range(24, 27)]] -= 2.0
-    pixels = likelihoods.make(name, jnp.asarray(logits, jnp.float32), padding=0)
-    keys = jax.random.split(jax.random.key(0), 4000)
-    draws = np.asarray(jax.vmap(pixels.sample)(keys))
-    mean, variance = pixels.moments()
+
+    def draw():
+        pixels = likelihoods.make(name, jnp.asarray(logits, jnp.float32), padding=0)
+        keys = jax.random.split(jax.random.key(0), 4000)
+        return jax.vmap(pixels.sample)(keys), *pixels.moments()
+
+    draws, mean, variance = map(np.asarray, compiled(draw))
     assert np.abs(draws.mean(0) - mean).max() < 0.03
     np.testing.assert_allclose(draws.std(0), np.sqrt(variance), rtol=0.15)
 
 
 def test_numbers_between_the_sources_mix_both_draws(run, images):
-    noise, ones = run.draw_noise(5), np.ones(4)
+    noise, ones = run.draw_noise(5), np.ones(2)
     prepared = run.prepare(images)
     prior, mixed, posterior = (
-        run.compose(np.full(4, source), ones, images=prepared, latents=noise)[1][0]
+        run.compose(np.full(2, source), ones, images=prepared, latents=noise)[1][0]
         for source in (0.0, 0.25, 1.0)
     )
     assert np.abs(posterior - prior).max() > 0.1
@@ -101,18 +156,34 @@ def test_known_pixels_stay_and_others_are_drawn(run, images, method):
     assert np.abs(other - found)[:, :, :, 8:].max() > 0.01
 
 
+def test_the_best_image_is_the_plain_one_where_there_is_no_contrast():
+    values = np.stack([np.full((8, 8, 1), 0.5), np.indices((8, 8)).sum(0)[..., None] % 2])
+    known = np.ones((2, 8, 8, 1))
+    contrast = baselines.contrast(Observed(values, known, np.zeros((2, 1, 1, 1)), exact=True))
+    np.testing.assert_allclose(contrast, [0, 1])
+    plain, other = np.random.default_rng(0).random((2, 2, 8, 8, 1))
+    best = lean(other, plain, np.array([0, FAINT**2]))
+    np.testing.assert_allclose(best, [plain[0], (plain[1] + other[1]) / 2])
+
+
 def test_mixing_with_nothing_but_the_prior_ignores_the_encoder(run, images):
-    options = {"method": "mix", "alpha": 1.0, "mask": HALF, **CHEAP}
-    found, other = (run.restore(x, **options).samples[:, :, :, 8:] for x in (images, 1 - images))
-    np.testing.assert_allclose(found, other, atol=1e-4)
-    options["alpha"] = [1.0, 0.0]
-    found, other = (run.restore(x, **options).samples[:, :, :, 8:] for x in (images, 1 - images))
-    assert np.abs(found - other).max() > 0.01
+    options = {"method": "mix", "mask": HALF, **CHEAP}
+    pair = [0.45 + 0.1 * x for x in (images, 1 - images)]
+    # What differs is then what is carried on of the errors, where nothing is clipped.
+    known = np.broadcast_to(HALF[..., None], images.shape)
+    carried = smooth.fill((pair[0] - pair[1]) * known, known, DECAY, REACH)[:, None, :, 8:]
+    found = [run.restore(x, alpha=1.0, **options).samples[:, :, :, 8:] for x in pair]
+    inside = np.abs(np.stack(found) - 0.5).max(0) < 0.5
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(np.where(inside, found[0] - found[1] - carried, 0), 0, atol=1e-4)
+    found = [run.restore(x, alpha=[1.0, 0.0], **options).samples[:, :, :, 8:] for x in pair]
+    assert np.abs(np.where(inside, found[0] - found[1] - carried, 0)).max() > 0.01
 
 
-def test_noise_is_taken_off_images_of_the_model(run):
+def test_noise_is_taken_off_images_of_the_model(run, images):
     """Images that the model itself makes are in its prior, so it must know noise from image."""
-    images = run.sample(5, seed=7)
+    prepared, noise = run.prepare(images), run.draw_noise(5, seed=7)
+    images = run.compose(np.full(2, PRIOR), np.ones(2), images=prepared, latents=noise)[0]
     noisy = results.degrade(images, noise=0.5)
     options = {"noise": 0.5, "num_samples": 1}
     long, short = (run.restore(noisy, steps=n, **options).best for n in (60, 1))
@@ -173,6 +244,25 @@ def test_what_is_refused(run, images, options, message):
         run.restore(images, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "nothing is unknown"),
+        ({"mask": np.ones((16, 16))}, "nothing is unknown"),
+        ({"mask": np.ones((8, 8))}, r"mask must be of shape \(16, 16\) or \(5, 16, 16\), not"),
+        ({"mask": np.ones((16, 16)), "scale": 2}, r"mask must be of shape \(8, 8\)"),
+        ({"mask": np.zeros((16, 16))}, "no pixel of an image known"),
+        ({"scale": 3}, "scale must divide 16"),
+        ({"noise": -0.1}, "noise must be a standard deviation"),
+        ({"noise": np.nan}, "noise must be a standard deviation"),
+    ],
+)
+def test_what_the_command_refuses_of_whole_images(run, images, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        results.restore_run(run, images, tmp_path / "out", whole=True, **options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_that_are_refused(run, images):
     with pytest.raises(ValueError, match="some values are not finite"):
         run.restore(np.where(HALF[..., None], np.nan, images), mask=HALF)
@@ -216,7 +306,7 @@ def test_masks(tmp_path):
 def test_settings_of_the_command(run):
     hierarchy = run.experiment.model.hierarchy
     chosen = check_settings("mix", {"alpha": [0.0, 0.8], "steps": None}, hierarchy)
-    np.testing.assert_allclose(chosen["shares"], [1, 1, 0.2, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(chosen["shares"], [1, 0.2], rtol=1e-6)
     assert chosen["steps"] == METHODS["mix"]["steps"]
 
 
