@@ -18,7 +18,7 @@ a group, coarsest first.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,16 @@ def load(
     size = experiment.evaluation.batch_size if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}")
-    programs = Programs(experiment.model, experiment.likelihood)
+    model: Any = experiment.model  # which can be hashed, though checkers think otherwise
+    programs = _programs(model, experiment.likelihood)
     with distributed.raise_together():
         capacity.check_memory(experiment, batch_size=size)
     return Run(paths.parse(workdir), experiment, state, size, programs, lambda: state.variables)
+
+
+@lru_cache(maxsize=4)
+def _programs(model, likelihood):
+    return Programs(model, likelihood)
 
 
 class Programs:

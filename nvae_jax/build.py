@@ -7,13 +7,14 @@ each checks the whole config by `schema` first.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial, wraps
+from functools import cache, lru_cache, partial, wraps
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -24,8 +25,8 @@ from nvae_jax.distributed import DistributedSettings
 from nvae_jax.likelihoods import Likelihood
 from nvae_jax.models import cells, remat
 from nvae_jax.models.hierarchy import Hierarchy
-from nvae_jax.models.initialize import initialize
 from nvae_jax.models.nvae import NVAE
+from nvae_jax.models.parameter_modules import describe_variables
 from nvae_jax.objective import ObjectiveSettings
 from nvae_jax.ops import choice, compiler
 from nvae_jax.ops.anywhere import MultiPlatform
@@ -124,13 +125,17 @@ def build_likelihood(config: ConfigDict) -> Likelihood:
     Args:
       config: a ConfigDict.
     """
-    return partial(
-        likelihoods.make,
+    return _likelihood(
         config.model.likelihood,
         num_bits=config.data.num_bits,
         padding=config.data.padding,
         channels=config.data.channels,
     )
+
+
+@cache  # equal ones are one object: what is compiled with one is found again with the next
+def _likelihood(name, **settings):
+    return partial(likelihoods.make, name, **settings)
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
@@ -178,7 +183,63 @@ def build_objective(config: ConfigDict) -> ObjectiveSettings:
 def build_optimizer(config: ConfigDict) -> tuple[Optimizer, optax.Schedule]:
     """(`optim.Optimizer`, learning rate schedule) over the config's steps."""
     settings = OptimizerSettings(num_steps=config.train.num_steps, **config.optimizer.to_dict())
+    return _optimizer(settings)
+
+
+@cache  # as `_likelihood`
+def _optimizer(settings):
     return adamax(settings), learning_rate_schedule(settings)
+
+
+# Experiments with the same model and optimiser share what is traced and compiled of them.
+_shared = lru_cache(maxsize=8)
+
+
+@_shared
+def _state_builder(model, optimizer, averaged):  # one object, so that jax traces it once
+    return partial(state.build, model, optimizer, averaged=averaged)
+
+
+@_shared
+def _abstract_state(builder, image_shape, mesh):  # tracing takes seconds at published size
+    shapes = jax.eval_shape(builder, 0, np.zeros((1, *image_shape), np.float32))
+    return sharding.with_shardings(shapes, sharding.state_shardings(mesh, shapes))
+
+
+@_shared
+def _state_creator(builder, image_shape, mesh):
+    return jax.jit(
+        builder,
+        out_shardings=_shardings(builder, image_shape, mesh),
+        compiler_options=compiler.options(mesh.devices.flat[0].platform, runs_once=True),
+    )
+
+
+def _shardings(builder, image_shape, mesh):
+    return jax.tree.map(lambda a: a.sharding, _abstract_state(builder, image_shape, mesh))
+
+
+@_shared
+def _train_step(
+    builder, image_shape, mesh, model, likelihood, objective, optimizer, rate, accumulation, decay
+):
+    shardings = _shardings(builder, image_shape, mesh)
+    return jax.jit(
+        steps.make_train_step(
+            model,
+            likelihood,
+            objective,
+            optimizer,
+            rate,
+            accumulation_steps=accumulation,
+            ema_decay=decay,
+            mesh=mesh,
+        ),
+        in_shardings=(shardings, sharding.over_batch(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+        compiler_options=model.ops.compiler_options(mesh.devices.flat[0].platform),
+    )
 
 
 @dataclass(frozen=True)
@@ -226,12 +287,7 @@ class Experiment:
         if self.model.needs_data_init and first_batch is None:
             raise ValueError("cells of kind residual_elu are initialised from a batch of images")
         images = np.asarray(first_batch) if self.model.needs_data_init else self._one_image
-        create = jax.jit(
-            self._build_state,
-            out_shardings=jax.tree.map(lambda a: a.sharding, self.abstract_state()),
-            compiler_options=compiler.options(self._platform, runs_once=True),
-        )
-        return create(self.seed, images)
+        return _state_creator(*self._state_key)(self.seed, images)
 
     def settle_spectral_vectors(self, fresh: state.State) -> state.State:
         """A state whose parameters came from elsewhere, with power-iteration vectors that suit
@@ -245,12 +301,13 @@ class Experiment:
 
     def abstract_state(self) -> state.State:
         """The shapes of a training state, and where on the mesh its arrays are."""
-        return self._abstract_state
+        return _abstract_state(*self._state_key)
 
-    @cached_property
-    def _build_state(self):  # one object, so that jax traces it once
-        averaged = self.loop.ema_decay > 0
-        return partial(state.build, self.model, self.optimizer, averaged=averaged)
+    @property
+    def _state_key(self):
+        model: Any = self.model  # which can be hashed, though checkers think otherwise
+        builder = _state_builder(model, self.optimizer, self.loop.ema_decay > 0)
+        return builder, self.image_shape, self.mesh
 
     @property
     def _platform(self):
@@ -260,18 +317,18 @@ class Experiment:
     def _one_image(self):
         return np.zeros((1, *self.image_shape), np.float32)
 
-    @cached_property
-    def _abstract_state(self):  # tracing takes seconds at published size
-        shapes = jax.eval_shape(self._build_state, self.seed, self._one_image)
-        return sharding.with_shardings(shapes, sharding.state_shardings(self.mesh, shapes))
-
     def abstract_variables(self) -> dict[str, Any]:
         """The shapes of the model's variables, copied to every device."""
-        shapes = jax.eval_shape(
-            partial(initialize, self.model), jax.random.key(self.seed), self._one_image
-        )
+        shapes, _ = describe_variables(self.model, self.image_shape)
         everywhere = sharding.replicated(self.mesh)
-        return sharding.with_shardings(shapes, jax.tree.map(lambda _: everywhere, shapes))
+
+        def abstract(shape):
+            return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
+
+        return {
+            collection: unflatten_dict({path: abstract(shape) for path, shape in tree.items()})
+            for collection, tree in shapes.items()
+        }
 
     def abstract_images(self) -> jax.ShapeDtypeStruct:
         """The shape of a global training batch, and where on the mesh it is."""
@@ -280,22 +337,16 @@ class Experiment:
 
     def train_step(self) -> jax.stages.Wrapped:
         """The jitted update, (state, images) -> (state, metrics); the state given is donated."""
-        shardings = jax.tree.map(lambda a: a.sharding, self.abstract_state())
-        return jax.jit(
-            steps.make_train_step(
-                self.model,
-                self.likelihood,
-                self.objective,
-                self.optimizer,
-                self.learning_rate,
-                accumulation_steps=self.loop.accumulation_steps,
-                ema_decay=self.loop.ema_decay,
-                mesh=self.mesh,
-            ),
-            in_shardings=(shardings, sharding.over_batch(self.mesh)),
-            out_shardings=(shardings, sharding.replicated(self.mesh)),
-            donate_argnums=0,
-            compiler_options=self.model.ops.compiler_options(self._platform),
+        model: Any = self.model  # which can be hashed, though checkers think otherwise
+        return _train_step(
+            *self._state_key,
+            model,
+            self.likelihood,
+            self.objective,
+            self.optimizer,
+            self.learning_rate,
+            self.loop.accumulation_steps,
+            self.loop.ema_decay,
         )
 
 

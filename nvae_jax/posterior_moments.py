@@ -1,7 +1,7 @@
 """Moments of the posterior over images, of every latent variable: what `analyze` counts from."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -78,7 +78,8 @@ def latent_moments(
       (number of images, a list with `Moments` for each group).
     """
     mesh, key = sharding.make_mesh(sharding.MeshSettings()), jax.random.key(seed)
-    step = _counting(make_moment_step(run.experiment.model), mesh)
+    model: Any = run.experiment.model  # which can be hashed, though checkers think otherwise
+    step = _counting(model, mesh)
     sums, count, seen = None, 0, 0
     for batch in interruptible(batches):
         part = len(batch["image"])
@@ -104,8 +105,10 @@ def latent_moments(
     ]
 
 
-def _counting(step, mesh):
+@lru_cache(maxsize=4)  # equal models share what is compiled
+def _counting(model, mesh):
     """A compiled moment step that gives the number of images, too, both to every device."""
+    step = make_moment_step(model)
 
     def counting(variables, key, indices, images, mask):
         return step(variables, key, indices, images, mask), mask.sum()

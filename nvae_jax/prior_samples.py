@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +146,8 @@ def sample_images(
     """
     _check(num, batch_size, decoder_temperature)
     temperatures = group_temperatures(experiment.model.hierarchy, temperature)
-    step = steps.make_sample_step(experiment.model, experiment.likelihood, draw_pixels=draw_pixels)
-    step = jax.jit(
-        sharding.gathered(step),
-        compiler_options=compiler.options(jax.default_backend()),
-    )
+    model: Any = experiment.model  # which can be hashed, though checkers think otherwise
+    step = _program(model, experiment.likelihood, draw_pixels)
     key, variables = jax.random.key(seed), sharding.replicate(variables)
     batch_size = sharding.round_up(None, min(batch_size, num))
 
@@ -162,6 +160,13 @@ def sample_images(
             yield pictures.to_values(batch, experiment.data.num_bits) if rounded else batch
 
     return batches()
+
+
+@lru_cache(maxsize=4)  # equal models share what is compiled
+def _program(model, likelihood, draw_pixels):
+    step = steps.make_sample_step(model, likelihood, draw_pixels=draw_pixels)
+    options = compiler.options(jax.default_backend())
+    return jax.jit(sharding.gathered(step), compiler_options=options)
 
 
 def _check(num, batch_size, decoder_temperature):

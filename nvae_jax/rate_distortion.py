@@ -7,7 +7,7 @@ groups that are left lets them.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -95,8 +95,9 @@ def measure(
     images, originals = load(spec), np.asarray(shrink(load(nearest.unbinarized_spec(spec))))
     axes = frechet.principal_axes(originals, COMPONENTS)
     num_dims = int(np.prod(crop(images[:1], spec.padding).shape))
-    step = make_partial_step(run.experiment.model, run.experiment.likelihood, spec.padding)
-    step, points = jax.jit(sharding.gathered(step)), []
+    model: Any = run.experiment.model  # which can be hashed, though checkers think otherwise
+    step = _program(model, run.experiment.likelihood, spec.padding)
+    points = []
     for groups in stops(hierarchy):
         reconstruction, error, means = _decode(run, step, images, groups, seed)
         rate = float(np.sum(kl_by_group[:groups]))
@@ -121,6 +122,11 @@ def _images(spec, *, split, max_examples, seed):
         spec, split=split, batch_size=max_examples, seed=seed, max_examples=max_examples
     )
     return np.concatenate([batch["image"][batch["mask"]] for batch in batches])
+
+
+@lru_cache(maxsize=4)  # equal models share what is compiled
+def _program(model, likelihood, padding):
+    return jax.jit(sharding.gathered(make_partial_step(model, likelihood, padding)))
 
 
 def _decode(run, step, images, groups, seed):

@@ -106,6 +106,17 @@ def test_one_compilation_serves_all_steps(experiment, caplog):
     assert not [r for r in caplog.records if "ompil" in r.getMessage()]
 
 
+def test_experiments_with_the_same_step_share_it(experiment):
+    """What is logged or where data are does not matter to it, what is optimised does."""
+    loop = dataclasses.replace(experiment.loop, log_every_steps=7)
+    elsewhere = dataclasses.replace(experiment.data, dir="/elsewhere")
+    same = dataclasses.replace(experiment, loop=loop, data=elsewhere, seed=3)
+    assert same.train_step() is experiment.train_step() is experiment_of().train_step()
+    other, rate = build._optimizer(optim.OptimizerSettings(num_steps=7, warmup_steps=2))
+    other = dataclasses.replace(experiment, optimizer=other, learning_rate=rate)
+    assert other.train_step() is not experiment.train_step()
+
+
 def test_a_scanned_program_does_not_grow_with_the_groups():
     few, more = (lower(experiment_of(num_groups=number)).as_text() for number in (3, 6))
     # Each group has noise of its own, and a row of the metrics; twelve groups against six.
@@ -115,6 +126,7 @@ def test_a_scanned_program_does_not_grow_with_the_groups():
 def test_a_step_without_native_kernels_is_compiled_with_options_of_its_own(monkeypatch):
     asked, experiment = [], experiment_of()
     monkeypatch.setattr(build.compiler, "options", lambda _, **kind: asked.append(kind))
+    monkeypatch.setattr(build, "_train_step", build._train_step.__wrapped__)  # nothing is kept
     for ops in (Native(), Cpu(), Portable()):
         dataclasses.replace(experiment, model=experiment.model.clone(ops=ops)).train_step()
     assert asked == [{}, {"unrolled": True}, {"unrolled": True}]

@@ -7,6 +7,7 @@ https://doi.org/10.24432/C50P49; licence CC BY 4.0). They are unchanged but for 
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Mapping
 
@@ -34,15 +35,18 @@ class Digits:
         return read_images(split)
 
 
+@functools.cache
 def read_images(split: str) -> np.ndarray:
-    """The digits of a split, enlarged from 8x8: uint8 (N, 16, 16, 1).
+    """The digits of a split, enlarged from 8x8: uint8 (N, 16, 16, 1), read-only.
 
     The set has no split of its own. Here a fixed permutation (NumPy's RandomState(0), whose
     stream never changes) puts the first 1,500 in "train" and the other 297 in "test".
     """
     with np.load(FILE) as file:
         levels = file["images"]  # (1797, 8, 8), values 0 to 16
-    return np.stack([_enlarge(image) for image in chosen(levels, split)])[..., None]
+    images = np.stack([_enlarge(image) for image in chosen(levels, split)])[..., None]
+    images.flags.writeable = False  # everybody is given the same
+    return images
 
 
 def chosen(array: np.ndarray, split: str) -> np.ndarray:

@@ -6,7 +6,7 @@ where this project's config has no such key.
 
 import json
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +94,27 @@ def fresh_state(experiment: build.Experiment, variables: VariableDict, step: int
       variables: {"params": ..., "batch_stats": ...}.
       step: updates that the variables have seen; learning rate and KL weight go on from there.
     """
-    create = jax.jit(
-        partial(_fresh_state, experiment),
+    model: Any = experiment.model  # which can be hashed, though checkers think otherwise
+    return _creator(model, experiment.optimizer)(variables, step, experiment.seed)
+
+
+@lru_cache(maxsize=4)  # equal models share what is compiled
+def _creator(model, optimizer):
+    return jax.jit(
+        partial(_fresh_state, model, optimizer),
         compiler_options=compiler.options(jax.default_backend(), runs_once=True),
     )
-    return create(variables, step)
 
 
-def _fresh_state(experiment, variables, step):
-    spectral_key, train_key = jax.random.split(jax.random.key(experiment.seed))
-    opt_state = experiment.optimizer.init(variables["params"])
+def _fresh_state(model, optimizer, variables, step, seed):
+    spectral_key, train_key = jax.random.split(jax.random.key(seed))
+    opt_state = optimizer.init(variables["params"])
     return State(
         step=jnp.asarray(step, jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optim.at_step(opt_state, jnp.asarray(step, jnp.int32)),
-        spectral=initial_spectral_vectors(spectral_key, experiment.model, variables["params"]),
+        spectral=initial_spectral_vectors(spectral_key, model, variables["params"]),
         key=jax.random.key_data(train_key),
         nonfinite_steps=jnp.zeros((), jnp.int32),
     )

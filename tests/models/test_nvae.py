@@ -193,6 +193,8 @@ def test_init_is_what_training_begins_with(tiny, monkeypatch):
     init = experiment.model.init
     eager = init(key, images)
     jax.tree.map(np.testing.assert_array_equal, eager, state.trained)
+    shapes = jax.tree.map(lambda a: (a.shape, a.dtype), (eager, experiment.abstract_variables()))
+    assert shapes[0] == shapes[1]
     jax.tree.map(np.testing.assert_array_equal, init({"params": key}, images[:1]), eager)
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, jax.jit(init)(key, images), eager)
