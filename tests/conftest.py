@@ -20,6 +20,7 @@ from tests.stores import bucket, s3, store  # noqa: F401 (fixtures)
 FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if jax.__version_info__ < (0, 11):  # a flag that XLA does not know ends the process
     FAST_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
+    FAST_COMPILATION += " --xla_cpu_parallel_codegen_split_count=1"  # other tests have the cores
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}".strip()
 
 
@@ -41,6 +42,9 @@ def compilation_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
         jax.config.update("jax_compilation_cache_dir", folder)
+        # What compiles in less than a second is kept too: it is most of what tests compile.
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         yield folder
 
 

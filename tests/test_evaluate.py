@@ -25,7 +25,7 @@ def batches(images, size):
 @pytest.fixture(scope="module")
 def setup(tiny):
     experiment, state, _ = tiny
-    model = experiment.model.clone(unroll=1)
+    model = experiment.model
     images = (np.random.default_rng(3).random((7, 16, 16, 1)) > 0.5).astype(np.float32)
 
     def run(size, **kwargs):
@@ -117,7 +117,7 @@ def test_a_density_is_not_called_bits_per_dimension(undocumented):
 
 def test_held_out_images_and_draws_are_the_same_every_time(tiny):
     experiment, state, _ = tiny
-    held_out = evaluate.HeldOut(experiment, max_examples=20)
+    held_out = evaluate.HeldOut(experiment, max_examples=7)
     first, again = held_out(state.variables), held_out(state.variables)
     assert held_out.split == "test"  # the digits have no other
     assert first == again and all(map(np.isfinite, first.values()))
@@ -158,7 +158,7 @@ def test_a_signal_ends_an_evaluation_and_writes_nothing(
 ):
     experiment, state, _ = tiny
     run = partial(evaluate.evaluate_run, tmp_path, experiment, Snapshot(0, state.variables))
-    run = partial(run, split="test", max_examples=200, batch_size=50, seed=0)
+    run = partial(run, split="test", max_examples=200, batch_size=64, seed=0)
     read, original = [], pipeline.eval_batches
 
     def interrupted(*args, **kwargs):
