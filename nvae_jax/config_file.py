@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from nvae_jax import paths, run_directory, schema
+from nvae_jax import mirror, paths, run_directory, schema
 
 FOLDER = Path(__file__).parent / "configs"
 
@@ -60,6 +60,8 @@ def find(name: str | Path) -> str | Path:
     known, text = names(), str(name)
     if text in known:
         return FOLDER / f"{text}.py"
+    if paths.is_bucket(path := paths.parse(name or ".", "--config")):
+        return mirror.existing(path)
     if Path(name).is_file():
         return name
     message = f"--config: there is no file {text!r}"

@@ -109,9 +109,7 @@ def load(path: str | Path, spec: DataSpec | None = None) -> Images:
     Raises:
       ValueError: no such file, or it holds something else.
     """
-    path = mirror.local(paths.parse(path, "images"))
-    if not path.exists():
-        raise ValueError(f"there is no file {path}")
+    path = mirror.existing(paths.parse(path, "images"))
     if path.is_dir():
         found = folder.pictures(path)
     elif path.suffix.lower() in ARRAYS:
@@ -133,7 +131,7 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: no such file, it cannot be read, or it claims to unpack to far more than it is.
     """
-    return numpy_files.load(mirror.local(paths.parse(path)))
+    return numpy_files.load(mirror.existing(paths.parse(path)))
 
 
 def _load_array(path, spec):

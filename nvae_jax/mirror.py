@@ -36,6 +36,14 @@ def local(path: Path) -> Path:
     return copy
 
 
+def existing(path: Path) -> Path:
+    """As `local`. Raises ValueError, which names `path`, where nothing is there."""
+    copy = local(path)
+    if not copy.exists():
+        raise ValueError(f"there is no file {path}")
+    return copy
+
+
 def _update(path, copy, notes):
     wanted = _contents(path)
     copied = _read(notes) if copy.exists() else {}

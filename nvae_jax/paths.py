@@ -66,6 +66,8 @@ def _problem(text):
     rest = text[scheme.end() :]
     if not rest or set(rest.split("/")) & {".", ".."}:
         return f"a path in a bucket looks like {scheme[1]}://BUCKET/FOLDER"
+    if set(rest) & set("*?[]"):
+        return "a path in a bucket has none of * ? [ ], which stand for several there"
     return None
 
 

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
-from nvae_jax import files, paths
+from nvae_jax import extras, files, paths
 from nvae_jax.loggers import UPLOAD_SECONDS, Logger
+
+with extras.hidden("torch"):  # which takes seconds to import, and none of it is used here
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
 
 FLUSH_SECONDS = 30.0
 

@@ -132,8 +132,9 @@ def traverse_run(
         seed=seed,
         **options,
     )
-    path = paths.parse(out) / f"traversal_{group:02d}"
-    arrays, grid = Path(f"{path}.npz"), Path(f"{path}.png")
+    arrays, grid = (
+        paths.parse(out) / f"traversal_{group:02d}.{ending}" for ending in ("npz", "png")
+    )
     outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
     run.check_room(about["num"] * num_steps)
     if images is None:

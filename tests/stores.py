@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import time
@@ -77,7 +78,7 @@ def store(tmp_path_factory):
 @pytest.fixture
 def bucket(store, request):
     """A folder in a bucket, a new one for each test."""
-    return buckets.BucketPath(f"gs://bucket/{request.node.name.replace('/', '_')}")
+    return buckets.BucketPath(f"gs://bucket/{re.sub(r'[^a-zA-Z0-9]+', '_', request.node.name)}")
 
 
 @pytest.fixture(scope="session")

@@ -127,3 +127,14 @@ def test_what_the_package_imports_is_a_dependency():
         ("server.py", "starlette"),
         ("server.py", "uvicorn"),
     }
+
+
+def test_a_package_can_be_hidden_that_is_not_imported(monkeypatch):
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    with extras.hidden("wave"), pytest.raises(ImportError):
+        import wave
+    import wave  # noqa: F811
+
+    with extras.hidden("wave"):
+        import wave as again
+    assert again is wave

@@ -14,6 +14,7 @@ REFUSED = {
     "gs://": "looks like gs://BUCKET/FOLDER",
     "s3:///": "looks like s3://BUCKET/FOLDER",
     "gs://bucket/../other": "looks like gs://BUCKET/FOLDER",
+    "gs://bucket/run[1]": "which stand for several",
     "file:///tmp/run": "file:/// cannot be used",
     "hdfs://host/run": "hdfs:// cannot be used",
     " file://bucket": "file:// cannot be used",

@@ -37,7 +37,7 @@ def read(path: str | Path) -> PublishedFile:
       ValueError: PyTorch is not installed; there is no such file; it is no checkpoint; it lacks
         something; or it asks for anything but tensors, plain values and `argparse.Namespace`.
     """
-    torch, path = _torch(), mirror.local(paths.parse(path, "torch"))
+    torch, path = _torch(), mirror.existing(paths.parse(path, "torch"))
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     content = _load(torch, path)

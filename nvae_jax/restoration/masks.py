@@ -1,10 +1,8 @@
 """Masks of the known pixels: some by name, others from files."""
 
-from pathlib import Path
-
 import numpy as np
 
-from nvae_jax import inputs
+from nvae_jax import inputs, paths
 from nvae_jax.data.images import SUFFIXES
 
 NAMES = {
@@ -31,7 +29,7 @@ def load(name: str, size: int, num: int, seed: int = 0) -> np.ndarray:
       ValueError: no such file, or one that has no mask.
     """
     if name not in NAMES:
-        return _read(Path(name))
+        return _read(paths.parse(name, "mask"))
     if name == "random":
         return np.random.default_rng(seed).random((num, size, size)) < 0.5
     known = np.ones((size, size), bool)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import files, inputs, outputs, pictures
+from nvae_jax import files, inputs, outputs, paths, pictures
 from nvae_jax.api import Run
 from nvae_jax.restoration import baselines
 from nvae_jax.restoration.restore import (
@@ -92,7 +92,7 @@ def restore_run(
     described = {**inputs.describe(seen, source), "mask_sha256": _sha256(mask)}
     described |= {"scale": scale, "noise": noise, **options, "settings": files.to_json(settings)}
     metadata = run.metadata(**described)
-    arrays, grid = Path(out) / "restored.npz", Path(out) / "restored.png"
+    arrays, grid = (paths.parse(out) / f"restored.{ending}" for ending in ("npz", "png"))
     outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
     best, samples = restore(run, seen, **degradation, **options, **settings)
     found = {"plain": baselines.first_guess(observed), "restored": best}

@@ -23,17 +23,17 @@ def test_what_is_on_this_machine_is_left_alone(tmp_path):
 
 
 def test_a_folder_is_kept_up_to_date(bucket, capsys):
-    for name in ("a.txt", "deep/b.txt", "deep/c.txt"):
+    for name in ("a.txt", "deep/b [1].txt", "deep/c.txt"):
         (bucket / name).write_text(name)
     copy = mirror.local(bucket)
     assert "3 file(s)" in capsys.readouterr().err
-    assert (copy / "deep" / "b.txt").read_text() == "deep/b.txt"
+    assert (copy / "deep" / "b [1].txt").read_text() == "deep/b [1].txt"
     assert mirror.local(bucket) == copy and capsys.readouterr().err == ""
-    (bucket / "deep" / "b.txt").write_text("other")
+    (bucket / "deep" / "b [1].txt").write_text("other")
     (bucket / "deep" / "c.txt").unlink()
     mirror.local(bucket)
     assert "1 file(s)" in capsys.readouterr().err
-    assert (copy / "deep" / "b.txt").read_text() == "other" and (copy / "a.txt").exists()
+    assert (copy / "deep" / "b [1].txt").read_text() == "other" and (copy / "a.txt").exists()
     assert not (copy / "deep" / "c.txt").exists()
     assert not mirror.local(bucket / "absent").exists()
 

@@ -1,50 +1,18 @@
 """Runs in a bucket: the numbers of runs in a folder, also after kill -9."""
 
-import json
-import os
-import re
-import shutil
 import signal
 import struct
-import subprocess
 import sys
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from nvae_jax import api, build, reporting, resume, run_directory, train
-from nvae_jax.buckets import BucketPath
+from nvae_jax import api, build, resume, run_directory, train
 from nvae_jax.checkpoint import Checkpoints
 from tests import test_cluster as clusters
-from tests.conftest import tiny_config
-
-ROOT = Path(__file__).parents[2]
-STEPS = 7
-
-
-def config_for(num_steps=STEPS):
-    log = {"every_steps": 1, "images_every_steps": 3, "num_images": 4}
-    return tiny_config(
-        model={"unroll": 1},
-        train={"num_steps": num_steps, "batch_size": 16},
-        checkpoint={"every_steps": 2},
-        log=log,
-    )
-
-
-def saved(workdir, config):
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        return checkpoints.restore(build.build(config).abstract_state())
-
-
-def rows(text):
-    """Of metrics.jsonl, without the columns that depend on the clock."""
-    found = [json.loads(line) for line in text.splitlines()]
-    timed = reporting.TIMES
-    return [{name: value for name, value in row.items() if name not in timed} for row in found]
+from tests.buckets.conftest import STEPS, assert_same_run, config_for, rows
+from tests.test_cluster import nothing_runs_on  # noqa: F401 (a fixture)
 
 
 def logged_steps(content):
@@ -59,59 +27,68 @@ def logged_steps(content):
 
 
 KILLED = """
-import os, signal, sys
-from nvae_jax import train
+import os, signal, sys, time
+from nvae_jax import checkpoint_files, paths, train
 from nvae_jax.data import pipeline
 
-take = pipeline.TrainIterator.__next__
+take, workdir = pipeline.TrainIterator.__next__, paths.parse(sys.argv[1])
 
 def killing(iterator):
-    if iterator.get_state()["step"] == 5:
+    if iterator.get_state()["step"] == 7:
+        while not checkpoint_files.steps(workdir / "checkpoints"):
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
     return take(iterator)
 
 pipeline.TrainIterator.__next__ = killing
-train.train(None, sys.argv[1])
+train.train(None, workdir)
 """
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run in a folder, without interruption."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    train.train(config_for(), workdir)
-    return workdir
-
-
-@pytest.mark.parametrize("kind", ["store", "s3"])
-def test_a_run_that_was_killed_is_resumed_bit_for_bit(request, kind, whole, capsys):
-    request.getfixturevalue(kind)
-    workdir = BucketPath(f"{'gs' if kind == 'store' else 's3'}://bucket/killed/run")
+def train_until_killed(workdir, spool, launcher=()):
+    """Trains in processes that kill themselves ahead of the eighth step, and gives the rows that
+    they have written until then, of which some have not been uploaded."""
     run_directory.save_config(workdir, build.resolve(config_for()))
-    command = [sys.executable, "-c", KILLED, str(workdir)]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    newest = max(run_directory.checkpoint_files.steps(workdir / "checkpoints"))
-    kept = rows((workdir / "metrics.jsonl").read_text())
-    assert newest >= 2 and [row["step"] for row in kept][:newest] == list(range(1, newest + 1))
-    events = [path for path in workdir.iterdir() if "tfevents" in path.name]
-    assert logged_steps(events[0].read_bytes())[:newest] == list(range(1, newest + 1))
+    spool.mkdir()
+    command = [*launcher, sys.executable, "-c", KILLED, str(workdir)]
+    code, out = clusters.finish(clusters.start(command, TMPDIR=str(spool)))
+    assert code in (-signal.SIGKILL, 128 + signal.SIGKILL), out
+    assert run_directory.checkpoint_files.steps(workdir / "checkpoints") == [4]
+    (written,) = spool.glob("*/metrics.jsonl")
+    kept = rows(written.parent)
+    assert [row["step"] for row in kept] == list(range(1, 7)) and rows(workdir) == kept[:4]
+    (events,) = (path for path in workdir.iterdir() if "tfevents" in path.name)
+    assert logged_steps(events.read_bytes()) == [1, 2, 3, 4]
+    return kept
 
-    train.train(config_for(), str(workdir))
-    assert f"resumed at step {newest}" in capsys.readouterr().out
-    there, here = saved(workdir, config_for()), saved(whole, config_for())
-    jax.tree.map(np.testing.assert_array_equal, there[0], here[0])
-    assert there[1] == here[1]
-    texts = [(folder / "metrics.jsonl").read_text() for folder in (workdir, whole)]
-    assert rows(texts[0]) == rows(texts[1])
-    assert kept == rows(texts[0])[: len(kept)]
+
+def names(folder):
+    """Of all files of a run that are named by their step."""
+    parts = ("checkpoints", "samples")
+    return {part: sorted(path.name for path in (folder / part).iterdir()) for part in parts}
+
+
+def test_two_processes_that_were_killed_resume_bit_for_bit(bucket, tmp_path, whole):
+    """They compute anew what they had computed after the checkpoint."""
+    workdir, cluster = bucket / "run", ["bash", "launch/local_cluster.sh", "2", "--grace=100", "--"]
+    kept = train_until_killed(workdir, tmp_path / "spool", cluster)
+    command = [*cluster, sys.executable, "launch/train.py", f"--workdir={workdir}"]
+    code, out = clusters.finish(clusters.start(command))
+    assert code == 0 and "resumed at step 4" in out, out
+    assert rows(workdir)[:6] == kept and names(workdir) == names(whole)
+    assert [row["step"] for row in rows(workdir)] == list(range(1, STEPS + 1))
     assert resume.describe_progress(workdir).startswith(f'{STEPS} {{"step": {STEPS}, ')
+    for row, alone in zip(rows(workdir), rows(whole), strict=True):
+        np.testing.assert_allclose(row["train/loss"], alone["train/loss"], rtol=1e-5)
 
-    def names(folder, part):
-        return sorted(path.name for path in (folder / part).iterdir())
 
-    for part in ("checkpoints", "samples"):
-        assert names(workdir, part) == names(whole, part)
+def test_a_run_in_s3_that_was_killed_is_resumed_bit_for_bit(s3, tmp_path, whole, capsys):
+    workdir = s3 / "killed" / "run"
+    kept = train_until_killed(workdir, tmp_path / "spool")
+    train.train(config_for(), str(workdir))
+    assert "resumed at step 4" in capsys.readouterr().out
+    assert_same_run(workdir, whole)
+    assert kept == rows(whole)[:6] and names(workdir) == names(whole)
     one, other = api.load(str(workdir)), api.load(whole)
     np.testing.assert_array_equal(one.sample(2, seed=1), other.sample(2, seed=1))
 
@@ -145,45 +122,3 @@ def test_a_checkpoint_without_its_mark_does_not_count(bucket, tiny):
     save(2)
     with Checkpoints(bucket, read_only=True) as checkpoints:
         assert int(checkpoints.restore(experiment.abstract_state())[0].step) == 2
-
-
-def test_two_processes_that_were_killed_resume_bit_for_bit(bucket, tmp_path):
-    """What the killed processes computed after the checkpoint is in their temporary files."""
-    workdir = bucket / "run"
-    command = clusters.command(workdir, clusters.ENDLESS, "--config.checkpoint.keep=99")
-    spool = tmp_path / "spool"
-    spool.mkdir()
-    launcher = ["bash", "launch/local_cluster.sh", "2", "--grace=200", "--"]
-    timeout = f"--config.distributed.timeout={clusters.TIMEOUT}"
-
-    def cluster(**variables):
-        return clusters.start([*launcher, *command, timeout], 2, **variables)
-
-    def spooled():
-        (file,) = spool.glob("*/metrics.jsonl") or [None]
-        return file
-
-    process = cluster(TMPDIR=str(spool))
-    clusters.wait_until(process, lambda: list(spool.glob("*/metrics.jsonl")))
-    steps = run_directory.checkpoint_files.steps
-    clusters.wait_until(process, lambda: steps(workdir / "checkpoints"))
-    newest = max(steps(workdir / "checkpoints"))
-    clusters.wait_until(process, lambda: len(spooled().read_text().splitlines()) > newest + 3)
-    for index in (0, 1):
-        os.kill(clusters.trainer_of(workdir, index), signal.SIGKILL)
-    clusters.finish(process)
-    newest = max(steps(workdir / "checkpoints"))
-    before = rows(spooled().read_text())
-    uploaded = rows((workdir / "metrics.jsonl").read_text())
-    assert len(uploaded) >= newest and len(before) > newest and before[: len(uploaded)] == uploaded
-    shutil.rmtree(spool)
-
-    process = cluster()
-    reached = len(before) // 2 * 2 + 2
-    clusters.wait_until(process, lambda: max(steps(workdir / "checkpoints")) >= reached)
-    process.terminate()
-    code, out = clusters.finish(process)
-    assert code == 128 + signal.SIGTERM and re.search(rf"resumed at step {newest}\b", out), out
-    after = rows((workdir / "metrics.jsonl").read_text())
-    assert [row["step"] for row in after] == list(range(1, len(after) + 1))
-    assert after[: len(before)] == before

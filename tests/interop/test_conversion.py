@@ -48,11 +48,15 @@ def run(tmp_path, small_config, small_variables, mnist_dir):
     return workdir
 
 
-def test_round_trip_of_a_run_and_its_resumption(tmp_path, run, mnist_dir, small_variables):
+def test_round_trip_of_a_run_and_its_resumption(
+    monkeypatch, tmp_path, bucket, run, mnist_dir, small_variables
+):
+    """By a bucket, where the new run is too."""
     pytest.importorskip("torch")
-    assert conversion.export_run(run, tmp_path / "out.pt") == 7
-    again = tmp_path / "again"
-    assert conversion.convert_file(tmp_path / "out.pt", again, data_dir=str(mnist_dir)) == 7
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file, again = bucket / "out.pt", bucket / "again"
+    assert conversion.export_run(run, file) == 7
+    assert conversion.convert_file(file, again, data_dir=str(mnist_dir)) == 7
     experiment, state = checkpoint.load_run(again)
     trees_equal(state.variables, dict(small_variables))
     assert experiment.model == checkpoint.load_run(run)[0].model
@@ -69,7 +73,7 @@ def test_round_trip_of_a_run_and_its_resumption(tmp_path, run, mnist_dir, small_
     )
     assert np.isfinite(result["nelbo"])
     with pytest.raises(ValueError, match="already holds a run"):
-        conversion.convert_file(tmp_path / "out.pt", again)
+        conversion.convert_file(file, again)
     train.train(None, again)
     assert int(checkpoint.load_run(again)[1].step) == 10
 

@@ -1,7 +1,6 @@
 """The commands that use a trained model on several hosts: the images and numbers of one device."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +17,12 @@ from tests.tools.conftest import ROOT
 ALL = """
 import sys
 import time
-from pathlib import Path
 import jax
 from nvae_jax import analyze, api, encode, evaluate, inputs, interpolate, nearest, reconstruct
-from nvae_jax import sample, traverse
+from nvae_jax import paths, sample, traverse
 from nvae_jax.metrics import fid
 
-workdir, out = Path(sys.argv[1]), Path(sys.argv[1]) / "out"
+workdir, out = paths.parse(sys.argv[1]), paths.parse(sys.argv[1]) / "out"
 run = api.load(workdir, batch_size=6, join=True)
 about = {"temperature": 0.7, "batch_size": 6}
 sample.sample_run(workdir, run.experiment, run.state, out=out / "samples", num=10, **about)
@@ -86,17 +84,27 @@ def results(folder):
     return found
 
 
+SMALL = {"num_scales": 1}  # of two groups
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, make_run):
-    """The run directory of a model of two groups."""
-    return make_run(tmp_path_factory.mktemp("runs") / "run", model={"num_scales": 1})
+    """The run directory of a small model."""
+    return make_run(tmp_path_factory.mktemp("runs") / "run", model=SMALL)
 
 
-def test_all_commands_compute_on_a_cluster_what_they_do_on_one_device(workdir, tmp_path):
+def test_all_commands_compute_on_a_cluster_what_they_do_on_one_device(
+    make_run, workdir, store, bucket, tmp_path, monkeypatch
+):
+    """The cluster has its run in a bucket."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    there = store / str(make_run(bucket / "run", model=SMALL)).removeprefix("gs://")
     runs = {}
-    for processes, devices in ((1, 1), (2, 2)):
-        folder = shutil.copytree(workdir, tmp_path / f"run{processes}")
-        done = finish(start(["-c", ALL, folder], processes, devices))
+    for processes, devices, run, folder in (
+        (1, 1, workdir, workdir),
+        (2, 2, bucket / "run", there),
+    ):
+        done = finish(start(["-c", ALL, run], processes, devices))
         assert [status for status, _ in done] == [0] * processes, done
         assert all(f"devices: {processes * devices}" in output for _, output in done)
         assert ["written to" in output for _, output in done] == [True, False][:processes]
