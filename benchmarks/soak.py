@@ -3,15 +3,17 @@
   python benchmarks/soak.py [--what=steps,kills] [--steps=100000] [--kills=20] [--out=DIR]
 
 `steps` trains a tiny model with checkpoints, drawings, evaluations and rows of metrics all on, and
-looks at its process from outside: resident memory, open files, threads. `kills` trains the same
-model in two processes and kills one of them with SIGKILL, at random times in training, and every
-fourth time once more while it starts. The other must end by itself, within distributed.timeout;
-started again, the run must come to every number that a run without kills comes to. Ends with status
-1 where memory or open files grow, a process does not end, or a number differs. Writes JSON and, of
-`steps`, a figure. Linux.
+looks at its process from outside: memory of its own, open files, threads. `kills` trains the same
+model in two processes and kills one of them with SIGKILL, at random times in training, every fifth
+time in the middle of a save, and every fourth time once more while it starts. The other must end by
+itself, within distributed.timeout; started again, the run must come to every number that a run
+without kills comes to. Cut off, it goes on with the kills that are left where --workdir is given.
+Ends with status 1 where memory or open files grow, a process does not end, or a number differs.
+Writes JSON and, of `steps`, a figure. Linux.
 """
 
 import pathlib
+import signal
 import sys
 import tempfile
 
@@ -33,6 +35,7 @@ OUT = flags.DEFINE_string("out", str(HERE / "results"), "folder of what was meas
 
 
 def main(_):
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends its processes
     unknown = set(WHAT.value) - {"steps", "kills"}
     if unknown:
         raise ValueError(f"--what: it must be of steps and kills, not {min(unknown)!r}")

@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,16 +16,17 @@ import jax
 import numpy as np
 from soak_run import TINIEST, command, environment, last_step, rows
 
-from nvae_jax import checkpoint, reporting
+from nvae_jax import checkpoint, lost_process, reporting
 from nvae_jax.state import State
 
 PROCESSES = 2
-START_TIMEOUT = 90  # seconds, of processes that wait for one that was killed at its start
+START_TIMEOUT = 60  # seconds, of processes that wait for one that was killed at its start
 IMPORTS = 60  # seconds, at most, until a process begins to wait
 MARGIN = 15  # seconds beyond a timeout, for what ends to end
-LONGEST = 8  # seconds of training at the end of which a process is killed, at most
-LONGEST_START = 20  # seconds after a start
+LONGEST = 5  # seconds of training at the end of which a process is killed, at most
+LONGEST_START = 30  # seconds after a start
 EVERY = 5  # steps from one checkpoint to the next
+LAST_LINE = re.compile(r"error: |F\d{4} |[\w.]+(Error|Exception)")  # before a stack, if any
 KEYS = (
     "train.num_steps=1000000",
     f"distributed.start_timeout={START_TIMEOUT}",
@@ -34,29 +38,43 @@ KEYS = (
 
 
 def soak_kills(folder, kills, seed):
-    """(one row a kill, summary)."""
+    """(one row a kill, summary). What `folder` holds of an earlier call is gone on with."""
     folder.mkdir(parents=True, exist_ok=True)
-    chance, found = random.Random(seed), []
-    for number in range(kills):
-        if number % 4 == 3:
-            found.append(_kill_at_start(folder, chance))
-            print(found[-1], flush=True)
-        found.append(_kill_in_training(folder, chance))
-        print(found[-1], flush=True)
+    path = folder / "rows.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for kill, whiles in list(_plan(kills))[len(found) :]:
+        row = {"kill": kill} | _kill(
+            folder / "run", whiles, random.Random(f"{seed} {kill} {whiles}")
+        )
+        found.append(row)
+        print(row, flush=True)
+        with open(path, "a") as file:
+            print(json.dumps(row), file=file)
     run, alone = folder / "run", folder / "alone"
+    shutil.rmtree(alone, ignore_errors=True)  # of an earlier call, which was cut off
     found.append(_train_past(run, last_step(run), keep=2))
     found.append(_train_past(alone, last_step(run), keep=10**6))
-    compared, failed = _compare(run, alone)
+    compared, failed = _compare(found, run, alone)
     killed = [row for row in found if "killed" in row]
     summary = {
         "kills": len(killed),
         "ended_in_time": sum(not row["failed"] for row in killed),
+        "ended_in_one_line": sum(row["last_line"].startswith(lost_process.LINE) for row in killed),
         "resumed_alike": sum(row.get("resumed_alike", False) for row in found),
         **compared,
         "failed": [problem for row in found for problem in row["failed"]] + failed,
     }
     print(summary, flush=True)
     return found, summary
+
+
+def _plan(kills):
+    """(number, what the processes do then): every fifth kill comes in the middle of a save, and
+    ahead of every fourth one the processes are killed at their start too."""
+    for number in range(1, kills + 1):
+        if number % 4 == 0:
+            yield number, "starting"
+        yield number, "saving" if number % 5 == 0 else "training"
 
 
 @dataclasses.dataclass
@@ -78,7 +96,7 @@ class Cluster:
                 "JAX_NUM_PROCESSES": str(PROCESSES),
                 "JAX_PROCESS_ID": str(index),
             }
-            with open(self.workdir.with_name(f"{self.workdir.name}-{index}.log"), "a") as log:
+            with open(self._log(index), "w") as log:
                 self.processes.append(
                     subprocess.Popen(
                         arguments, env=environment(**variables), stdout=log, stderr=log
@@ -93,11 +111,26 @@ class Cluster:
 
     def train_past(self, step):
         """Waits until a step after `step` has been reported."""
-        while last_step(self.workdir) <= step:
+        self.wait_until(lambda: last_step(self.workdir) > step)
+
+    def wait_until(self, true, seconds=0.1):
+        """Asks again and again, so many seconds apart."""
+        while not true():
             if any(process.poll() is not None for process in self.processes):
                 statuses = [process.returncode for process in self.processes]
                 raise RuntimeError(f"training ended by itself, with {statuses}")
-            time.sleep(0.1)
+            time.sleep(seconds)
+
+    def _log(self, index):
+        return self.workdir.with_name(f"{self.workdir.name}-{index}.log")
+
+    def _last_line(self, index):
+        """What a process said at its end; jax adds its stack where it aborts."""
+        lines = self._log(index).read_text().splitlines()
+        found = [
+            line for line in lines if re.match(r"error: |F\d{4} |[\w.]+(Error|Exception)", line)
+        ]
+        return (found or lines or [""])[-1]
 
     def end(self):
         """As a scheduler does."""
@@ -113,6 +146,7 @@ class Cluster:
         with contextlib.suppress(subprocess.TimeoutExpired):
             other.wait(seconds + MARGIN)
         row |= {"status": other.returncode, "seconds": round(time.monotonic() - start, 2)}
+        row["last_line"] = self._last_line(1 - index)
         if other.returncode is None:
             row["failed"].append(f"process {1 - index} did not end within {seconds + MARGIN} s")
         elif other.returncode in (0, 2):
@@ -120,26 +154,33 @@ class Cluster:
         return row
 
 
-def _kill_at_start(folder, chance):
-    with Cluster(folder / "run") as cluster:
-        time.sleep(chance.uniform(0, LONGEST_START))
-        return {"while": "starting"} | cluster.kill(
-            chance.randrange(PROCESSES), IMPORTS + START_TIMEOUT
-        )
-
-
-def _kill_in_training(folder, chance):
-    before = rows(folder / "run")
-    with Cluster(folder / "run") as cluster:
+def _kill(run, whiles, chance):
+    """Starts the processes and kills one; what came of it."""
+    before, victim = rows(run), chance.randrange(PROCESSES)
+    with Cluster(run) as cluster:
+        if whiles == "starting":
+            time.sleep(chance.uniform(0, LONGEST_START))
+            return {"while": whiles} | cluster.kill(victim, IMPORTS + START_TIMEOUT)
         cluster.train_past(max(before, default=0))
-        differing = differing_steps(before, rows(folder / "run"))
         time.sleep(chance.uniform(0, LONGEST))
-        timeout = TINIEST["distributed.timeout"]
-        row = {"while": "training"} | cluster.kill(chance.randrange(PROCESSES), timeout)
+        if whiles == "saving":
+            unfinished = lambda: list((run / "checkpoints").glob("*orbax-checkpoint-tmp*"))  # noqa: E731
+            cluster.wait_until(unfinished, seconds=0.002)
+        row = {"while": whiles} | cluster.kill(victim, TINIEST["distributed.timeout"])
+    return _with_resume(row, run, before)
+
+
+def _with_resume(row, run, before):
+    """`row`, with from where the run went on, and whether to the numbers that it had come to."""
+    row["step"] = last_step(run)
     if before:
+        log = run.with_name(f"{run.name}-0.log").read_text()
+        row["resumed_at"] = int(re.findall(r"resumed at step (\d+)", log)[-1])
+        row["again"] = max(before) - row["resumed_at"]  # steps
+        differing = differing_steps(before, rows(run))
         row["resumed_alike"] = not differing
         row["failed"] += [f"resumed otherwise at steps {differing[:3]}"] * bool(differing)
-    return row | {"step": last_step(folder / "run")}
+    return row
 
 
 def _train_past(workdir, step, keep):
@@ -147,19 +188,21 @@ def _train_past(workdir, step, keep):
     before = rows(workdir)
     with Cluster(workdir, keep) as cluster:
         cluster.train_past(step)
-        differing, statuses = differing_steps(before, rows(workdir)), cluster.end()
-    row = {"while": "not killed", "step": last_step(workdir), "failed": []}
-    if before:
-        row["resumed_alike"] = not differing
-        row["failed"] += [f"resumed otherwise at steps {differing[:3]}"] * bool(differing)
+        statuses = cluster.end()
+    row = _with_resume({"while": "not killed", "failed": []}, workdir, before)
     if set(statuses) != {128 + signal.SIGTERM}:
         row["failed"].append(f"ended with {statuses} after SIGTERM")
     return row
 
 
-def _compare(run, alone):
+def _compare(found, run, alone):
     """What of the run differs from what another has computed without kills."""
     ours, theirs = rows(run), rows(alone)
+    for row in found:
+        if "resumed_at" in row:
+            steps = range(row["resumed_at"] + 1, row["step"] + 1)
+            mine = {step: ours[step] for step in steps if step in ours}
+            row["as_without_kills"] = len(mine) - len(differing_steps(mine, theirs))
     lost = sorted(set(range(1, max(ours) + 1)) - set(ours))
     failed = [f"no rows of steps {lost[:3]}"] * bool(lost)
     differing = differing_steps(ours, theirs)

@@ -8,16 +8,16 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINIEST = {
     "model.num_groups": 1,
-    "model.process_blocks": 2,
+    "model.process_blocks": 1,
     "model.preprocess_cells": 1,
     "model.postprocess_cells": 1,
     "model.latent_channels": 1,
     "model.encoder_width": 2,
     "model.decoder_width": 2,
-    "train.batch_size": 4,
-    "log.num_images": 4,
-    "eval.batch_size": 16,
-    "eval.max_examples": 32,
+    "train.batch_size": 2,
+    "log.num_images": 2,
+    "eval.batch_size": 8,
+    "eval.max_examples": 8,
     "eval.recalibration_passes": 2,
     "distributed.timeout": 20,
 }

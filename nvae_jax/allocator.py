@@ -29,3 +29,15 @@ def keep_freed_memory() -> None:
     # One arena for all threads would do too, but finding memory in what a large compilation leaves
     # behind takes so long that steps take twice their time.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def give_back_freed_memory() -> None:
+    """Gives what is free just now back to the system, once; does nothing where there is no glibc.
+
+    For after a compilation, which leaves several times what a small model's steps need, and now and
+    then in a long run: what many threads free lies in holes of which each arena has its own, and
+    `keep_freed_memory` would keep all of them.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)

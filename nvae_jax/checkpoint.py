@@ -19,6 +19,7 @@ from nvae_jax import (
     distributed,
     files,
     hosts,
+    lost_process,
     orbax_errors,
     orbax_s3,
     paths,
@@ -122,7 +123,7 @@ class Checkpoints:
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:
-            if distributed.lost_process(error):
+            if lost_process.is_reason_of(error):
                 raise
             if distributed.is_primary():  # what was written needs room, that of the next try
                 for part in checkpoint_files.unfinished(self._directory, step):

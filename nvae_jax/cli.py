@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from nvae_jax import allocator, distributed, files, paths, schema
+from nvae_jax import allocator, distributed, files, lost_process, paths, schema
 from nvae_jax.buckets import SCHEMES, BucketError
 from nvae_jax.interrupt import Interrupted
 
@@ -72,14 +72,13 @@ def run(main: Callable[[list[str]], Any], program: str = "") -> None:
         sys.exit(128 + stop.signal_number)
     except KeyboardInterrupt:
         distributed.exit_without_waiting(130)
-    except (flags.Error, ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
-            raise
-        lost = distributed.lost_process(error)
-        cause = "another process of the cluster is gone: " if lost else ""
-        print(f"error: {cause}{as_called(_first_line(error), program)}", file=sys.stderr)
-        distributed.exit_without_waiting(1 if lost else 2)
-    except Exception:
+    except Exception as error:
+        lost = lost_process.is_reason_of(error)
+        expected = (flags.Error, ValueError, OSError, FloatingPointError)
+        if (lost or isinstance(error, expected)) and not os.environ.get(TRACEBACK_VARIABLE):
+            begin = lost_process.LINE if lost else "error: "
+            print(begin + as_called(_first_line(error), program), file=sys.stderr)
+            distributed.exit_without_waiting(lost_process.STATUS if lost else 2)
         if not jax.distributed.is_initialized():
             raise
         # In a cluster the others wait for a process that ends by itself, unless it leaves at once.

@@ -3,7 +3,8 @@
 How a lost process ends the others: each sends heartbeats to process 0, and jax aborts every process
 once one has been silent for `timeout` seconds, or at once when process 0 is gone. That reaches a
 process stuck inside a collective, where Python code cannot. What it does not see is a process that
-fails by itself and then waits for the others to end: hence `exit_without_waiting`.
+fails by itself and then waits for the others to end: hence `exit_without_waiting`. An error of the
+connection that comes before jax's end is told from others by `lost_process`.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ import dataclasses
 import itertools
 import json
 import os
-import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,6 @@ from orbax.checkpoint import multihost
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SHORTEST_TIMEOUT = 5  # less would take a busy host for a lost one
-LOST_CONNECTION = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 ONE_PROCESS_HINT = "set JAX_NUM_PROCESSES=1 to use this host alone"
 LONGEST_WAIT = 24 * 3600  # seconds; a process that is lost meanwhile ends all of them
 
@@ -355,18 +354,6 @@ def preempted() -> bool:
 def is_cluster() -> bool:
     """Whether this process is one of several that work as one."""
     return jax.distributed.is_initialized()
-
-
-def lost_process(error: BaseException) -> bool:
-    """Whether `error` says that another process of this cluster is gone, not that ours is wrong.
-
-    A computation that ran into it fails later, where its result is first read, with a ValueError of
-    jax's that only its message, the runtime's status, tells from one about a value. Orbax calls
-    whatever ended a barrier a TimeoutError, from the runtime's own error.
-    """
-    if isinstance(error, TimeoutError) and error.__cause__ is not None:
-        error = error.__cause__
-    return jax.distributed.is_initialized() and LOST_CONNECTION.match(str(error)) is not None
 
 
 def exit_without_waiting(status: int) -> None:

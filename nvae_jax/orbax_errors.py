@@ -1,8 +1,10 @@
 """One line for a checkpoint that cannot be written, in place of Orbax's hundreds."""
 
+import logging as standard_logging
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 from absl import logging
@@ -11,8 +13,10 @@ from absl.logging import converter
 
 def silence_logging() -> None:
     """Leaves out what Orbax logs of errors, all of which it raises too, and what becomes of the
-    arrays that were being written beside the one that failed."""
+    arrays that were being written beside the one that failed: at the first error Orbax closes the
+    event loop that waits for all of them."""
     logging.get_absl_logger().addFilter(_is_news)
+    standard_logging.getLogger("asyncio").addFilter(_is_of_others)
     hook = sys.unraisablehook
 
     def unraisable(event):
@@ -25,6 +29,15 @@ def silence_logging() -> None:
 def _is_news(record):
     is_error = record.levelno >= converter.STANDARD_ERROR
     return not (is_error and "orbax" in Path(record.pathname).parts)
+
+
+def _is_of_others(record):
+    """False of an error of Orbax's that came too late for anyone to ask for it."""
+    error = record.exc_info and record.exc_info[1]
+    if not error or "never retrieved" not in record.getMessage():
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return not any("orbax" in Path(frame.filename).parts for frame in frames)
 
 
 def reason(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nvae_jax import (
+    allocator,
     build,
     capacity,
     distributed,
@@ -167,6 +168,7 @@ class _Run:
         update, images = self._experiment.train_step(), self._experiment.abstract_images()
         with progress.waiting("compiling the training step"):
             update = update.lower(self._state, images).compile()
+        allocator.give_back_freed_memory()
         self._clock = progress.Clock(start, self._data, self._goodput.training_seconds)
         self._clipped = []
         for step in range(start + 1, self._loop.num_steps + 1):
@@ -185,6 +187,7 @@ class _Run:
                 self._report()
                 with self._clock.paused():
                     self._between_steps(step, stop, metrics)
+                    allocator.give_back_freed_memory()
 
     def _is_due(self, step):
         """Whether there is more to do after a step than the next one."""

@@ -52,7 +52,7 @@ class Commands:
         self._server.communicate()  # it ends with its input
         self._folder.cleanup()
 
-    def run(self, name, *flags, cwd=ROOT, timeout=300, **environment):
+    def run(self, name, *flags, cwd=ROOT, timeout=300, before="", **environment):
         """Runs launch/NAME.py, or `python -m NAME`, to its end.
 
         Args:
@@ -60,6 +60,7 @@ class Commands:
           *flags: its arguments.
           cwd: where it runs.
           timeout: seconds after which it and all it has started is killed.
+          before: Python code that the child runs first.
           **environment: variables to change; None unsets one.
 
         Returns:
@@ -80,6 +81,7 @@ class Commands:
             "environment": {key: value for key, value in changed.items() if value is not None},
             "files": [os.devnull, str(out), str(error)],
             "timeout": timeout,
+            "before": before,
         }
         print(json.dumps(call), file=self._server.stdin, flush=True)
         status = json.loads(self._server.stdout.readline())
@@ -103,6 +105,7 @@ def serve():
         child = os.fork()
         if not child:
             _become(call)
+            exec(call["before"], {})
             _run_script(call["argv"][0])
         print(json.dumps(_wait(child, call["timeout"])), flush=True)
     os._exit(0)

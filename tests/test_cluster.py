@@ -28,7 +28,6 @@ TINIEST = {
 }
 ARGUMENTS = [*TINY, *(f"--config.{key}={value}" for key, value in TINIEST.items())]
 ARGUMENTS += ["--config.checkpoint.every_steps=2", "--config.log.images_every_steps=0"]
-SIX = "--config.train.num_steps=6"
 ENDLESS = "--config.train.num_steps=100000"
 TIMEOUT = 30  # seconds, of distributed.timeout
 
@@ -75,62 +74,58 @@ def losses(workdir):
     return {row["step"]: row["train/loss"] for row in rows}
 
 
-@pytest.fixture(scope="module")
-def run_alone(tmp_path_factory):
-    """A run of six steps on one device."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    code, out = finish(start(command(workdir, SIX)))
-    assert code == 0, out
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def alone(run_alone):
-    """Its losses."""
-    return losses(run_alone)
-
-
 STOPPING = """
-import runpy, signal, sys
+import signal
 from nvae_jax.data import pipeline
-take, sys.argv = pipeline.TrainIterator.__next__, sys.argv[1:]
+take = pipeline.TrainIterator.__next__
 
 def stopping(iterator):
     batch = take(iterator)
-    if iterator.get_state()["step"] == {last} and {last} < 6:
+    if iterator.get_state()["step"] == {last}:
         signal.raise_signal(signal.SIGTERM)
     return batch
 
 pipeline.TrainIterator.__next__ = stopping
-sys.path.insert(0, "launch")
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_run_moves_between_device_counts(tmp_path, alone):
+@pytest.fixture(scope="module")
+def train_until(commands):
+    """A function that trains on so many devices; the run is cut off by a signal that it gives
+    itself after step `last`."""
+
+    def run(workdir, last, devices=1, **mesh):
+        flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}"
+        keys = [ENDLESS, *(f"--config.mesh.{name}={size}" for name, size in mesh.items())]
+        arguments = command(workdir, *keys)[2:]
+        before = STOPPING.format(last=last)
+        done = commands.run("train", *arguments, before=before, XLA_FLAGS=flags)
+        assert done.returncode == 128 + signal.SIGTERM, done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_alone(train_until, tmp_path_factory):
+    """A run of six steps on one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    train_until(workdir, 6)
+    return workdir
+
+
+def test_run_moves_between_device_counts(train_until, run_alone, tmp_path):
     """Eight devices, then one, then four that share the parameters: the losses of one device; and
-    those next to either move are what the devices before it would have gone on with."""
-    workdir = tmp_path / "run"
-    eight = (8, ["--config.mesh.data=8"])
-    four = (4, ["--config.mesh.data=2", "--config.mesh.fsdp=2"])
-
-    def run(workdir, devices, mesh, last):
-        # A run is cut off by a signal that it gives itself after its last step of a stage.
-        program = [sys.executable, "-c", STOPPING.format(last=last)]
-        code, out = finish(start([*program, *command(workdir, SIX, *mesh)[1:]], devices))
-        assert code == (0 if last == 6 else 128 + signal.SIGTERM), out
-
-    run(workdir, *eight, last=2)
-    stays = shutil.copytree(workdir, tmp_path / "stays")
-    run(workdir, 1, [], last=4)
-    stops = shutil.copytree(workdir, tmp_path / "stops")
-    run(workdir, *four, last=6)
+    those next to either move are what the devices before it have gone on with."""
+    workdir, before = tmp_path / "run", []
+    for last, devices, mesh in ((3, 8, {"data": 8}), (5, 1, {})):
+        train_until(workdir, last, devices, **mesh)
+        before.append(losses(workdir)[last])
+        shutil.rmtree(workdir / "checkpoints" / str(last))  # it moves after the step ahead of this
+    train_until(workdir, 6, 4, data=2, fsdp=2)
     found = losses(workdir)
     assert list(found) == list(range(1, 7))
-    np.testing.assert_allclose(list(found.values()), list(alone.values()), rtol=1e-5)
-    run(stays, *eight, last=3)
-    np.testing.assert_allclose(found[3], losses(stays)[3], rtol=1e-6)
-    np.testing.assert_allclose((5, found[5]), next_loss(stops), rtol=1e-6)
+    np.testing.assert_allclose(list(found.values()), list(losses(run_alone).values()), rtol=1e-5)
+    np.testing.assert_allclose([found[3], found[5]], before, rtol=1e-6)
 
 
 def cluster(processes, arguments):

@@ -13,7 +13,7 @@ import jax
 import pytest
 from PIL import Image
 
-from nvae_jax import distributed
+from nvae_jax import distributed, lost_process
 from nvae_jax.distributed import DistributedSettings
 from tests.conftest import FAST_COMPILATION
 
@@ -233,13 +233,15 @@ def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
         ("Timed out while waiting for async_write_complete barrier.", "UNAVAILABLE: tasks", True),
         ("Timed out while waiting for async_write_complete barrier.", None, False),
         ("[Errno 110] Connection timed out", "no answer", False),
+        ("", "INTERNAL: Task (1) is already in error before the barrier was called", True),
+        ("", "INTERNAL: CUDA error: an illegal memory access", False),
     ],
 )
 def test_errors_of_a_lost_process(monkeypatch, message, cause, lost):
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     error = TimeoutError(message)
     error.__cause__ = cause and RuntimeError(cause)
-    assert distributed.lost_process(error) == lost
+    assert lost_process.is_reason_of(error) == lost
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ def _describe_variables(model, image_shape):
         images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         shapes = jax.eval_shape(partial(nn.Module.init, model), jax.random.key(0), images)
     flat = {collection: _flat_shapes(tree) for collection, tree in shapes.items()}
-    paths = {path[:-1] for tree in flat.values() for path in tree}
+    # In order: with a set's, another in every process, no program would be found in the cache.
+    paths = sorted({path[:-1] for tree in flat.values() for path in tree})
     return {"batch_stats": {}, **flat}, {p: modules[p].clone(parent=None, name=None) for p in paths}
 
 

@@ -62,7 +62,7 @@ def test_a_process_that_does_not_end_is_told(scripts, monkeypatch, tmp_path):
         "import os, sys, time; index = os.environ['JAX_PROCESS_ID']; time.sleep(60 if index == '1'"
     )
     for body, failed in (
-        (" else 0.1); sys.exit(7)", []),
+        (" else 0.1); sys.exit('error: gone')", []),
         (" else 0.1)", ["process 0 ended with status 0"]),
         (" else 60)", ["process 0 did not end within 1 s"]),
     ):
@@ -71,7 +71,28 @@ def test_a_process_that_does_not_end_is_told(scripts, monkeypatch, tmp_path):
         with scripts.soak_kills.Cluster(tmp_path / "run") as cluster:
             row = cluster.kill(1, 1)
         assert row["killed"] == 1 and row["failed"] == failed
+        assert row["last_line"] == ("" if failed else "error: gone")
         assert all(process.poll() is not None for process in cluster.processes)
+
+
+def test_kills_go_on_where_they_were_cut_off(scripts, monkeypatch, tmp_path):
+    calls, kills = [], scripts.soak_kills
+
+    def kill(_run, whiles, _chance):
+        calls.append(whiles)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return {"while": whiles, "killed": 0, "failed": [], "last_line": ""}
+
+    monkeypatch.setattr(kills, "_kill", kill)
+    monkeypatch.setattr(kills, "_train_past", lambda *_, keep: {"while": "end", "failed": []})
+    monkeypatch.setattr(kills, "_compare", lambda *_: ({}, []))
+    with pytest.raises(KeyboardInterrupt):
+        kills.soak_kills(tmp_path, 5, 0)
+    found, summary = kills.soak_kills(tmp_path, 5, 0)
+    assert calls == [*["training"] * 4, "starting", "training", "saving"]
+    assert [row.get("kill") for row in found] == [1, 2, 3, 4, 4, 5, None, None]
+    assert summary["kills"] == 6 and not summary["failed"]
 
 
 def test_rows_that_differ(scripts, tmp_path):

@@ -187,7 +187,8 @@ def test_initialize_has_the_distribution_of_init(tiny):
 def test_init_is_what_training_begins_with(tiny, monkeypatch):
     """Eagerly, under jit and with keys by name, without Flax's pass of the model."""
     experiment, state, images = tiny
-    describe_variables(experiment.model, images.shape[1:])
+    _, modules = describe_variables(experiment.model, images.shape[1:])
+    assert list(modules) == sorted(modules)  # every process makes the same program of them
     monkeypatch.setattr(nn.Module, "init", None)
     key = jax.random.split(jax.random.key(experiment.seed), 3)[0]
     init = experiment.model.init
