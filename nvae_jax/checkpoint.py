@@ -316,6 +316,8 @@ def _manager(directory, policy):
     try:
         return _Manager(directory, options=options, item_handlers=handlers)
     except Exception as error:  # a damaged folder can fail in any way
+        if lost_process.is_reason_of(error):
+            raise
         raise ValueError(f"{directory} cannot be used: {_in_short(error)}") from error
 
 

@@ -11,17 +11,21 @@ LOST_CONNECTION = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAV
 _AMONG_PROCESSES = re.compile("Gloo|NCCL|[Tt]ask|[Bb]arrier|[Cc]onnection")
 
 
-def is_reason_of(error: BaseException) -> bool:
-    """Whether `error` says that another process of this cluster is gone, not that ours is wrong.
+def is_reason_of(error: BaseException | None) -> bool:
+    """Whether `error` says that another process of this cluster is gone, not that ours is wrong: by
+    its own message, or by that of what caused it.
 
     A computation that ran into it fails later, where its result is first read, with a ValueError of
     jax's that only its message, the runtime's status, tells from one about a value. Orbax calls
     whatever ended a barrier a TimeoutError, from the runtime's own error.
     """
-    if isinstance(error, TimeoutError) and error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error)
-    if not jax.distributed.is_initialized() or not LOST_CONNECTION.match(text):
+    if error is None or not jax.distributed.is_initialized():
         return False
+    return _says_so(error) or is_reason_of(error.__cause__)
+
+
+def _says_so(error):
+    text = str(error)
     own = isinstance(error, RuntimeError) and text.startswith("INTERNAL: ")
-    return not own or _AMONG_PROCESSES.search(text) is not None
+    known = LOST_CONNECTION.match(text) is not None
+    return known and (not own or _AMONG_PROCESSES.search(text) is not None)

@@ -233,13 +233,14 @@ def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
         ("Timed out while waiting for async_write_complete barrier.", "UNAVAILABLE: tasks", True),
         ("Timed out while waiting for async_write_complete barrier.", None, False),
         ("[Errno 110] Connection timed out", "no answer", False),
+        ("run/checkpoints cannot be used", "UNKNOWN: Gloo AllGather failed", True),
         ("", "INTERNAL: Task (1) is already in error before the barrier was called", True),
         ("", "INTERNAL: CUDA error: an illegal memory access", False),
     ],
 )
 def test_errors_of_a_lost_process(monkeypatch, message, cause, lost):
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    error = TimeoutError(message)
+    error = ValueError(message)
     error.__cause__ = cause and RuntimeError(cause)
     assert lost_process.is_reason_of(error) == lost
 
