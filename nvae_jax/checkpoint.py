@@ -63,7 +63,10 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, error, *_):
+    def __exit__(self, kind, error, *_):
+        if lost_process.is_reason_of(error):  # for which a save would wait until jax aborts
+            self._watcher.shutdown(wait=False)
+            return
         if self._manager is not None:
             # With another error under way, that one is told.
             with contextlib.suppress(SaveError) if error else contextlib.nullcontext():
@@ -74,6 +77,10 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The newest saved step, or None. One that could not be read does not count."""
         return max(self._steps() - self._damaged, default=None)
+
+    def written_step(self) -> int | None:
+        """The newest step that is there as a whole, while another may be being saved."""
+        return max(checkpoint_files.steps(self._directory), default=None)
 
     def best_step(self) -> int | None:
         """The saved step with the lowest score, or None where no step has one."""

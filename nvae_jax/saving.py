@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from nvae_jax import reporting
+from nvae_jax import lost_process, reporting
 from nvae_jax.checkpoint import Checkpoints, SaveError
 from nvae_jax.interrupt import Interrupted
 from nvae_jax.state import State
@@ -89,9 +89,10 @@ class CheckpointSaver:
             self._checkpoints.wait()
         return self._checkpoints.latest_step()
 
-    def describe(self) -> str:
-        """One phrase that says what is saved, for messages."""
-        newest = self.latest_step()
+    def describe(self, *, wait: bool = True) -> str:
+        """One phrase that says what is saved, for messages; what is being saved counts if we may
+        `wait` for it."""
+        newest = self.latest_step() if wait else self._checkpoints.written_step()
         return "nothing is saved" if newest is None else f"the newest checkpoint is step {newest}"
 
     @contextlib.contextmanager
@@ -108,5 +109,5 @@ class CheckpointSaver:
                 with contextlib.suppress(Exception):
                     report()
                 self.try_to_save()
-            error.add_note(self.describe())
+            error.add_note(self.describe(wait=not lost_process.is_reason_of(error)))
             raise

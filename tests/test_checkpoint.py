@@ -12,6 +12,7 @@ import pytest
 
 from nvae_jax import checkpoint
 from nvae_jax.checkpoint import Checkpoints, SaveError, parse_checkpoint_name
+from nvae_jax.saving import CheckpointSaver
 
 
 @pytest.fixture
@@ -181,6 +182,22 @@ def test_a_failed_save_is_named_in_one_line_and_can_be_repeated(tmp_path, tiny, 
         checkpoints.save(state, {"step": 3})
         checkpoints.wait()
         assert checkpoints.latest_step() == 3
+
+
+def test_nothing_waits_for_a_lost_process(tmp_path, tiny, monkeypatch):
+    """It would until jax aborts, with a stack trace in place of the error."""
+    lost = RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+    state, waits = tiny[1], []
+    with pytest.raises(RuntimeError), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state.replace(step=state.step + 3), {"step": 3})
+        checkpoints.wait()
+        saver = CheckpointSaver(checkpoints)
+        monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(checkpoints, "wait", lambda: waits.append("for ever"))
+        with saver.saving_on_error(list):
+            raise lost
+    assert lost.__notes__ == ["the newest checkpoint is step 3"] and not waits
 
 
 def test_scores_can_come_after_the_checkpoint(tmp_path, tiny):

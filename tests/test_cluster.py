@@ -30,6 +30,13 @@ ARGUMENTS = [*TINY, *(f"--config.{key}={value}" for key, value in TINIEST.items(
 ARGUMENTS += ["--config.checkpoint.every_steps=2", "--config.log.images_every_steps=0"]
 ENDLESS = "--config.train.num_steps=100000"
 TIMEOUT = 30  # seconds, of distributed.timeout
+# Where programs for several numbers of devices are compiled, of a run that moves between them.
+SMALLER = [
+    "--config.model.num_scales=1",
+    "--config.model.num_groups=2",
+    "--config.model.squeeze_excitation=False",
+    "--config.model.decoder_cell=residual",
+]
 
 
 def command(workdir, *more):
@@ -97,7 +104,7 @@ def train_until(commands):
     def run(workdir, last, devices=1, **mesh):
         flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}"
         keys = [ENDLESS, *(f"--config.mesh.{name}={size}" for name, size in mesh.items())]
-        arguments = command(workdir, *keys)[2:]
+        arguments = command(workdir, *SMALLER, *keys)[2:]
         before = STOPPING.format(last=last)
         done = commands.run("train", *arguments, before=before, XLA_FLAGS=flags)
         assert done.returncode == 128 + signal.SIGTERM, done.stdout + done.stderr
@@ -197,7 +204,12 @@ def test_a_cluster_that_lost_a_process_continues(tmp_path, run_alone):
     itself; the restarted cluster repeats the steps since the last checkpoint bit for bit, and one
     process alone computes the same."""
     workdir, copy = tmp_path / "run", tmp_path / "copy"
-    more = [ENDLESS, f"--config.train.init_from={run_alone}@latest", "--config.checkpoint.keep=99"]
+    more = [
+        *SMALLER,
+        ENDLESS,
+        f"--config.train.init_from={run_alone}@latest",
+        "--config.checkpoint.keep=99",
+    ]
     process = cluster(2, command(workdir, *more))
     wait_for_step(process, workdir, 3)
     wait_for_checkpoint(process, workdir)
