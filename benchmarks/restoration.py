@@ -23,8 +23,9 @@ import skimage.restoration
 from absl import flags
 
 from nvae_jax import api, cli, files, inputs, options
-from nvae_jax.restoration import baselines, masks, results
-from nvae_jax.restoration.restore import METHODS, observe
+from nvae_jax.restoration import baselines, masks
+from nvae_jax.restoration.degradation import degrade, observe
+from nvae_jax.restoration.restore import METHODS
 
 RUN = options.define_run()
 NUM = flags.DEFINE_integer("num", 48, "photographs' patches", 1)
@@ -88,7 +89,7 @@ def measure(run, originals, degradation):
     if "mask" in degradation:
         shape = originals.shape[1], len(originals)
         degradation["mask"] = masks.load(degradation["mask"], *shape)
-    seen = results.degrade(originals, **degradation)
+    seen = degrade(originals, **degradation)
     observed = observe(seen, run.experiment.data, **degradation)
 
     def mean_psnr(images):

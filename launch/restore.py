@@ -11,7 +11,8 @@ from absl import flags
 from nvae_jax import api, cli, inputs, noise, options
 from nvae_jax.interrupt import raise_on_sigterm
 from nvae_jax.restoration import masks, results
-from nvae_jax.restoration.restore import METHODS, MOST_STEPS, smaller
+from nvae_jax.restoration.degradation import smaller
+from nvae_jax.restoration.restore import METHODS, MOST_STEPS
 
 RUN = options.define_run(join=False)
 IMAGES = options.define_images()

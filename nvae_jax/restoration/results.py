@@ -10,34 +10,11 @@ from numpy.typing import ArrayLike
 from nvae_jax import files, inputs, outputs, paths, pictures
 from nvae_jax.api import Run
 from nvae_jax.restoration import baselines
-from nvae_jax.restoration.restore import (
-    METHODS,
-    check_degradation,
-    check_settings,
-    default_method,
-    given,
-    observe,
-    restore,
-)
-from nvae_jax.restoration.smooth import grow, shrink
+from nvae_jax.restoration.degradation import check_degradation, degrade, observe
+from nvae_jax.restoration.restore import METHODS, check_settings, default_method, given, restore
+from nvae_jax.restoration.smooth import grow
 
 SHOWN = 4  # samples of each image in the picture
-
-
-def degrade(
-    images: np.ndarray,
-    *,
-    mask: ArrayLike | None = None,
-    scale: int = 1,
-    noise: float = 0.0,
-    seed: int = 0,
-) -> np.ndarray:
-    """What `restore` would be given of whole images (N, H, W, C): their means over blocks of
-    `scale` pixels each way, plus noise, and 0 where `mask` says that nothing is known."""
-    small = shrink(images, scale)
-    noisy = small + noise * np.random.default_rng(seed).standard_normal(small.shape)
-    known = 1 if mask is None else np.asarray(mask, bool)[..., None]
-    return (noisy * known).astype(np.float32)
 
 
 def restore_run(

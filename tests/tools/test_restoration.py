@@ -9,8 +9,9 @@ from PIL import Image
 from nvae_jax import api, likelihoods
 from nvae_jax.models.latents import PRIOR
 from nvae_jax.restoration import baselines, masks, results, smooth
+from nvae_jax.restoration.degradation import degrade, observe
 from nvae_jax.restoration.observed import DECAY, REACH, Observed
-from nvae_jax.restoration.restore import FAINT, METHODS, check_settings, lean, observe
+from nvae_jax.restoration.restore import FAINT, METHODS, check_settings, lean
 from nvae_jax.restoration.smooth import grow, shrink
 
 HALF = np.arange(16) < np.full((16, 1), 8)  # the left half is known
@@ -184,7 +185,7 @@ def test_noise_is_taken_off_images_of_the_model(run, images):
     """Images that the model itself makes are in its prior, so it must know noise from image."""
     prepared, noise = run.prepare(images), run.draw_noise(5, seed=7)
     images = run.compose(np.full(2, PRIOR), np.ones(2), images=prepared, latents=noise)[0]
-    noisy = results.degrade(images, noise=0.5)
+    noisy = degrade(images, noise=0.5)
     options = {"noise": 0.5, "num_samples": 1}
     long, short = (run.restore(noisy, steps=n, **options).best for n in (60, 1))
     gain = [
