@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from soak_run import TINIEST, command, environment, last_step, rows
 
-from nvae_jax import checkpoint, lost_process, reporting
+from nvae_jax import checkpoint, checkpoint_files, lost_process, reporting
 from nvae_jax.state import State
 
 PROCESSES = 2
@@ -216,7 +216,7 @@ def _compare(found, run, alone):
 
 
 def _checkpoints(workdir):
-    return [int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*")]
+    return checkpoint_files.steps(workdir / "checkpoints")
 
 
 def _arrays(workdir, step):
