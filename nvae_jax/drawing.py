@@ -1,5 +1,6 @@
 """Grids of samples and of reconstructions during training."""
 
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -21,21 +22,8 @@ class Drawing:
     def __init__(self, experiment: Experiment):
         self._experiment, self._mesh = experiment, experiment.mesh
         self._count = experiment.loop.num_images
-        model, likelihood = experiment.model, experiment.likelihood
-        self.sample = self._compiled(steps.make_sample_step(model, likelihood))
-        self.reconstruct = self._compiled(steps.make_reconstruct_step(model, likelihood))
-
-    def _compiled(self, step):
-        def shared(*arguments):
-            # Each device draws its part, and gets the others' at the end.
-            images = step(*arguments)
-            return jax.lax.with_sharding_constraint(images, sharding.over_batch(self._mesh))
-
-        return jax.jit(
-            shared,
-            out_shardings=sharding.replicated(self._mesh),
-            compiler_options=compiler.options(self._mesh.devices.flat[0].platform),
-        )
+        model: Any = experiment.model  # which can be hashed, though checkers think otherwise
+        self.sample, self.reconstruct = _programs(model, experiment.likelihood, self._mesh)
 
     def __call__(self, variables: Any, step: int) -> dict[str, np.ndarray]:
         """{name: images (N, H, W, C) in [0, 1]} of the model after so many steps: "samples", and
@@ -54,3 +42,24 @@ class Drawing:
     def _held_out(self):
         data = self._experiment.data
         return pipeline.preview(data, pipeline.resolve_split(data, "test"), -(-self._count // 2))
+
+
+@lru_cache(maxsize=4)  # equal models share what is compiled
+def _programs(model, likelihood, mesh):
+    """(sample, reconstruct), jitted."""
+    sample = steps.make_sample_step(model, likelihood)
+    reconstruct = steps.make_reconstruct_step(model, likelihood)
+    return _compiled(sample, mesh), _compiled(reconstruct, mesh)
+
+
+def _compiled(step, mesh):
+    def shared(*arguments):
+        # Each device draws its part, and gets the others' at the end.
+        images = step(*arguments)
+        return jax.lax.with_sharding_constraint(images, sharding.over_batch(mesh))
+
+    return jax.jit(
+        shared,
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=compiler.options(mesh.devices.flat[0].platform),
+    )
