@@ -15,13 +15,20 @@ from nvae_jax.checkpoint import Checkpoints, SaveError, parse_checkpoint_name
 from nvae_jax.saving import CheckpointSaver
 
 
-@pytest.fixture
-def saved(tmp_path, tiny):
-    """A folder with checkpoints of steps 1 and 2, and the abstract state."""
-    experiment, state, _ = tiny
-    with Checkpoints(tmp_path) as checkpoints:
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory, tiny):
+    folder, state = tmp_path_factory.mktemp("saved"), tiny[1]
+    with Checkpoints(folder) as checkpoints:
         for step in (1, 2):
             checkpoints.save(state.replace(step=state.step + step), {"step": step})
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path, saved_once, tiny):
+    """A folder with checkpoints of steps 1 and 2, and the abstract state."""
+    experiment, state, _ = tiny
+    shutil.copytree(saved_once, tmp_path, dirs_exist_ok=True)
     return tmp_path, experiment.abstract_state(), state
 
 
@@ -233,16 +240,22 @@ def test_only_the_newest_are_kept(tmp_path, tiny):
 NELBOS = {1: 5.0, 2: 3.0, 3: math.nan, 4: 4.0, 5: None, 6: 6.0, 7: None}
 
 
-@pytest.fixture
-def evaluated(tmp_path, tiny):
-    """A folder where the two newest of seven and the best were to stay, and the abstract state."""
-    experiment, state, _ = tiny
+@pytest.fixture(scope="module")
+def evaluated_once(tmp_path_factory, tiny):
+    folder, state = tmp_path_factory.mktemp("evaluated"), tiny[1]
     for step, nelbo in NELBOS.items():
         # A folder that is opened again ranks what is in it.
-        with Checkpoints(tmp_path, keep=2, keep_best=1) as checkpoints:
+        with Checkpoints(folder, keep=2, keep_best=1) as checkpoints:
             metrics = None if nelbo is None else {"nelbo": nelbo}
             checkpoints.save(state.replace(step=state.step + step), {"step": step}, metrics)
-    return tmp_path, experiment.abstract_state()
+    return folder
+
+
+@pytest.fixture
+def evaluated(tmp_path, evaluated_once, tiny):
+    """A folder where the two newest of seven and the best were to stay, and the abstract state."""
+    shutil.copytree(evaluated_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path, tiny[0].abstract_state()
 
 
 def test_the_best_stays_and_the_newest_is_resumed(evaluated):
