@@ -39,17 +39,19 @@ def load(name):
     return config
 
 
+def count_parameters(experiment):
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(experiment.abstract_state().params))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_builds_and_is_locked(name):
     config = load(name)
     with pytest.raises((AttributeError, KeyError)):
         config.model.no_such_key = 1
     build.check(importlib.import_module(f"nvae_jax.configs.{name}").get_config())  # reads no data
-    state = build.build(config).abstract_state()
-    count = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
-    assert count > 0
-    if name in PUBLISHED:
-        assert count == PUBLISHED[name][0]
+    experiment = build.build(config)
+    if name not in PUBLISHED:  # those: tests/planning/test_lowering.py, where they are traced
+        assert count_parameters(experiment) > 0
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -1,26 +1,24 @@
-"""The training step of every published config becomes a program for TPU and GPU, on any machine."""
+"""The training step of every published config has the published number of parameters, and becomes
+a program for TPU and GPU, on any machine."""
 
-import importlib
 import re
 
 import jax
 import pytest
 
 from nvae_jax import build
+from tests.test_configs import PUBLISHED, count_parameters, load
+from tests.test_step_program import equations
 
-PUBLISHED = ("mnist", "cifar10", "celeba64", "imagenet32", "celebahq256", "ffhq256")
 GROUPED = re.compile(r"feature_group_count = (\d+)")
 
 
-def lowered(name, dtype):
-    """The text of a config's training step, as one program for both platforms: it has a branch
-    for each wherever they differ."""
-    config = importlib.import_module(f"nvae_jax.configs.{name}").get_config()
-    config.model.update(unroll=1, dtype=dtype)
-    experiment = build.build(config, jax.devices()[:1]).portable()
+def lowered(experiment):
+    """The text of the training step, as one program for both platforms, of the same operations."""
     traced = experiment.train_step().trace(
         experiment.abstract_state(), experiment.abstract_images()
     )
+    assert not any("platform" in e.primitive.name for e in equations(traced.jaxpr.jaxpr))
     return traced.lower(lowering_platforms=("tpu", "cuda")).as_text()
 
 
@@ -28,7 +26,11 @@ def lowered(name, dtype):
     ("name", "dtype"), [*((name, "float32") for name in PUBLISHED), ("mnist", "bfloat16")]
 )
 def test_the_training_step_lowers(name, dtype):
-    text = lowered(name, dtype)
+    config = load(name)
+    config.model.dtype = dtype
+    experiment = build.build(config, jax.devices()[:1]).portable()
+    assert count_parameters(experiment) == PUBLISHED[name][0]
+    text = lowered(experiment)
     # The library's depthwise convolution, not the one that is fast on this machine.
     assert any(int(n) > 1 for n in GROUPED.findall(text))
     # What a kernel of one platform would be called as; plain XLA runs on all.
