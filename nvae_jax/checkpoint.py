@@ -67,11 +67,10 @@ class Checkpoints:
         if lost_process.is_reason_of(error):  # for which a save would wait until jax aborts
             self._watcher.shutdown(wait=False)
             return
-        if self._manager is not None:
-            # With another error under way, that one is told.
-            with contextlib.suppress(SaveError) if error else contextlib.nullcontext():
-                self.wait()
-            self._manager.close()
+        # With another error under way, that one is told; Orbax may raise one again and again.
+        for end in (self.wait, self._manager.close) if self._manager is not None else ():
+            with contextlib.suppress(Exception) if error else contextlib.nullcontext():
+                end()
         self._watcher.shutdown()
 
     def latest_step(self) -> int | None:

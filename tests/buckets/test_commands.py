@@ -63,14 +63,10 @@ def test_commands_read_and_write_there(commands, images, tmp_path):
 @pytest.fixture
 def programs(bucket, monkeypatch, compilation_cache):
     """The folder that compiled programs are kept in."""
-    name, seconds = "jax_persistent_cache_min_compile_time_secs", 0.0
-    before = getattr(jax.config, name)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", f"{bucket}/programs")
     cli._use_compilation_cache()
-    jax.config.update(name, seconds)
     reset_cache()
     yield bucket / "programs"
-    jax.config.update(name, before)
     jax.config.update("jax_compilation_cache_dir", compilation_cache)
     reset_cache()
 

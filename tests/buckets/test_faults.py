@@ -1,0 +1,102 @@
+"""A bucket that becomes unwritable in the middle of a run."""
+
+import contextlib
+import http.client
+import json
+import os
+import threading
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from nvae_jax import build, run_directory, train
+from nvae_jax.checkpoint_files import steps
+from tests.buckets.conftest import assert_same_run, config_for
+from tests.stores import variables
+
+REFUSED = {"error": {"code": 403, "message": "me has no storage.objects.create access"}}
+
+
+class Proxy(ThreadingHTTPServer):
+    """A store before the real one, that forbids writing after the first write with `last` in its
+    name or content."""
+
+    daemon_threads = True
+
+    def __init__(self, last):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.last, self.is_closed = last.encode(), False
+        self.behind = os.environ["STORAGE_EMULATOR_HOST"].removeprefix("http://")
+
+    def handle_error(self, *_):
+        """Whoever asked has gone."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        writes = self.command != "GET"
+        if writes and self.server.is_closed:
+            self.tell(403, {"Content-Type": "application/json"}, json.dumps(REFUSED).encode())
+        else:
+            self.tell(*self.pass_on(content))
+        named = urllib.parse.unquote(self.path).encode() + content
+        if writes and self.server.last in named:
+            self.server.is_closed = True
+
+    def pass_on(self, content):
+        connection = http.client.HTTPConnection(self.server.behind)
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+        connection.request(self.command, self.path, content, headers)
+        answer = connection.getresponse()
+        found = answer.status, dict(answer.getheaders()), answer.read()
+        connection.close()
+        return found
+
+    def tell(self, status, headers, body):
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        if status not in (204, 304):
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = answer
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def unwritable_after(store):
+    """A function: a part of the last write that is taken, to the address of such a store."""
+    with contextlib.ExitStack() as at_the_end:
+
+        def start(last):
+            proxy = at_the_end.enter_context(Proxy(last))
+            thread = threading.Thread(target=proxy.serve_forever)
+            thread.start()
+            at_the_end.callback(thread.join)
+            at_the_end.callback(proxy.shutdown)
+            return f"http://127.0.0.1:{proxy.server_port}"
+
+        yield start
+
+
+def test_a_run_ends_in_a_line_and_goes_on_later(commands, unwritable_after, bucket, whole):
+    """A part of a checkpoint is taken, and nothing more."""
+    workdir, address = bucket / "run", unwritable_after("checkpoints/8/")
+    run_directory.save_config(workdir, build.resolve(config_for()))
+    done = commands.run("train", f"--workdir={workdir}", **variables(address))
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"error: {workdir}/") and "no permission (" in line, done.stderr
+    assert line.endswith("; the newest checkpoint is step 4") and "Traceback" not in done.stderr
+    assert steps(workdir / "checkpoints") == [4]
+    train.train(None, workdir)
+    assert_same_run(workdir, whole)
