@@ -18,7 +18,7 @@ a group, coarsest first.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from nvae_jax.noise import (
     image_keys,
     latent_noise,
 )
+from nvae_jax.programs import shared
 from nvae_jax.recalibrate import recalibrated_statistics
 from nvae_jax.restoration.methods import Restorer
 from nvae_jax.restoration.restore import Restored
@@ -83,14 +84,13 @@ def load(
     size = experiment.evaluation.batch_size if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}")
-    model: Any = experiment.model  # which can be hashed, though checkers think otherwise
-    programs = _programs(model, experiment.likelihood)
+    programs = _programs(experiment.model, experiment.likelihood)
     with distributed.raise_together():
         capacity.check_memory(experiment, batch_size=size)
     return Run(paths.parse(workdir), experiment, state, size, programs, lambda: state.variables)
 
 
-@lru_cache(maxsize=4)
+@shared
 def _programs(model, likelihood):
     return Programs(model, likelihood)
 

@@ -7,7 +7,7 @@ each checks the whole config by `schema` first.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from nvae_jax.ops import choice, compiler
 from nvae_jax.ops.anywhere import MultiPlatform
 from nvae_jax.ops.portable import Portable
 from nvae_jax.optim import Optimizer, OptimizerSettings, adamax, learning_rate_schedule
+from nvae_jax.programs import shared
 from nvae_jax.settings import EvaluationSettings, LoopSettings, StartSettings
 from nvae_jax.sharding import Devices
 
@@ -191,22 +192,18 @@ def _optimizer(settings):
     return adamax(settings), learning_rate_schedule(settings)
 
 
-# Experiments with the same model and optimiser share what is traced and compiled of them.
-_shared = lru_cache(maxsize=8)
-
-
-@_shared
+@shared
 def _state_builder(model, optimizer, averaged):  # one object, so that jax traces it once
     return partial(state.build, model, optimizer, averaged=averaged)
 
 
-@_shared
+@shared
 def _abstract_state(builder, image_shape, mesh):  # tracing takes seconds at published size
     shapes = jax.eval_shape(builder, 0, np.zeros((1, *image_shape), np.float32))
     return sharding.with_shardings(shapes, sharding.state_shardings(mesh, shapes))
 
 
-@_shared
+@shared
 def _state_creator(builder, image_shape, mesh):
     return jax.jit(
         builder,
@@ -219,7 +216,7 @@ def _shardings(builder, image_shape, mesh):
     return jax.tree.map(lambda a: a.sharding, _abstract_state(builder, image_shape, mesh))
 
 
-@_shared
+@shared
 def _train_step(
     builder, image_shape, mesh, model, likelihood, objective, optimizer, rate, accumulation, decay
 ):
@@ -305,8 +302,7 @@ class Experiment:
 
     @property
     def _state_key(self):
-        model: Any = self.model  # which can be hashed, though checkers think otherwise
-        builder = _state_builder(model, self.optimizer, self.loop.ema_decay > 0)
+        builder = _state_builder(self.model, self.optimizer, self.loop.ema_decay > 0)
         return builder, self.image_shape, self.mesh
 
     @property
@@ -337,10 +333,9 @@ class Experiment:
 
     def train_step(self) -> jax.stages.Wrapped:
         """The jitted update, (state, images) -> (state, metrics); the state given is donated."""
-        model: Any = self.model  # which can be hashed, though checkers think otherwise
         return _train_step(
             *self._state_key,
-            model,
+            self.model,
             self.likelihood,
             self.objective,
             self.optimizer,

@@ -1,6 +1,5 @@
 """Grids of samples and of reconstructions during training."""
 
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ from nvae_jax import pictures, sharding, steps
 from nvae_jax.build import Experiment
 from nvae_jax.data import pipeline
 from nvae_jax.ops import compiler
+from nvae_jax.programs import shared
 
 
 class Drawing:
@@ -22,8 +22,9 @@ class Drawing:
     def __init__(self, experiment: Experiment):
         self._experiment, self._mesh = experiment, experiment.mesh
         self._count = experiment.loop.num_images
-        model: Any = experiment.model  # which can be hashed, though checkers think otherwise
-        self.sample, self.reconstruct = _programs(model, experiment.likelihood, self._mesh)
+        self.sample, self.reconstruct = _programs(
+            experiment.model, experiment.likelihood, self._mesh
+        )
 
     def __call__(self, variables: Any, step: int) -> dict[str, np.ndarray]:
         """{name: images (N, H, W, C) in [0, 1]} of the model after so many steps: "samples", and
@@ -44,7 +45,7 @@ class Drawing:
         return pipeline.preview(data, pipeline.resolve_split(data, "test"), -(-self._count // 2))
 
 
-@lru_cache(maxsize=4)  # equal models share what is compiled
+@shared
 def _programs(model, likelihood, mesh):
     """(sample, reconstruct), jitted."""
     sample = steps.make_sample_step(model, likelihood)

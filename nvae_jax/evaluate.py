@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from nvae_jax.interrupt import Interrupt, Interrupted
 from nvae_jax.likelihoods import ImageDistribution, Likelihood, bits_per_dim
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.ops import compiler
+from nvae_jax.programs import shared
 from nvae_jax.state import Snapshot
 
 
@@ -48,8 +48,7 @@ class Evaluator:
 
     def __init__(self, model: NVAE, likelihood: Likelihood, mesh: jax.sharding.Mesh | None = None):
         self._mesh = mesh or sharding.make_mesh(sharding.MeshSettings(), jax.local_devices()[:1])
-        hashed: Any = model  # which can be hashed, though checkers think otherwise
-        self._encode, self._bound, self._gather = _programs(hashed, likelihood, self._mesh)
+        self._encode, self._bound, self._gather = _programs(model, likelihood, self._mesh)
         self._images = image_distribution(model, likelihood)
 
     def __call__(
@@ -116,7 +115,7 @@ class Evaluator:
             yield self._bound(variables, features, images, jax.random.fold_in(key, k), indices)
 
 
-@lru_cache(maxsize=4)  # equal models share what is compiled
+@shared
 def _programs(model, likelihood, mesh):
     """(encode, bound, gather), jitted."""
     everywhere = sharding.replicated(mesh)

@@ -1,7 +1,7 @@
 """Moments of the posterior over images, of every latent variable: what `analyze` counts from."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from nvae_jax.interrupt import interruptible
 from nvae_jax.models.latents import POSTERIOR
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import image_keys, latent_noise
+from nvae_jax.programs import shared
 
 
 class Moments(NamedTuple):
@@ -78,8 +79,7 @@ def latent_moments(
       (number of images, a list with `Moments` for each group).
     """
     mesh, key = sharding.make_mesh(sharding.MeshSettings()), jax.random.key(seed)
-    model: Any = run.experiment.model  # which can be hashed, though checkers think otherwise
-    step = _counting(model, mesh)
+    step = _counting(run.experiment.model, mesh)
     sums, count, seen = None, 0, 0
     for batch in interruptible(batches):
         part = len(batch["image"])
@@ -105,7 +105,7 @@ def latent_moments(
     ]
 
 
-@lru_cache(maxsize=4)  # equal models share what is compiled
+@shared
 def _counting(model, mesh):
     """A compiled moment step that gives the number of images, too, both to every device."""
     step = make_moment_step(model)

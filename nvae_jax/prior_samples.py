@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from nvae_jax.interrupt import interruptible
 from nvae_jax.likelihoods import crop
 from nvae_jax.noise import group_temperatures
 from nvae_jax.ops import compiler
+from nvae_jax.programs import shared
 from nvae_jax.recalibrate import recalibrated_statistics
 from nvae_jax.state import Snapshot
 
@@ -146,8 +146,7 @@ def sample_images(
     """
     _check(num, batch_size, decoder_temperature)
     temperatures = group_temperatures(experiment.model.hierarchy, temperature)
-    model: Any = experiment.model  # which can be hashed, though checkers think otherwise
-    step = _program(model, experiment.likelihood, draw_pixels)
+    step = _program(experiment.model, experiment.likelihood, draw_pixels)
     key, variables = jax.random.key(seed), sharding.replicate(variables)
     batch_size = sharding.round_up(None, min(batch_size, num))
 
@@ -162,7 +161,7 @@ def sample_images(
     return batches()
 
 
-@lru_cache(maxsize=4)  # equal models share what is compiled
+@shared
 def _program(model, likelihood, draw_pixels):
     step = steps.make_sample_step(model, likelihood, draw_pixels=draw_pixels)
     options = compiler.options(jax.default_backend())

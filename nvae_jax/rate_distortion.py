@@ -7,7 +7,7 @@ groups that are left lets them.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.latents import POSTERIOR, PRIOR
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import image_keys, latent_noise
+from nvae_jax.programs import shared
 from nvae_jax.reconstruct import groups_by_scale
 
 MOST_STOPS = 12  # numbers of groups that are looked at, besides those of whole scales
@@ -95,8 +96,7 @@ def measure(
     images, originals = load(spec), np.asarray(shrink(load(nearest.unbinarized_spec(spec))))
     axes = frechet.principal_axes(originals, COMPONENTS)
     num_dims = int(np.prod(crop(images[:1], spec.padding).shape))
-    model: Any = run.experiment.model  # which can be hashed, though checkers think otherwise
-    step = _program(model, run.experiment.likelihood, spec.padding)
+    step = _program(run.experiment.model, run.experiment.likelihood, spec.padding)
     points = []
     for groups in stops(hierarchy):
         reconstruction, error, means = _decode(run, step, images, groups, seed)
@@ -124,7 +124,7 @@ def _images(spec, *, split, max_examples, seed):
     return np.concatenate([batch["image"][batch["mask"]] for batch in batches])
 
 
-@lru_cache(maxsize=4)  # equal models share what is compiled
+@shared
 def _program(model, likelihood, padding):
     return jax.jit(sharding.gathered(make_partial_step(model, likelihood, padding)))
 

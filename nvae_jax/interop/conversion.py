@@ -6,7 +6,7 @@ where this project's config has no such key.
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from nvae_jax.data.spec import DataError
 from nvae_jax.interop import torch_checkpoint, torch_file
 from nvae_jax.interop.arguments import export_args, export_operations
 from nvae_jax.ops import compiler
+from nvae_jax.programs import shared
 from nvae_jax.state import State, initial_spectral_vectors
 
 PUBLISHED = "published.json"
@@ -94,11 +95,10 @@ def fresh_state(experiment: build.Experiment, variables: VariableDict, step: int
       variables: {"params": ..., "batch_stats": ...}.
       step: updates that the variables have seen; learning rate and KL weight go on from there.
     """
-    model: Any = experiment.model  # which can be hashed, though checkers think otherwise
-    return _creator(model, experiment.optimizer)(variables, step, experiment.seed)
+    return _creator(experiment.model, experiment.optimizer)(variables, step, experiment.seed)
 
 
-@lru_cache(maxsize=4)  # equal models share what is compiled
+@shared
 def _creator(model, optimizer):
     return jax.jit(
         partial(_fresh_state, model, optimizer),
