@@ -25,10 +25,13 @@ from nvae_jax import (
     paths,
     run_directory,
 )
+from nvae_jax.interrupt import Interrupted
 from nvae_jax.state import Snapshot, State
 from nvae_jax.trees import by_name
 
 orbax_errors.silence_logging()
+
+SETTLE_SECONDS = 30.0
 
 
 class SaveError(OSError):
@@ -64,7 +67,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, *_):
-        if lost_process.is_reason_of(error):  # for which a save would wait until jax aborts
+        shared = isinstance(error, Interrupted | FloatingPointError)  # all processes have it
+        if error and not shared and jax.process_count() > 1:  # others may wait for this process
             self._watcher.shutdown(wait=False)
             return
         # With another error under way, that one is told; Orbax may raise one again and again.
@@ -123,6 +127,16 @@ class Checkpoints:
             with self._save_errors(saving[0]):
                 self._manager.wait_until_finished()
             (self._directory.parent / run_directory.UNSAVED).unlink(missing_ok=True)
+
+    def settle(self) -> None:
+        """Waits for the save in the background, for a process that ends with another error. In a
+        cluster not for long: the others may be waiting for this process in that save."""
+        if self._saving is not None and jax.process_count() > 1:
+            futures.wait([self._saving[1]], SETTLE_SECONDS)
+            if not self._saving[1].done():
+                return
+        with contextlib.suppress(Exception):
+            self.wait()
 
     @contextlib.contextmanager
     def _save_errors(self, step):

@@ -109,5 +109,8 @@ class CheckpointSaver:
                 with contextlib.suppress(Exception):
                     report()
                 self.try_to_save()
-            error.add_note(self.describe(wait=not lost_process.is_reason_of(error)))
+            alone = jax.process_count() == 1
+            if not alone and not lost_process.is_reason_of(error):
+                self._checkpoints.settle()
+            error.add_note(self.describe(wait=alone))
             raise

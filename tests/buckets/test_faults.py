@@ -19,14 +19,14 @@ REFUSED = {"error": {"code": 403, "message": "me has no storage.objects.create a
 
 
 class Proxy(ThreadingHTTPServer):
-    """A store before the real one, that forbids writing after the first write with `last` in its
-    name or content."""
+    """A store before the real one, that forbids writing once checkpoint 4 is there and a write with
+    `last` in its name or content was taken."""
 
     daemon_threads = True
 
     def __init__(self, last):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.last, self.is_closed = last.encode(), False
+        self.last, self.seen, self.is_closed = last.encode(), set(), False
         self.behind = os.environ["STORAGE_EMULATOR_HOST"].removeprefix("http://")
 
     def handle_error(self, *_):
@@ -44,8 +44,10 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.tell(*self.pass_on(content))
         named = urllib.parse.unquote(self.path).encode() + content
-        if writes and self.server.last in named:
-            self.server.is_closed = True
+        for part in (self.server.last, b"checkpoints/4/commit_success.txt"):
+            if writes and part in named:
+                self.server.seen.add(part)
+        self.server.is_closed = len(self.server.seen) == 2
 
     def pass_on(self, content):
         connection = http.client.HTTPConnection(self.server.behind)
@@ -88,9 +90,10 @@ def unwritable_after(store):
         yield start
 
 
-def test_a_run_ends_in_a_line_and_goes_on_later(commands, unwritable_after, bucket, whole):
-    """A part of a checkpoint is taken, and nothing more."""
-    workdir, address = bucket / "run", unwritable_after("checkpoints/8/")
+@pytest.mark.parametrize("last", ['"step": 8', "checkpoints/8/"], ids=["rows", "checkpoint"])
+def test_a_run_ends_in_a_line_and_goes_on_later(commands, unwritable_after, bucket, whole, last):
+    """Either the last rows are taken and nothing of their checkpoint, or a part of that too."""
+    workdir, address = bucket / "run", unwritable_after(last)
     run_directory.save_config(workdir, build.resolve(config_for()))
     done = commands.run("train", f"--workdir={workdir}", **variables(address))
     assert done.returncode == 2, done.stderr
