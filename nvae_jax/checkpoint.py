@@ -117,7 +117,7 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises SaveError if the save in the background has failed; does not wait."""
-        if self._saving is not None and self._saving[1].done():
+        if self._saving is not None and (self._saving[1].done() or self._manager.failure):
             self.wait()
 
     def wait(self) -> None:
@@ -125,8 +125,14 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         if saving is not None:
             with self._save_errors(saving[0]):
-                self._manager.wait_until_finished()
+                self._wait_for(saving[1])
             (self._directory.parent / run_directory.UNSAVED).unlink(missing_ok=True)
+
+    def _wait_for(self, end):
+        while jax.process_count() > 1 and not futures.wait([end], 0.5).done:
+            if self._manager.failure:
+                raise self._manager.failure
+        self._manager.wait_until_finished()
 
     def settle(self) -> None:
         """Waits for the save in the background, for a process that ends with another error. In a
@@ -321,12 +327,26 @@ def _first_problem(problems):
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which leaves the question of `distributed.preempted` to the loop: the answer is one
-    for everybody who asks, and Orbax would count in steps."""
+    """Orbax's, with two differences.
+
+    It leaves the question of `distributed.preempted` to the loop: the answer is one for everybody
+    who asks, and Orbax would count in steps. And it tells of the error of a save in the background
+    when it comes: Orbax first waits, for 20 minutes, for the other processes, which wait for this
+    one in the same save.
+    """
+
+    failure: Exception | None = None
 
     def reached_preemption(self, step: int) -> bool:
         """See Orbax."""
         return False
+
+    def _wait_for_checkpointers(self) -> None:
+        try:
+            super()._wait_for_checkpointers()
+        except Exception as error:
+            self.failure = error
+            raise
 
 
 def _manager(directory, policy):

@@ -26,8 +26,12 @@ class Disk:
             raise SaveError(f"run/checkpoints/{step}: cannot be written (No space left on device)")
         self.steps += [] if step is None else [step]
 
+    settle = wait
+
     def latest_step(self):
         return max(self.steps, default=None)
+
+    written_step = latest_step
 
 
 def saving_on(disk):
