@@ -23,7 +23,7 @@ MASK = flags.DEFINE_string("mask", None, f"of known pixels: a file, {', '.join(m
 SCALE = flags.DEFINE_integer("scale", 1, "known are means of blocks of so many pixels each way", 1)
 NOISE = flags.DEFINE_float("noise", 0.0, "its standard deviation; white is 1", 0)
 METHOD = flags.DEFINE_enum(
-    "method", None, sorted(METHODS), "how; default: optimize with noise, otherwise mix"
+    "method", None, sorted(METHODS), "default: with noise optimize, else mix"
 )
 SAMPLES = flags.DEFINE_integer("samples", 8, "draws of each image", 1)
 STEPS = flags.DEFINE_integer("steps", None, "rounds, or steps of Adam", 1, MOST_STEPS)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.test_cluster import ARGUMENTS, ENDLESS, SIX, losses, trainer_of, wait_for_step
+from tests.test_cluster import ARGUMENTS, ENDLESS, losses, trainer_of, wait_for_step
 from tests.test_distributed import ROOT, environment
 
 pytestmark = pytest.mark.skipif(
@@ -66,6 +66,11 @@ def test_processes_of_mpirun_train_stop_and_resume(mpirun, tmp_path):
 
 
 def test_a_wrong_config_ends_mpirun(mpirun):
-    process = mpirun(*ARGUMENTS, SIX, "--config.data.name=folder", "--config.data.dir=no/folder")
+    process = mpirun(
+        *ARGUMENTS,
+        "--config.train.num_steps=6",
+        "--config.data.name=folder",
+        "--config.data.dir=no/folder",
+    )
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 2 and "error: " in out and "no/folder" in out

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.slurm import SlurmCluster, missing
-from tests.test_cluster import ARGUMENTS, ENDLESS, SIX, losses, trainer_of
+from tests.test_cluster import ARGUMENTS, ENDLESS, losses, trainer_of
 from tests.test_distributed import environment
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def test_a_job_at_its_time_limit_goes_on(submit):
 
 
 def test_a_job_that_trains_to_its_end(submit):
-    job = submit(*ARGUMENTS, SIX)
+    job = submit(*ARGUMENTS, "--config.train.num_steps=6")
     assert job.wait_for_end() == ("COMPLETED", "0:0")
     assert list(losses(job.workdir)) == list(range(1, 7))
 
