@@ -22,9 +22,7 @@ DEGRADE = flags.DEFINE_bool("degrade", False, "--images are whole: degrade them 
 MASK = flags.DEFINE_string("mask", None, f"of known pixels: a file, {', '.join(masks.NAMES)}")
 SCALE = flags.DEFINE_integer("scale", 1, "known are means of blocks of so many pixels each way", 1)
 NOISE = flags.DEFINE_float("noise", 0.0, "its standard deviation; white is 1", 0)
-METHOD = flags.DEFINE_enum(
-    "method", None, sorted(METHODS), "default: with noise optimize, else mix"
-)
+METHOD = flags.DEFINE_enum("method", None, sorted(METHODS), "default: optimize for noise, or mix")
 SAMPLES = flags.DEFINE_integer("samples", 8, "draws of each image", 1)
 STEPS = flags.DEFINE_integer("steps", None, "rounds, or steps of Adam", 1, MOST_STEPS)
 ALPHA = flags.DEFINE_list("alpha", None, "mix: the prior's share in z; one, or one a scale")
