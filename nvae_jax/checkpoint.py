@@ -110,6 +110,7 @@ class Checkpoints:
             evaluation=ocp.args.JsonSave(files.nan_to_none(metrics or {})),
         )
         self._scores[step] = checkpoint_files.score(metrics or {})
+        self._manager.failure = None  # of the save before
         with self._save_errors(step):
             self._manager.save(step, args=args, force=True)
         # Orbax has an answer of its own, for which a host of a cluster waits until all are done.
@@ -135,14 +136,12 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def settle(self) -> None:
-        """Waits for the save in the background, for a process that ends with another error. In a
-        cluster not for long: the others may be waiting for this process in that save."""
-        if self._saving is not None and jax.process_count() > 1:
-            futures.wait([self._saving[1]], SETTLE_SECONDS)
-            if not self._saving[1].done():
-                return
-        with contextlib.suppress(Exception):
-            self.wait()
+        """Waits for the save in the background, for a process of a cluster that ends with another
+        error. Not for long: the others may be waiting for this process in that save."""
+        ending = [self._saving[1]] if self._saving is not None else []
+        if not futures.wait(ending, SETTLE_SECONDS).not_done:
+            with contextlib.suppress(Exception):
+                self.wait()
 
     @contextlib.contextmanager
     def _save_errors(self, step):

@@ -54,13 +54,13 @@ def _programs(model, likelihood, mesh):
 
 
 def _compiled(step, mesh):
-    def shared(*arguments):
+    def on_all_devices(*arguments):
         # Each device draws its part, and gets the others' at the end.
         images = step(*arguments)
         return jax.lax.with_sharding_constraint(images, sharding.over_batch(mesh))
 
     return jax.jit(
-        shared,
+        on_all_devices,
         out_shardings=sharding.replicated(mesh),
         compiler_options=compiler.options(mesh.devices.flat[0].platform),
     )

@@ -71,12 +71,15 @@ def latent_moments(
     Args:
       run: an `api.Run`.
       batches: this host's parts of {"image": (B, H, W, C), "mask": (B,)}, B always the same and
-        divided by the devices, which share them; of two images or more in all.
+        divided by the devices, which share them.
       seed: of posterior draws.
       progress: called with the number of images done so far.
 
     Returns:
       (number of images, a list with `Moments` for each group).
+
+    Raises:
+      ValueError: there are fewer than two images.
     """
     mesh, key = sharding.make_mesh(sharding.MeshSettings()), jax.random.key(seed)
     step = _counting(run.experiment.model, mesh)
@@ -93,7 +96,7 @@ def latent_moments(
         count, seen = count + int(added), seen + part * jax.process_count()
         if progress:
             progress(count)
-    if sums is None:
+    if sums is None or count < 2:  # of images that could be read
         raise ValueError("a variance needs at least two images")
     return count, [
         Moments(

@@ -104,13 +104,13 @@ class CheckpointSaver:
         except (Interrupted, FloatingPointError):  # which say themselves what is saved
             raise
         except Exception as error:
-            # A save needs all processes, and the others are in the middle of a step.
-            if jax.process_count() == 1 and not isinstance(error, SaveError):
+            alone = jax.process_count() == 1
+            if alone and not isinstance(error, SaveError):
                 with contextlib.suppress(Exception):
                     report()
                 self.try_to_save()
-            alone = jax.process_count() == 1
-            if not alone and not lost_process.is_reason_of(error):
+            # A new save would need all processes, and the others are in the middle of a step.
+            elif not alone and not lost_process.is_reason_of(error):
                 self._checkpoints.settle()
             error.add_note(self.describe(wait=alone))
             raise

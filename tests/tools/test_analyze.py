@@ -38,6 +38,9 @@ def test_moments_and_summary(run, images):
     assert [scale["size"] for scale in summary["scales"]] == [4, 8]
     assert summary["variables"] == (4 * 4 + 8 * 8) * 2
     assert summary["units"] == 2 * 2
+    one = [{"image": images, "mask": np.arange(5) == 0}]  # the others cannot be read
+    with pytest.raises(ValueError, match="at least two images"):
+        posterior_moments.latent_moments(run, one)
     by_scale = sum(scale["kl"] for scale in summary["scales"])
     np.testing.assert_allclose(by_scale, summary["kl"])
 
