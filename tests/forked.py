@@ -3,6 +3,7 @@ where a new process imports for seconds first.
 
     with Commands() as commands:
         done = commands.run("evaluate", "--workdir=DIR")  # a subprocess.CompletedProcess
+        process = commands.start("print(1)")  # a program beside the tests, as a subprocess.Popen
 
 A child has fresh absl flags (the server has run no script), its own working directory,
 environment, session and open files, and JAX has started no device before it. What it cannot have
@@ -21,11 +22,66 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TIMED_OUT = "no answer"
+
+
+class Process:
+    """What `Commands.start` has started, with what tests need of a `subprocess.Popen`.
+
+    Args:
+      ask: a function: a line for the server to its answer.
+      pid: of the child.
+      streams: paths of what it writes to stdout and stderr.
+    """
+
+    def __init__(self, ask, pid, streams):
+        self._ask, self.pid, self.streams, self.returncode = ask, pid, streams, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.communicate()
+
+    def poll(self):
+        """The exit status, or None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._ask({"poll": self.pid})
+        return self.returncode
+
+    def wait(self, timeout):
+        """The exit status; raises subprocess.TimeoutExpired where it still runs."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout, *self.output())
+            time.sleep(0.01)
+        return self.returncode
+
+    def output(self):
+        """(stdout, stderr) so far."""
+        return tuple(path.read_text(errors="replace") for path in self.streams)
+
+    def communicate(self, timeout=None):
+        """(stdout, stderr) of the process, which has to end within so many seconds."""
+        self.wait(threading.TIMEOUT_MAX if timeout is None else timeout)
+        return self.output()
+
+    def send_signal(self, number):
+        """Nothing where it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
 
 
 class Commands:
@@ -83,12 +139,35 @@ class Commands:
             "timeout": timeout,
             "before": before,
         }
-        print(json.dumps(call), file=self._server.stdin, flush=True)
-        status = json.loads(self._server.stdout.readline())
+        status = self._ask(call)
         texts = [path.read_text(errors="replace") for path in (out, error)]
         if status == TIMED_OUT:
             raise subprocess.TimeoutExpired(call["argv"], timeout, *texts)
         return subprocess.CompletedProcess(call["argv"], status, *texts)
+
+    def start(self, program, *arguments, environment):
+        """Starts a script, given by its path, or Python code as `python -c` does, in the root of
+        the project, with the given variables and no others; a `Process`, which the caller ends."""
+        folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+        if not isinstance(program, Path):
+            (folder / "program.py").write_text(program)
+            program = folder / "program.py"
+        streams = folder / "stdout", folder / "stderr"
+        call = {
+            "argv": [str(program), *map(str, arguments)],
+            "cwd": str(ROOT),
+            "environment": environment,
+            "files": [os.devnull, *map(str, streams)],
+            "before": "",
+        }
+        pid = self._ask(call)
+        for path in streams:
+            path.touch()  # it may not have got there yet
+        return Process(self._ask, pid, streams)
+
+    def _ask(self, line):
+        print(json.dumps(line), file=self._server.stdin, flush=True)
+        return json.loads(self._server.stdout.readline())
 
 
 def serve():
@@ -101,14 +180,21 @@ def serve():
     for memory in map(int, sys.argv[1:]):
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     for line in sys.stdin:
-        call = json.loads(line)
-        child = os.fork()
-        if not child:
-            _become(call)
-            exec(call["before"], {})
-            _run_script(call["argv"][0])
-        print(json.dumps(_wait(child, call["timeout"])), flush=True)
+        print(json.dumps(_answer(json.loads(line))), flush=True)
     os._exit(0)
+
+
+def _answer(call):
+    """Of a line of the input: a child's exit status, or its number where it runs on."""
+    if "poll" in call:
+        child, status = os.waitpid(call["poll"], os.WNOHANG)
+        return _ended(child, status) if child else None
+    child = os.fork()
+    if not child:
+        _become(call)
+        exec(call["before"], {})
+        _run_script(call["argv"][0])
+    return _wait(child, call["timeout"]) if "timeout" in call else child
 
 
 def _wait(child, timeout):
@@ -123,11 +209,17 @@ def _wait(child, timeout):
     signal.setitimer(signal.ITIMER_REAL, timeout)
     _, status = os.waitpid(child, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
+    status = _ended(child, status)
+    return TIMED_OUT if expired else status
+
+
+def _ended(child, status):
+    """The exit status of a child that has ended, of which nothing stays behind."""
     try:
         os.killpg(child, signal.SIGKILL)
     except ProcessLookupError:
         pass
-    return TIMED_OUT if expired else os.waitstatus_to_exitcode(status)
+    return os.waitstatus_to_exitcode(status)
 
 
 def _become(call):

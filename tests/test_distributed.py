@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -125,19 +123,18 @@ def environment(**variables):
     return {**clean, **fixed, **variables}
 
 
+def of_devices(count, **variables):
+    """The variables of a process that has so many devices."""
+    flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={count}"
+    return environment(XLA_FLAGS=flags, **variables)
+
+
 class Processes:
     """The processes of a cluster that run one program each."""
 
-    def __init__(self, program, variables):
+    def __init__(self, commands, program, variables, start=START):
         self.all = [
-            subprocess.Popen(
-                [sys.executable, "-c", START + program],
-                env=environment(**each),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for each in variables
+            commands.start(start + program, environment=environment(**each)) for each in variables
         ]
 
     def __enter__(self):
@@ -150,8 +147,9 @@ class Processes:
 
     def wait_until_ready(self):
         for process in self.all:
-            lines = iter(process.stdout.readline, "")
-            assert any(line == "ready\n" for line in lines), process.stderr.read()
+            while "ready\n" not in process.output()[0]:
+                assert process.poll() is None, process.output()
+                time.sleep(0.01)
 
     def finish(self, seconds=40):
         """[(exit status, stdout, stderr)] of all of them, which must end within `seconds`."""
@@ -194,8 +192,8 @@ def open_mpi(version):
     [explicit, slurm, lambda: open_mpi(4), lambda: open_mpi(5)],
     ids=["explicit", "slurm", "open_mpi_4", "open_mpi_5"],
 )
-def test_processes_join_and_agree(variables):
-    with Processes(AGREE, variables()) as processes:
+def test_processes_join_and_agree(commands, variables):
+    with Processes(commands, AGREE, variables()) as processes:
         results = processes.finish()
     assert [status for status, *_ in results] == [0, 0], results
 
@@ -203,7 +201,7 @@ def test_processes_join_and_agree(variables):
 WRONG_INPUT = 2  # the status of a command that no restart helps
 
 
-def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
+def test_an_error_in_one_process_is_an_error_in_all(commands, tmp_path):
     """So are a run directory and data that are not the same for all of them."""
     for index in (0, 1):
         (tmp_path / f"pictures_{index}").mkdir()
@@ -211,7 +209,7 @@ def test_an_error_in_one_process_is_an_error_in_all(tmp_path):
             picture = Image.new("L", (16, 16), 100 * index)
             picture.save(tmp_path / f"pictures_{index}" / f"{name}.png")
     variables = [{**each, "FOLDER": str(tmp_path)} for each in explicit()]
-    with Processes(TOGETHER, variables) as processes:
+    with Processes(commands, TOGETHER, variables) as processes:
         results = processes.finish(200)
     assert [status for status, *_ in results] == [WRONG_INPUT] * 2, results
     for _, output, error in results:
@@ -250,8 +248,8 @@ def test_errors_of_a_lost_process(monkeypatch, message, cause, lost):
     [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 0)],
     ids=["killed_0", "killed_1", "frozen_0"],
 )
-def test_a_lost_process_ends_the_others_in_time(number, victim):
-    with Processes(TRAIN.format(body=""), explicit()) as processes:
+def test_a_lost_process_ends_the_others_in_time(commands, number, victim):
+    with Processes(commands, TRAIN.format(body=""), explicit()) as processes:
         processes.wait_until_ready()
         processes.all[victim].send_signal(number)
         # Measured: 0.1 s where process 0 is killed, otherwise a little less than the timeout.
@@ -259,9 +257,9 @@ def test_a_lost_process_ends_the_others_in_time(number, victim):
         assert status not in (0, WRONG_INPUT)
 
 
-def test_a_process_that_fails_ends_the_others_in_time():
+def test_a_process_that_fails_ends_the_others_in_time(commands):
     body = "if step == 20 and index == 1: raise ValueError('the disk is full')"
-    with Processes(TRAIN.format(body=body), explicit()) as processes:
+    with Processes(commands, TRAIN.format(body=body), explicit()) as processes:
         processes.wait_until_ready()
         (other, *_), (failed, _, message) = processes.finish(TIMEOUT + 6)
     assert (failed, message.splitlines()[-1]) == (2, "error: the disk is full")
@@ -269,8 +267,8 @@ def test_a_process_that_fails_ends_the_others_in_time():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_one_process_stops_all_at_one_step(number):
-    with Processes(TRAIN.format(body=""), explicit()) as processes:
+def test_a_signal_to_one_process_stops_all_at_one_step(commands, number):
+    with Processes(commands, TRAIN.format(body=""), explicit()) as processes:
         processes.wait_until_ready()
         processes.all[1].send_signal(number)
         results = processes.finish()
@@ -280,13 +278,9 @@ def test_a_signal_to_one_process_stops_all_at_one_step(number):
     assert len(last_lines) == 1 and "stopped at" in last_lines.pop()
 
 
-def test_a_process_that_waits_alone_gives_up():
+def test_a_process_that_waits_alone_gives_up(commands):
     program = START.replace("start_timeout=40", "start_timeout=5")
-    with Processes("", []) as processes:
-        variables = environment(**explicit()[1])
-        command = [sys.executable, "-c", program]
-        process = subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
-        processes.all.append(process)
+    with Processes(commands, "", explicit()[1:], start=program) as processes:
         [(status, _, message)] = processes.finish()
     assert status != 0
     assert "waiting up to 5 s for the other processes" in message

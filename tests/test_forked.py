@@ -87,3 +87,24 @@ time.sleep(100)
         fcntl.flock(file, fcntl.LOCK_EX)  # waits until nobody is left who holds it
     assert time.monotonic() - begin < 50
     assert commands.run(scripts("print(1)")).stdout == "1\n"
+
+
+def test_a_program_that_runs_beside_the_tests(commands, tmp_path):
+    """Two at a time: each has the given variables alone, takes signals, and ends."""
+    code = (
+        "import os, sys, time; print(*sys.argv[1:], dict(os.environ), flush=True); time.sleep(99)"
+    )
+    script = tmp_path / "script.py"
+    script.write_text("raise SystemExit('not today')")
+    with commands.start(code, 1, environment={"A": "x"}) as one:
+        with commands.start(script, environment={}) as other:
+            assert commands.run("nvae_jax", "--help").returncode == 0  # it answers meanwhile
+            assert other.communicate(timeout=60) == ("", "not today\n") and other.returncode == 1
+        with pytest.raises(subprocess.TimeoutExpired):
+            one.wait(0.1)
+        while not one.output()[0].endswith("\n"):
+            assert one.poll() is None
+        assert one.output() == ("1 {'A': 'x'}\n", "")
+        one.terminate()
+    assert one.returncode == -15
+    one.kill()  # whoever has its number by now is left alone

@@ -43,8 +43,8 @@ cli.run(lambda _: hosts.join(config_with()))
 """
 
 
-def test_hosts_that_differ_are_named_in_all_processes():
-    with Processes(JOIN, explicit()) as processes:
+def test_hosts_that_differ_are_named_in_all_processes(commands):
+    with Processes(commands, JOIN, explicit()) as processes:
         results = processes.finish(120)
     for index, (status, _, error) in enumerate(results):
         assert status == 2, error
