@@ -45,7 +45,9 @@ class Process:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
+        if error:
+            self.kill()
         self.communicate()
 
     def poll(self):

@@ -29,6 +29,11 @@ TINY = [
 ]
 
 
+# One scale of one group: what is compiled is not the point.
+SMALLEST = ["num_scales=1", "num_groups=1", "latent_channels=2", "decoder_cell=residual"]
+SMALLEST = [*TINY, *(f"--config.model.{key}" for key in [*SMALLEST, "squeeze_excitation=False"])]
+
+
 def start(script, *arguments, cwd=ROOT):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
@@ -112,7 +117,7 @@ def test_modules_that_are_no_commands_say_so(arguments):
 
 def test_sigterm_saves_and_a_second_process_is_refused(run, tmp_path):
     """A real process: started, watched, joined by a second one, stopped and resumed."""
-    arguments = [*TINY, f"--workdir={tmp_path / 'run'}", "--config.train.num_steps=100000"]
+    arguments = [*SMALLEST, f"--workdir={tmp_path / 'run'}", "--config.train.num_steps=100000"]
     process = start("train", *arguments)
     rows = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 240

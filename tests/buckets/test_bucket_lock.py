@@ -1,7 +1,6 @@
 """One writer of a folder in a bucket, and locks that are left behind."""
 
-import subprocess
-import sys
+import os
 import threading
 import time
 
@@ -49,15 +48,15 @@ def test_a_live_lock_of_another_host_is_seen_without_clocks(bucket, elsewhere, c
     assert "waiting up to 1 s to see whether it lives" in line
 
 
-def test_a_lock_that_a_dead_process_left_is_taken_at_once(bucket, store, capsys):
+def test_a_lock_that_a_dead_process_left_is_taken_at_once(commands, bucket, capsys):
     code = (
         "import os, sys\n"
         "from nvae_jax import bucket_lock, buckets\n"
         "with bucket_lock.held(buckets.BucketPath(sys.argv[1]), ''):\n"
         "    os._exit(9)\n"
     )
-    dead = subprocess.run([sys.executable, "-c", code, str(bucket / ".lock")], timeout=100)
-    assert dead.returncode == 9
+    with commands.start(code, bucket / ".lock", environment=dict(os.environ)) as dead:
+        assert dead.wait(100) == 9
     with hold(bucket):
         assert [path.name for path in (bucket / ".lock").iterdir()] == ["2"]
     assert capsys.readouterr().err == ""

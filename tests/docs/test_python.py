@@ -17,7 +17,8 @@ WITH_PYTHON = [name for name, page in DOCUMENTS.items() if list(page.examples())
 def folder(tmp_path_factory, make_run):  # noqa: F811
     """A folder with the run directory that the pages call runs/digits."""
     folder = tmp_path_factory.mktemp("pages")
-    make_run(folder / "runs" / "digits")
+    # Four groups, as two scales of two have them, but of one program.
+    make_run(folder / "runs" / "digits", model={"num_scales": 1, "num_groups": 4})
     return folder
 
 

@@ -20,8 +20,9 @@ def one(compilation_cache, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def known(one):
-    flags = {command: one.flags_of(command) for command in CALLS}
+def known(commands):
+    shown = {command: commands.run(command, "--help").stdout for command in CALLS}
+    flags = {command: judge.parse_help(text) for command, text in shown.items()}
     return cases.every(flags, {script: judge.options_of(script) for script in SCRIPT_CALLS})
 
 

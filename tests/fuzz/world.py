@@ -34,7 +34,7 @@ from nvae_jax.configs import digits
 
 def get_config():
     config = digits.get_config()
-    config.model.update(process_blocks=1, num_scales=2, num_groups=2, latent_channels=2)
+    config.model.update(process_blocks=1, num_scales=1, num_groups=4, latent_channels=2)
     config.model.unroll = 1
     config.model.update(encoder_width=4, decoder_width=4)
     config.model.update(preprocess_cells=1, postprocess_cells=1, decoder_cell="residual")
