@@ -41,7 +41,7 @@ def trained(request, tmp_path_factory):
     config.model.update(num_scales=1, num_groups=2, latent_channels=1, process_blocks=1)
     config.model.update(encoder_width=4, decoder_width=4, preprocess_cells=1, postprocess_cells=1)
     config.model.update(encoder_cells_per_group=1, decoder_cells_per_group=1, num_mixtures=4)
-    config.model.update(likelihood="auto", decoder_cell="residual")
+    config.model.update(likelihood="auto", decoder_cell="residual", unroll=1)
     config.train.update(num_steps=150, batch_size=16)
     config.optimizer.warmup_steps = 5
     config.eval.update(recalibration_passes=1, recalibration_batch_size=4, batch_size=16)
