@@ -103,15 +103,38 @@ def test_wrong_calls_are_errors():
             print(wrong)  # that was accepted
 
 
+def calls_of_another_kind():
+    """Without an attribute, with one more or one of another type; arrays that are not of float32,
+    and one more or less than a kernel takes."""
+    for name, (results, arrays, attributes) in RIGHT.items():
+        yield name, results, arrays, {**attributes, "more": 1}
+        for key, value in attributes.items():
+            yield name, results, arrays, {k: v for k, v in attributes.items() if k != key}
+            yield name, results, arrays, {**attributes, key: 0.5 if isinstance(value, int) else 1}
+        if name != "spectral":
+            yield name, results, [None, *arrays[1:]], attributes
+        if name not in ("norm", "stack", "spectral_grad"):  # of any number of arrays
+            yield name, results, [*arrays, V], attributes
+            yield name, results, arrays[:-1], attributes
+        if name != "unstack":
+            yield name, [*results, V], arrays, attributes
+
+
+def test_calls_of_another_kind_are_errors():
+    for wrong in calls_of_another_kind():
+        with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT"):
+            call(*wrong)
+            print(wrong)  # that was accepted
+
+
 THROWING = """
 #include "common.h"
-ffi::Error Throw(ffi::ThreadPool pool, Array x, Result y) {
+void Throw(ThreadPool pool, Array x, Result y) {
   auto fails = [](Index i) { if (i == 5) throw std::bad_alloc(); };
   if (x.element_count() == 1) Parallel(pool, 8, fails);
   Parallel(pool, 8, fails, 8, [](Index) {});
-  return ffi::Error::Success();
 }
-XLA_FFI_DEFINE_HANDLER_SYMBOL(throw_in_a_task, Guarded<Throw>::Call, (Signature<1, 1>()));
+NVAE_JAX_EXPORT(throw_in_a_task, Throw)
 """
 
 

@@ -18,39 +18,14 @@
 #include <type_traits>
 #include <vector>
 
+#include "calls.h"
 #include "vectors.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
-using Array = ffi::Buffer<ffi::F32>;
-using Result = ffi::Result<Array>;
 
 // floor(a / b) for b > 0.
 inline Index FloorDiv(Index a, Index b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
-// What a kernel is called with: threads, arrays to read and to write, and what `.Attr` adds.
-template <int Arrays, int Results, typename Binding>
-auto WithArrays(Binding&& binding) {
-  if constexpr (Arrays > 0) {
-    return WithArrays<Arrays - 1, Results>(std::move(binding).template Arg<Array>());
-  } else if constexpr (Results > 1) {
-    return WithArrays<0, Results - 1>(std::move(binding).template Ret<Array>());
-  } else {  // a binding can be returned, but not moved
-    return std::move(binding).template Ret<Array>();
-  }
-}
-template <int Arrays, int Results>
-auto Signature() {
-  return WithArrays<Arrays, Results>(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>());
-}
-
 // ---------------------------------------------------------------------------------------------
-// Errors
-
-// Refuses a call whose arrays or attributes are not what a kernel works on.
-inline void Require(bool fits, const char* what) {
-  if (!fits) throw std::invalid_argument(what);
-}
+// Shapes
 
 inline bool HasShape(const Array& array, std::initializer_list<Index> sizes) {
   auto dimensions = array.dimensions();
@@ -65,36 +40,6 @@ inline void RequireVectors(Index channels, std::initializer_list<Array> vectors)
   for (const Array& vector : vectors) Require(HasShape(vector, {channels}), "a vector is not (C,)");
 }
 
-// Array i of a list, which has to be of float32.
-inline Array At(const ffi::RemainingArgs& arrays, Index i) {
-  auto array = arrays.get<Array>(i);
-  Require(array.has_value(), "an array is not of float32");
-  return *array;
-}
-inline Array At(const ffi::RemainingRets& arrays, Index i) {
-  auto array = arrays.get<Array>(i);
-  Require(array.has_value(), "a result is not of float32");
-  return **array;
-}
-
-// A kernel that lets no exception out, which would end the process.
-template <auto function>
-struct Guarded;
-template <typename... Arguments, ffi::Error (*function)(Arguments...)>
-struct Guarded<function> {
-  static ffi::Error Call(Arguments... arguments) {
-    try {
-      return function(std::move(arguments)...);
-    } catch (const std::invalid_argument& error) {
-      return ffi::Error::InvalidArgument(error.what());
-    } catch (const std::bad_alloc&) {
-      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory in a C++ kernel");
-    } catch (const std::exception& error) {
-      return ffi::Error::Internal(error.what());
-    }
-  }
-};
-
 // ---------------------------------------------------------------------------------------------
 // Threads
 
@@ -102,7 +47,7 @@ struct Guarded<function> {
 // for tasks that have begun only, never for threads: XLA itself runs on the pool's. When all are
 // done it throws what the first of them threw.
 template <typename Task>
-void Parallel(ffi::ThreadPool& pool, Index count, const Task& task) {
+void Parallel(ThreadPool& pool, Index count, const Task& task) {
   struct Shared {
     std::atomic<Index> next{0};
     Index done = 0;
@@ -141,7 +86,7 @@ void Parallel(ffi::ThreadPool& pool, Index count, const Task& task) {
 // Runs first(0) … first(count - 1) and, when all of them have ended, then(0) … then(more - 1). For
 // less than two calls of `Parallel`: threads take long to wake up, and need not meet in between.
 template <typename First, typename Then>
-void Parallel(ffi::ThreadPool& pool, Index count, const First& first, Index more,
+void Parallel(ThreadPool& pool, Index count, const First& first, Index more,
               const Then& then) {
   std::atomic<Index> ended{0};
   std::atomic<bool> failed{false};
@@ -248,11 +193,11 @@ struct Matrix {
 };
 
 // Of the first `count` of `kernels`.
-inline std::vector<Matrix> Matrices(const ffi::RemainingArgs& kernels, Index count) {
+inline std::vector<Matrix> Matrices(const Arrays& kernels, Index count) {
   std::vector<Matrix> matrices;
   Index first_row = 0;
   for (Index i = 0; i < count; ++i) {
-    auto sizes = At(kernels, i).dimensions();
+    auto sizes = kernels[i].dimensions();
     Index rank = sizes.size();
     Require(rank == 4 || rank == 5, "a kernel is not (k, k, in, out), or a stack of them");
     Index columns = sizes[rank - 1];
@@ -365,10 +310,5 @@ struct Reach {
       : first(FloorDiv(begin + low, stride) - (CeilDiv(k, stride) - 1)),
         count(FloorDiv(end - 1 + low, stride) - first + 1) {}
 };
-
-// Makes a map of ops/portable/depthwise.py, of as many arrays, known under `name`.
-#define NVAE_JAX_EXPORT_MAP(name, function, arrays)          \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, Guarded<function>::Call, \
-                                (Signature<arrays, 1>()).Attr<Index>("stride").Attr<Index>("low"))
 
 #endif  // NVAE_JAX_OPS_NATIVE_COMMON_H_

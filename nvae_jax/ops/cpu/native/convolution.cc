@@ -22,7 +22,7 @@ struct KernelPart {
   Index size() const { return block() * CeilDiv(outputs, kBlock); }
 };
 
-void PackKernel(ffi::ThreadPool& pool, const float* w, const KernelPart& part, float* packed) {
+void PackKernel(ThreadPool& pool, const float* w, const KernelPart& part, float* packed) {
   Index inputs = part.inputs, outputs = part.outputs, input_blocks = CeilDiv(inputs, kBlock);
   Parallel(pool, CeilDiv(outputs, kBlock) * input_blocks, [&](Index task) {
     Index out = task / input_blocks * kBlock, in = task % input_blocks * kBlock;
@@ -122,9 +122,9 @@ struct Work {
   }
 };
 
-ffi::Error Correlate(ffi::ThreadPool pool, Array x, Array w, Result y, Index stride, Index low) {
-  RequireConvolution(x, *y, w, 4, stride, low);
-  Shape in(x), out(*y);
+void Correlate(ThreadPool pool, Array x, Array w, Result y, Index stride, Index low) {
+  RequireConvolution(x, y, w, 4, stride, low);
+  Shape in(x), out(y);
   Index k = w.dimensions()[0], columns = stride * (out.width - 1) + k;
   KernelPart part_of_w = {k, in.channels, out.channels, false, 0, k, 0, k, -1};
   static thread_local Buffer kept;
@@ -153,17 +153,16 @@ ffi::Error Correlate(ffi::ThreadPool pool, Array x, Array w, Result y, Index str
       for (Index b = 0; b < images; ++b) {
         Packed from = {buffer.data() + b * in.blocks() * size, columns * kBlock, size, in.channels};
         run(from, {kernel + block * part_of_w.block(), k, k},
-            y->typed_data() + out.at(first + b, block) + row * pitch.row, pitch, rows, out.width,
+            y.typed_data() + out.at(first + b, block) + row * pitch.row, pitch, rows, out.width,
             out.valid(block));
       }
     }
   });
-  return ffi::Error::Success();
 }
 
-ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index stride, Index low) {
-  RequireConvolution(*dx, g, w, 4, stride, low);
-  Shape in(g), out(*dx);
+void InputGrad(ThreadPool pool, Array g, Array w, Result dx, Index stride, Index low) {
+  RequireConvolution(dx, g, w, 4, stride, low);
+  Shape in(g), out(dx);
   Index k = w.dimensions()[0];
   Reach across(0, out.width, k, stride, low);
   Work work(in.batch, out.height, out.width, stride, out.blocks());
@@ -206,7 +205,7 @@ ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index st
                               (v.start - down.first) * pitch + (h.start - across.first) * kBlock;
           MultiplyRows<1>({from, pitch, size, in.channels},
                           {kernels[p] + block * classes[p].block(), v.taps, h.taps},
-                          dx->typed_data() + out.at(first + b, block) +
+                          dx.typed_data() + out.at(first + b, block) +
                               (v.first * out.width + h.first) * out.channels,
                           {stride * out.width * out.channels, stride * out.channels}, v.count,
                           h.count, out.valid(block));
@@ -214,7 +213,6 @@ ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index st
       }
     }
   });
-  return ffi::Error::Success();
 }
 
 // Adds to dw (kBlock, kBlock) of one tap: `Inputs` channels of x times g, over all pixels of g.
@@ -253,10 +251,10 @@ void AddAllProducts(Packed x, const float* g, Index images, Index rows, Index co
   }
 }
 
-ffi::Error KernelGrad(ffi::ThreadPool pool, Array x, Array g, Result dw, Index stride, Index low) {
-  RequireConvolution(x, g, *dw, 4, stride, low);
+void KernelGrad(ThreadPool pool, Array x, Array g, Result dw, Index stride, Index low) {
+  RequireConvolution(x, g, dw, 4, stride, low);
   Shape in(x), out(g);
-  Index k = dw->dimensions()[0], columns = stride * (out.width - 1) + k;
+  Index k = dw.dimensions()[0], columns = stride * (out.width - 1) + k;
   Index strip = std::min(out.height, CeilDiv(4 * kPixelsPerTask, out.width));
   Index group = CeilDiv(4 * kPixelsPerTask, out.pixels());  // images whose pixels are one sum
   Index blocks = in.blocks() * out.blocks(), taps = k * k * kBlock * kBlock;
@@ -270,7 +268,7 @@ ffi::Error KernelGrad(ffi::ThreadPool pool, Array x, Array g, Result dw, Index s
     for (Index tap = 0; tap < k * k; ++tap) {
       for (Index c = 0; c < in.valid(from); ++c) {
         const float* sum = sums + (tap * kBlock + c) * kBlock;
-        float* result = dw->typed_data() +
+        float* result = dw.typed_data() +
                         (tap * in.channels + from * kBlock + c) * out.channels + to * kBlock;
         for (Index o = 0; o < out.valid(to); ++o) {
           float total = sum[o];
@@ -313,11 +311,10 @@ ffi::Error KernelGrad(ffi::ThreadPool pool, Array x, Array g, Result dw, Index s
   if (parts > 1) {
     Parallel(pool, blocks, [&](Index block) { finish(block, all_sums + block * parts * taps); });
   }
-  return ffi::Error::Success();
 }
 
 }  // namespace
 
-NVAE_JAX_EXPORT_MAP(nvae_jax_conv_correlate, Correlate, 2);
-NVAE_JAX_EXPORT_MAP(nvae_jax_conv_input_grad, InputGrad, 2);
-NVAE_JAX_EXPORT_MAP(nvae_jax_conv_kernel_grad, KernelGrad, 2);
+NVAE_JAX_EXPORT(nvae_jax_conv_correlate, Correlate, "stride", "low")
+NVAE_JAX_EXPORT(nvae_jax_conv_input_grad, InputGrad, "stride", "low")
+NVAE_JAX_EXPORT(nvae_jax_conv_kernel_grad, KernelGrad, "stride", "low")

@@ -32,9 +32,9 @@ struct Work {
   Index last(Index task) const { return std::min(first(task) + blocks, all_blocks); }
 };
 
-ffi::Error Correlate(ffi::ThreadPool pool, Array x, Array w, Result y, Index stride, Index low) {
-  RequireConvolution(x, *y, w, 3, stride, low);
-  Shape in(x), out(*y);
+void Correlate(ThreadPool pool, Array x, Array w, Result y, Index stride, Index low) {
+  RequireConvolution(x, y, w, 3, stride, low);
+  Shape in(x), out(y);
   Index k = w.dimensions()[0], columns = stride * (out.width - 1) + k;
   Index strip = StripOf(out.height, columns, k, stride), strips = CeilDiv(out.height, strip);
   auto run = stride == 1 ? CorrelateRows<1, Identity> : CorrelateRows<2, Identity>;
@@ -52,16 +52,15 @@ ffi::Error Correlate(ffi::ThreadPool pool, Array x, Array w, Result y, Index str
       PackTaps(w.typed_data(), k, in.channels, block * kBlock, in.valid(block), 0, k, 0, k, -1,
                taps.data());
       run(buffer.data(), columns * kBlock, taps.data(), k, k,
-          y->typed_data() + out.at(b, block) + row * pitch.row, pitch, rows, out.width,
+          y.typed_data() + out.at(b, block) + row * pitch.row, pitch, rows, out.width,
           in.valid(block), Identity());
     }
   });
-  return ffi::Error::Success();
 }
 
-ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index stride, Index low) {
-  RequireConvolution(*dx, g, w, 3, stride, low);
-  Shape in(g), out(*dx);
+void InputGrad(ThreadPool pool, Array g, Array w, Result dx, Index stride, Index low) {
+  RequireConvolution(dx, g, w, 3, stride, low);
+  Shape in(g), out(dx);
   InputGradient gradient = {w.dimensions()[0], stride, low};
   Index k = gradient.k;
   Reach across(0, out.width, k, stride, low);
@@ -79,11 +78,10 @@ ffi::Error InputGrad(ffi::ThreadPool pool, Array g, Array w, Result dx, Index st
       Pack(image, down.first, down.count, across.first, across.count, buffer.data());
       gradient.Pack(w.typed_data(), in.channels, block * kBlock, in.valid(block), taps.data());
       gradient.Run(buffer.data(), down, across, taps.data(), row, end, out.width,
-                   dx->typed_data() + out.at(work.image(task), block), out.channels,
+                   dx.typed_data() + out.at(work.image(task), block), out.channels,
                    in.valid(block), Identity());
     }
   });
-  return ffi::Error::Success();
 }
 
 // Adds to `Rows` x `Columns` taps of dw the products of x and g at all rows x columns pixels of g.
@@ -126,10 +124,10 @@ void AddAllTaps(const float* x, Index row, const float* g, Index rows, Index col
   });
 }
 
-ffi::Error KernelGrad(ffi::ThreadPool pool, Array x, Array g, Result dw, Index stride, Index low) {
-  RequireConvolution(x, g, *dw, 3, stride, low);
+void KernelGrad(ThreadPool pool, Array x, Array g, Result dw, Index stride, Index low) {
+  RequireConvolution(x, g, dw, 3, stride, low);
   Shape in(x), out(g);
-  Index k = dw->dimensions()[0], columns = stride * (out.width - 1) + k;
+  Index k = dw.dimensions()[0], columns = stride * (out.width - 1) + k;
   Index strip = StripOf(out.height, columns, k, stride);
   // Parts of the batch, whose sums are added up afterwards, in their order.
   Index parts = std::max<Index>(1, std::min(in.batch, 16 / in.blocks()));
@@ -159,15 +157,14 @@ ffi::Error KernelGrad(ffi::ThreadPool pool, Array x, Array g, Result dw, Index s
         for (Index part = 0; part < parts; ++part) {
           sum += sums.data()[(block * parts + part) * taps + tap * kBlock + c];
         }
-        dw->typed_data()[tap * in.channels + block * kBlock + c] = sum;
+        dw.typed_data()[tap * in.channels + block * kBlock + c] = sum;
       }
     }
   }
-  return ffi::Error::Success();
 }
 
 }  // namespace
 
-NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_correlate, Correlate, 2);
-NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_input_grad, InputGrad, 2);
-NVAE_JAX_EXPORT_MAP(nvae_jax_depthwise_kernel_grad, KernelGrad, 2);
+NVAE_JAX_EXPORT(nvae_jax_depthwise_correlate, Correlate, "stride", "low")
+NVAE_JAX_EXPORT(nvae_jax_depthwise_input_grad, InputGrad, "stride", "low")
+NVAE_JAX_EXPORT(nvae_jax_depthwise_kernel_grad, KernelGrad, "stride", "low")

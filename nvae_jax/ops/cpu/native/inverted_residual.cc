@@ -169,11 +169,11 @@ void RequireBody(const Array& x, const Array& expand, const Array& depthwise, co
           "the result is not (B, H', W', out)");
 }
 
-ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array depthwise, Array project,
-                            Array in_gain, Array in_shift, Array expand_gain, Array expand_shift,
-                            Array depthwise_gain, Array depthwise_shift, Array out_gain,
-                            Array out_shift, Result y, Index stride, Index low) {
-  RequireBody(x, expand, depthwise, project, *y, stride, low);
+void InvertedResidual(ThreadPool pool, Array x, Array expand, Array depthwise, Array project,
+                      Array in_gain, Array in_shift, Array expand_gain, Array expand_shift,
+                      Array depthwise_gain, Array depthwise_shift, Array out_gain, Array out_shift,
+                      Result y, Index stride, Index low) {
+  RequireBody(x, expand, depthwise, project, y, stride, low);
   Sizes size(x, depthwise, project, stride, low);
   RequireVectors(size.inputs, {in_gain, in_shift});
   RequireVectors(size.hidden, {expand_gain, expand_shift, depthwise_gain, depthwise_shift});
@@ -257,14 +257,11 @@ ffi::Error InvertedResidual(ffi::ThreadPool pool, Array x, Array expand, Array d
       }
     }
     Affine(sums.data(), sum_width, out_pixels, size.outputs, out_gain, out_shift,
-           y->typed_data() + first * size.out_pixels() * size.outputs);
+           y.typed_data() + first * size.out_pixels() * size.outputs);
   };
   Parallel(pool, size.blocks(), pack, CeilDiv(size.batch, images), run);
-  return ffi::Error::Success();
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    nvae_jax_inverted_residual, Guarded<InvertedResidual>::Call,
-    (Signature<12, 1>().Attr<Index>("stride").Attr<Index>("low")));
+NVAE_JAX_EXPORT(nvae_jax_inverted_residual, InvertedResidual, "stride", "low")

@@ -24,10 +24,10 @@ struct Rows {
 };
 
 // Mean and biased variance of every channel, from those of blocks of rows (Chan et al. 1983).
-ffi::Error Moments(ffi::ThreadPool pool, Array x, Result mean, Result var) {
+void Moments(ThreadPool pool, Array x, Result mean, Result var) {
   Rows rows(x);
   Index channels = rows.channels, width = Width(channels);
-  RequireVectors(channels, {*mean, *var});
+  RequireVectors(channels, {mean, var});
   static thread_local Buffer kept;
   kept.Reserve(2 * rows.blocks() * width);
   float* parts = kept.data();
@@ -69,10 +69,9 @@ ffi::Error Moments(ffi::ThreadPool pool, Array x, Result mean, Result var) {
   }
 #pragma omp simd
   for (Index c = 0; c < channels; ++c) {
-    mean->typed_data()[c] = total[c];
-    var->typed_data()[c] = spread[c] / rows.count;
+    mean.typed_data()[c] = total[c];
+    var.typed_data()[c] = spread[c] / rows.count;
   }
-  return ffi::Error::Success();
 }
 
 // What is normalised as gain · (x - mean) + bias: vectors with zeros behind, to whole registers.
@@ -99,23 +98,22 @@ struct Gains {
   }
 };
 
-ffi::Error NormSwish(ffi::ThreadPool pool, Array x, Array scale, Array bias, Array mean, Array var,
-                     Result y, float epsilon) {
+void NormSwish(ThreadPool pool, Array x, Array scale, Array bias, Array mean, Array var, Result y,
+               float epsilon) {
   Rows rows(x);
   Index channels = rows.channels;
   RequireVectors(channels, {scale, bias, mean, var});
-  Require(HasShape(*y, {rows.count, channels}), "the result is not of the shape of x");
+  Require(HasShape(y, {rows.count, channels}), "the result is not of the shape of x");
   Gains gains(scale, bias, mean, var, epsilon);
   Parallel(pool, rows.blocks(), [&](Index block) {
     const float* p = x.typed_data() + rows.at(block);
-    float* to = y->typed_data() + rows.at(block);
+    float* to = y.typed_data() + rows.at(block);
     ForRows(rows.size(block), channels, [&](auto n, Index row, Index c) {
       Index at = row * channels + c;
       auto h = gains.Centre(LoadPart<n.value>(p + at, channels, channels - c), c);
       StorePart(to + at, channels, Swish(gains.Normal(h, c)), channels - c);
     });
   });
-  return ffi::Error::Success();
 }
 
 // The gradient of what is normalised: that of the output, or what swish makes of it.
@@ -130,12 +128,12 @@ Several<N> Inner(const Several<N>& g, Several<N> normal) {
 // With h = x - mean, r the reciprocal of the standard deviation and g the gradient of what is
 // normalised: dbias = sum g, dscale = r sum g h, dx = scale r (g - (dbias + h r dscale) / N).
 template <bool kSwish>
-ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array y_grad, Array scale, Array bias,
-                    Array mean, Array var, Result dx, Result dscale, Result dbias, float epsilon) {
+void NormGrad(ThreadPool pool, Array x, Array y_grad, Array scale, Array bias, Array mean, Array var,
+              Result dx, Result dscale, Result dbias, float epsilon) {
   Rows rows(x);
   Index channels = rows.channels;
-  RequireVectors(channels, {scale, bias, mean, var, *dscale, *dbias});
-  Require(HasShape(y_grad, {rows.count, channels}) && HasShape(*dx, {rows.count, channels}),
+  RequireVectors(channels, {scale, bias, mean, var, dscale, dbias});
+  Require(HasShape(y_grad, {rows.count, channels}) && HasShape(dx, {rows.count, channels}),
           "gradients are not of the shape of x");
   Gains gains(scale, bias, mean, var, epsilon);
   static thread_local Buffer kept;
@@ -166,15 +164,15 @@ ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array y_grad, Array scale, Ar
       products += parts[(2 * block + 1) * gains.width + c];
     }
     double gain = scale.typed_data()[c] * inverse;
-    dbias->typed_data()[c] = sum;
-    dscale->typed_data()[c] = products * inverse;
+    dbias.typed_data()[c] = sum;
+    dscale.typed_data()[c] = products * inverse;
     slope[c] = -gain * inverse * inverse * products / rows.count;
     offset[c] = -gain * sum / rows.count;
   }
   Parallel(pool, rows.blocks(), [&](Index block) {
     const float* p = x.typed_data() + rows.at(block);
     const float* q = y_grad.typed_data() + rows.at(block);
-    float* to = dx->typed_data() + rows.at(block);
+    float* to = dx.typed_data() + rows.at(block);
     ForRows(rows.size(block), channels, [&](auto n, Index row, Index c) {
       Index at = row * channels + c;
       auto h = gains.Centre(LoadPart<n.value>(p + at, channels, channels - c), c);
@@ -184,15 +182,11 @@ ffi::Error NormGrad(ffi::ThreadPool pool, Array x, Array y_grad, Array scale, Ar
       StorePart(to + at, channels, dx, channels - c);
     });
   });
-  return ffi::Error::Success();
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_moments, Guarded<Moments>::Call, (Signature<1, 2>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_norm_swish, Guarded<NormSwish>::Call,
-                              (Signature<5, 1>()).Attr<float>("epsilon"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_norm_grad, Guarded<NormGrad<false>>::Call,
-                              (Signature<6, 3>()).Attr<float>("epsilon"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_norm_swish_grad, Guarded<NormGrad<true>>::Call,
-                              (Signature<6, 3>()).Attr<float>("epsilon"));
+NVAE_JAX_EXPORT(nvae_jax_moments, Moments)
+NVAE_JAX_EXPORT(nvae_jax_norm_swish, NormSwish, "epsilon")
+NVAE_JAX_EXPORT(nvae_jax_norm_grad, NormGrad<false>, "epsilon")
+NVAE_JAX_EXPORT(nvae_jax_norm_swish_grad, NormGrad<true>, "epsilon")

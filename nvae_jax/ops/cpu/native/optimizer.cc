@@ -8,12 +8,12 @@
 
 namespace {
 
-ffi::Error Norm(ffi::ThreadPool pool, ffi::RemainingArgs arrays, Result norm) {
-  Require(HasSize(*norm, 1), "the norm is not one number");
+void Norm(ThreadPool pool, Arrays arrays, Result norm) {
+  Require(HasSize(norm, 1), "the norm is not one number");
   std::vector<const float*> data;
   std::vector<Index> sizes;
   for (size_t i = 0; i < arrays.size(); ++i) {
-    Array array = At(arrays, i);
+    Array array = arrays[i];
     data.push_back(array.typed_data());
     sizes.push_back(array.element_count());
   }
@@ -32,8 +32,7 @@ ffi::Error Norm(ffi::ThreadPool pool, ffi::RemainingArgs arrays, Result norm) {
   });
   double total = 0;
   for (double sum : sums) total += sum;
-  *norm->typed_data() = std::sqrt(total);
-  return ffi::Error::Success();
+  *norm.typed_data() = std::sqrt(total);
 }
 
 struct Rates {
@@ -57,9 +56,8 @@ void Update(const Rates& rates, float factor, float step, Index count, const flo
   }
 }
 
-void RequireStep(const Array& scalars, const ffi::RemainingArgs& arrays,
-                 const ffi::RemainingRets& results, ffi::Span<const int64_t> places,
-                 ffi::Span<const int64_t> starts, Index k) {
+void RequireStep(const Array& scalars, const Arrays& arrays, const Results& results, Indices places,
+                 Indices starts, Index k) {
   Index n = places.size();
   Require(HasSize(scalars, 3), "the numbers of a step are not three");
   Require(static_cast<Index>(starts.size()) == n && k >= 0 &&
@@ -67,14 +65,14 @@ void RequireStep(const Array& scalars, const ffi::RemainingArgs& arrays,
               static_cast<Index>(results.size()) == n + 2 * k,
           "arrays are missing");
   for (Index i = 0; i < n + 2 * k; ++i) {
-    Require(HasSize(At(results, i), At(arrays, n + i).element_count()), "arrays change their size");
+    Require(HasSize(results[i], arrays[n + i].element_count()), "arrays change their size");
   }
   for (Index i = 0; i < n; ++i) {
-    Index size = At(arrays, n + i).element_count(), end = starts[i] + size;
-    Require(HasSize(At(arrays, i), size), "a gradient is not of the size of its parameter");
+    Index size = arrays[n + i].element_count(), end = starts[i] + size;
+    Require(HasSize(arrays[i], size), "a gradient is not of the size of its parameter");
     Require(places[i] >= 0 && places[i] < k && starts[i] >= 0, "a place is none");
     for (Index moments : {2 * n + places[i], 2 * n + k + places[i]}) {
-      Require(end <= static_cast<Index>(At(arrays, moments).element_count()),
+      Require(end <= static_cast<Index>(arrays[moments].element_count()),
               "moments are not in their place");
     }
   }
@@ -84,16 +82,15 @@ void RequireStep(const Array& scalars, const ffi::RemainingArgs& arrays,
 // is. `arrays` are n gradients, n parameters, k first and k infinity moments; the moments of
 // parameter i start at entry starts[i] of array places[i] of those. `results` are the new
 // parameters and moments, which may be where the old ones are.
-ffi::Error Adamax(ffi::ThreadPool pool, Array scalars, ffi::RemainingArgs arrays,
-                  ffi::RemainingRets results, ffi::Span<const int64_t> places,
-                  ffi::Span<const int64_t> starts, float b1, float b2, float epsilon, float decay) {
+void Adamax(ThreadPool pool, Array scalars, Arrays arrays, Results results, Indices places,
+            Indices starts, float b1, float b2, float epsilon, float decay) {
   Index n = places.size(), k = (static_cast<Index>(arrays.size()) - 2 * n) / 2;
   RequireStep(scalars, arrays, results, places, starts, k);
   const float* scalar = scalars.typed_data();
-  auto from = [&](Index i) { return At(arrays, i).typed_data(); };
-  auto to = [&](Index i) { return At(results, i).typed_data(); };
+  auto from = [&](Index i) { return arrays[i].typed_data(); };
+  auto to = [&](Index i) { return results[i].typed_data(); };
   std::vector<Index> sizes;
-  for (Index i = 0; i < n; ++i) sizes.push_back(At(arrays, i).element_count());
+  for (Index i = 0; i < n; ++i) sizes.push_back(arrays[i].element_count());
   auto tasks = Tasks(sizes);
   Rates rates{b1, b2, epsilon, decay};
   Parallel(pool, tasks.size(), [&](Index task) {
@@ -112,22 +109,9 @@ ffi::Error Adamax(ffi::ThreadPool pool, Array scalars, ffi::RemainingArgs arrays
       }
     }
   });
-  return ffi::Error::Success();
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    nvae_jax_norm, Guarded<Norm>::Call, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(nvae_jax_adamax, Guarded<Adamax>::Call,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .RemainingArgs()
-                                  .RemainingRets()
-                                  .Attr<ffi::Span<const int64_t>>("places")
-                                  .Attr<ffi::Span<const int64_t>>("starts")
-                                  .Attr<float>("b1")
-                                  .Attr<float>("b2")
-                                  .Attr<float>("epsilon")
-                                  .Attr<float>("decay"));
+NVAE_JAX_EXPORT(nvae_jax_norm, Norm)
+NVAE_JAX_EXPORT(nvae_jax_adamax, Adamax, "places", "starts", "b1", "b2", "epsilon", "decay")

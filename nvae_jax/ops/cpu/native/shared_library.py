@@ -34,7 +34,7 @@ SOURCES = (
     "spectral.cc",
     "stacks.cc",
 )
-HEADERS = ("common.h", "depthwise.h", "vectors.h")
+HEADERS = ("calls.h", "common.h", "depthwise.h", "vectors.h")
 PATIENCE = 60  # seconds that a compiler gets for a file, which takes it some 10
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-fPIC"),

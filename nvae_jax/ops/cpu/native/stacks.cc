@@ -10,7 +10,7 @@ struct Copy {
   Index count;
 };
 
-void Run(ffi::ThreadPool& pool, const std::vector<Copy>& copies) {
+void Run(ThreadPool& pool, const std::vector<Copy>& copies) {
   std::vector<Index> counts;
   for (const Copy& copy : copies) counts.push_back(copy.count);
   auto tasks = Tasks(counts);
@@ -28,43 +28,37 @@ void RequireWhole(const Stacks& stacks, const Entries& entries) {
   Index n = stacks.size(), count = entries.size();
   Require(n > 0 && count % n == 0, "the stacks have not as many entries each");
   for (Index i = 0; i < count; ++i) {
-    Index size = At(entries, i).element_count();
-    Require(HasSize(At(stacks, i % n), size * (count / n)), "an entry is no part of its stack");
+    Index size = entries[i].element_count();
+    Require(HasSize(stacks[i % n], size * (count / n)), "an entry is no part of its stack");
   }
 }
 
 // Entries are in the order of their indices and then of the stacks.
-ffi::Error Unstack(ffi::ThreadPool pool, ffi::RemainingArgs stacks, ffi::RemainingRets entries) {
+void Unstack(ThreadPool pool, Arrays stacks, Results entries) {
   std::vector<Copy> copies;
   Index n = stacks.size();
   RequireWhole(stacks, entries);
   for (size_t i = 0; i < entries.size(); ++i) {
-    Array stack = At(stacks, i % n), entry = At(entries, i);
+    Array stack = stacks[i % n], entry = entries[i];
     Index size = entry.element_count();
     copies.push_back({stack.typed_data() + i / n * size, entry.typed_data(), size});
   }
   Run(pool, copies);
-  return ffi::Error::Success();
 }
 
-ffi::Error Stack(ffi::ThreadPool pool, ffi::RemainingArgs entries, ffi::RemainingRets stacks) {
+void Stack(ThreadPool pool, Arrays entries, Results stacks) {
   std::vector<Copy> copies;
   Index n = stacks.size();
   RequireWhole(stacks, entries);
   for (size_t i = 0; i < entries.size(); ++i) {
-    Array entry = At(entries, i), stack = At(stacks, i % n);
+    Array entry = entries[i], stack = stacks[i % n];
     Index size = entry.element_count();
     copies.push_back({entry.typed_data(), stack.typed_data() + i / n * size, size});
   }
   Run(pool, copies);
-  return ffi::Error::Success();
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    nvae_jax_unstack, Guarded<Unstack>::Call,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    nvae_jax_stack, Guarded<Stack>::Call,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
+NVAE_JAX_EXPORT(nvae_jax_unstack, Unstack)
+NVAE_JAX_EXPORT(nvae_jax_stack, Stack)
