@@ -62,5 +62,6 @@ def _compiled(step, mesh):
     return jax.jit(
         on_all_devices,
         out_shardings=sharding.replicated(mesh),
-        compiler_options=compiler.options(mesh.devices.flat[0].platform),
+        # A grid takes a moment anyway, and its two programs would take longer to compile than it.
+        compiler_options=compiler.options(mesh.devices.flat[0].platform, runs_once=True),
     )

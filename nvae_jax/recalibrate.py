@@ -23,6 +23,8 @@ from nvae_jax.noise import (
     image_keys,
     latent_noise,
 )
+from nvae_jax.ops import compiler
+from nvae_jax.programs import shared
 from nvae_jax.state import Snapshot
 
 METHODS = ("pooled", "published")
@@ -83,11 +85,16 @@ def recalibrate(
         (i, sharding.shard_batch(np.arange(i * batch_size, (i + 1) * batch_size)))
         for i in interruptible(progress(range(passes)))
     )
-    run = _pooled if method == "pooled" else _moving
-    return run(variables, lambda v, indices: _pass(model, v, key, indices, temperatures), batches)
+    run, one_pass = _pooled if method == "pooled" else _moving, _program(model)
+    return run(variables, lambda v, indices: one_pass(v, key, indices, temperatures), batches)
 
 
-@partial(jax.jit, static_argnums=0)  # compiled once for all temperatures of a model
+@shared  # compiled once for all temperatures of a model
+def _program(model):
+    options = compiler.options(jax.default_backend())
+    return jax.jit(partial(_pass, model), compiler_options=options)
+
+
 def _pass(model, variables, key, indices, temperatures):
     _, updated = model.apply(
         variables,

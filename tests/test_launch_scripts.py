@@ -192,6 +192,26 @@ echo "$@" """
     assert error == "error: unknown option --maxfial=1; see --help, and pytest --help\n"
 
 
+@pytest.mark.parametrize("failing", ["none", "train", "evaluate", "sample"])
+def test_quickstart_fails_with_any_of_its_commands(tmp_path, failing):
+    """And leaves none of them behind: evaluation and sampling run at a time."""
+    for name in ("launch/quickstart.sh", "launch/launcher.sh"):
+        shutil.copy(ROOT / name, in_new_folder(tmp_path / name))
+    (tmp_path / "launch/environment.sh").write_text("install_environment() { :; }\n")
+    code = f"""case $1 in
+  *{failing}.py) exit 3 ;;
+  *evaluate.py) if [[ {failing} == sample ]]; then exec sleep 50; fi ;;
+esac
+echo "$1" """
+    stand_in(tmp_path, ".venv/bin/python", code)
+    status, output, _ = bash(tmp_path / "launch/quickstart.sh")
+    assert status == (0 if failing == "none" else 3)
+    assert ("The run is in runs/digits" in output) == (failing == "none")
+    if failing == "none":
+        names = [f"launch/{name}.py" for name in ("evaluate", "sample", "train")]
+        assert sorted(output.splitlines()[:3]) == names
+
+
 def test_dry_run_of_tpu_pod(tmp_path):
     stand_in(tmp_path, "gcloud", "exit 1")
     status, output, error = bash(*POD, "--spot", *RUN, "--dry-run", **with_path(tmp_path))
