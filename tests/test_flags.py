@@ -13,18 +13,22 @@ LAUNCH = Path(__file__).parents[1] / "launch"
 TINY = """--config.model.num_scales=1 --config.model.num_groups=2 --config.model.encoder_width=4
  --config.model.decoder_width=4 --config.model.process_blocks=1 --config.model.preprocess_cells=1
  --config.model.postprocess_cells=1 --config.model.latent_channels=2 --config.model.unroll=1
+ --config.model.decoder_cell=residual --config.model.squeeze_excitation=False
  --config.train.batch_size=16 --config.train.num_steps=1 --config.log.num_images=2
  --config.eval.recalibration_batch_size=2 --config.eval.recalibration_passes=1"""
-RUN = "--workdir={run} --checkpoint=latest --config.data.workers=1"
+RUN = "--workdir={run} --checkpoint=latest --config.data.workers=0"
 COMMON = f"{RUN} --batch_size=2 --seed=1 --overwrite"
 # Command: the flags of its calls. {run} is a run of one step, {in} has inputs, {out} is empty.
 CALLS = {
     "train": [
         "--config=configs/digits.py --workdir={out}/run --check --restart",
         f"--config=configs/digits.py --workdir={{out}}/run {TINY} --log=tensorboard",
-        "--workdir={out}/run --extend --config.train.num_steps=1 --config.data.workers=0",
+        "--workdir={out}/run --extend --config.train.num_steps=1 --config.log.every_steps=2",
     ],
-    "evaluate": [f"{COMMON} --split=test --num_iw_samples=2 --max_examples=3"],
+    # By a reader process, which takes seconds to start.
+    "evaluate": [
+        f"{COMMON} --split=test --num_iw_samples=2 --max_examples=3 --config.data.workers=1"
+    ],
     "sample": [
         f"{COMMON} --out={{out}} --num=3 --temperature=0.9 --recalibrate_bn --passes=1 --png_files"
         " --recalibration=published --decoder=sample --decoder_temperature=0.9"
