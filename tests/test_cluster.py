@@ -17,26 +17,17 @@ from nvae_jax import build, checkpoint, run_directory, sharding
 from nvae_jax.data import pipeline
 from tests.conftest import FAST_COMPILATION
 from tests.test_commands import ROOT, TINY
-from tests.test_distributed import environment, explicit
+from tests.test_distributed import explicit, of_devices
 
 # The smallest model with a top-down path.
-TINIEST = {
-    "model.num_groups": 1,
-    "model.latent_channels": 2,
-    "model.encoder_width": 4,
-    "model.decoder_width": 4,
-}
-ARGUMENTS = [*TINY, *(f"--config.{key}={value}" for key, value in TINIEST.items())]
+TINIEST = {"num_groups": 1, "latent_channels": 2, "encoder_width": 4, "decoder_width": 4}
+ARGUMENTS = [*TINY, *(f"--config.model.{key}={value}" for key, value in TINIEST.items())]
 ARGUMENTS += ["--config.checkpoint.every_steps=2", "--config.log.images_every_steps=0"]
 ENDLESS = "--config.train.num_steps=100000"
 TIMEOUT = 30  # seconds, of distributed.timeout
 # Where programs for several numbers of devices are compiled, of a run that moves between them.
-SMALLER = [
-    "--config.model.num_scales=1",
-    "--config.model.num_groups=2",
-    "--config.model.squeeze_excitation=False",
-    "--config.model.decoder_cell=residual",
-]
+SMALL = {"num_scales": 1, "num_groups": 2, "squeeze_excitation": False, "decoder_cell": "residual"}
+SMALLER = [f"--config.model.{key}={value}" for key, value in SMALL.items()]
 
 
 def command(workdir, *more):
@@ -57,12 +48,11 @@ def nothing_runs_on():
     STARTED.clear()
 
 
-def start(arguments, devices=1, **variables):
-    flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}"
+def start(arguments, **variables):
     process = subprocess.Popen(
         arguments,
         cwd=ROOT,
-        env=environment(XLA_FLAGS=flags, **variables),
+        env=of_devices(1, **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -267,27 +257,37 @@ if distributed.is_primary():
 """
 
 
-def five_steps(path, processes=1, devices=1, **mesh):
-    """What five steps give: losses, and parameters and statistics by name."""
-    model = {key.removeprefix("model."): value for key, value in TINIEST.items()}
-    arguments = [json.dumps(model), json.dumps(mesh), str(path)]
-    cluster = explicit(processes) if processes > 1 else [{}]
-    program = [sys.executable, "-c", FIVE_STEPS, *arguments]
-    for code, out in map(finish, [start(program, devices, **each) for each in cluster]):
-        assert code == 0, out
-    with np.load(path) as file:
-        return dict(file)
+@pytest.fixture(scope="module")
+def five_steps(commands):
+    """A function: what five steps give: losses, and parameters and statistics by name."""
+
+    def run(path, processes=1, devices=1, **mesh):
+        arguments = [json.dumps({**TINIEST, **SMALL}), json.dumps(mesh), path]
+        cluster = explicit(processes) if processes > 1 else [{}]
+        started = [
+            commands.start(FIVE_STEPS, *arguments, environment=of_devices(devices, **each))
+            for each in cluster
+        ]
+        STARTED.extend(started)
+        for process in started:
+            assert process.wait(500) == 0, process.output()
+        with np.load(path) as file:
+            return dict(file)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def five_steps_alone(tmp_path_factory):
+def five_steps_alone(five_steps, tmp_path_factory):
     return five_steps(tmp_path_factory.mktemp("five") / "alone.npz")
 
 
 @pytest.mark.parametrize(
     ("processes", "devices", "mesh"), [(2, 4, {"data": 8}), (4, 2, {"data": 4, "fsdp": 2})]
 )
-def test_processes_train_as_one_device(five_steps_alone, tmp_path, processes, devices, mesh):
+def test_processes_train_as_one_device(
+    five_steps, five_steps_alone, tmp_path, processes, devices, mesh
+):
     found = five_steps(tmp_path / "found.npz", processes, devices, **mesh)
     assert found.pop("devices") == 8 and found.pop("sharded") == ("fsdp" in mesh)
     np.testing.assert_allclose(found.pop("losses"), five_steps_alone["losses"], rtol=1e-5)

@@ -3,11 +3,7 @@
 import importlib.util
 import json
 import math
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +17,9 @@ from nvae_jax.planning.estimate import MemoryEstimate, Setting
 from nvae_jax.planning.flops import count_flops
 from nvae_jax.planning.kernels import KernelCounts
 from nvae_jax.planning.liveness import peak_bytes
-from tests.conftest import FAST_COMPILATION, tiny_config
+from tests.conftest import tiny_config
+from tests.test_distributed import of_devices
 
-ROOT = Path(__file__).parents[2]
 FLOAT = 4  # bytes
 
 
@@ -353,23 +349,11 @@ print(json.dumps([
 """
 
 
-def test_collectives_of_a_program_for_eight_devices():
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{flags} {FAST_COMPILATION}",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    rounds, gathered = json.loads(done.stdout.splitlines()[-1])
+def test_collectives_of_a_program_for_eight_devices(commands):
+    with commands.start(PROGRAM, environment=of_devices(8)) as process:
+        out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    rounds, gathered = json.loads(out.splitlines()[-1])
     assert rounds == [{"all-reduce": 6}, {"all-reduce": 5 * 64 + 4}, {"all-reduce": 6}, 0]
     assert gathered[:2] == [{"all-gather": 1}, {"all-gather": 8 * 4096 * 16 * 4}]
     assert gathered[2] == {"all-gather": 0}

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,16 +11,10 @@ from nvae_jax.interrupt import Interrupted, raise_on_sigterm
 from tests.tools.conftest import ROOT
 
 
-def test_sampling_ends_at_once_and_leaves_no_file(workdir, tmp_path):
+def test_sampling_ends_at_once_and_leaves_no_file(commands, workdir, tmp_path):
     out, script = tmp_path / "out", ROOT / "launch" / "sample.py"
     flags = [f"--workdir={workdir}", f"--out={out}", "--num=10000000", "--temperature=1"]
-    process = subprocess.Popen(
-        [sys.executable, str(script), *flags],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = commands.start(script, *flags, environment=dict(os.environ))
     deadline = time.monotonic() + 240
     while not any(path.stat().st_size > 10_000 for path in out.glob("*")):  # batches are arriving
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()

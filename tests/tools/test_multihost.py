@@ -2,16 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from tests.conftest import FAST_COMPILATION
-from tests.test_distributed import environment, explicit
+from tests.test_distributed import explicit, of_devices
 from tests.tools.conftest import ROOT
 
 ALL = """
@@ -44,17 +41,10 @@ print("devices:", jax.device_count())
 """
 
 
-def start(arguments, processes, devices):
+def start(commands, program, *arguments, processes=1, devices=1):
     """Processes of a cluster, or one alone, of so many devices each."""
-    flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return [
-        subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            env=environment(XLA_FLAGS=flags, **each),
-            cwd=ROOT,
-            **pipes,
-        )
+        commands.start(program, *arguments, environment=of_devices(devices, **each))
         for each in (explicit(processes) if processes > 1 else [{}])
     ]
 
@@ -62,7 +52,7 @@ def start(arguments, processes, devices):
 def finish(processes):
     """[(exit status, output)]."""
     try:
-        outputs = [process.communicate(timeout=280)[0] for process in processes]
+        outputs = ["".join(process.communicate(timeout=280)) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -94,7 +84,7 @@ def workdir(tmp_path_factory, make_run):
 
 
 def test_all_commands_compute_on_a_cluster_what_they_do_on_one_device(
-    make_run, workdir, store, bucket, tmp_path, monkeypatch
+    commands, make_run, workdir, store, bucket, tmp_path, monkeypatch
 ):
     """The cluster has its run in a bucket."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -104,7 +94,7 @@ def test_all_commands_compute_on_a_cluster_what_they_do_on_one_device(
         (1, 1, workdir, workdir),
         (2, 2, bucket / "run", there),
     ):
-        done = finish(start(["-c", ALL, run], processes, devices))
+        done = finish(start(commands, ALL, run, processes=processes, devices=devices))
         assert [status for status, _ in done] == [0] * processes, done
         assert all(f"devices: {processes * devices}" in output for _, output in done)
         assert ["written to" in output for _, output in done] == [True, False][:processes]
@@ -120,13 +110,16 @@ def test_all_commands_compute_on_a_cluster_what_they_do_on_one_device(
             np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
-def test_a_signal_to_one_host_ends_a_command_on_all_and_leaves_no_file(workdir, tmp_path):
+def test_a_signal_to_one_host_ends_a_command_on_all_and_leaves_no_file(commands, workdir, tmp_path):
     """The cluster is named by flags, as `train` has it."""
     out, [address, *_] = tmp_path / "out", explicit()[0].values()
     command = [ROOT / "launch" / "sample.py", f"--workdir={workdir}", f"--out={out}"]
     command += ["--num=10000000", "--norecalibrate_bn", f"--coordinator_address={address}"]
     command += ["--num_processes=2"]
-    processes = [start([*command, f"--process_id={index}"], 1, 2)[0] for index in (0, 1)]
+    processes = [
+        *start(commands, *command, "--process_id=0", devices=2),
+        *start(commands, *command, "--process_id=1", devices=2),
+    ]
     deadline = time.monotonic() + 240
     while not any(path.stat().st_size > 10_000 for path in out.glob("*")):  # batches are arriving
         running = all(process.poll() is None for process in processes)
