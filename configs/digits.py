@@ -7,16 +7,16 @@ from nvae_jax.configs import base
 
 
 def get_config():
-    """16×16 binarised digits; 8 groups of 2×2. All latents see the whole digit, so that samples
+    """16×16 binarised digits; 6 groups of 2×2. All latents see the whole digit, so that samples
     have few strokes that do not belong together."""
     config = base.get_config()
     config.data.update(name="digits", image_size=16, binarize=True)
     config.model.update(
         num_scales=1,
-        num_groups=8,
+        num_groups=6,
         adaptive_groups=False,
         latent_channels=4,
-        encoder_width=8,
+        encoder_width=4,
         decoder_width=8,
         process_blocks=3,
         preprocess_cells=1,
@@ -25,8 +25,8 @@ def get_config():
         decoder_cells_per_group=1,
     )
     config.objective.kl_anneal = 0.2
-    config.optimizer.warmup_steps = 50
-    config.train.update(num_steps=4200, batch_size=25)
+    config.optimizer.update(learning_rate=0.015, warmup_steps=50)
+    config.train.update(num_steps=4000, batch_size=25)
     config.eval.update(recalibration_passes=100)
     config.log.update(every_steps=200, images_every_steps=1000)
     return config
