@@ -200,7 +200,7 @@ def test_quickstart_fails_with_any_of_its_commands(tmp_path, failing):
     (tmp_path / "launch/environment.sh").write_text("install_environment() { :; }\n")
     code = f"""case $1 in
   *{failing}.py) exit 3 ;;
-  *evaluate.py) if [[ {failing} == sample ]]; then exec sleep 50; fi ;;
+  *evaluate.py) if [[ {failing} == sample ]]; then exec sleep 100; fi ;;
 esac
 echo "$1" """
     stand_in(tmp_path, ".venv/bin/python", code)
