@@ -6,7 +6,8 @@
 looks at its process from outside: memory of its own, open files, threads. `kills` trains the same
 model in two processes and kills one of them with SIGKILL, at random times in training, every fifth
 time in the middle of a save, and every fourth time once more while it starts. The other must end by
-itself, within distributed.timeout; started again, the run must come to every number that a run
+itself, in one line, within distributed.timeout, or distributed.start_timeout where the one that was
+killed had not joined yet; started again, the run must come to every number that a run
 without kills comes to. Cut off, it goes on with the kills that are left where --workdir is given.
 Ends with status 1 where memory or open files grow, a process does not end, or a number differs.
 Writes JSON and, of `steps`, a figure. Linux.

@@ -16,13 +16,16 @@ import jax
 import numpy as np
 from soak_run import TINIEST, command, environment, last_step, rows
 
-from nvae_jax import checkpoint, checkpoint_files, lost_process, reporting
+from nvae_jax import checkpoint, checkpoint_files, reporting
+from nvae_jax.lost_process import LINE, STATUS
 from nvae_jax.state import State
 
 PROCESSES = 2
-START_TIMEOUT = 60  # seconds, of processes that wait for one that was killed at its start
-IMPORTS = 60  # seconds, at most, until a process begins to wait
-MARGIN = 15  # seconds beyond a timeout, for what ends to end
+TIMEOUT = TINIEST["distributed.timeout"]
+START_TIMEOUT = 60  # seconds, of processes that wait for one that was killed before it joined
+WAITS, WAITED = "waiting up to", "distributed.start_timeout"  # what such a process says
+MARGIN = 15  # seconds beyond a timeout, to see how late what is late ends
+SLACK = 1  # seconds, from a process's own clock to ours
 LONGEST = 5  # seconds of training at the end of which a process is killed, at most
 LONGEST_START = 30  # seconds after a start
 EVERY = 5  # steps from one checkpoint to the next
@@ -59,7 +62,7 @@ def soak_kills(folder, kills, seed):
     summary = {
         "kills": len(killed),
         "ended_in_time": sum(not row["failed"] for row in killed),
-        "ended_in_one_line": sum(row["last_line"].startswith(lost_process.LINE) for row in killed),
+        "ended_in_one_line": sum(row["last_line"].startswith(LINE) for row in killed),
         "resumed_alike": sum(row.get("resumed_alike", False) for row in found),
         **compared,
         "failed": [problem for row in found for problem in row["failed"]] + failed,
@@ -127,9 +130,7 @@ class Cluster:
     def _last_line(self, index):
         """What a process said at its end; jax adds its stack where it aborts."""
         lines = self._log(index).read_text().splitlines()
-        found = [
-            line for line in lines if re.match(r"error: |F\d{4} |[\w.]+(Error|Exception)", line)
-        ]
+        found = [line for line in lines if LAST_LINE.match(line)]
         return (found or lines or [""])[-1]
 
     def end(self):
@@ -138,20 +139,31 @@ class Cluster:
             process.send_signal(signal.SIGTERM)
         return [process.wait(300) for process in self.processes]
 
-    def kill(self, index, seconds):
-        """Kills one; how the others end: {"status": ..., "seconds": ...}, failed without end."""
+    def kill(self, index):
+        """Kills one; how the other ends: {"status": ..., "seconds": ..., "last_line": ...,
+        "failed": [what is wrong about it]}."""
         self.processes[index].kill()
-        start, row = time.monotonic(), {"killed": index, "failed": []}
-        (other,) = (process for i, process in enumerate(self.processes) if i != index)
+        other, log = self.processes[1 - index], self._log(1 - index)
+        # It may be importing yet, for as long as that takes.
+        while other.poll() is None and WAITS not in log.read_text():
+            time.sleep(0.05)
+        start = time.monotonic()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            other.wait(seconds + MARGIN)
-        row |= {"status": other.returncode, "seconds": round(time.monotonic() - start, 2)}
-        row["last_line"] = self._last_line(1 - index)
-        if other.returncode is None:
-            row["failed"].append(f"process {1 - index} did not end within {seconds + MARGIN} s")
-        elif other.returncode in (0, 2):
-            row["failed"].append(f"process {1 - index} ended with status {other.returncode}")
-        return row
+            other.wait(max(TIMEOUT, START_TIMEOUT) + MARGIN)
+        seconds, line = round(time.monotonic() - start, 2), self._last_line(1 - index)
+        limit = START_TIMEOUT if WAITED in line else TIMEOUT
+        failed = {
+            f"did not end within {limit} s": other.returncode is None or seconds > limit + SLACK,
+            f"ended with status {other.returncode}": other.returncode not in (None, STATUS),
+            "ended without its line": other.returncode is not None and not line.startswith(LINE),
+        }
+        return {
+            "killed": index,
+            "status": other.returncode,
+            "seconds": seconds,
+            "last_line": line,
+            "failed": [f"process {1 - index} {what}" for what, true in failed.items() if true],
+        }
 
 
 def _kill(run, whiles, chance):
@@ -160,13 +172,13 @@ def _kill(run, whiles, chance):
     with Cluster(run) as cluster:
         if whiles == "starting":
             time.sleep(chance.uniform(0, LONGEST_START))
-            return {"while": whiles} | cluster.kill(victim, IMPORTS + START_TIMEOUT)
+            return {"while": whiles} | cluster.kill(victim)
         cluster.train_past(max(before, default=0))
         time.sleep(chance.uniform(0, LONGEST))
         if whiles == "saving":
             unfinished = lambda: list((run / "checkpoints").glob("*orbax-checkpoint-tmp*"))  # noqa: E731
             cluster.wait_until(unfinished, seconds=0.002)
-        row = {"while": whiles} | cluster.kill(victim, TINIEST["distributed.timeout"])
+        row = {"while": whiles} | cluster.kill(victim)
     return _with_resume(row, run, before)
 
 

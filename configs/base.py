@@ -106,7 +106,7 @@ def get_config():
 
     config.distributed = distributed = ConfigDict()
     distributed.timeout = 100  # seconds without a sign of life after which a host counts as lost
-    distributed.start_timeout = 300  # seconds that hosts wait for each other at the start
+    distributed.start_timeout = 300  # seconds that hosts wait for all to join, and miss none yet
 
     config.log = log = ConfigDict()
     log.every_steps = 50  # a row of metrics

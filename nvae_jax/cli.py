@@ -76,9 +76,13 @@ def run(main: Callable[[list[str]], Any], program: str = "") -> None:
         lost = lost_process.is_reason_of(error)
         expected = (flags.Error, ValueError, OSError, FloatingPointError)
         if (lost or isinstance(error, expected)) and not os.environ.get(TRACEBACK_VARIABLE):
-            begin = lost_process.LINE if lost else "error: "
-            print(begin + as_called(_first_line(error), program), file=sys.stderr)
-            distributed.exit_without_waiting(lost_process.STATUS if lost else 2)
+            line = as_called(_first_line(error), program)
+            if lost:
+                sys.stdout.flush()
+                where = lost_process.place(error)
+                lost_process.end(f"{lost_process.LINE}{line}; this one was in {where}")
+            print(f"error: {line}", file=sys.stderr)
+            distributed.exit_without_waiting(2)
         if not jax.distributed.is_initialized():
             raise
         # In a cluster the others wait for a process that ends by itself, unless it leaves at once.
@@ -126,7 +130,8 @@ def _first_line(error):
     """Of an error's message, and what has been noted of it since."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
-    return "; ".join([first, *getattr(error, "__notes__", ())])
+    notes = getattr(error, "__notes__", ())
+    return "; ".join([first, *(note for note in notes if not note.startswith("---"))])  # not jax's
 
 
 def _use_compilation_cache():

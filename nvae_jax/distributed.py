@@ -1,14 +1,17 @@
 """Processes that work as one: how they find each other, agree to stop, and end together.
 
-How a lost process ends the others: each sends heartbeats to process 0, and jax aborts every process
-once one has been silent for `timeout` seconds, or at once when process 0 is gone. That reaches a
-process stuck inside a collective, where Python code cannot. What it does not see is a process that
-fails by itself and then waits for the others to end: hence `exit_without_waiting`. An error of the
-connection that comes before jax's end is told from others by `lost_process`.
+How a lost process ends the others: each sends heartbeats to process 0, and a thread of jax's ends
+every process once one has been silent for `timeout` seconds, or at once when process 0 is gone.
+That reaches a process stuck inside a collective, where Python code cannot; `runtime_abort` makes a
+line of it. What it does not see is a process that fails by itself and then waits for the others to
+end: hence `exit_without_waiting`. An error of the connection that comes before jax's end is told
+from others by `lost_process`. One that is lost before it has joined has never been heard of: the
+others wait for it for `start_timeout` seconds.
 """
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -22,9 +25,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from nvae_jax import lost_process, runtime_abort
+
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SHORTEST_TIMEOUT = 5  # less would take a busy host for a lost one
 ONE_PROCESS_HINT = "set JAX_NUM_PROCESSES=1 to use this host alone"
+LATER = 60  # seconds; jax would end this process in its own words
 LONGEST_WAIT = 24 * 3600  # seconds; a process that is lost meanwhile ends all of them
 
 
@@ -34,7 +40,8 @@ class DistributedSettings:
 
     Attributes:
       timeout: seconds without a sign of life after which a process counts as lost, which ends all.
-      start_timeout: seconds that processes wait for each other at the start.
+      start_timeout: seconds that processes wait for all of them to join, ahead of which none is
+        heard of: one that is lost before ends the others only then.
       coordinator_address: host:port of process 0.
       num_processes: of the whole cluster.
       process_id: of this process, from 0.
@@ -84,7 +91,8 @@ def initialize(settings: DistributedSettings | None = None) -> None:
 
     Raises:
       ValueError: settings that contradict each other or are incomplete, or a cluster that cannot
-        be joined. Processes that do not turn up in time end this one instead: jax aborts it.
+        be joined. Processes that do not turn up in time, or are lost later, end this one instead,
+        with one line on stderr and status `lost_process.STATUS`.
       RuntimeError: a device has been used already.
     """
     if jax.distributed.is_initialized():
@@ -314,17 +322,28 @@ def _join(cluster, settings):
     arguments = cluster.arguments
     if arguments.get("process_id") == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
         _check_port_is_free(arguments["coordinator_address"])
+    waited = f"has waited {settings.start_timeout} s (distributed.start_timeout) for all to join"
+    missing = f"{lost_process.LINE}{cluster.name} {waited}"
     try:
-        jax.distributed.initialize(
-            **arguments,
-            initialization_timeout=settings.start_timeout,
-            heartbeat_timeout_seconds=settings.timeout,
-        )
+        with (
+            lost_process.limit(settings.start_timeout, missing),
+            runtime_abort.replaced(functools.partial(_end_for_lost, settings.timeout)),
+        ):
+            jax.distributed.initialize(
+                **arguments,
+                initialization_timeout=settings.start_timeout + LATER,
+                heartbeat_timeout_seconds=settings.timeout - 1,  # jax looks once a second
+            )
     except (ValueError, LookupError, OSError) as error:
         raise ValueError(
             f"{cluster.name}: cannot join ({error}): set {', '.join(VARIABLES)}; or"
             f" {ONE_PROCESS_HINT}"
         ) from error
+
+
+def _end_for_lost(timeout):
+    silent = f"its connection is, or it has been silent for {timeout} s (distributed.timeout)"
+    lost_process.end(f"{lost_process.LINE}{silent}; this one was in {lost_process.place()}")
 
 
 def _check_port_is_free(address):

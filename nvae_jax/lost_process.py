@@ -1,14 +1,28 @@
 """How to tell that another process of this cluster is gone, and what to say and end with then."""
 
+import contextlib
+import os
 import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
 
 import jax
 
 STATUS = 1  # a restart helps
 LINE = "error: another process of the cluster is gone: "
-LOST_CONNECTION = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
+LOST_CONNECTION = re.compile(
+    r"(Unable to initialize backend '\w+': )?"
+    "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
+)
 # What else is called INTERNAL may be a fault of this process's own device.
 _AMONG_PROCESSES = re.compile("Gloo|NCCL|[Tt]ask|[Bb]arrier|[Cc]onnection")
+_PACKAGE = Path(__file__).parent
+_OF_ALL = ("cli", "distributed", "interrupt", "lost_process", "saving")  # not what they serve
+_ending = threading.Lock()
 
 
 def is_reason_of(error: BaseException | None) -> bool:
@@ -29,3 +43,40 @@ def _says_so(error):
     own = isinstance(error, RuntimeError) and text.startswith("INTERNAL: ")
     known = LOST_CONNECTION.match(text) is not None
     return known and (not own or _AMONG_PROCESSES.search(text) is not None)
+
+
+def end(line: str) -> NoReturn:
+    """Ends this process at once, from any thread, whatever the others do; where several call it,
+    the first one's `line` is the only one."""
+    if not _ending.acquire(blocking=False):
+        threading.Event().wait()  # the end, which is near
+    os.write(2, f"{line}\n".encode())
+    os._exit(STATUS)
+
+
+@contextlib.contextmanager
+def limit(seconds: float, line: str) -> Iterator[None]:
+    """A context that ends this process with `line` where it takes longer, stuck outside Python or
+    not."""
+    timer = threading.Timer(seconds, end, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def place(error: BaseException | None = None) -> str:
+    """Where in the package this process was, as "module.function": when it met `error`, or now. So
+    it says what the process did, or waited for."""
+    if error is None:
+        main = sys._current_frames().get(threading.main_thread().ident or 0)
+        frames = [frame for frame, _ in traceback.walk_stack(main)]
+    else:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][::-1]
+    for frame in frames:
+        path = Path(frame.f_code.co_filename)
+        if _PACKAGE in path.parents and path.stem not in _OF_ALL:
+            return f"{path.stem}.{frame.f_code.co_name}"
+    return "Python"
