@@ -29,7 +29,7 @@ from nvae_jax.interrupt import Interrupted
 from nvae_jax.state import Snapshot, State
 from nvae_jax.trees import by_name
 
-orbax_errors.silence_logging()
+orbax_errors.silence()
 
 SETTLE_SECONDS = 30.0
 

@@ -79,8 +79,7 @@ def run(main: Callable[[list[str]], Any], program: str = "") -> None:
             line = as_called(_first_line(error), program)
             if lost:
                 sys.stdout.flush()
-                where = lost_process.place(error)
-                lost_process.end(f"{lost_process.LINE}{line}; this one was in {where}")
+                lost_process.end(lost_process.describe(error, line))
             print(f"error: {line}", file=sys.stderr)
             distributed.exit_without_waiting(2)
         if not jax.distributed.is_initialized():

@@ -334,6 +334,11 @@ def _join(cluster, settings):
                 initialization_timeout=settings.start_timeout + LATER,
                 heartbeat_timeout_seconds=settings.timeout - 1,  # jax looks once a second
             )
+    except RuntimeError as error:
+        if not runtime_abort.is_lost_for_words(error):
+            raise
+        refused = "process 0 refuses it, or is lost: is its number taken, or their number another?"
+        lost_process.end(f"error: {cluster.name}: {refused}")
     except (ValueError, LookupError, OSError) as error:
         raise ValueError(
             f"{cluster.name}: cannot join ({error}): set {', '.join(VARIABLES)}; or"

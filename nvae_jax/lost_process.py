@@ -12,6 +12,8 @@ from typing import NoReturn
 
 import jax
 
+from nvae_jax import runtime_abort
+
 STATUS = 1  # a restart helps
 LINE = "error: another process of the cluster is gone: "
 LOST_CONNECTION = re.compile(
@@ -38,7 +40,16 @@ def is_reason_of(error: BaseException | None) -> bool:
     return _says_so(error) or is_reason_of(error.__cause__)
 
 
+def describe(error: BaseException, line: str) -> str:
+    """The line to end with because of `error`, which `line` tells of."""
+    if runtime_abort.is_lost_for_words(error):
+        line = "its connection is, or it has been silent for too long"
+    return f"{LINE}{line}; this one was in {place(error)}"
+
+
 def _says_so(error):
+    if runtime_abort.is_lost_for_words(error):
+        return True
     text = str(error)
     own = isinstance(error, RuntimeError) and text.startswith("INTERNAL: ")
     known = LOST_CONNECTION.match(text) is not None

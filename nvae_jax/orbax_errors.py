@@ -1,29 +1,25 @@
 """One line for a checkpoint that cannot be written, in place of Orbax's hundreds."""
 
-import logging as standard_logging
+import asyncio
 import os
 import re
-import sys
-import traceback
 from pathlib import Path
 
 from absl import logging
 from absl.logging import converter
+from orbax.checkpoint._src import asyncio_utils
+
+SECONDS = 30.0  # for what is still being written after an error
 
 
-def silence_logging() -> None:
-    """Leaves out what Orbax logs of errors, all of which it raises too, and what becomes of the
-    arrays that were being written beside the one that failed: at the first error Orbax closes the
-    event loop that waits for all of them."""
+def silence() -> None:
+    """Leaves out what Orbax logs of errors, all of which it raises too, and has it wait at the
+    first error for the arrays that are being written beside the one that failed. Orbax would close
+    the event loop under them, of which each would complain on stderr."""
     logging.get_absl_logger().addFilter(_is_news)
-    standard_logging.getLogger("asyncio").addFilter(_is_of_others)
-    hook = sys.unraisablehook
-
-    def unraisable(event):
-        if str(event.exc_value) != "Event loop is closed":
-            hook(event)
-
-    sys.unraisablehook = unraisable
+    run = getattr(asyncio_utils, "_run_sync_via_new_loop", None)
+    if run is not None:  # it is not Orbax's word that there is one
+        asyncio_utils._run_sync_via_new_loop = lambda task: run(_to_the_end(task))
 
 
 def _is_news(record):
@@ -31,13 +27,14 @@ def _is_news(record):
     return not (is_error and "orbax" in Path(record.pathname).parts)
 
 
-def _is_of_others(record):
-    """False of an error of Orbax's that came too late for anyone to ask for it."""
-    error = record.exc_info and record.exc_info[1]
-    if not error or "never retrieved" not in record.getMessage():
-        return True
-    frames = traceback.extract_tb(error.__traceback__)
-    return not any("orbax" in Path(frame.filename).parts for frame in frames)
+async def _to_the_end(task):
+    try:
+        return await task
+    except Exception:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=SECONDS)
+        raise
 
 
 def reason(error: BaseException) -> str:

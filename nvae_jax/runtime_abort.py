@@ -34,6 +34,12 @@ def replaced(end: Callable[[], Any]) -> Iterator[None]:
         setattr(_jax, FACTORY, factory)
 
 
+def is_lost_for_words(error: BaseException) -> bool:
+    """Whether `error` is the exception above: one that the runtime met in a call of ours, as of
+    jax.distributed.initialize or shutdown, and which stands for what it wanted to say."""
+    return isinstance(error, RuntimeError) and str(error) == "std::bad_cast"
+
+
 def _handle_terminate(end):
     """Whether C++ can be told to call `end` of the exception above, and of no other."""
     try:

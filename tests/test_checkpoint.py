@@ -1,4 +1,3 @@
-import asyncio
 import contextlib
 import gc
 import math
@@ -174,18 +173,12 @@ def test_a_failed_save_is_named_in_one_line_and_can_be_repeated(tmp_path, tiny, 
         with small_disk(10_000):
             checkpoints.save(state, {"step": 3})
             told = "checkpoints/3: cannot be written .File too large"
-            with pytest.raises(SaveError, match=told) as failed:
+            with pytest.raises(SaveError, match=told):
                 while True:
                     checkpoints.check()
         assert checkpoints.latest_step() is None
         assert not list((tmp_path / "checkpoints").iterdir())
-        # The error of another array, which nobody asks for where the machine is busy.
-        loop = asyncio.new_event_loop()
-        loop.create_future().set_exception(failed.value.__cause__)
         assert not [record for record in caplog.records if record.levelname == "ERROR"]
-        loop.create_future().set_exception(OSError("not Orbax's"))
-        assert "not Orbax's" in caplog.text
-        loop.close()
         checkpoints.save(state, {"step": 3})
         checkpoints.wait()
         assert checkpoints.latest_step() == 3

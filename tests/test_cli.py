@@ -44,5 +44,6 @@ def test_a_cache_that_cannot_be_written_to_is_said_once(
 def test_an_error_is_one_line_with_its_notes():
     error = OSError("no space\nleft")
     error.add_note("the newest checkpoint is step 4")
+    error.add_note("--------------------\nFor simplicity, JAX has removed its internal frames")
     assert cli._first_line(error) == "no space; the newest checkpoint is step 4"
     assert cli._first_line(ValueError()) == "ValueError"

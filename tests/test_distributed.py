@@ -232,6 +232,9 @@ def test_an_error_in_one_process_is_an_error_in_all(commands, tmp_path):
         ("Timed out while waiting for async_write_complete barrier.", None, False),
         ("[Errno 110] Connection timed out", "no answer", False),
         ("run/checkpoints cannot be used", "UNKNOWN: Gloo AllGather failed", True),
+        ("", "Unable to initialize backend 'cpu': DEADLINE_EXCEEDED: no topology", True),
+        ("", "Unable to initialize backend 'cuda': no device", False),
+        ("", "std::bad_cast", True),
         ("", "INTERNAL: Task (1) is already in error before the barrier was called", True),
         ("", "INTERNAL: CUDA error: an illegal memory access", False),
     ],
@@ -254,7 +257,9 @@ def test_a_lost_process_ends_the_others_in_time(commands, number, victim):
         processes.all[victim].send_signal(number)
         # Measured: 0.1 s where process 0 is killed, otherwise a little less than the timeout.
         status = processes.all[1 - victim].wait(TIMEOUT + 4)
-        assert status not in (0, WRONG_INPUT)
+        message = processes.all[1 - victim].stderr.read()
+    assert status == lost_process.STATUS
+    assert message.splitlines()[-1].startswith(lost_process.LINE), message
 
 
 def test_a_process_that_fails_ends_the_others_in_time(commands):
@@ -282,8 +287,10 @@ def test_a_process_that_waits_alone_gives_up(commands):
     program = START.replace("start_timeout=40", "start_timeout=5")
     with Processes(commands, "", explicit()[1:], start=program) as processes:
         [(status, _, message)] = processes.finish()
-    assert status != 0
-    assert "waiting up to 5 s for the other processes" in message
+    assert status == lost_process.STATUS
+    waits, *_, last = message.splitlines()
+    assert waits.endswith("waiting up to 5 s for the other processes")
+    assert re.search(r"gone: process 1 of 2 at \S+ has waited 5 s .* for all to join$", last)
 
 
 def test_a_port_in_use_is_an_error():

@@ -56,22 +56,27 @@ def test_looking_at_a_process(scripts, tmp_path):
 
 
 def test_a_process_that_does_not_end_is_told(scripts, monkeypatch, tmp_path):
-    """One of two is killed; the other ends with an error, with success, or not at all."""
-    monkeypatch.setattr(scripts.soak_kills, "MARGIN", 0)
-    wait = (
-        "import os, sys, time; index = os.environ['JAX_PROCESS_ID']; time.sleep(60 if index == '1'"
-    )
-    for body, failed in (
-        (" else 0.1); sys.exit('error: gone')", []),
-        (" else 0.1)", ["process 0 ended with status 0"]),
-        (" else 60)", ["process 0 did not end within 1 s"]),
+    """One of two is killed; the other ends as it should, otherwise, too late, or not at all."""
+    for name, seconds in (("MARGIN", 0), ("SLACK", 0), ("TIMEOUT", 1), ("START_TIMEOUT", 2)):
+        monkeypatch.setattr(scripts.soak_kills, name, seconds)
+    wait = "import os, sys, time; print('waiting up to 2 s', file=sys.stderr, flush=True);"
+    wait += "time.sleep(60 if os.environ['JAX_PROCESS_ID'] == '1'"
+    gone = "error: another process of the cluster is gone: "
+    joining = gone + "distributed.start_timeout"
+    for body, line, failed in (
+        (f" else 0.1); sys.exit('{gone}')", gone, []),
+        (f" else 1.2); sys.exit('{joining}')", joining, []),
+        (f" else 1.2); sys.exit('{gone}')", gone, ["did not end within 1 s"]),
+        (" else 0.1); sys.exit('error: no')", "error: no", ["ended without its line"]),
+        (" else 0.1)", "waiting up to 2 s", ["ended with status 0", "ended without its line"]),
+        (" else 60)", "waiting up to 2 s", ["did not end within 1 s"]),
     ):
         program = [sys.executable, "-c", wait + body]
         monkeypatch.setattr(scripts.soak_kills, "command", lambda *_, program=program: program)
         with scripts.soak_kills.Cluster(tmp_path / "run") as cluster:
-            row = cluster.kill(1, 1)
-        assert row["killed"] == 1 and row["failed"] == failed
-        assert row["last_line"] == ("" if failed else "error: gone")
+            row = cluster.kill(1)
+        assert row["killed"] == 1 and row["last_line"] == line
+        assert row["failed"] == [f"process 0 {what}" for what in failed]
         assert all(process.poll() is not None for process in cluster.processes)
 
 

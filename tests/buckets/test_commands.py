@@ -1,6 +1,7 @@
 """The commands with everything that they read and write in a bucket."""
 
 import logging
+import signal
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ COMMANDS = {
     "train": [RUN, "--profile=2:2"],
     "score": [RUN, OUT, f"--against={HERE}/images/train", "--num_iw_samples=1"],
     "restore": [RUN, OUT, f"--mask={HERE}/images/test/0.png", "--steps=1", "--samples=1"],
+    "explore": [RUN, "--port=0", "--num=2"],
     "report": [RUN, "--num=2", "--passes=3", "--temperatures=1", "--nonearest"],
     "export": [RUN, OUT, "--norecalibrate_bn", "--platforms=cpu"],
     "push": [f"{HERE}/pushed", RUN],
@@ -29,7 +31,28 @@ WRITTEN = """
 data/folder/manifest.json run/checkpoints/9/commit_success.txt run/metrics.jsonl
 run/events.out.tfevents.* run/plugins/profile/*/*.xplane.pb run/samples/step_00000009_*.png
 out/scores.csv out/scores.json out/scores.npz out/restored.npz out/restored.png run/report.html
-out/sampler.jax out/encoder.jax out/export.json pushed/model.safetensors pulled/checkpoints/9/state
+run/recalibration/* out/sampler.jax out/encoder.jax out/export.json pushed/model.safetensors
+pulled/checkpoints/9/state
+"""
+# Asks `explore` for a picture, and ends it.
+ASK = """
+import json, os, signal, threading, urllib.request
+from nvae_jax.explore import server
+
+def ask(port):
+    wanted = {"kind": "samples", "seed": 0, "temperature": 1, "recalibrate": True}
+    body = json.dumps({"window": "", "request": wanted}).encode()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/ask", body) as answer:
+        *_, last = answer
+    print(sorted(json.loads(last).get("result", {})), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def listen(port, listen=server.listen):
+    listening = listen(port)
+    threading.Thread(target=ask, args=[listening.getsockname()[1]]).start()
+    return listening
+
+server.listen = listen
 """
 
 
@@ -51,8 +74,12 @@ def test_commands_read_and_write_there(commands, images, tmp_path):
     run_directory.save_config(HERE / "run", build.resolve(config))
 
     for command, flags in COMMANDS.items():
-        done = commands.run(command, *flags, HOME=str(tmp_path / "home"))
-        assert done.returncode == 0, (command, done.stderr)
+        asks = command == "explore"
+        home = str(tmp_path / "home")
+        done = commands.run(command, *flags, before=ASK if asks else "", HOME=home)
+        ends = 128 + signal.SIGTERM if asks else 0
+        assert done.returncode == ends, (command, done.stderr)
+        assert "'images'" in done.stdout or not asks
         assert "gs:/b" not in done.stdout + done.stderr
     for pattern in WRITTEN.split():
         assert list(HERE.glob(pattern)), pattern

@@ -1,0 +1,42 @@
+"""What becomes of the arrays that are written beside one that cannot be."""
+
+import asyncio
+import threading
+
+import pytest
+from orbax.checkpoint._src import asyncio_utils
+
+from nvae_jax import checkpoint, orbax_errors
+
+
+async def fail():
+    raise OSError("no space")
+
+
+def test_orbax_waits_for_them():
+    """TensorStore ends a write by calling the event loop from a thread of its own."""
+    ended = []
+
+    async def write():
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        threading.Timer(0.3, loop.call_soon_threadsafe, (done.set_result, None)).start()
+        ended.append(await done)
+
+    async def save():
+        await asyncio.gather(fail(), write())
+
+    assert checkpoint.orbax_errors is orbax_errors  # which has told Orbax to
+    with pytest.raises(OSError, match="no space"):
+        asyncio_utils.run_sync(save())
+    assert ended == [None]
+
+
+def test_orbax_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(orbax_errors, "SECONDS", 0.1)
+
+    async def save():
+        await asyncio.gather(fail(), asyncio.sleep(60))
+
+    with pytest.raises(OSError, match="no space"):
+        asyncio_utils.run_sync(save())
