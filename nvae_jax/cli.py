@@ -1,5 +1,6 @@
 """What the commands share: flags, one-line errors, the compilation cache."""
 
+import contextlib
 import difflib
 import gc
 import os
@@ -53,7 +54,7 @@ def run(main: Callable[[list[str]], Any], program: str = "") -> None:
       program: what help and errors call the commands by, "nvae-jax"; "": scripts of launch/.
 
     A wrong flag, key, path or value ends in one line on stderr and exit status 2; a run stopped by
-    a signal in 128 + its number; one that lost another process of its cluster in 1. Set
+    a signal in 128 + its number; one that lost another process of its cluster in 134. Set
     NVAE_JAX_TRACEBACK=1 to see where an error comes from, and NVAE_JAX_KEEP_MEMORY=0 to give freed
     memory back to the system (see `allocator`).
     """
@@ -78,7 +79,8 @@ def run(main: Callable[[list[str]], Any], program: str = "") -> None:
         if (lost or isinstance(error, expected)) and not os.environ.get(TRACEBACK_VARIABLE):
             line = as_called(_first_line(error), program)
             if lost:
-                sys.stdout.flush()
+                with contextlib.suppress(OSError):  # nobody may be reading
+                    sys.stdout.flush()
                 lost_process.end(lost_process.describe(error, line))
             print(f"error: {line}", file=sys.stderr)
             distributed.exit_without_waiting(2)

@@ -14,7 +14,7 @@ import jax
 
 from nvae_jax import runtime_abort
 
-STATUS = 1  # a restart helps
+STATUS = 134  # as of jax's abort; launch scripts start again what ends with it
 LINE = "error: another process of the cluster is gone: "
 LOST_CONNECTION = re.compile(
     r"(Unable to initialize backend '\w+': )?"
@@ -61,7 +61,8 @@ def end(line: str) -> NoReturn:
     the first one's `line` is the only one."""
     if not _ending.acquire(blocking=False):
         threading.Event().wait()  # the end, which is near
-    os.write(2, f"{line}\n".encode())
+    with contextlib.suppress(OSError):  # nobody may be reading
+        os.write(2, f"{line}\n".encode())
     os._exit(STATUS)
 
 
