@@ -187,7 +187,7 @@ def _with_resume(row, run, before):
     row["step"] = last_step(run)
     if before:
         log = run.with_name(f"{run.name}-0.log").read_text()
-        row["resumed_at"] = int(re.findall(r"resumed at step (\d+)", log)[-1])
+        row["resumed_at"] = int([0, *re.findall(r"resumed at step (\d+)", log)][-1])
         row["again"] = max(before) - row["resumed_at"]  # steps
         differing = differing_steps(before, rows(run))
         row["resumed_alike"] = not differing

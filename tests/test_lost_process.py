@@ -1,22 +1,19 @@
 """A process ends in one line, whatever it was in when another one was lost."""
 
-import json
 import os
 import re
-import subprocess
-import sys
 import threading
+from contextlib import ExitStack
 
 import jax
 import pytest
 
 from nvae_jax import distributed, lost_process, paths, runtime_abort
-from tests.test_distributed import TIMEOUT, environment, free_port
+from tests.test_distributed import TIMEOUT, Processes, explicit
 
-# Forks a pair a phase after the imports, all at once. Of each, one process does what others then
-# wait for in vain, and kills itself.
-PAIRS = f"""
-import json, os, signal, sys, time
+# One of two processes does what others then wait for in vain, and kills itself.
+PROGRAM = f"""
+import os, signal, time
 import jax, numpy as np
 from jax.experimental import multihost_utils
 from nvae_jax import cli, distributed
@@ -32,41 +29,24 @@ DURING = {{
     "computing": lambda: (gather(), time.sleep(60)),
     "leaving": lambda: (gather(), jax.distributed.shutdown()),
 }}
+phase, killed = os.environ["PHASE"], "KILLED" in os.environ
 
-def run(phase, port, victim, index):
-    log = os.open(f"{{phase}}.log" if index != victim else os.devnull, os.O_WRONLY | os.O_CREAT)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+def end():
+    print(time.time(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def main(_):
+    if killed and phase == "joining":
+        end()
     start = {TIMEOUT} if phase == "joining" else 60
-    settings = distributed.DistributedSettings({TIMEOUT}, start, f"localhost:{{port}}", 2, index)
-    sys.argv = sys.argv[:1]
+    distributed.initialize(distributed.DistributedSettings({TIMEOUT}, start))
+    if not killed:
+        return DURING[phase]()
+    LAST.get(phase, int)()
+    time.sleep(1)
+    end()
 
-    def main(_):
-        if index == victim and phase == "joining":
-            os.kill(os.getpid(), signal.SIGKILL)
-        distributed.initialize(settings)
-        if index != victim:
-            return DURING[phase]()
-        LAST.get(phase, int)()
-        time.sleep(1)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    cli.run(main)
-
-processes = {{}}
-for phase, (port, victim) in json.loads(sys.argv[1]).items():
-    for index in range(2):
-        if not (child := os.fork()):
-            run(phase, port, victim, index)
-            os._exit(0)
-        processes[child] = phase, index == victim
-ends = {{}}
-while processes:
-    child, status = os.wait()
-    phase, killed = processes.pop(child)
-    ends.setdefault(phase, {{}})[killed] = os.waitstatus_to_exitcode(status), time.monotonic()
-seconds = lambda phase: ends[phase][False][1] - ends[phase][True][1]
-print(json.dumps({{phase: [ends[phase][False][0], seconds(phase)] for phase in ends}}))
+cli.run(main)
 """
 PHASES = {  # name: (which of two is killed, what the other says)
     "joining": (1, r"process 0 of 2 at \S+ has waited 5 s \(distributed.start_timeout\) for all"),
@@ -78,15 +58,30 @@ PHASES = {  # name: (which of two is killed, what the other says)
 }
 
 
+def pair(phase, killed):
+    """The variables of two processes."""
+    variables = [{**each, "PHASE": phase} for each in explicit()]
+    variables[killed]["KILLED"] = "1"
+    return variables
+
+
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory):
+def ends(commands):
     """{phase: (status, seconds after the other's end, lines said)} of the processes left."""
-    folder = tmp_path_factory.mktemp("pairs")
-    pairs = {phase: (free_port(), victim) for phase, (victim, _) in PHASES.items()}
-    program = [sys.executable, "-c", PAIRS, json.dumps(pairs)]
-    out = subprocess.check_output(program, cwd=folder, env=environment(), timeout=200)
-    lines = {phase: (folder / f"{phase}.log").read_text().splitlines() for phase in PHASES}
-    return {phase: (*end, lines[phase]) for phase, end in json.loads(out).items()}
+    with ExitStack() as stack:
+        started = {
+            phase: stack.enter_context(
+                Processes(commands, PROGRAM, pair(phase, killed), start="")
+            ).all
+            for phase, (killed, _) in PHASES.items()
+        }
+        found = {}
+        for phase, (killed, _) in PHASES.items():
+            other, (killed_at, _) = started[phase][1 - killed], started[phase][killed].communicate()
+            lines = other.communicate(100)[1].splitlines()
+            seconds = other.streams[1].stat().st_mtime - float(killed_at)
+            found[phase] = other.returncode, seconds, lines
+    return found
 
 
 @pytest.mark.parametrize("phase", PHASES)
