@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jax._src.lib import _jax
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
 FACTORY, ARGUMENT = "get_distributed_runtime_client", "missed_heartbeat_callback"
 _HANDLER = ctypes.CFUNCTYPE(None)

@@ -79,7 +79,7 @@ def ends(commands):
         for phase, (killed, _) in PHASES.items():
             other, (killed_at, _) = started[phase][1 - killed], started[phase][killed].communicate()
             lines = other.communicate(100)[1].splitlines()
-            seconds = other.streams[1].stat().st_mtime - float(killed_at)
+            seconds = other.streams[1].stat().st_mtime - float(killed_at.split()[-1])
             found[phase] = other.returncode, seconds, lines
     return found
 

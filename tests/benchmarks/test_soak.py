@@ -57,19 +57,20 @@ def test_looking_at_a_process(scripts, tmp_path):
 
 def test_a_process_that_does_not_end_is_told(scripts, monkeypatch, tmp_path):
     """One of two is killed; the other ends as it should, otherwise, too late, or not at all."""
-    for name, seconds in (("MARGIN", 0), ("SLACK", 0), ("TIMEOUT", 1), ("START_TIMEOUT", 2)):
+    for name, seconds in (("MARGIN", 0), ("SLACK", 0), ("TIMEOUT", 3), ("START_TIMEOUT", 8)):
         monkeypatch.setattr(scripts.soak_kills, name, seconds)
-    wait = "import os, sys, time; print('waiting up to 2 s', file=sys.stderr, flush=True);"
+    wait = "import os, sys, time; print('waiting up to 8 s', file=sys.stderr, flush=True);"
     wait += "time.sleep(60 if os.environ['JAX_PROCESS_ID'] == '1'"
     gone = "error: another process of the cluster is gone: "
     joining = gone + "distributed.start_timeout"
+    end = "; print('{}', file=sys.stderr, flush=True); os._exit(134)"
     for body, line, failed in (
-        (f" else 0.1); sys.exit('{gone}')", gone, []),
-        (f" else 1.2); sys.exit('{joining}')", joining, []),
-        (f" else 1.2); sys.exit('{gone}')", gone, ["did not end within 1 s"]),
-        (" else 0.1); sys.exit('error: no')", "error: no", ["ended without its line"]),
-        (" else 0.1)", "waiting up to 2 s", ["ended with status 0", "ended without its line"]),
-        (" else 60)", "waiting up to 2 s", ["did not end within 1 s"]),
+        (" else 0.1)" + end.format(gone), gone, []),
+        (" else 3.5)" + end.format(joining), joining, []),
+        (" else 3.5)" + end.format(gone), gone, ["did not end within 3 s"]),
+        (" else 0.1)" + end.format("error: no"), "error: no", ["ended without its line"]),
+        (" else 0.1)", "waiting up to 8 s", ["ended with status 0", "ended without its line"]),
+        (" else 60)", "waiting up to 8 s", ["did not end within 3 s"]),
     ):
         program = [sys.executable, "-c", wait + body]
         monkeypatch.setattr(scripts.soak_kills, "command", lambda *_, program=program: program)
