@@ -66,6 +66,7 @@ def tiny_config(**sections):
     config = digits.get_config()
     config.model.update(process_blocks=1, num_scales=2, num_groups=2, latent_channels=4)
     config.model.update(encoder_width=8, decoder_width=8, preprocess_cells=1, postprocess_cells=1)
+    config.optimizer.learning_rate = 0.01
     config.train.update(num_steps=6, batch_size=16)
     config.eval.update(recalibration_passes=3, recalibration_batch_size=4, batch_size=64)
     config.log.update(every_steps=1, images_every_steps=0, num_images=4)
