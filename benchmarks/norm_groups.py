@@ -24,10 +24,11 @@ OUT = flags.DEFINE_string("out", "", "JSON file for the results")
 
 
 def configured(groups, seed):
-    """The quickstart's model, halved, on batches of --batch in so many parts."""
+    """A model like the quickstart's, on batches of --batch in so many parts."""
     config = digits.get_config()
     config.seed = seed
-    config.model.update(num_groups=4, norm_groups=groups)
+    config.model.update(num_groups=4, encoder_width=8, norm_groups=groups)
+    config.optimizer.learning_rate = 0.01
     config.train.update(num_steps=STEPS.value, batch_size=BATCH.value)
     return build.resolve(config)
 
