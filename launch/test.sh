@@ -27,9 +27,11 @@ for argument in "$@"; do
   esac
 done
 install_environment "[test]"
-known=$(.venv/bin/python -m pytest --help)
+known='' # its list takes seconds, and most calls need none
 for argument in ${arguments[@]+"${arguments[@]}"}; do
-  [[ $argument != --* ]] || grep -qwe "${argument%%=*}" <<<"$known" ||
+  [[ $argument == --* ]] || continue
+  known=${known:-$(.venv/bin/python -m pytest --help)}
+  grep -qwe "${argument%%=*}" <<<"$known" ||
     die "unknown option $argument; see --help, and pytest --help"
 done
 if [[ -n $torch ]]; then
