@@ -1,10 +1,6 @@
 """One step function on any mesh: eight fake devices in a process of their own."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,9 +9,8 @@ from jax.sharding import PartitionSpec
 
 from nvae_jax import sharding
 from nvae_jax.ops.portable import optimizer
-from tests.conftest import FAST_COMPILATION
+from tests.test_distributed import of_devices
 
-ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import json, math, sys
 import jax, numpy as np
@@ -103,37 +98,27 @@ print(json.dumps([places, sharding.round_up(None, 9)]))
 """
 
 
-def run(devices, **mesh):
-    return run_program(PROGRAM, devices, json.dumps(mesh))
+@pytest.fixture(scope="module")
+def run_program(commands):
+    """A function: what a program prints at last, on so many devices."""
 
+    def run(program, devices, *arguments):
+        with commands.start(program, *arguments, environment=of_devices(devices)) as process:
+            out, error = process.communicate(timeout=600)
+        assert process.returncode == 0, error
+        return json.loads(out.splitlines()[-1])
 
-def run_program(program, devices, *arguments):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return run
 
 
 @pytest.fixture(scope="module")
-def one_device():
-    return run(1)
+def one_device(run_program):
+    return run_program(PROGRAM, 1, "{}")
 
 
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 4}])
-def test_eight_devices_train_as_one(one_device, mesh):
-    eight = run(8, **mesh)
+def test_eight_devices_train_as_one(run_program, one_device, mesh):
+    eight = run_program(PROGRAM, 8, json.dumps(mesh))
     assert eight["devices"] == 8 and eight["compiled"] == 1
     np.testing.assert_allclose(eight["losses"], one_device["losses"], rtol=1e-5)
     for name, norm in one_device["norms"].items():
@@ -158,21 +143,21 @@ def check_collectives(found, one_device, fsdp):
     assert found["kept"] == pytest.approx(one_device["kept"] - saved, rel=1e-3)
 
 
-def test_batch_norm_within_devices_needs_no_communication():
+def test_batch_norm_within_devices_needs_no_communication(run_program):
     found = run_program(NORM_GROUPS, 8)
     # The mean and the second moment in one.
     assert found["1"] == found["2"] == 1
     assert found["8"] == found["16"] == 0
 
 
-def test_rows_are_divided_among_as_many_devices_as_divide_them():
+def test_rows_are_divided_among_as_many_devices_as_divide_them(run_program):
     places, rounded = run_program(ROWS, 8)
     assert places["8"] == [[i] for i in range(8)]
     assert places["12"] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
     assert places["3"] == [[0, 1, 2]] and rounded == 16
 
 
-def test_saving_what_devices_share_compiles_nothing(tmp_path):
+def test_saving_what_devices_share_compiles_nothing(run_program, tmp_path):
     listened, by_saving = run_program(SAVING, 8, str(tmp_path))
     assert listened == 1 and by_saving == 0
 
