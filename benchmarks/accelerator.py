@@ -1,22 +1,22 @@
-"""Everything worth measuring on an accelerator that is there for some minutes only.
+"""Measures the most important numbers on an accelerator within a few minutes.
 
   python benchmarks/accelerator.py [--only=PART,...] [--minutes=8] [--out=PATH]
       [--config.KEY=VALUE] [--variant=NAME:config=mnist,batch=200,KEY=VALUE,xla_OPTION=VALUE]...
 
-Parts, in the order of their worth:
-  golden     the published numbers in float32: the largest errors
+Parts, most important first:
+  golden     the largest errors of the published numbers in float32
   mnist, cifar10, celeba64, ffhq256   a training step at 200, 32, 16 and 4 images in bfloat16: time,
              compilation, memory, kernels (ffhq256 with each policy of remat)
   sample     200 images of the mnist model
   depthwise  5x5 convolutions, each implementation, forward and both gradients
-  ceilings   bytes a second of a copy, and operations of a bfloat16 product
-  kernels    of each step that is timed, those that take longest
+  ceilings   bytes per second of a copy, and operations per second of a bfloat16 product
+  kernels    the slowest kernels of each timed step
 
-Programs are compiled side by side and then run one at a time. The results are in a file, whole
-after each of them, so that being cut off loses only what was not measured. A part that the minutes
-do not suffice for is named as skipped, or as not compiled. `--variant` times a training step of any
-config with other keys and options of the compiler, before all others. Compiled programs are kept
-only where JAX_COMPILATION_CACHE_DIR says so: their compilation then takes no time.
+Programs are compiled in parallel and then run one at a time. The file of results is rewritten after
+each of them, so that an interruption loses nothing that was measured. Parts that do not fit into
+the time are listed as skipped, or as not compiled. `--variant` times a training step of any config
+with other keys and compiler options, before all others. Compiled programs are cached only if
+JAX_COMPILATION_CACHE_DIR is set; a cached program needs no compilation.
 """
 
 import os
@@ -34,7 +34,7 @@ from variants import STEPS, parse
 from nvae_jax import cli
 
 HERE = pathlib.Path(__file__).resolve().parent
-# Those of a line are compiled together; with the seconds that they take at least.
+# Parts that are compiled together, with the minimum number of seconds that they take.
 WAVES = (
     (("mnist", "cifar10", "sample", "golden"), 60),
     (("depthwise", "ceilings", "celeba64"), 45),
@@ -44,16 +44,16 @@ PARTS = tuple(part for parts, _ in WAVES for part in parts)
 KINDS = (*PARTS, "kernels")
 ONLY = flags.DEFINE_list("only", None, f"of {', '.join(KINDS)}; default: all, or none but variants")
 VARIANTS = flags.DEFINE_multi_string("variant", [], "a step to time beside: see above")
-MINUTES = flags.DEFINE_float("minutes", 8.0, "to be done in", 0.1)
-BATCH = flags.DEFINE_integer("batch", None, "another batch size for all steps", 1)
-SMALL = flags.DEFINE_bool("small", False, "tiny sizes of all else, to try the script")
-REPS = flags.DEFINE_integer("reps", 10, "samples of each", 1)
-OUT = flags.DEFINE_string("out", str(HERE / "results" / "accelerator.json"), "where the JSON goes")
+MINUTES = flags.DEFINE_float("minutes", 8.0, "time limit", 0.1)
+BATCH = flags.DEFINE_integer("batch", None, "batch size of all steps, instead of the defaults", 1)
+SMALL = flags.DEFINE_bool("small", False, "tiny sizes of everything else, to test the script")
+REPS = flags.DEFINE_integer("reps", 10, "samples of each time", 1)
+OUT = flags.DEFINE_string("out", str(HERE / "results" / "accelerator.json"), "JSON file to write")
 CHANGES = cli.define_changes()
 
 
 def wanted():
-    """The parts asked for."""
+    """The requested parts."""
     if ONLY.value is None:
         return ("kernels",) if VARIANTS.value else KINDS
     if unknown := set(ONLY.value) - set(KINDS):
@@ -74,7 +74,7 @@ def of_part(part, run):
 
 
 def _least(asked, first=0):
-    """Seconds that the waves from the `first` on take at least."""
+    """The minimum number of seconds for the waves from number `first` on."""
     return sum(least for parts, least in WAVES[first:] if set(parts) & set(asked))
 
 
@@ -93,9 +93,9 @@ def main(_):
         elif parts:
             wave = [program for part in parts for program in of_part(part, run)]
             runner.run(wave, later=_least(asked, i + 1))
-    record.say_written(OUT.value)
+    record.print_written(OUT.value)
     sys.stdout.flush()
-    os._exit(0)  # what is still being compiled cannot be stopped
+    os._exit(0)  # running compilations cannot be stopped otherwise
 
 
 if __name__ == "__main__":

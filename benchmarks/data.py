@@ -1,12 +1,12 @@
-"""How fast batches come, and how much of it is decoding.
+"""Measures how fast batches are read, and the share of decoding.
 
   python benchmarks/data.py [--seconds=5] [--threads=2] [--workers=0] [--out=PATH]
 
-Builds small data sets of photograph-like images in a temporary folder and reads them as training
-does. Prints, for each, images per second; images per second and core (by processor time, so that
-it holds on a machine shared with others); microseconds per image for reading and decoding alone;
-and the rate at which the paper's own training took images: epochs x images / hours of its table.
-Writes the same as JSON.
+Builds small data sets of photograph-like images in a temporary folder and reads them as in
+training. Prints for each: images per second; images per second and core (from processor time, which
+is valid on a shared machine, too); microseconds per image for reading and decoding only; and the
+rate at which the paper's training consumed images: epochs x images / hours in its table. Writes the
+same numbers as JSON.
 """
 
 import pathlib
@@ -45,7 +45,7 @@ def photographs(count: int, size: int) -> np.ndarray:
 
 
 def build(root: pathlib.Path) -> list[tuple[str, DataSpec, int, float]]:
-    """(what it is, its spec, batch size, the paper's images per second) of each measurement."""
+    """(label, spec, batch size, the paper's images per second) of each measurement."""
     common = {"channels": 3, "horizontal_flip": True}
     common |= {"threads": _THREADS.value, "workers": _WORKERS.value}
     small, large = photographs(512, 32), photographs(48, 256)
@@ -81,7 +81,7 @@ def build(root: pathlib.Path) -> list[tuple[str, DataSpec, int, float]]:
 
 
 def measure_pipeline(spec: DataSpec, batch_size: int) -> tuple[float, float]:
-    """Images per second, and per second of processor time (0 if that is other processes')."""
+    """Images per second, and per second of processor time (0 if other processes read them)."""
     iterator = pipeline.train_iterator(spec, batch_size=batch_size, seed=0)
     next(iterator)
     count, wall, processor = 0, time.perf_counter(), time.process_time()
@@ -93,7 +93,7 @@ def measure_pipeline(spec: DataSpec, batch_size: int) -> tuple[float, float]:
 
 
 def measure_decoding(spec: DataSpec) -> float:
-    """Microseconds of processor time to read and decode an image (and bring it to size)."""
+    """Microseconds of processor time to read, decode and resize an image."""
     images = sources.open_images(spec, "train")
     count, start = 0, time.process_time()
     while time.process_time() - start < _SECONDS.value / 2:

@@ -2,14 +2,14 @@
 
     python benchmarks/depthwise.py [--out=PATH] [--reps=N] [--keep_memory]
 
-Needs nothing but JAX; with PyTorch importable, its convolution is timed beside, in both memory
-formats. Samples of everything that shares a size are interleaved, so a load on the machine
-meets all of them; compare rows of one table only. Prints medians with minimum and maximum, and
+Needs only JAX; if PyTorch is installed, its convolution is timed too, in both memory formats. The
+samples of all implementations at a size are interleaved, so that other load on the machine affects
+all of them; only compare rows of the same table. Prints medians with minimum and maximum, and
 writes them as JSON.
 
-`--keep_memory` (glibc) keeps freed memory instead of giving it back to the system, as the commands
-of this project do. Without it each call first takes page faults for its temporary and output
-arrays, for small operations on large arrays more than the time of the operation itself.
+`--keep_memory` (glibc) keeps freed memory instead of returning it to the system, as the commands of
+this project do. Without it each call first has page faults for its temporary and output arrays; for
+small operations on large arrays these take longer than the operation itself.
 """
 
 import argparse
@@ -44,7 +44,7 @@ CASES = (
 
 
 def imported_torch():
-    """PyTorch, or None. Not imported before it is wanted: it may bring its own CUDA libraries."""
+    """PyTorch, or None. It is imported late, because it may load its own CUDA libraries."""
     try:
         import torch
     except ImportError:
@@ -59,7 +59,7 @@ def repeat(x):
 
 
 def jax_operations(operation):
-    """Name -> function of (x, kernel), for every way to compute `operation`."""
+    """{name: function of (x, kernel)} for every implementation of `operation`."""
     on_cpu = jax.default_backend() == "cpu"
     kinds = {"portable": Portable()} | (
         {"cpu": Cpu(), "native": Native()} if on_cpu else {"pallas": Gpu()}
@@ -80,7 +80,7 @@ def jax_operations(operation):
 
 
 def jax_samples(operation, x, kernel):
-    """Name -> {"forward": callable, "both": callable, "compile": seconds}."""
+    """{name: {"forward": callable, "both": callable, "compile": seconds}}."""
 
     def both(function):
         def run(x, kernel, g):
@@ -105,7 +105,7 @@ def jax_samples(operation, x, kernel):
 
 
 def torch_samples(torch, operation, x, kernel):
-    """As `jax_samples`, for PyTorch in its two memory formats."""
+    """Like `jax_samples`, for PyTorch in its two memory formats."""
     formats = {"torch": torch.contiguous_format, "torch, channels last": torch.channels_last}
     stride = 2 if operation == "stride 2" else 1
 
@@ -134,7 +134,7 @@ def torch_samples(torch, operation, x, kernel):
 
 
 def measure(functions, reps, budget=2.0):
-    """Interleaved samples in ms; a function slower than `budget` s in all stops early."""
+    """Interleaved samples in ms; a function gets fewer once its total exceeds `budget` seconds."""
     times = {key: [] for key in functions}
     for function in functions.values():
         function()

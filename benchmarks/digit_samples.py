@@ -1,11 +1,11 @@
-"""How many samples of a model of `digits` are digits, to a classifier of real ones.
+"""Measures how many samples of a model of `digits` a classifier recognises as digits.
 
 python benchmarks/digit_samples.py --workdir=DIR [--num=1000] [--temperature=0.45]
 
-The classifier is a small network, trained on the 1,500 training digits at 8x8. Counted, in percent,
-is what it gives more than 0.9 to one class; test digits show what can be had. So that sameness does
-not pass for quality, there are also the shares of the rarest and of the commonest class, and the
-mean distance between two images of one class.
+The classifier is a small network, trained on the 1,500 training digits at 8x8. The main number is
+the percentage of samples with a class probability above 0.9, compared with that of test digits. To
+detect a lack of variety, it also prints the fractions of the rarest and the most common class, and
+the mean distance between two images of a class.
 """
 
 import json
@@ -19,19 +19,19 @@ from nvae_jax import api, cli
 from nvae_jax.data import digits
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-NUM = flags.DEFINE_integer("num", 1000, "how many samples", 2)
+NUM = flags.DEFINE_integer("num", 1000, "number of samples", 2)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.45, "of the prior")
-SEEDS = flags.DEFINE_integer("seeds", 5, "classifiers, whose results are averaged", 1)
-SURE = 0.9  # the least probability of one class
+SEEDS = flags.DEFINE_integer("seeds", 5, "number of classifiers, whose results are averaged", 1)
+SURE = 0.9  # minimum probability of a class
 
 
 def features(images):
-    """Images (N, 16, 16, 1) as (N, 64) in [0, 1]: the mean of each block of 2x2 pixels."""
+    """Reduces images (N, 16, 16, 1) to (N, 64) in [0, 1]: means over blocks of 2x2 pixels."""
     return np.asarray(images).reshape(-1, 8, 2, 8, 2).mean((2, 4)).reshape(-1, 64)
 
 
 def measure(classifiers, images):
-    """What the docstring above says, of images (N, 16, 16, 1) in [0, 1]."""
+    """The numbers that the module's docstring describes, for images (N, 16, 16, 1) in [0, 1]."""
     found = features(images)
     sure = [(c.predict_proba(found).max(1) > SURE).mean() for c in classifiers]
     classes = classifiers[0].predict(found)
@@ -47,7 +47,7 @@ def measure(classifiers, images):
 
 
 def spread(vectors):
-    """The mean distance between two of (N, F)."""
+    """The mean distance between two of the vectors (N, F)."""
     distances = np.linalg.norm(vectors[:, None] - vectors[None], axis=-1)
     return distances.sum() / (len(vectors) * (len(vectors) - 1))
 

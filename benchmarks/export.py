@@ -1,9 +1,9 @@
-"""How fast the sampler of launch/export.py is, beside the model that it is made of.
+"""Compares the speed of an exported sampler with that of the original model.
 
     python benchmarks/export.py --workdir=DIR [--batch_sizes=1,16,64] [--out=PATH]
 
-Both draw the same images, one after the other in turn, so that a load on the machine meets both.
-Prints medians of milliseconds a call, and the largest difference between the images.
+Both draw the same images by turns, so that other load on the machine affects both. Prints the
+median milliseconds per call, and the largest difference between the images.
 """
 
 import statistics
@@ -20,13 +20,13 @@ from nvae_jax.export import make_sampler
 from nvae_jax.folding import fold
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-SIZES = flags.DEFINE_list("batch_sizes", ["1", "16", "64"], "images of a call")
-CALLS = flags.DEFINE_integer("calls", 30, "of each", 1)
+SIZES = flags.DEFINE_list("batch_sizes", ["1", "16", "64"], "images per call")
+CALLS = flags.DEFINE_integer("calls", 30, "calls of each", 1)
 OUT = flags.DEFINE_string("out", "benchmarks/results/export_cpu.json", "JSON file; '': none")
 
 
 def samplers(run, batch_size):
-    """{name: compiled sampler}: of the model as it was trained, and exported and read back."""
+    """{name: compiled sampler}: one of the trained model, one exported and read back."""
     experiment = run.experiment
     options = {"batch_size": batch_size, "padding": experiment.data.padding}
     arguments = (np.uint32(0), np.int32(0), np.float32(0.7))
@@ -49,7 +49,7 @@ def _draw(sampler, arguments):
 
 
 def measure(calls, number):
-    """{name: median milliseconds}, in turn."""
+    """{name: median milliseconds} of calls that alternate."""
     seconds = {name: [] for name in calls}
     for _ in range(number):
         for name, call in calls.items():

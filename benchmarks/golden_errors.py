@@ -1,4 +1,4 @@
-"""How far the published numbers are off on a device, in float32 with the highest precision."""
+"""Errors of the published numbers on a device, in float32 with the highest precision."""
 
 import pathlib
 import sys
@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def programs(run):
-    """`Program`s that compute the golden files' numbers in float32."""
+    """`Program`s that compute the numbers of the golden files in float32."""
     sys.path.insert(1, str(ROOT))  # ahead of packages that happen to be called tests
     from tests.published import GOLDEN_NAMES, Golden, Model
 
@@ -46,7 +46,7 @@ def errors(model, kinds, logits, training):
 
 
 def _gradient_error(model, grads):
-    """Of gradients, or of their norms where only these are published; relative to the largest."""
+    """Error of gradients (or of their norms if only these exist) relative to the largest."""
     whole, norms = model.golden.group("grad"), model.golden.group("gradnorm")
     errors, largest = [], 0.0
     for name, ours, layout in model.published_names({"params": grads}):

@@ -1,4 +1,4 @@
-"""Which kernels a program runs on an accelerator, and for how long each, by JAX's profiler."""
+"""Times the kernels of a program on an accelerator with JAX's profiler."""
 
 import pathlib
 import re
@@ -9,15 +9,15 @@ import jax
 
 CALLS = 3
 LARGEST = 30
-# Where the profiler keeps what a device did, by its streams; on CPU, what its threads did. Further
-# lines of a device's plane repeat the same by operation, module and step.
+# Names of the profiler's planes and lines with the work of a device by stream, or of a CPU by
+# thread. Other lines of a device's plane repeat the same work by operation, module and step.
 PLANES, LINES = {"cpu": "/host:CPU"}, {"gpu": "Stream"}
 
 
 def measure(function):
-    """Kernels and busy milliseconds of a call of `function`, and its `LARGEST` kernels.
+    """Number of kernels and busy milliseconds of a call of `function`, and its `LARGEST` kernels.
 
-    Kernels whose names differ in digits only count as one.
+    Kernels whose names differ only in digits count as one.
     """
     with tempfile.TemporaryDirectory() as folder:
         jax.block_until_ready(function())
@@ -30,7 +30,7 @@ def measure(function):
 
 
 def summary(profile, calls):
-    """As `measure`, of a profile of so many calls."""
+    """Like `measure`, from a profile of `calls` calls."""
     count, nanoseconds = Counter(), Counter()
     for event in _events(profile):
         name = re.sub(r"[_.]\d+", "", event.name)[:80]
@@ -54,7 +54,7 @@ def summary(profile, calls):
 
 
 def _options():
-    """Without what the host does, which would take longer to write down than the rest."""
+    """Options without the host's events, which take longer to record than everything else."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     if jax.default_backend() != "cpu":

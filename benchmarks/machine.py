@@ -1,8 +1,8 @@
-"""What the machine can do, and timing next to it.
+"""Timing, together with the peak rates of the machine.
 
-Machines are shared and change speed from minute to minute, so that a time means little alone. Here
-a large matrix product and a large copy are timed between the samples of everything else: the best
-of them are the machine's rates while it was measured.
+Machines are shared and change speed from minute to minute, so a time alone means little. Therefore
+a large matrix product and a large copy are timed between all samples: the best of them give the
+rates of the machine during the measurement.
 """
 
 import statistics
@@ -11,19 +11,19 @@ import time
 import jax
 import jax.numpy as jnp
 
-MATRIX = {"cpu": 2560, "gpu": 8192, "tpu": 8192}  # rows of the square matrices multiplied
-COPY = 2**28  # bytes read, and written
-REPEATS = 10  # of either in one call on an accelerator, which a single one would not keep busy
+MATRIX = {"cpu": 2560, "gpu": 8192, "tpu": 8192}  # rows of the square matrices
+COPY = 2**28  # bytes read, and bytes written
+REPEATS = 10  # repetitions per call on an accelerator, which one would not keep busy
 
 
 class Ceilings:
-    """The best matrix product and the best copy so far."""
+    """The fastest matrix product and the fastest copy so far."""
 
     def __init__(self, dtype=jnp.float32):
         platform_name = jax.default_backend()
         self._repeats = 1 if platform_name == "cpu" else REPEATS
         size = MATRIX.get(platform_name, MATRIX["cpu"])
-        # Random: a product of constants takes less power, and so runs faster than any real one.
+        # Random: a product of constants needs less power, and is faster than a realistic one.
         numbers = jax.random.normal(jax.random.key(0), (size, size)) / size**0.5
         self._matrix = numbers.astype(dtype)
         self._vector = jnp.ones(COPY // 4, jnp.float32)
@@ -50,24 +50,24 @@ class Ceilings:
 
     @property
     def flops(self):
-        """Floating-point operations a second of the matrix product."""
+        """Floating-point operations per second of the matrix product."""
         return self._repeats * 2 * self._matrix.shape[0] ** 3 / self.seconds["product"]
 
     @property
     def bandwidth(self):
-        """Bytes a second, read and written."""
+        """Bytes per second that the copy reads and writes."""
         return self._repeats * 2 * COPY / self.seconds["copy"]
 
 
 def timed(function):
-    """Seconds until the arrays that `function` returns are there."""
+    """Seconds until the arrays that `function` returns are computed."""
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
 
 
 def sample(function, ceilings, reps):
-    """Times of `reps` calls after one that is not counted, the ceilings sampled between them."""
+    """Times of `reps` calls after a warm-up call; the ceilings are sampled between them."""
     function()
     times = []
     for _ in range(reps):
@@ -77,8 +77,8 @@ def sample(function, ceilings, reps):
 
 
 def sample_queued(function, reps, calls=5):
-    """Seconds a call, `reps` times, of `calls` calls that are given to the device one after the
-    other without waiting, as a training loop does."""
+    """Seconds per call, `reps` times, for `calls` calls that are queued on the device without
+    waiting, as in a training loop."""
     jax.block_until_ready(function())
 
     def queued():

@@ -1,10 +1,10 @@
-"""What batch norm by parts of the batch costs: models of digits trained with 1, 2, 4 … parts.
+"""Measures how batch norm on parts of the batch affects models of digits.
 
 python benchmarks/norm_groups.py [--groups=1,4,16] [--steps=400] [--seeds=3] [--out=FILE.json]
 
-Parts are what `model.norm_groups` says: with one a device, batch norm sends nothing between
-devices. Every setting sees the same batches, noise and first parameters of a seed; reported is the
-NELBO of the test images, in nats.
+`model.norm_groups` is the number of parts: with one per device, batch norm needs no communication.
+For each seed, all settings use the same batches, noise and initial parameters. The result is the
+NELBO of the test images in nats.
 """
 
 import numpy as np
@@ -14,17 +14,17 @@ from absl import flags
 from nvae_jax import build, cli, sharding
 from nvae_jax.configs import digits
 from nvae_jax.data import pipeline
-from nvae_jax.evaluate import HeldOut
+from nvae_jax.evaluate import HeldOutEvaluator
 
-GROUPS = flags.DEFINE_list("groups", ["1", "4", "16"], "parts of a batch")
-BATCH = flags.DEFINE_integer("batch", 64, "images of a batch", 1)
-STEPS = flags.DEFINE_integer("steps", 400, "of training", 1)
+GROUPS = flags.DEFINE_list("groups", ["1", "4", "16"], "numbers of parts of a batch")
+BATCH = flags.DEFINE_integer("batch", 64, "images per batch", 1)
+STEPS = flags.DEFINE_integer("steps", 400, "training steps", 1)
 SEEDS = flags.DEFINE_integer("seeds", 3, "repetitions", 1)
 OUT = flags.DEFINE_string("out", "", "JSON file for the results")
 
 
 def configured(groups, seed):
-    """A model like the quickstart's, on batches of --batch in so many parts."""
+    """A model like the quickstart's, with batch norm on `groups` parts of a batch."""
     config = digits.get_config()
     config.seed = seed
     config.model.update(num_groups=4, encoder_width=8, norm_groups=groups)
@@ -34,7 +34,7 @@ def configured(groups, seed):
 
 
 def trained_nelbo(config):
-    """Test NELBO in nats an image after training."""
+    """Test NELBO in nats per image after training."""
     experiment = build.build(config)
     state, step = experiment.create_state(), experiment.train_step()
     batches = pipeline.train_iterator(
@@ -43,7 +43,7 @@ def trained_nelbo(config):
     for _ in range(experiment.loop.num_steps):
         state, _ = step(state, sharding.to_devices(experiment.mesh, next(batches)["image"]))
     batches.close()
-    return float(HeldOut(experiment)(state.variables)["nelbo"])
+    return float(HeldOutEvaluator(experiment)(state.variables)["nelbo"])
 
 
 def main(_):

@@ -1,16 +1,16 @@
-"""Makes a data set of patches of photographs that come with free packages, for `restoration.py`.
+"""Makes a data set of patches of photographs from free packages, for `restoration.py`.
 
 pip install scikit-image scikit-learn
 python benchmarks/photographs.py --out=DATA [--packages=FOLDER]
 
-Photographs to train on are wallpapers and jigsaw puzzles of Debian 12's packages, which are
-fetched with `apt-get download` and unpacked, not installed; their licences, from CC0 to GPL-2+, are
-in the packages. Those to test on are sample images of scikit-image (astronaut: NASA, public domain;
-chelsea and coffee: CC0; rocket: SpaceX, CC0) and scikit-learn (china and flower: CC BY 2.0). Nobody
-may tell from the patches what is in either set by heart: no photograph is in both.
+The training photographs are wallpapers and jigsaw puzzles from packages of Debian 12, which are
+downloaded with `apt-get download` and unpacked, but not installed; their licences, from CC0 to
+GPL-2+, are in the packages. The test photographs are sample images of scikit-image (astronaut:
+NASA, public domain; chelsea and coffee: CC0; rocket: SpaceX, CC0) and scikit-learn (china and
+flower: CC BY 2.0). No photograph is in both sets.
 
-Writes DATA/train.npz (patches at random places, of photographs shrunk to several sizes, turned and
-mirrored) and DATA/test.npz (patches spread evenly over each photograph, as they are).
+Writes DATA/train.npz (patches at random places, of photographs reduced to several sizes, rotated
+and mirrored) and DATA/test.npz (unchanged patches, spread evenly over each photograph).
 """
 
 import subprocess
@@ -25,10 +25,10 @@ from PIL import Image
 from nvae_jax import cli
 
 OUT = flags.DEFINE_string("out", None, "folder for the data set", required=True)
-PACKAGES = flags.DEFINE_string("packages", None, "where packages are unpacked; default: OUT")
-NUM = flags.DEFINE_integer("num", 100_000, "patches to train on", 1)
+PACKAGES = flags.DEFINE_string("packages", None, "folder for unpacked packages; default: OUT")
+NUM = flags.DEFINE_integer("num", 100_000, "number of training patches", 1)
 SIZE = flags.DEFINE_integer("size", 16, "height and width of a patch", 8)
-PER_PHOTOGRAPH = flags.DEFINE_integer("test_per_photograph", 8, "patches to test on", 1)
+PER_PHOTOGRAPH = flags.DEFINE_integer("test_per_photograph", 8, "test patches per photograph", 1)
 
 TRAIN = {
     "lomiri-wallpapers-16.04": "Bridge_* Dragonfly_* Picture_* Wine_* aitzgorri_* free_* friends_* "
@@ -40,11 +40,11 @@ TRAIN = {
     "plasma-workspace-wallpapers": "BytheWater ColdRipple ColorfulCups EveningGlow FallenLeaf Grey "
     "Kite OneStandsOut Path",
 }
-LONG_SIDES = (512, 768, 1024, 1536)  # that photographs are shrunk to
+LONG_SIDES = (512, 768, 1024, 1536)  # pixels of the longer side of reduced photographs
 
 
 def fetch(folder):
-    """Downloads and unpacks what is not there yet."""
+    """Downloads and unpacks the packages that are missing."""
     for package in TRAIN:
         if not (folder / package).exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def fetch(folder):
 
 
 def train_photographs(folder):
-    """Paths of the photographs to train on, one each: the largest, where there are several."""
+    """Paths of the training photographs, for each one the file with the largest size."""
     for package, patterns in TRAIN.items():
         for pattern in patterns.split():
             found = (folder / package).rglob(pattern)

@@ -1,4 +1,4 @@
-"""What `accelerator.py` times: training steps, sampling, depthwise convolutions, rates."""
+"""The programs that `accelerator.py` times: training steps, sampling, convolutions, peak rates."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from nvae_jax.ops import compiler
 from nvae_jax.planning import hlo
 from nvae_jax.planning.kernels import count_kernels
 
-STACK = 8  # convolutions in a program: one alone ends sooner than it is launched
+STACK = 8  # convolutions per program: a single one is faster than its launch
 # (B, H, W, C) of depthwise convolutions: mnist's coarse and fine scale, cifar10's, ffhq256's.
 SIZES = (
     (200, 8, 8, 768),

@@ -1,8 +1,8 @@
-"""The functions of an NVAE in PyTorch, for `run.py --what=pytorch` to time beside ours.
+"""The functions of an NVAE in PyTorch, which `run.py --what=pytorch` compares with ours.
 
-They are written down from the model's description, and run one operation after the other on the
-same variables; before anything is timed both must give the same numbers. `gradients` is a training
-pass without regularisers and optimiser. For models without flows and with a Bernoulli likelihood.
+They were written from the description of the model, and run eagerly on the same variables; before
+the measurement, the results of both are compared. `gradients` is a training pass without
+regularisers and optimiser. Only models without flows and with a Bernoulli likelihood are supported.
 """
 
 import time
@@ -24,7 +24,7 @@ REST = 0.005  # seconds; PyTorch's threads spin for a while after each operation
 
 
 class Part:
-    """The parameters and statistics of a module and of those inside it, by their names."""
+    """The parameters and statistics of a module and its submodules, by name."""
 
     def __init__(self, tensors, path=(), index=None):
         self._tensors, self._path, self._index = tensors, path, index
@@ -112,7 +112,7 @@ class Model:
         return x
 
     def features(self, x):
-        """What the groups see, top-down."""
+        """The encoder's features for the groups, top-down."""
         model, kind, hierarchy = self.model, self.model.encoder_cell, self.model.hierarchy
         x = self.conv(self.root["stem"], 2 * x - 1)
         for block in range(hierarchy.process_blocks):
@@ -131,7 +131,7 @@ class Model:
         return features[::-1]
 
     def groups(self):
-        """Each group's part, whether it is the first, and the up cell ahead of it, if any."""
+        """Each group's tensors, whether it is the first, and the up cell before it, if any."""
         hierarchy, top_down = self.model.hierarchy, self.root["top_down"]
         top = hierarchy.num_scales - 1
         for scale in range(top, -1, -1):
@@ -186,7 +186,7 @@ def gaussian(params):
 
 
 def jax_functions(experiment, variables, images, noise):
-    """kind -> a function of nothing that gives an array, or (array, gradients)."""
+    """{kind: function without arguments that returns an array, or (array, gradients)}."""
     model, likelihood = experiment.model, experiment.likelihood
 
     def sample(variables, noise):
@@ -220,7 +220,7 @@ def jax_functions(experiment, variables, images, noise):
 
 
 def torch_functions(experiment, variables, images, noise, channels_last):
-    """As `jax_functions`."""
+    """Like `jax_functions`."""
     tensors = to_torch(variables, channels_last)
     model = Model(experiment.model, tensors)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -250,7 +250,7 @@ def torch_functions(experiment, variables, images, noise, channels_last):
 
 
 def measure(experiment, variables, images, ceilings, reps):
-    """One row a kind and a program, their samples interleaved.
+    """One row for each kind and program, with interleaved samples.
 
     Raises:
       ValueError: the model is none of those that are written down here.
@@ -289,7 +289,7 @@ def measure(experiment, variables, images, ceilings, reps):
 
 
 def norm(arrays):
-    """Of all together."""
+    """The global norm of all arrays."""
     return np.sqrt(sum(np.square(np.asarray(a)).sum() for a in jax.tree.leaves(arrays)))
 
 

@@ -1,11 +1,11 @@
-"""What recalibrating batch norm does to the samples of a trained model.
+"""Measures the effect of batch-norm recalibration on the samples of a trained model.
 
 python benchmarks/recalibration.py --workdir=DIR [--num=5000] [--temperature=0.7]
 
 The measure is the Fréchet distance between Gaussians fitted to samples and to test images, in the
-space of the first principal components of the training images: lower is better. Beside it stand the
-mean and the standard deviation of the samples' pixels. `nvae-jax fid --features=pca` measures one
-set of samples like this.
+space of the first principal components of the training images: lower is better. It also prints the
+mean and the standard deviation of the samples' pixels. `nvae-jax fid --features=pca` computes the
+same distance for one set of samples.
 """
 
 import json
@@ -20,10 +20,10 @@ from nvae_jax.metrics.features import PrincipalComponents
 from nvae_jax.recalibrate import METHODS
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-NUM = flags.DEFINE_integer("num", 5000, "how many samples", 2)
+NUM = flags.DEFINE_integer("num", 5000, "number of samples", 2)
 COMPONENTS = flags.DEFINE_integer("components", 64, "principal components", 1)
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "of the prior")
-SEEDS = flags.DEFINE_integer("seeds", 3, "repetitions, with other samples", 1)
+SEEDS = flags.DEFINE_integer("seeds", 3, "repetitions with different samples", 1)
 
 
 def images_of(spec, split):

@@ -1,4 +1,4 @@
-"""Keeps what a benchmark measured as JSON, with what it was measured on."""
+"""Writes the results of a benchmark as JSON, with the machine and versions."""
 
 import datetime
 import json
@@ -22,13 +22,13 @@ def processor():
 
 
 def write(path, rows, *, quiet=False, **settings):
-    """Writes measurements to `path`: the file is whole at any moment, the old one or the new.
+    """Writes measurements to `path`, atomically.
 
     Args:
-      path: of the file; nothing is written where it is empty.
+      path: the file; "" writes nothing.
       rows: a list of {name: value}.
-      quiet: do not say so.
-      settings: what the benchmark was called with.
+      quiet: whether to print no message.
+      settings: the settings of the benchmark.
     """
     if not path:
         return
@@ -50,7 +50,7 @@ def write(path, rows, *, quiet=False, **settings):
         print(f"written to {path}")
 
 
-def say_written(path):
-    """Says where the results are, at the end."""
+def print_written(path):
+    """Prints the path of the results, at the end."""
     if path:
         print(f"written to {path}")

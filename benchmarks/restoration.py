@@ -1,16 +1,16 @@
-"""PSNR of restored photographs beside plain restorations: the table of docs/restoration.md.
+"""PSNR of restored photographs and of plain restorations: the tables in docs/restoration.md.
 
 pip install scikit-image
 python benchmarks/restoration.py --workdir=DIR [--config.data.dir=DATA] [--out=TABLE.json]
 
-DIR is a run of configs/photographs.py. Its test images are degraded in six ways and restored from
-that by both methods, with their usual settings. Plain restorations are, for masks, the mean of the
-known pixels, the smooth fill (Laplace's equation) and the biharmonic one; for low resolution
-bicubic interpolation, by itself and with the means over blocks put right; for noise a Gaussian
-filter, total variation and non-local means, with the width, weight or strength that suits these
-very images best. Filters and the biharmonic fill are scikit-image's.
+DIR is a run of configs/photographs.py. Its test images are degraded in six ways and restored by
+both methods, with their default settings. The plain restorations are, for masks, the mean of the
+known pixels, the smooth fill (Laplace's equation) and the biharmonic fill; for low resolution,
+bicubic interpolation, with and without corrected means over blocks; for noise, a Gaussian filter,
+total variation and non-local means, each with the width, weight or strength that is best for these
+very images. The filters and the biharmonic fill are from scikit-image.
 
-TABLE.json gets each row as it is there; those that it has are not computed again.
+Each row is written to TABLE.json when it is computed; existing rows are not computed again.
 """
 
 import functools
@@ -28,10 +28,10 @@ from nvae_jax.restoration.degradation import degrade, observe
 from nvae_jax.restoration.restore import METHODS
 
 RUN = options.define_run()
-NUM = flags.DEFINE_integer("num", 48, "photographs' patches", 1)
-SAMPLES = flags.DEFINE_integer("samples", 8, "draws of each", 1)
-ONLY = flags.DEFINE_list("only", None, "some of the rows")
-OUT = flags.DEFINE_string("out", None, "a file for the table, as JSON")
+NUM = flags.DEFINE_integer("num", 48, "number of patches", 1)
+SAMPLES = flags.DEFINE_integer("samples", 8, "samples per patch", 1)
+ONLY = flags.DEFINE_list("only", None, "rows to compute; default: all")
+OUT = flags.DEFINE_string("out", None, "JSON file for the table")
 DEGRADATIONS = {
     "noise of 0.1": {"noise": 0.1},
     "noise of 0.2": {"noise": 0.2},
@@ -43,7 +43,7 @@ DEGRADATIONS = {
 
 
 def plain(observed, noise):
-    """{name: [images, ...]} of plain restorations; the best of each list counts."""
+    """{name: [images, ...]} of plain restorations; only the best of each list is used."""
     y, scale = observed.values, observed.scale
     if noise:
         denoise = functools.partial(_each, y)
@@ -83,8 +83,8 @@ def _each(images, function, **settings):
 
 
 def measure(run, originals, degradation):
-    """{name: mean PSNR in dB} of plain restorations and of ours: the best, the mean of all draws
-    and one of them."""
+    """{name: mean PSNR in dB} of plain restorations and of each method's best image, of the mean of
+    its samples and of one sample."""
     degradation = dict(degradation)
     if "mask" in degradation:
         shape = originals.shape[1], len(originals)
@@ -107,11 +107,11 @@ def measure(run, originals, degradation):
 
 
 def start_table(settings):
-    """What OUT has already, of the same settings."""
+    """The rows in OUT, if they have the same settings."""
     path = Path(OUT.value or "")
     table = json.loads(path.read_text()) if path.is_file() else settings
     if settings.items() - table.items():
-        raise ValueError(f"{path} has rows of other settings: name another --out")
+        raise ValueError(f"{path} has rows with other settings: give another --out")
     return table
 
 

@@ -1,14 +1,14 @@
-"""Times training, sampling, evaluation and compilation beside what the machine can do.
+"""Times training, sampling, evaluation and compilation, relative to the machine's peak rate.
 
   python benchmarks/run.py [--config=configs/mnist.py] [--batch=8,32] [--reps=10] [--out=PATH]
       [--what=train,sample,eval,compile,depthwise,data,pytorch]
 
-Any config, any device, no data set: the images are made up. Every sample is taken next to a large
-matrix product and a large copy (`machine.py`); the floor is the time that the arithmetic
-(convolutions and matrix products) would take at the rate of the best such product. Prints medians
-with minimum and maximum, and writes everything as JSON. Set JAX_COMPILATION_CACHE_DIR to keep
-compiled programs; `compile` does not use it. `pytorch`, which has to be asked for, needs it to be
-installed and times the same functions written down in it (`pytorch.py`).
+It works with any config and device, and needs no data set: the images are random. A large matrix
+product and a large copy are timed next to every sample (`machine.py`); the floor is the time that
+the arithmetic (convolutions and matrix products) would take at the rate of the fastest such
+product. Prints medians with minimum and maximum, and writes everything as JSON. Set
+JAX_COMPILATION_CACHE_DIR to cache compiled programs; `compile` does not use the cache. `pytorch`,
+which is not in the default, requires PyTorch and times the same functions in it (`pytorch.py`).
 """
 
 import pathlib
@@ -39,19 +39,19 @@ CONFIG = flags.DEFINE_string(
 CHANGES = cli.define_changes()
 BATCH = flags.DEFINE_list("batch", ["8", "32"], "batch sizes, for training, sampling, evaluation")
 WHAT = flags.DEFINE_list("what", list(USUAL), f"of {', '.join(KINDS)}")
-REPS = flags.DEFINE_integer("reps", 10, "samples of each", 1)
-OUT = flags.DEFINE_string("out", str(HERE / "results" / "run.json"), "where the JSON goes")
+REPS = flags.DEFINE_integer("reps", 10, "samples of each time", 1)
+OUT = flags.DEFINE_string("out", str(HERE / "results" / "run.json"), "JSON file to write")
 
 
 def make_images(experiment, batch):
-    """Random zeros and ones (batch, H, W, C), on the devices as a training loop has them."""
+    """Random zeros and ones (batch, H, W, C), placed on the devices as in training."""
     rng = np.random.default_rng(0)
     images = (rng.random((batch, *experiment.image_shape)) > 0.5).astype(np.float32)
     return sharding.to_devices(experiment.mesh, images)
 
 
 def forward_flops(experiment, state, batch):
-    """The arithmetic of one pass through the whole model."""
+    """Floating-point operations of a forward pass through the whole model."""
     images = jax.ShapeDtypeStruct((batch, *experiment.image_shape), jnp.float32)
     rngs = {"latent": jax.random.key(0)}
     model = experiment.portable().model.clone(unroll=1)
@@ -60,7 +60,7 @@ def forward_flops(experiment, state, batch):
 
 
 def peak_memory(compiled):
-    """Bytes that a program needs at once, by the compiler's account; None where it gives none."""
+    """Peak memory of a program in bytes, according to the compiler; None if it does not know."""
     use = compiled.memory_analysis()
     if use is None:
         return None
@@ -69,21 +69,21 @@ def peak_memory(compiled):
 
 
 def measure_train(experiment, state, batch, ceilings):
-    """A whole update: forward, backward, regularisers and optimiser."""
+    """Times a whole update: forward, backward, regularisers and optimiser."""
     images = make_images(experiment, batch)
     compiled = experiment.train_step().lower(state, images).compile()
-    holder = [jax.tree.map(jnp.copy, state)]  # the step is given its state for good
+    holder = [jax.tree.map(jnp.copy, state)]  # the step donates its state
 
     def step():
         holder[0], metrics = compiled(holder[0], images)
         return holder[0], metrics
 
-    work = 3 * forward_flops(experiment, state, batch)  # the backward pass is twice the forward
+    work = 3 * forward_flops(experiment, state, batch)  # a backward pass counts as two forward ones
     return work, peak_memory(compiled), machine.sample(step, ceilings, REPS.value)
 
 
 def measure_sample(experiment, state, batch, ceilings):
-    """Images from the prior at temperature 0.7."""
+    """Times drawing images from the prior at temperature 0.7."""
     model = experiment.portable().model.clone(unroll=1)
     step = steps.make_sample_step(model, experiment.likelihood)
     arguments = (state.variables, jax.random.key(0), np.arange(batch), 0.7)
@@ -93,7 +93,7 @@ def measure_sample(experiment, state, batch, ceilings):
 
 
 def measure_eval(experiment, state, batch, ceilings):
-    """The bound: encoder, one posterior draw, decoder, likelihood."""
+    """Times the bound: encoder, one posterior draw, decoder, likelihood."""
     encode = steps.make_encode_step(experiment.model)
     bound = steps.make_bound_step(experiment.model, experiment.likelihood)
 
@@ -129,7 +129,7 @@ def measure_steps(experiment, kinds, batches, ceilings):
             row = {"what": kind, "batch": batch, "seconds": machine.spread(times)}
             row.update(flop=work, peak_bytes=peak)
             rows.append(row)
-    for row in rows:  # at the end, when the best matrix product is known
+    for row in rows:  # at the end, when the fastest matrix product is known
         row["images_per_second"] = row["batch"] / row["seconds"]["median"]
         row["floor_seconds"] = row["flop"] / ceilings.flops
         row["ratio_to_floor"] = row["seconds"]["median"] / row["floor_seconds"]
@@ -143,7 +143,7 @@ def measure_compilation(experiment, batch):
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         state = experiment.abstract_state()
-        jax.clear_caches()  # what was timed before may have made a state already
+        jax.clear_caches()  # an earlier measurement may have compiled the same program
         init = machine.timed(lambda: experiment.create_state(images))
         for cache in ("empty", "warm"):
             jax.clear_caches()

@@ -1,9 +1,9 @@
-"""Step time against the number of devices, on paper; docs/scaling.md has the assumptions.
+"""Estimates the step time for many devices; docs/scaling.md lists the assumptions.
 
 python benchmarks/scaling.py [--figure=docs/images/scaling.png]
 
-Prints Markdown tables of efficiency: of n devices, each with as many images as one has, the time of
-a step without communication divided by the time with it.
+Prints Markdown tables of efficiency: the time of a step without communication divided by the time
+with it, for n devices with the same number of images per device.
 """
 
 import math
@@ -19,13 +19,13 @@ DEVICES = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 @dataclass(frozen=True)
 class Workload:
-    """What one device does in a step, and what it exchanges.
+    """The work of one device in a step, and its communication.
 
     Attributes:
-      images: a device.
-      seconds: of a step of so many images on one H100.
-      norms: batch norms; each exchanges its statistics forward, and their gradients backward.
-      parameters: whose gradients are exchanged in bfloat16.
+      images: images per device.
+      seconds: time of a step with these images on one H100.
+      norms: number of batch norms; each exchanges statistics forward and their gradients backward.
+      parameters: number of parameters, whose gradients are exchanged in bfloat16.
     """
 
     images: int
@@ -34,25 +34,25 @@ class Workload:
     parameters: int
 
     def larger(self, times):
-        """With so many times as many images a device."""
+        """The same with `times` as many images per device."""
         return Workload(times * self.images, times * self.seconds, self.norms, self.parameters)
 
 
-# mnist was measured (docs/performance.md: 36.3 ms at 200 images, 1.4 TFLOP). The others are
-# taken to need as long for a TFLOP, of which `plan` counts so many for an image.
-SECONDS_A_TFLOP = 0.0363 / 1.4
+# mnist was measured (docs/performance.md: 36.3 ms at 200 images, 1.4 TFLOP). The others are assumed
+# to need the same time per TFLOP; `plan` counts the TFLOP per image.
+SECONDS_PER_TFLOP = 0.0363 / 1.4
 CIFAR10_TFLOP, FFHQ256_TFLOP = 0.2, 1.76  # with remat norm_act, and group
 WORKLOADS = {
     "mnist": Workload(200, 0.0363, 214, 33_363_134),
-    "cifar10": Workload(32, 32 * CIFAR10_TFLOP * SECONDS_A_TFLOP, 364, 130_852_480),
-    "ffhq256": Workload(4, 4 * FFHQ256_TFLOP * SECONDS_A_TFLOP, 460, 330_798_664),
+    "cifar10": Workload(32, 32 * CIFAR10_TFLOP * SECONDS_PER_TFLOP, 364, 130_852_480),
+    "ffhq256": Workload(4, 4 * FFHQ256_TFLOP * SECONDS_PER_TFLOP, 460, 330_798_664),
 }
 
 
 class H100:
     """Hosts of eight GPUs on NVLink, with an InfiniBand adapter of 400 Gbit/s for each GPU."""
 
-    slowness = 1.0  # of the arithmetic, beside an H100
+    slowness = 1.0  # computing time relative to an H100
     host = 8
 
     def small(self, devices):
@@ -61,20 +61,20 @@ class H100:
         return 12e-6 + (10e-6 + 4e-6 * math.log2(hosts) if hosts > 1 else 0)
 
     def large(self, devices, size):
-        """Seconds of an all-reduce of many MB: scattered in a host, among hosts, gathered."""
+        """Seconds of an all-reduce of many MB: reduce-scatter in a host, exchange, all-gather."""
         hosts = devices // self.host
         within = 2 * size * (1 - 1 / self.host) / (0.8 * 450e9)
         return within + 2 * size / self.host * (1 - 1 / hosts) / (0.8 * 50e9)
 
 
 class V5e:
-    """Slices of up to 256 TPU v5e in a torus of two dimensions, joined by the data centre's net."""
+    """Slices of up to 256 TPU v5e in a 2D torus, connected by the data centre's network."""
 
-    slowness = 3352 / 819  # by the memory's bandwidth
+    slowness = 3352 / 819  # ratio of the memory bandwidths
     slice = 256
 
     def small(self, devices):
-        """Seconds of an all-reduce of a few KB: a microsecond a hop there and back, and a start."""
+        """Seconds of an all-reduce of a few KB: a start, and 1 µs per hop and direction."""
         chips, slices = min(devices, self.slice), max(1, devices // self.slice)
         rows = 2 ** (int(math.log2(chips)) // 2)
         hops = rows + chips // rows  # half of each ring, twice
@@ -91,22 +91,22 @@ SYSTEMS = {"H100": H100(), "TPU v5e": V5e()}
 
 
 def seconds(system, work, devices, norm_groups=1):
-    """Seconds of (computing, batch norm's exchanges, the gradients' exchange), one after the other.
+    """Seconds of (computing, exchanges of batch norm, exchange of gradients), without overlap.
 
-    Batch norm exchanges nothing with as many parts as devices.
+    Batch norm exchanges nothing if there are as many parts as devices.
     """
     norms = 2 * work.norms * system.small(devices) if norm_groups < devices else 0.0
     return system.slowness * work.seconds, norms, system.large(devices, 2 * work.parameters)
 
 
 def efficiency(*arguments):
-    """The share of a step that computes."""
+    """The fraction of a step that is spent computing."""
     parts = seconds(*arguments)
     return parts[0] / sum(parts)
 
 
 def variants(work, devices):
-    """{what is changed: arguments}."""
+    """{change: arguments of `seconds`}."""
     return {
         "as it is": (work, devices, 1),
         "4 times the batch": (work.larger(4), devices, 1),
@@ -127,7 +127,7 @@ def table(name, system):
 
 
 def draw(path):
-    """Step time and efficiency as curves, one column a system."""
+    """Draws curves of step time and efficiency, with one column per system."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Compiles programs side by side, runs them one at a time, and keeps results as they come."""
+"""Compiles programs in parallel, runs them one at a time, and writes each result at once."""
 
 import time
 from collections.abc import Callable
@@ -8,19 +8,19 @@ from typing import Any
 
 import record
 
-TO_RUN = 25  # seconds kept for running what is compiled
+TO_RUN = 25  # seconds reserved for running the compiled programs
 
 
 @dataclass
 class Program:
-    """Something to compile and then to run alone.
+    """A program to compile, and then to run while no other one runs.
 
     Attributes:
-      row: what its results are named by.
-      lower: gives what has a method `compile`; None where there is nothing to compile.
-      measure: what is compiled -> a dict of results.
-      options: of the compiler, beside its own.
-      explain: what is compiled -> more results, if there is time when all else is measured.
+      row: the names of its results.
+      lower: a function that returns an object with a method `compile`; None: nothing to compile.
+      measure: a function from the compiled program to a dict of results.
+      options: additional compiler options.
+      explain: a function from the compiled program to more results, called if time is left.
     """
 
     row: dict
@@ -31,14 +31,14 @@ class Program:
 
 
 class Results:
-    """Rows, which are in the file after each change."""
+    """Rows of results; the file is rewritten after each change."""
 
     def __init__(self, path, **settings):
         self.rows, self._path, self._settings = [], path, settings
         self._start = time.monotonic()
 
     def add(self, row, **more):
-        """Adds a row, or results to one that is there."""
+        """Adds a row, or adds results to an existing one."""
         if not any(row is known for known in self.rows):
             self.rows.append(row)
         row.update(more, second=round(time.monotonic() - self._start, 1))
@@ -47,7 +47,7 @@ class Results:
 
 
 class Runner:
-    """Works off programs until a moment of `time.monotonic`."""
+    """Compiles and runs programs until a deadline (of `time.monotonic`)."""
 
     def __init__(self, results, deadline):
         self._results, self._deadline = results, deadline
@@ -55,14 +55,14 @@ class Runner:
         self._compiling = []
 
     def run(self, programs, later=0):
-        """Compiles all, as long as that leaves `later` seconds; then runs each alone."""
+        """Compiles all programs, but leaves `later` seconds; then runs them one at a time."""
         started = {self._start(program): program for program in programs if program.lower}
         started.pop(None, None)
         self._wait(started, max(seconds_left(self._deadline) - TO_RUN - later, 1))
         compiled = [(program, None) for program in programs if program.lower is None]
         for future, program in started.items():
             if not future.done():
-                self._results.add(program.row, problem="not compiled in the time there was")
+                self._results.add(program.row, problem="not compiled in the available time")
             elif not future.exception():
                 compiled.append((program, future.result()[0]))
         for program, executable in compiled:
@@ -75,7 +75,7 @@ class Runner:
         begin = time.monotonic()
         try:
             lowered = program.lower()
-        except Exception as error:  # whatever is wrong with one, the others go on
+        except Exception as error:  # a failure of one must not stop the others
             self._results.add(program.row, problem=first_line(error))
             return None
         program.row["lower_s"] = round(time.monotonic() - begin, 2)
@@ -118,7 +118,7 @@ def _compile(lowered, options):
 
 
 def memory_of(compiled):
-    """GB of temporary arrays and of arguments, by the compiler's account."""
+    """GB of temporary arrays and of arguments, according to the compiler."""
     use = compiled.memory_analysis()
     if use is None:
         return {}
@@ -138,7 +138,7 @@ def first_line(error):
 
 
 def describe(row):
-    """A row on one line, without the lists that only the file has room for."""
+    """A row on one line, without the lists, which are only in the file."""
     return " ".join(
         f"{k}={v}" for k, v in row.items() if not isinstance(v, list | dict) and k != "from"
     )

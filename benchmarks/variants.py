@@ -11,12 +11,12 @@ from nvae_jax.models import remat
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 BATCHES = {"mnist": 200, "cifar10": 32, "celeba64": 16, "ffhq256": 4}
-OPTION = "xla_"  # what names of the compiler's options begin with
+OPTION = "xla_"  # prefix of the names of compiler options
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One training step; `changes` are of the config's keys, `options` the compiler's."""
+    """One training step; `changes` are keys of the config, `options` those of the compiler."""
 
     name: str
     config: str
@@ -25,7 +25,7 @@ class Variant:
     options: dict = field(default_factory=dict)
 
     def experiment(self):
-        """Built for the first device, in bfloat16 unless `changes` says otherwise."""
+        """Builds it for the first device, in bfloat16 unless `changes` has another type."""
         config = config_file.load(CONFIGS / f"{self.config}.py")
         fixed = {"model.dtype": "bfloat16", "train.batch_size": self.batch}
         config = build.resolve(schema.changed(config, {**fixed, **self.changes}))
@@ -52,15 +52,15 @@ STEPS["ffhq256"] = lambda *given: by_policy("ffhq256", *given)
 
 
 def parse(text, changes, batch):
-    """The `Variant` of NAME:config=mnist,batch=200,model.unroll=5,xla_gpu_autotune_level=2.
+    """Parses text such as NAME:config=mnist,batch=200,model.unroll=5,xla_gpu_autotune_level=2.
 
     Args:
-      text: a comma begins another pair only where KEY= follows it; config and batch may be missing.
-      changes: of keys that it does not name.
-      batch: where it names none; None for that of `BATCHES`.
+      text: a comma separates pairs only before KEY=; config and batch are optional.
+      changes: changes of keys that the text does not name.
+      batch: the default batch size; None takes it from `BATCHES`.
 
     Raises:
-      ValueError: a pair that is none, or a key that no config has.
+      ValueError: for text that is not KEY=VALUE, or a key that no config has.
     """
     name, _, rest = text.partition(":")
     pairs = dict(_pair(text, pair) for pair in re.split(r",(?=[\w.]+=)", rest) if pair)

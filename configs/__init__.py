@@ -1,1 +1,1 @@
-"""Experiments: `base.py` has every key, the other files change what differs."""
+"""Configurations: `base.py` has every key; the other files change some of them."""

@@ -1,11 +1,11 @@
-"""One's own images: any folder of PNG, JPEG, WebP, BMP or TIFF files, sub-folders too.
+"""Your own images: any folder of PNG, JPEG, WebP, BMP or TIFF files, including subfolders.
 
     python launch/prepare_data.py --name=folder --manual_dir=PICTURES --data_dir=DATA
     python launch/train.py --config=configs/folder.py --workdir=DIR --config.data.dir=DATA
 
-The first line may be left out (then --config.data.dir=PICTURES): the images are then decoded and
-resized again in every epoch. Image size, channels and likelihood follow from the data. The model is
-a small one; see configs/celeba64.py and configs/ffhq256.py for the paper's.
+The first command is optional: with --config.data.dir=PICTURES the images are decoded and resized
+again in every epoch. Image size, channels and likelihood are determined by the data. The model is
+small; see configs/celeba64.py and configs/ffhq256.py for those of the paper.
 """
 
 from nvae_jax.configs import base

@@ -1,6 +1,6 @@
 """ImageNet 32 as published: 3.92 bits per dimension on the original set (van den Oord et al. 2016).
 
-The later, box-downsampled ImageNet 32 gives other numbers: see the data source's name.
+The later, box-downsampled ImageNet 32 gives other numbers; it is another data source.
 
     python launch/train.py --config=configs/imagenet32.py --workdir=DIR
 

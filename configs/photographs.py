@@ -9,7 +9,7 @@ from nvae_jax.configs import base
 
 
 def get_config():
-    """2 scales of 3 groups and 1; pixels are Gaussians, whose variance restoration reads."""
+    """2 scales of 3 groups and 1; pixels are Gaussian, and restoration uses their variance."""
     config = base.get_config()
     config.data.update(name="arrays", image_size=16, channels=3)
     config.model.update(

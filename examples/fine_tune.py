@@ -1,4 +1,4 @@
-"""Trains a trained model on with other images, at a small learning rate.
+"""Fine-tunes a trained model on other images, at a small learning rate.
 
 python examples/fine_tune.py runs/digits runs/inverted
 """
@@ -11,20 +11,20 @@ import nvae_jax
 
 
 def inverted(run, num):
-    """Stands for your data: uint8 (N, H, W, C). Here: what the model knows, inverted."""
+    """Stands for your data, uint8 (N, H, W, C): inverted samples of the model."""
     return np.uint8(255 * (1 - run.sample(num)))
 
 
 def fine_tune(source, images, workdir, num_steps, batch_size=25):
-    """A new run in `workdir`, begun from the variables of the run in `source`."""
+    """Trains a new run in `workdir` that starts from the variables of the run in `source`."""
     np.save(f"{workdir}.npy", images)
-    # The old run's model. A config of your own does as well, if its arrays have the same shapes.
+    # The old run's config. Your own also works, if its arrays have the same shapes.
     config = nvae_jax.get_config(
         source,
         data={"name": "arrays", "dir": f"{workdir}.npy"},
         train={"init_from": str(source), "num_steps": num_steps, "batch_size": batch_size},
         optimizer={"learning_rate": 1e-3, "warmup_steps": 0},
-        # The latents are in use already: the KL term has its full weight from the start.
+        # The latents are in use already, so the KL term has its full weight from the start.
         objective={"kl_min": 1.0},
     )
     nvae_jax.train_run(config, workdir)

@@ -1,4 +1,4 @@
-"""Classifies digits by the latents of a trained model: pip install scikit-learn
+"""Classifies digits by the latents of a trained model. Requires: pip install scikit-learn
 
 python examples/latents_to_scikit_learn.py runs/digits
 """
@@ -16,8 +16,8 @@ import nvae_jax
 
 
 def features(run, images):
-    """(N, D): the posterior's means of all groups, coarsest first."""
-    # Temperature 0 draws no noise: the same image has the same features again.
+    """Returns the posterior means of all groups, coarsest first, as (N, D)."""
+    # Temperature 0 draws no noise: an image always has the same features.
     latents = run.encode(images, temperature=0.0)
     return np.concatenate([z.reshape(len(z), -1) for z in latents], axis=1)
 
@@ -30,7 +30,7 @@ def digits():
 
 
 def accuracy(run, images, labels):
-    """The share of images, not seen by the classifier, that it names right."""
+    """The fraction of held-out images that the classifier labels correctly."""
     inputs = train_test_split(features(run, images), labels, test_size=0.25, random_state=0)
     train_inputs, test_inputs, train_labels, test_labels = inputs
     # Latents differ in scale from group to group.

@@ -1,4 +1,4 @@
-"""Trains a model on arrays of your own, in a loop of your own.
+"""Trains a model on your own arrays, in your own training loop.
 
 python examples/own_data_and_loop.py
 """
@@ -11,7 +11,7 @@ import nvae_jax
 
 
 def squares(num, size=16, seed=0):
-    """Stands for your data: float32 (N, H, W, C) in [0, 1]. Here: a white square somewhere."""
+    """Stands for your data, float32 (N, H, W, C) in [0, 1]: a white square at a random place."""
     images, half = np.zeros((num, size, size, 1), np.float32), size // 2
     corners = np.random.default_rng(seed).integers(0, half, (num, 2))
     for image, (y, x) in zip(images, corners, strict=True):
@@ -24,7 +24,7 @@ def train(config, images, num_steps, batch_size=32, seed=0):
     model, likelihood = nvae_jax.build_model(config), nvae_jax.build_likelihood(config)
     variables = model.init(jax.random.key(seed), images)
     rate = optax.cosine_decay_schedule(1e-2, num_steps)
-    # One bad batch must not throw a deep model off its course.
+    # Clipping prevents that a single bad batch makes a deep model diverge.
     optimizer = optax.chain(optax.clip_by_global_norm(200.0), optax.adamax(rate, eps=1e-3))
     opt_state = optimizer.init(variables["params"])
 
@@ -45,7 +45,7 @@ def train(config, images, num_steps, batch_size=32, seed=0):
     key, order = jax.random.key(seed + 1), np.random.default_rng(seed)
     for number in range(num_steps):
         batch = images[order.integers(0, len(images), batch_size)]
-        # A KL term at full weight from the start would switch the latents off for good.
+        # With the full KL weight from the start, the latents would never be used.
         beta = min(1.0, (number + 1) / (0.3 * num_steps))
         key, latent_key = jax.random.split(key)
         variables, opt_state, nats = step(variables, opt_state, batch, latent_key, beta)

@@ -1,1 +1,1 @@
-"""The commands, a file each. Installed they are `nvae_jax.commands`, a link to this folder."""
+"""The commands, one per file. `nvae_jax.commands` is a link to this folder."""

@@ -1,4 +1,4 @@
-"""Says what the latents do: KL by group and scale, active units, rates.
+"""Analyses the latents: KL by group and scale, active units, rate and distortion.
 
 Writes OUT/latents.json, OUT/latents.png and OUT/latents.npz.
 
@@ -11,10 +11,10 @@ from nvae_jax import analyze, api, cli, options
 from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
-SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
-EXAMPLES = flags.DEFINE_integer("max_examples", None, "only the first so many images", 2)
+SPLIT = flags.DEFINE_string("split", "test", "split; without a test split, test is validation")
+EXAMPLES = flags.DEFINE_integer("max_examples", None, "use only this many images", 2)
 BATCH = options.define_batch_size()
-SEED = options.define_seed("of posterior draws and binarisation")
+SEED = options.define_seed("seed of posterior draws and binarisation")
 OUT, OVERWRITE = options.define_out()
 
 

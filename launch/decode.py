@@ -1,4 +1,4 @@
-"""Turns latents into images.
+"""Decodes latents to images.
 
 Writes OUT/decoded.npz (uint8, key `images`) and OUT/decoded.png.
 
@@ -11,12 +11,12 @@ from nvae_jax import api, cli, distributed, encode, noise, options
 from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
-LATENTS = options.define_path("latents", None, "what launch/encode.py wrote", required=True)
-KIND = flags.DEFINE_enum("kind", "sample", encode.KINDS, "which of the file's latents")
-GROUPS = flags.DEFINE_integer("groups", None, "only so many of the coarsest; default: all", 1)
+LATENTS = options.define_path("latents", None, "file from launch/encode.py", required=True)
+KIND = flags.DEFINE_enum("kind", "sample", encode.KINDS, "which of the file's latents to decode")
+GROUPS = flags.DEFINE_integer("groups", None, "use only this many coarse groups; default: all", 1)
 TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of the prior, for the other groups")
 BATCH = options.define_batch_size()
-SEED = options.define_seed("of the other groups")
+SEED = options.define_seed("seed of the other groups")
 OUT, OVERWRITE = options.define_out()
 
 

@@ -1,6 +1,6 @@
-"""Turns images into latents.
+"""Encodes images to latents.
 
-OUT.npz gets mean_NN and sample_NN for each latent group, coarsest first.
+Writes mean_NN and sample_NN for each latent group, coarsest first, to OUT.npz.
 
 python launch/encode.py --workdir=DIR --out=OUT.npz [--images=FILE | --split=test --num=N]
 """
@@ -12,10 +12,10 @@ from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
 IMAGES = options.define_images()
-SPLIT = flags.DEFINE_string("split", "test", "of the data set")
-NUM = flags.DEFINE_integer("num", None, "how many images; default: all", 1)
+SPLIT = flags.DEFINE_string("split", "test", "split of the data set")
+NUM = flags.DEFINE_integer("num", None, "number of images; default: all", 1)
 BATCH = options.define_batch_size()
-SEED = options.define_seed("of posterior draws and binarisation")
+SEED = options.define_seed("seed of posterior draws and binarisation")
 OUT, OVERWRITE = options.define_out(".npz file to write")
 
 

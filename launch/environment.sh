@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: makes .venv in the repository's root and installs the project there.
-# Running it again costs a second: it installs only when pyproject.toml has changed since.
+# It installs again only after pyproject.toml has changed.
 
 install_environment() { # install_environment EXTRAS, e.g. "[test]" or ""
   local extras="$1" python="${PYTHON:-python3}" stamp

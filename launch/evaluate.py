@@ -11,18 +11,18 @@ from absl import flags
 from nvae_jax import checkpoint, cli, evaluate, options, schema
 
 RUN = options.define_run()
-SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
+SPLIT = flags.DEFINE_string("split", "test", "split; without a test split, test is validation")
 SAMPLES = flags.DEFINE_integer(
     "num_iw_samples",
     1,
-    "posterior draws per image, of the importance-weighted bound",
+    "posterior draws per image for the importance-weighted bound",
     1,
     schema.MANY,
 )
-EXAMPLES = flags.DEFINE_integer("max_examples", None, "only the first so many examples", 1)
+EXAMPLES = flags.DEFINE_integer("max_examples", None, "use only this many examples", 1)
 BATCH = options.define_batch_size()
 OVERWRITE = options.define_overwrite()
-SEED = options.define_seed("of posterior draws and binarisation")
+SEED = options.define_seed("seed of posterior draws and binarisation")
 
 
 def main(_):

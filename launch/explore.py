@@ -1,4 +1,4 @@
-"""A page to look into a run, on 127.0.0.1: samples, single groups, your own images.
+"""Serves a page to explore a run, on 127.0.0.1: samples, single groups, your own images.
 
 python launch/explore.py --workdir=DIR [--port=8000] [--num=16]
 """
@@ -10,10 +10,8 @@ from nvae_jax.explore import explorer
 from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run(join=False)
-PORT = flags.DEFINE_integer(
-    "port", 8000, "that the page is served on; 0: one that is free", 0, 65535
-)
-NUM = flags.DEFINE_integer("num", 16, "pictures of each kind, which are computed at a time", 2, 64)
+PORT = flags.DEFINE_integer("port", 8000, "port of the page; 0: any free port", 0, 65535)
+NUM = flags.DEFINE_integer("num", 16, "pictures of each kind; they are one batch", 2, 64)
 
 
 @raise_on_sigterm()

@@ -1,6 +1,6 @@
 """Writes a sampler and an encoder that run without this package.
 
-OUT/sampler.jax and OUT/encoder.jax are programs with the weights in them.
+OUT/sampler.jax and OUT/encoder.jax are programs that contain the weights.
 
 python launch/export.py --workdir=DIR --out=OUT --temperature=0.7
 """
@@ -11,10 +11,12 @@ from nvae_jax import api, cli, export, options
 from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
-BATCH = flags.DEFINE_integer("batch_size", 16, "images of a call", 1)
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "of the recalibrated statistics")
-RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "batch-norm statistics of the sampler")
-PLATFORMS = flags.DEFINE_list("platforms", list(export.PLATFORMS), "to run on")
+BATCH = flags.DEFINE_integer("batch_size", 16, "images per call", 1)
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "temperature of the recalibration")
+RECALIBRATE = flags.DEFINE_bool(
+    "recalibrate_bn", True, "recalibrate the sampler's batch-norm statistics"
+)
+PLATFORMS = flags.DEFINE_list("platforms", list(export.PLATFORMS), "platforms to export for")
 OUT, OVERWRITE = options.define_out()
 
 

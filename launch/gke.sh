@@ -9,21 +9,21 @@ launch/gke.sh --name=NAME --image=IMAGE --accelerator=TYPE --topology=AxB[xC] [-
               [--slices=1] [--restarts=50] [--spot] [--dry-run]
               --config=configs/X.py --workdir=DIR [--config.KEY=VALUE ...]
 
-Starts a JobSet in the cluster that kubectl talks to (see launch/gke_jobset.yaml for what it needs),
-for instance on 16 chips of TPU v5e:
+Starts a JobSet in the current cluster of kubectl (launch/gke_jobset.yaml lists its requirements),
+for example on 16 chips of TPU v5e:
 
   launch/gke.sh --name=ffhq --image=europe-docker.pkg.dev/me/nvae/nvae_jax:1 \
     --accelerator=tpu-v5-lite-podslice --topology=4x4 --volume-claim=runs \
     --config=configs/ffhq256.py --workdir=/data/ffhq256
 
-The same command goes on after `kubectl delete jobset NAME`.
+After `kubectl delete jobset NAME`, the same command resumes the run.
 
-  --volume-claim=CLAIM  a PersistentVolumeClaim that all pods may write (ReadWriteMany)
-  --bucket=BUCKET       a Cloud Storage bucket, by the Cloud Storage FUSE driver of the cluster
-  --mount=PATH          where the pods see it; DIR must be in there
-  --slices=N            so many slices of this topology that train as one run (Multislice)
-  --spot                on nodes that are cheaper and may be taken away; without it, on demand
-  --restarts=N          how often the pods are started again
+  --volume-claim=CLAIM  a PersistentVolumeClaim that all pods can write (ReadWriteMany)
+  --bucket=BUCKET       a Cloud Storage bucket, mounted by the cluster's Cloud Storage FUSE driver
+  --mount=PATH          where it is mounted in the pods; DIR must be inside
+  --slices=N            number of slices of this topology that train one run (Multislice)
+  --spot                use spot nodes: cheaper, but can be preempted; default: on demand
+  --restarts=N          maximum number of restarts
   --dry-run             check the flags and print the JobSet instead: pipe it to `kubectl apply -f -`
 END
 }
@@ -43,7 +43,7 @@ done
 [[ -z $volume_claim ]] || check_word --volume-claim "$volume_claim"
 [[ -z $bucket ]] || check_word --bucket "$bucket"
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
-  die "--name must be of a-z, 0-9 and -, and start with a letter, not '$name'"
+  die "--name must consist of a-z, 0-9 and -, and start with a letter, not '$name'"
 [[ $topology =~ ^[0-9]{1,3}(x[0-9]{1,3}){1,2}$ ]] ||
   die "--topology must be such as 4x4, not '$topology'"
 check_number --chips-per-host "$chips_per_host" 1 8
@@ -54,18 +54,18 @@ all_chips=1
 for side in ${topology//x/ }; do all_chips=$((all_chips * 10#$side)); done
 check_number "the number of chips of --topology=$topology" "$all_chips" 1 16384
 ((all_chips % chips_per_host == 0)) ||
-  die "--topology=$topology has $all_chips chips, which hosts of $chips_per_host cannot have"
+  die "--topology=$topology has $all_chips chips, which is no multiple of $chips_per_host per host"
 
 check_flags
 is_bucket "$workdir" || [[ -n $volume_claim || -n $bucket ]] ||
-  die "--volume-claim or --bucket is missing: --workdir=$workdir would be another folder in every" \
-    "pod, and gone with it"
-[[ -z $volume_claim || -z $bucket ]] || die "--volume-claim and --bucket: give one of them"
+  die "--volume-claim or --bucket is missing: each pod would have its own --workdir=$workdir, and" \
+    "lose it when it ends"
+[[ -z $volume_claim || -z $bucket ]] || die "--volume-claim and --bucket: give only one of them"
 [[ $mount =~ ^(/[A-Za-z0-9_.-]+)+$ ]] || die "--mount must be such as /data, not '$mount'"
 is_bucket "$workdir" || [[ $workdir == "$mount"/?* && $workdir/ != */../* ]] ||
   die "--workdir=$workdir must be a folder in $mount, which all pods share (--mount)"
 
-# JSON strings, which YAML takes too.
+# JSON strings, which are also valid YAML.
 arguments=''
 for flag in "${flags[@]}"; do
   flag=${flag//\\/\\\\}
@@ -74,7 +74,7 @@ done
 
 jobset=$(<"$(dirname "${BASH_SOURCE[0]}")/gke_jobset.yaml")
 fill_in() {
-  local field="\${$1}" # quoted below: it is no pattern
+  local field="\${$1}" # quoted below, because it is not a pattern
   jobset=${jobset//"$field"/"$2"}
 }
 without() { jobset=$(grep -v "# with --$1\$" <<<"$jobset"); }
@@ -107,12 +107,12 @@ if ! answer=$(kubectl apply -f - <<<"$jobset" 2>&1); then
     *'no matches for kind "JobSet"'*)
       die "the cluster has no JobSet yet: install it, see https://jobset.sigs.k8s.io ($answer)" ;;
     *'field is immutable'* | *'Value is immutable'*)
-      die "the JobSet $name is there, with other settings: kubectl delete jobset $name" ;;
+      die "the JobSet $name exists with other settings: kubectl delete jobset $name" ;;
     *) die "$answer" ;;
   esac
 fi
 echo "$answer"
 echo "logs: kubectl logs --follow --prefix --max-log-requests=$((slices * all_chips / chips_per_host))" \
   "--selector=$selector"
-echo "also those of pods that are gone: gcloud logging read" \
+echo "logs of deleted pods: gcloud logging read" \
   "'labels.\"k8s-pod/jobset_sigs_k8s_io/jobset-name\"=\"$name\"'"

@@ -1,4 +1,4 @@
-"""Draws the ways between pairs of images or of samples.
+"""Interpolates between pairs of images or samples.
 
 Writes OUT/interpolation.png, .npz and .gif or .webp.
 
@@ -11,16 +11,18 @@ from nvae_jax import api, cli, inputs, interpolate, noise, options
 from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
-BETWEEN = flags.DEFINE_enum("between", "images", ["images", "samples"], "what the ends are")
+BETWEEN = flags.DEFINE_enum("between", "images", ["images", "samples"], "kind of the end points")
 IMAGES = options.define_images()
-SPLIT = flags.DEFINE_string("split", "test", "of the data set")
-PAIRS = flags.DEFINE_integer("pairs", 4, "how many ways", 1)
-STEPS = flags.DEFINE_integer("steps", 9, "images of a way", 2)
-TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of samples: one, or one a scale")
-RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "batch-norm statistics, for samples")
-ANIMATION = flags.DEFINE_enum("animation", "gif", ["gif", "webp", "none"], "its format")
+SPLIT = flags.DEFINE_string("split", "test", "split of the data set")
+PAIRS = flags.DEFINE_integer("pairs", 4, "number of pairs", 1)
+STEPS = flags.DEFINE_integer("steps", 9, "images per pair, end points included", 2)
+TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of samples: one number, or one per scale")
+RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "recalibrate batch norm for samples")
+ANIMATION = flags.DEFINE_enum(
+    "animation", "gif", ["gif", "webp", "none"], "format of the animation"
+)
 BATCH = options.define_batch_size()
-SEED = options.define_seed("of all draws")
+SEED = options.define_seed("seed of all draws")
 OUT, OVERWRITE = options.define_out()
 
 

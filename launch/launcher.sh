@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# Sourced by the scripts that start training on clusters: their options, what they refuse before
-# anything is rented, and whether a run that was started again has got any further.
+# Sourced by the scripts that start training on clusters: it reads their options, checks them before
+# anything is rented, and tells whether a restarted run has made progress.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 say() { echo "$(date +%H:%M:%S) $*" >&2; }
 
 die() {
-  echo "error: ${*//$'\n'/ }" >&2 # on one line, whatever it quotes
+  echo "error: ${*//$'\n'/ }" >&2 # always on one line
   exit 2
 }
 
-# A word as one would type it.
+# Prints a word, quoted for the shell if necessary.
 quote() {
   local escaped="'\\''"
   case $1 in
@@ -20,11 +20,11 @@ quote() {
   esac
 }
 
-# read_options "NAME..." "SWITCH..." OTHER ARGUMENT...: sets the variable of each --NAME=VALUE, and
-# that of each --SWITCH to 1, with _ for every - of a name. The rest goes to the function OTHER, one
-# at a time.
+# read_options "NAME..." "SWITCH..." OTHER ARGUMENT...: for each argument --NAME=VALUE, sets the
+# variable NAME (with _ for -) to VALUE; for each --SWITCH, sets its variable to 1. Calls
+# the function OTHER with each of the remaining arguments.
 read_options() {
-  local values=" $1 " switches=" $2 " other=$3 argument option # none is an option itself
+  local values=" $1 " switches=" $2 " other=$3 argument option # not names of options
   for argument in "${@:4}"; do
     option=${argument#--} option=${option%%=*}
     if [[ $argument == --help || $argument == -h ]]; then
@@ -47,25 +47,25 @@ check_number() {
   fi
 }
 
-# check_word OPTION VALUE: names go into commands and manifests as they are.
+# check_word OPTION VALUE: checks a name, which is inserted into commands and manifests.
 check_word() {
   [[ $2 =~ ^[A-Za-z0-9][A-Za-z0-9_./:@-]*$ ]] || die "$1 must be a name, not '$2'"
 }
 
 is_bucket() { [[ $1 =~ ^(gs|s3)://[^/] ]]; }
 
-# check_paths WORD...: refuses URLs, alone or as the value of a flag, but those of buckets.
+# check_paths WORD...: refuses URLs, alone or as the value of a flag, unless they name buckets.
 check_paths() {
   local word
   for word in "$@"; do
     if [[ ${word#*=} =~ ^[A-Za-z][A-Za-z0-9+.-]*:/ ]] && ! is_bucket "${word#*=}"; then
-      die "$word: this is no path; give a bucket's, such as gs://bucket/ffhq256, or mount what it" \
-        "names on every host, and give the folder, such as /mnt/runs/ffhq256"
+      die "$word: this URL is not supported; give a bucket, such as gs://bucket/ffhq256, or mount" \
+        "it on every host and give the folder, such as /mnt/runs/ffhq256"
     fi
   done
 }
 
-# The flags for launch/train.py, and the values of two of them.
+# Collects the flags for launch/train.py, and the values of two of them.
 flags=() config='' workdir=''
 add_flag() {
   case $1 in
@@ -77,7 +77,7 @@ add_flag() {
   flags+=("$1")
 }
 
-# Ends with one line where training would, as far as that can be told without its data and devices.
+# Ends with a one-line error if training would, as far as that is known without data and devices.
 check_flags() {
   local python found=''
   [[ -n $config ]] || die "--config=configs/X.py is missing; see --help"
@@ -95,15 +95,16 @@ END
   else
     [[ -f $config || -f $root/$config || -f $root/configs/$config.py ]] ||
       die "--config: there is no file $config"
-    echo "note: no Python with the project's packages here: config keys are not checked" >&2
+    echo "note: no Python with the project's packages: config keys are not checked" >&2
   fi
 }
 
-# What changes when the run in the folder $1 gets on: its newest checkpoint, its last metrics. Of one
-# in a bucket it is what `$PYTHON -m nvae_jax.resume` says.
+# Prints text that changes when the run in the folder $1 makes progress: the number of its newest
+# checkpoint and its last metrics. For a run in a bucket it is the output of `$PYTHON -m
+# nvae_jax.resume`.
 progress_of() {
   if [[ $1 == *://* ]]; then
-    # One that cannot be asked is taken to have got on.
+    # If the bucket cannot be read, the run is assumed to have made progress.
     "${PYTHON:-python}" -m nvae_jax.resume "$1" 2>/dev/null || echo "unknown $RANDOM"
     return
   fi
@@ -115,7 +116,7 @@ progress_of() {
   echo "$newest $(tail -n 1 "$run/metrics.jsonl" 2>/dev/null)"
 }
 
-# count_fruitless BEFORE NOW: counts ends of the run, one after the other, without any progress.
+# count_fruitless BEFORE NOW: counts consecutive failures of the run without progress.
 fruitless=0
 count_fruitless() {
   if [[ $1 == "$2" ]]; then fruitless=$((fruitless + 1)); else fruitless=0; fi

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Runs a command as N processes of one cluster on the CPU of this machine, to try what a pod will do.
+# Runs a command as N processes of a cluster on the CPU of this machine, for tests.
 set -euo pipefail
 
 usage() {
   cat <<'END'
 launch/local_cluster.sh N [--devices-per-process=K] [--grace=SECONDS] [--dry-run] -- COMMAND...
 
-Runs COMMAND as N processes that train as one, with K fake CPU devices each (default 1):
+Runs COMMAND as N processes of one cluster, with K simulated CPU devices each (default 1):
 
   launch/local_cluster.sh 2 --devices-per-process=4 -- \
     python launch/train.py --config=configs/digits.py --workdir=/tmp/run
 
-Lines are marked with the process they come from. SIGINT and SIGTERM go to all processes. When one
-fails, the others have SECONDS (default 30) to end before they are killed. The exit status is 0, or
-that of the first process that failed.
+Each line of output is prefixed with the number of its process. SIGINT and SIGTERM are sent to all
+processes. When one fails, the others are killed after SECONDS (default 30). The exit status is 0,
+or the status of the first process that failed.
 
   --dry-run  print the commands instead
 END
@@ -24,7 +24,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 
 count='' devices_per_process=1 grace=30 dry_run='' options=()
 while (($#)) && [[ $1 != -- ]]; do options+=("$1") && shift; done
-(($#)) && shift # what is left is COMMAND
+(($#)) && shift # the remaining arguments are COMMAND
 # shellcheck disable=SC2329 # called by read_options
 take_count() {
   [[ $1 != -* ]] || die "unknown option $1; see --help"
@@ -38,7 +38,7 @@ check_number --grace "$grace" 0 86400
 (($#)) || die "no COMMAND after --; see --help"
 for word in "$@"; do [[ $word != --*=* ]] || check_paths "$word"; done
 
-# Below the ports that systems give to outgoing connections.
+# Prints a free port, below the range that systems use for outgoing connections.
 free_port() {
   local port
   while :; do
@@ -48,15 +48,16 @@ free_port() {
   echo "$port"
 }
 
-# A line of process 0 at least every half minute: that it still runs, where it says nothing.
+# Prefixes each line of a process with its number. If process 0 prints nothing for half a minute, prints
+# that it is still running.
 mark_lines() {
   local line part='' code wait=()
   (($1 || BASH_VERSINFO[0] < 4)) || wait=(-t "${LOCAL_CLUSTER_REPORT_SECONDS:-30}")
-  trap '' INT TERM # what a process says after a signal matters
+  trap '' INT TERM # so that the output after a signal is shown, too
   while :; do
     code=0
     IFS= read -r ${wait[@]+"${wait[@]}"} line || code=$?
-    part+=$line # nothing is lost of a line that is not at its end yet
+    part+=$line # keeps the beginning of an incomplete line
     if ((code > 128)); then
       printf '[%s] ... running for %s s\n' "$1" "$SECONDS"
     elif ((code == 0)) || [[ -n $part ]]; then
@@ -84,10 +85,10 @@ if [[ -n $dry_run ]]; then
   exit 0
 fi
 
-say "starting $count processes; each compiles the same programs: on few cores that takes longer" \
-  "than one of them alone"
+say "starting $count processes; each compiles the same programs, which takes longer than with one" \
+  "process if there are few cores"
 pids=()
-# Job control gives each process a group of its own and leaves it able to receive SIGINT.
+# Job control puts each process in its own process group, and does not make it ignore SIGINT.
 set -m
 for ((i = 0; i < count; i++)); do
   env "${environment[@]}" "JAX_PROCESS_ID=$i" "$@" </dev/null > >(mark_lines "$i") 2>&1 &
@@ -120,12 +121,12 @@ while ((${#running[@]})); do
     fi
   done
   running=(${still[@]+"${still[@]}"})
-  # After a signal all processes end with a status that is not 0, once they have saved.
+  # After a signal, all processes save and end with a nonzero status.
   if [[ -n $deadline && -z $signalled ]] && ((${#running[@]} && SECONDS >= deadline)); then
-    echo "processes ${running[*]} still run $grace s later: killing them" >&2
+    echo "processes ${running[*]} are still running after $grace s: killing them" >&2
     send KILL
   fi
   sleep 0.1 || true # Ctrl-C ends it
 done
-wait # for the last lines to be written
+wait # until the last lines are written
 exit "$status"

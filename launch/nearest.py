@@ -1,6 +1,6 @@
-"""Finds the training images nearest to samples: is it memorising?
+"""Finds the training images nearest to samples, to detect memorisation.
 
-The baseline is what is nearest to test images.
+The same search for test images is the baseline.
 
 python launch/nearest.py --workdir=DIR --out=OUT --num=64 --temperature=0.7
 """
@@ -11,16 +11,18 @@ from nvae_jax import api, cli, nearest, noise, options
 from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
-SAMPLES = options.define_path("samples", None, "what launch/sample.py wrote; default: new samples")
-NUM = flags.DEFINE_integer("num", 64, "how many samples, and test images", 1)
-NEIGHBOURS = flags.DEFINE_integer("neighbours", 5, "of each", 1)
-CROP = flags.DEFINE_float("crop", 0.5, "centre crop's part of height and width", 0.0, 1.0)
-ROWS = flags.DEFINE_integer("rows", 8, "samples that the pictures show", 1)
-SPLIT = flags.DEFINE_string("split", "test", "of the baseline")
-TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of new samples: one, or one a scale")
-RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "batch-norm statistics of new samples")
+SAMPLES = options.define_path("samples", None, "file from launch/sample.py; default: new samples")
+NUM = flags.DEFINE_integer("num", 64, "number of samples, and of test images", 1)
+NEIGHBOURS = flags.DEFINE_integer("neighbours", 5, "neighbours per image", 1)
+CROP = flags.DEFINE_float("crop", 0.5, "size of the centre crop, as a fraction", 0.0, 1.0)
+ROWS = flags.DEFINE_integer("rows", 8, "samples in the pictures", 1)
+SPLIT = flags.DEFINE_string("split", "test", "split of the baseline")
+TEMPERATURE = flags.DEFINE_list(
+    "temperature", ["1"], "of new samples: one number, or one per scale"
+)
+RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "recalibrate batch norm for new samples")
 BATCH = options.define_batch_size()
-SEED = options.define_seed("of new samples")
+SEED = options.define_seed("seed of new samples")
 OUT, OVERWRITE = options.define_out()
 
 

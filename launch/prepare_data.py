@@ -1,4 +1,4 @@
-"""Builds a data set that needs building, from files or by download.
+"""Prepares a data set for training, from files or by download.
 
 python launch/prepare_data.py --name=cifar10 --data_dir=DIR
 python launch/prepare_data.py --name=folder --manual_dir=PICTURES --data_dir=DIR --image_size=64
@@ -13,25 +13,25 @@ from nvae_jax.data import limits, sources
 from nvae_jax.data.prepare import prepare
 
 _NAME = flags.DEFINE_string(
-    "name", None, f"The data set: one of {', '.join(sorted(sources.SOURCES))}.", required=True
+    "name", None, f"data set: one of {', '.join(sorted(sources.SOURCES))}", required=True
 )
 _DATA_DIR = options.define_path(
-    "data_dir", sources.DEFAULT_ROOT, "Where to build it, in a folder of its name."
+    "data_dir", sources.DEFAULT_ROOT, "output folder; the data set is a subfolder"
 )
-_MANUAL_DIR = options.define_path("manual_dir", None, "Folder with files that you already have.")
+_MANUAL_DIR = options.define_path("manual_dir", None, "folder with files that you already have")
 _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size",
     0,
-    "Height and width to crop and resize to; 0 is the data set's own.",
+    "height and width to crop and resize to; 0 keeps the data set's size",
     0,
     math.isqrt(limits.MAX_PIXELS),
 )
 _CHANNELS = flags.DEFINE_integer(
-    "channels", 0, "1 makes your own pictures grey, 3 coloured; 0 leaves them as they are."
+    "channels", 0, "for your own pictures: 1 converts to grey, 3 to colour, 0 keeps what they have"
 )
-_SKIP_CORRUPT = flags.DEFINE_bool("skip_corrupt", False, "Leave out images that cannot be read.")
+_SKIP_CORRUPT = flags.DEFINE_bool("skip_corrupt", False, "leave out images that cannot be read")
 _MAX_VALUE = flags.DEFINE_integer(
-    "max_value", 0, "White in pictures of 16 bits; 0 takes what they state, else 65535.", 0
+    "max_value", 0, "value of white in 16-bit pictures; 0: as they state, or 65535", 0
 )
 
 

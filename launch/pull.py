@@ -1,7 +1,7 @@
-"""Makes a run directory of a trained model: one that is shipped, or one that was pushed.
+"""Makes a run directory from a trained model: a shipped one, or one that was pushed.
 
 NAME is a shipped model (digits, fashion_mnist_small), hf://OWNER/NAME[@REVISION] on the Hugging
-Face Hub, or a folder that `push` wrote. Nothing of it is executed.
+Face Hub, or a folder written by `push`. No code from it is executed.
 
 python launch/pull.py NAME [--workdir=DIR]
 """
@@ -20,7 +20,7 @@ def main(argv):
     name = argv[1]
     workdir = WORKDIR.value or f"runs/{transfer.title(name)}"
     step = transfer.pull(name, workdir).snapshot.step
-    print(f"{workdir}: a run at step {step}; evaluate, sample, train and all else take it")
+    print(f"{workdir}: a run at step {step}, ready for evaluate, sample, train and other commands")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Writes a run's model, with a card of its numbers, to the Hugging Face Hub or a folder.
+"""Writes a run's model, with a model card, to the Hugging Face Hub or a folder.
 
-The config (without this machine's paths), the variables, the rows of training and the
-results of evaluation go along. NAME is hf://OWNER/NAME[@BRANCH], for which the Hub's own login
-counts (`hf auth login`), or a folder.
+It includes the config (without this machine's paths), the variables, the training metrics and the
+results of evaluation. NAME is a folder, or hf://OWNER/NAME[@BRANCH] after a login to the Hub
+(`hf auth login`).
 
 python launch/push.py NAME --workdir=DIR [--checkpoint=best] [--license=L] [--note=TEXT]
 """
@@ -16,11 +16,11 @@ from nvae_jax.interrupt import raise_on_sigterm
 ARGUMENTS = ("NAME",)
 RUN = options.define_run(join=False)
 DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16", "float16"], "of the parameters in the file"
+    "dtype", "float32", ["float32", "bfloat16", "float16"], "type of the parameters in the file"
 )
-LICENSE = flags.DEFINE_string("license", "", "of the weights, as the Hub calls it: apache-2.0")
-NOTE = flags.DEFINE_string("note", "", "a paragraph for the card")
-PRIVATE = flags.DEFINE_bool("private", False, "make the repository, if it is a new one, private")
+LICENSE = flags.DEFINE_string("license", "", "licence of the weights; the Hub's name: apache-2.0")
+NOTE = flags.DEFINE_string("note", "", "a paragraph for the model card")
+PRIVATE = flags.DEFINE_bool("private", False, "make a new repository private")
 OVERWRITE = options.define_overwrite()
 
 

@@ -1,4 +1,4 @@
-"""Reconstructs images by scale: the k coarsest groups, the rest from the prior.
+"""Reconstructs images from their k coarsest groups, with the others from the prior.
 
 Writes OUT/reconstructions.png and OUT/reconstructions.npz.
 
@@ -12,12 +12,12 @@ from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
 IMAGES = options.define_images()
-SPLIT = flags.DEFINE_string("split", "test", "of the data set")
-NUM = flags.DEFINE_integer("num", 8, "how many images", 1)
+SPLIT = flags.DEFINE_string("split", "test", "split of the data set")
+NUM = flags.DEFINE_integer("num", 8, "number of images", 1)
 GROUPS = flags.DEFINE_list("groups", None, "numbers k of groups; default: whole scales")
-TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of the prior: one, or one a scale")
+TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of the prior: one number, or one per scale")
 BATCH = options.define_batch_size()
-SEED = options.define_seed("of all draws")
+SEED = options.define_seed("seed of all draws")
 OUT, OVERWRITE = options.define_out()
 
 

@@ -1,7 +1,7 @@
-"""Writes one HTML page about a run, which can be mailed: all pictures are inside.
+"""Writes an HTML page about a run, in a single file that can be mailed.
 
-Curves, samples at several temperatures with and without recalibration, reconstructions by scale,
-what the latents do, nearest training images, results of evaluation, config, versions.
+It has curves, samples at several temperatures with and without recalibration, reconstructions by
+scale, an analysis of the latents, nearest training images, results of evaluation, config, versions.
 
 python launch/report.py --workdir=DIR [--out=FILE.html] [--temperatures=1,0.8,0.6,0.4]
 """
@@ -15,16 +15,18 @@ from nvae_jax.report.write import report_run
 
 RUN = options.define_run(join=False)
 OUT = options.define_path("out", None, "file to write; default: report.html in the run directory")
-SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
-EXAMPLES = flags.DEFINE_integer("max_examples", 1000, "only the first so many images", 2, 100_000)
-TEMPERATURES = flags.DEFINE_list("temperatures", ["1", "0.8", "0.6", "0.4"], "of samples")
-NUM = flags.DEFINE_integer("num", 25, "samples of each", 1, 400)
+SPLIT = flags.DEFINE_string("split", "test", "split; without a test split, test is validation")
+EXAMPLES = flags.DEFINE_integer("max_examples", 1000, "use only this many images", 2, 100_000)
+TEMPERATURES = flags.DEFINE_list(
+    "temperatures", ["1", "0.8", "0.6", "0.4"], "temperatures of samples"
+)
+NUM = flags.DEFINE_integer("num", 25, "samples at each temperature", 1, 400)
 NEAREST = flags.DEFINE_bool("nearest", True, "compare samples with all training images")
 PASSES = flags.DEFINE_integer(
-    "passes", None, "of recalibration; default: config.eval's", 1, schema.MANY
+    "passes", None, "passes of recalibration; default: config.eval's", 1, schema.MANY
 )
 BATCH = options.define_batch_size()
-SEED = options.define_seed("of all draws")
+SEED = options.define_seed("seed of all draws")
 OVERWRITE = options.define_overwrite()
 
 

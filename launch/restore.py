@@ -1,6 +1,7 @@
-"""Restores images with parts unknown, of low resolution or with noise: what they could have been.
+"""Restores images with unknown parts, low resolution or noise.
 
-Writes OUT/restored.png and OUT/restored.npz. Images of a split are degraded first, and compared.
+Writes OUT/restored.png and OUT/restored.npz. Without --images, images of a split are degraded
+first, and compared with the results.
 
 python launch/restore.py --workdir=DIR --out=OUT --scale=2 --images=FILE_OR_FOLDER
 python launch/restore.py --workdir=DIR --out=OUT --mask=center [--images=FILE --degrade]
@@ -12,25 +13,31 @@ from nvae_jax import api, cli, inputs, noise, options
 from nvae_jax.interrupt import raise_on_sigterm
 from nvae_jax.restoration import masks, results
 from nvae_jax.restoration.degradation import smaller
-from nvae_jax.restoration.restore import METHODS, MOST_STEPS
+from nvae_jax.restoration.restore import MAX_STEPS, METHODS
 
 RUN = options.define_run(join=False)
 IMAGES = options.define_images()
-SPLIT = flags.DEFINE_string("split", "test", "of the data set")
-NUM = flags.DEFINE_integer("num", 8, "how many images", 1)
-DEGRADE = flags.DEFINE_bool("degrade", False, "--images are whole: degrade them first")
-MASK = flags.DEFINE_string("mask", None, f"of known pixels: a file, {', '.join(masks.NAMES)}")
-SCALE = flags.DEFINE_integer("scale", 1, "known are means of blocks of so many pixels each way", 1)
-NOISE = flags.DEFINE_float("noise", 0.0, "its standard deviation; white is 1", 0)
+SPLIT = flags.DEFINE_string("split", "test", "split of the data set")
+NUM = flags.DEFINE_integer("num", 8, "number of images", 1)
+DEGRADE = flags.DEFINE_bool("degrade", False, "--images are originals: degrade them first")
+MASK = flags.DEFINE_string("mask", None, f"known pixels: a file, or {', '.join(masks.NAMES)}")
+SCALE = flags.DEFINE_integer("scale", 1, "the size is reduced by this factor", 1)
+NOISE = flags.DEFINE_float("noise", 0.0, "standard deviation of the noise; white is 1", 0)
 METHOD = flags.DEFINE_enum("method", None, sorted(METHODS), "default: optimize for noise, or mix")
-SAMPLES = flags.DEFINE_integer("samples", 8, "draws of each image", 1)
-STEPS = flags.DEFINE_integer("steps", None, "rounds, or steps of Adam", 1, MOST_STEPS)
-ALPHA = flags.DEFINE_list("alpha", None, "mix: the prior's share in z; one, or one a scale")
-TEMPERATURE = flags.DEFINE_list("temperature", None, "of the draws; mix: one, or one a scale")
-TRUST = flags.DEFINE_float("trust", None, "mix: the guesses' deviation over the noise's", 0, 10)
-LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "optimize: Adam's first")
+SAMPLES = flags.DEFINE_integer("samples", 8, "samples per image", 1)
+STEPS = flags.DEFINE_integer("steps", None, "repetitions of mix, or steps of Adam", 1, MAX_STEPS)
+ALPHA = flags.DEFINE_list(
+    "alpha", None, "mix: weight of the prior in the latents; one number, or one per scale"
+)
+TEMPERATURE = flags.DEFINE_list(
+    "temperature", None, "of the draws: one number or, for mix, one per scale"
+)
+TRUST = flags.DEFINE_float(
+    "trust", None, "mix: deviation of the guesses, as a fraction of the noise's", 0, 10
+)
+LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "optimize: Adam's initial learning rate")
 BATCH = options.define_batch_size()
-SEED = options.define_seed("of all draws")
+SEED = options.define_seed("seed of all draws")
 OUT, OVERWRITE = options.define_out()
 
 

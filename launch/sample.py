@@ -12,15 +12,20 @@ from nvae_jax import checkpoint, cli, options, sample
 from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
-NUM = flags.DEFINE_integer("num", 64, "how many images", 1)
+NUM = flags.DEFINE_integer("num", 64, "number of images", 1)
 SAMPLING = options.define_sampling()
 DECODER = flags.DEFINE_enum(
-    "decoder", None, ["mean", "sample"], "pixels; default: mean of binary images, else a sample"
+    "decoder",
+    None,
+    ["mean", "sample"],
+    "mean or sample of the pixels; default: mean for binary images, otherwise sample",
 )
-DECODER_TEMPERATURE = flags.DEFINE_float("decoder_temperature", 1.0, "of sampled pixels", 0.0)
+DECODER_TEMPERATURE = flags.DEFINE_float(
+    "decoder_temperature", 1.0, "temperature of sampled pixels", 0.0
+)
 BATCH = options.define_batch_size()
 PNG_FILES = flags.DEFINE_bool("png_files", False, "also write OUT/images/NNNNNN.png")
-SEED = options.define_seed("of the images")
+SEED = options.define_seed("seed of the images")
 OUT, OVERWRITE = options.define_out()
 
 

@@ -1,4 +1,4 @@
-"""Scores images: are they like the training data? With --against, tells two sets apart.
+"""Scores how similar images are to the training data; --against compares two sets.
 
 Writes every image's ELBO, importance-weighted log p, KL of each scale, L^{>k} and LLR^{>k} (Havtorn
 et al. 2021) to OUT/scores.csv and OUT/scores.npz, and means to OUT/scores.json.
@@ -14,19 +14,19 @@ from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run(join=False)
 IMAGES = options.define_images()
-SPLIT = flags.DEFINE_string("split", "test", "split; a set without test gives its validation split")
+SPLIT = flags.DEFINE_string("split", "test", "split; without a test split, test is validation")
 AGAINST = options.define_path(
-    "against", None, "images to tell apart: .npz, .npy, picture, folder, split, or a data set"
+    "against", None, "images to compare with: .npz, .npy, picture, folder, split, or data set"
 )
 SAMPLES = flags.DEFINE_integer(
-    "num_iw_samples", 10, "draws an image, which the scores average over", 1, schema.MANY
+    "num_iw_samples", 10, "draws per image, over which the scores are averaged", 1, schema.MANY
 )
 SCALES = flags.DEFINE_list(
-    "scales", None, "every k of L^{>k}: the k finest scales from the prior; default: all"
+    "scales", None, "values k of L^{>k}, with the k finest scales from the prior; default: all"
 )
-EXAMPLES = flags.DEFINE_integer("max_examples", None, "only the first so many of each set", 1)
+EXAMPLES = flags.DEFINE_integer("max_examples", None, "use only this many images of each set", 1)
 BATCH = options.define_batch_size()
-SEED = options.define_seed("of the draws and binarisation")
+SEED = options.define_seed("seed of the draws and binarisation")
 OUT, OVERWRITE = options.define_out()
 
 

@@ -7,7 +7,7 @@ usage() {
 bash launch/test.sh [--quick] [--with-torch] [pytest arguments]
 
 Makes .venv, installs the test extra and runs the whole test suite, in several processes; "-n 0"
-runs it in one, as --pdb wants it.
+runs it in one, which --pdb requires.
 
   --quick       only the tests in tests/quick.txt: some of every package, in about three minutes
   --with-torch  install PyTorch too, for the tests that read the published checkpoint format

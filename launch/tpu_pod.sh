@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a slice of a Cloud TPU pod, and goes on when the slice is taken away.
+# Trains on a slice of a Cloud TPU pod, and resumes after preemption.
 set -euo pipefail
 
 usage() {
@@ -9,9 +9,9 @@ launch/tpu_pod.sh --name=NAME --zone=ZONE --accelerator=TYPE [--version=VERSION]
                   [--dry-run]
                   --config=configs/X.py --workdir=DIR [--config.KEY=VALUE ...]
 
-Creates the slice NAME or uses the one there is, copies the code to all of its hosts, installs it,
-trains, and shows the log of host 0 until training ends; those of all hosts are kept here. For 16 chips of TPU v5e, with a Filestore
-instance at 10.0.0.2 to hold the runs:
+Creates the slice NAME unless it exists, copies the code to all of its hosts, installs it, trains,
+and shows the log of host 0 until training ends; the logs of all hosts are copied to this machine.
+For 16 chips of TPU v5e, with runs on a Filestore instance at 10.0.0.2:
 
   launch/tpu_pod.sh --name=ffhq --zone=us-west4-a --accelerator=v5litepod-16 --spot \
     --setup='mountpoint -q /mnt/runs || { sudo apt-get install -y nfs-common &&
@@ -19,20 +19,20 @@ instance at 10.0.0.2 to hold the runs:
     --config=configs/ffhq256.py --workdir=/mnt/runs/ffhq256
 
 DIR must be on a file system that all hosts share and that outlives the slice: NFS as above, or a
-bucket mounted with gcsfuse (with --rename-dir-limit=100000 unless its names are hierarchical).
+bucket mounted with gcsfuse (with --rename-dir-limit=100000 unless it has a hierarchical namespace).
 
-When the slice is preempted, or a host is lost, the slice is made again where needed and the run
-resumes. Training goes on without this script, which may be stopped and started again at any time.
-It ends when a host refuses its input, after three restarts in a row without a step, and at once
-when gcloud says what waiting does not mend: no project, permission or quota, or a wrong zone.
+When the slice is preempted, or a host is lost, the slice is created again if necessary and the run
+resumes. Training continues without this script, which can be stopped and restarted at any time. It
+ends when a host refuses its input, after three consecutive restarts without a step, and at once
+after a permanent error of gcloud: no project, permission or quota, or a wrong zone.
 
-  --version=VERSION  of the hosts' system; found from TYPE for v2 to v6e
-  --spot             cheaper, may be taken away at any time; without it, on demand
-  --slices=N         so many slices that train as one run (Multislice)
-  --setup=COMMAND    runs on every host before each start, such as to mount a disk
-  --restarts=N       how often to resume before giving up
-  --logs=DIR         where the logs go, DIR/TIME/slice_S/HOST.log (default: NAME-logs)
-  --delete           delete the slice at the end; otherwise it stays, and costs
+  --version=VERSION  software version of the hosts; found from TYPE for v2 to v6e
+  --spot             cheaper, but can be preempted at any time; default: on demand
+  --slices=N         number of slices that train one run (Multislice)
+  --setup=COMMAND    runs on every host before each start, for example to mount a disk
+  --restarts=N       maximum number of restarts
+  --logs=DIR         folder of the logs, DIR/TIME/slice_S/HOST.log (default: NAME-logs)
+  --delete           delete the slice at the end; otherwise it remains, and costs money
   --dry-run          check the flags and print the commands instead
 END
 }
@@ -63,12 +63,12 @@ fi
 check_flags
 [[ -z $project ]] || check_word --project "$project"
 place=("--zone=$zone" ${project:+"--project=$project"})
-# One slice may also have been made by hand; several are reached by the request that they belong to.
+# A single slice can also have been created by hand; several are addressed by their queued request.
 kind=tpu-vm nodes=("--node-id=$name") everywhere=()
 if ((slices > 1)); then
   kind=queued-resources nodes=("--node-count=$slices" "--node-prefix=$name") everywhere=(--node=all)
 fi
-seconds=${TPU_POD_POLL_SECONDS:-20} # between two looks at a state
+seconds=${TPU_POD_POLL_SECONDS:-20} # between two queries of a state
 
 run() {
   if [[ -n $dry_run ]]; then
@@ -79,7 +79,7 @@ run() {
   fi
 }
 
-# What waiting does not mend, in gcloud's words; and what it does though it reads similarly.
+# Messages of gcloud about permanent errors, and similar ones about temporary errors.
 permanent='PERMISSION_DENIED|Permission.* denied|not have permission|UNAUTHENTICATED'
 permanent+='|INVALID_ARGUMENT|bad request|property \[[a-z/]*\] is not|have an active account'
 permanent+='|gcloud auth login|invalid_grant|has not been used in project|SERVICE_DISABLED|billing'
@@ -87,7 +87,7 @@ permanent+='|Project [^/ ]* not found|Location [^/]*not found|accelerator .* was
 permanent+='|[Qq]uota.* (exceed|exhaust)|exceed.* quota|Invalid choice|unrecognized arguments|argument --'
 passing='per (second|minute|hour|day)|no more capacity|UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL'
 
-# Ends with the message $1 of gcloud's if it is permanent; otherwise shows it.
+# Ends with gcloud's message $1 if the error is permanent; otherwise only shows it.
 end_if_permanent() {
   if grep -qE "$permanent" <<<"$1" && ! grep -qE "$passing" <<<"$1"; then
     die "$(grep -m 1 -E "ERROR|$permanent" <<<"$1")"
@@ -95,7 +95,7 @@ end_if_permanent() {
   echo "$1" >&2
 }
 
-# What `gcloud ... describe` says, in `answer`; MISSING where there is nothing of that name.
+# Sets `answer` to the output of `gcloud ... describe`, or to MISSING if nothing has that name.
 ask() { # ask KIND FIELD
   answer=$(gcloud compute tpus "$1" describe "$name" "${place[@]}" --format="value($2)" \
     2>"$scratch/error") && return
@@ -119,7 +119,7 @@ try_to_create() {
   ((++failures < 10)) || die "gcloud cannot create $name"
 }
 
-# The request owns the slice; a slice made by hand has none.
+# Deletes the slice. Its request owns it; a slice that was created by hand has no request.
 remove() {
   [[ -n $dry_run ]] || ask queued-resources state.state
   if [[ -n $dry_run || $answer != MISSING ]]; then
@@ -148,13 +148,13 @@ wait_for_slice() {
           FAILED)
             ask queued-resources state.failedData.error.message
             end_if_permanent "the request for $name failed: $answer"
-            ((++failures < 10)) || die "the request for $name failed again and again: $answer"
+            ((++failures < 10)) || die "the request for $name failed repeatedly: $answer"
             remove || true
             ;;
           SUSPENDED) remove || true ;;
         esac
         ;;
-      *) remove || true ;; # PREEMPTED, TERMINATED, STOPPED and what else cannot train
+      *) remove || true ;; # PREEMPTED, TERMINATED, STOPPED and other states without training
     esac
     if [[ $slice/$request != "$last" ]]; then
       last=$slice/$request
@@ -168,14 +168,14 @@ wait_for_slice() {
 on() {
   local command=$2 where=("--worker=$1")
   [[ $1 != all ]] || where+=(${everywhere[@]+"${everywhere[@]}"})
-  # Notices within two minutes that a host is gone.
+  # Detects a lost host within two minutes.
   run gcloud compute tpus "$kind" ssh "$name" "${place[@]}" "${where[@]}" "${@:3}" \
     --ssh-flag='-o ServerAliveInterval=30' --ssh-flag='-o ServerAliveCountMax=4' \
     --command="$command"
 }
 
-# Shows the log of host 0, and writes those of all hosts to a new folder, until training ends there
-# or the connection breaks.
+# Shows the log of host 0, and writes the logs of all hosts to a new folder, until training ends or
+# the connection breaks.
 shown=0 # lines
 follow_logs() {
   local folder slice viewer writers=() everywhere=()
@@ -195,8 +195,8 @@ follow_logs() {
   shown=$(wc -l <"$folder/slice_0/0.log")
 }
 
-# The rest runs on the hosts, whose variables these are. train/ holds the log, the exit status, and
-# a lock that is held while training runs.
+# The following runs on the hosts, and uses their variables. train/ contains the log, the exit
+# status, and a lock that is held while training runs.
 extras=tpu
 [[ ${flags[*]} != *=gs://* ]] || extras+=,gcs
 [[ ${flags[*]} != *=s3://* ]] || extras+=,s3
@@ -207,7 +207,7 @@ tar -xzf nvae_jax.tar.gz -C nvae_jax
 if [ ! -x venv/bin/python ]; then
   if python3 -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))" 2>/dev/null
   then python3 -m venv venv
-  else # uv brings a Python of its own
+  else # uv installs a newer Python
     curl -LsSf https://astral.sh/uv/install.sh | sh
     ~/.local/bin/uv venv --seed --python=3.12 venv
   fi
@@ -217,7 +217,7 @@ cd nvae_jax && ../venv/bin/pip install --quiet ".['"$extras"']"'
 train="../venv/bin/python -u launch/train.py $(printf '%q ' "${flags[@]}")"
 # shellcheck disable=SC2016
 start='cd nvae_jax
-flock --nonblock ../train/lock rm -f ../train/status || exit 0 # it is running
+flock --nonblock ../train/lock rm -f ../train/status || exit 0 # already running
 ulimit -c 0
 nohup flock --close ../train/lock sh -c '"$(quote "$train; echo \$? > ../train/status")"'>> ../train/log 2>&1 < /dev/null &
 echo $! > ../train/pid'
@@ -232,7 +232,7 @@ else echo "status lost"; fi'
 complaints='grep -E "^error: |Error: " train/log | tail -n 1'
 where_it_stands="$(declare -f progress_of); PYTHON=../venv/bin/python; cd nvae_jax && progress_of $(printf %q "$workdir")"
 
-# A spot slice takes its disks with it.
+# A preempted slice loses its disks.
 refuse_own_disk() {
   local answer
   # shellcheck disable=SC2016
@@ -240,13 +240,13 @@ refuse_own_disk() {
 until [ -e "$folder" ]; do folder=$(dirname "$folder"); done
 [ "$(stat -c %d "$folder")" != "$(stat -c %d /)" ] || echo "its own disk"') || return
   [[ $answer != *"its own disk"* ]] ||
-    die "--workdir=$workdir is on the host's own disk, which goes with the slice: mount a file" \
-      "system that outlives it (--setup)"
+    die "--workdir=$workdir is on the host's own disk, which is deleted with the slice: mount a" \
+      "file system that outlives it (--setup)"
 }
 
 copy_and_start() {
   local archive=$scratch/nvae_jax.tar.gz
-  # Each only after the other: errors do not end a function whose status is asked for.
+  # Joined with &&, because `set -e` does not apply to a function whose status is tested.
   run tar -czf "$archive" -C "$root" configs launch nvae_jax \
       pyproject.toml setup.py README.md LICENSE &&
     run gcloud compute tpus "$kind" scp "$archive" "$name:nvae_jax.tar.gz" "${place[@]}" \
@@ -257,7 +257,7 @@ copy_and_start() {
     on all "$start"
 }
 
-# One word for what the hosts say: trained, running, failed, lost with the slice, or aborted.
+# Prints the outcome on all hosts: trained, running, failed, lost (with the slice), or aborted.
 outcome() {
   local answers
   answers=$(on all "$status" 2>/dev/null | sed -n 's/^status //p') || true
@@ -268,11 +268,11 @@ outcome() {
   elif ! grep -qvx 0 <<<"$answers"; then
     echo trained
   elif grep -qx 2 <<<"$answers"; then
-    echo failed # one refused its input, whatever became of the others
+    echo failed # one refused its input, whatever happened to the others
   elif grep -qxE 'lost|143' <<<"$answers"; then
-    echo lost # without a status, or asked to end
+    echo lost # without a status, or terminated
   elif grep -qxE '1(2[89]|[3-9][0-9])|2[0-9][0-9]' <<<"$answers"; then
-    echo aborted # by a signal, or by jax because another host was lost
+    echo aborted # by a signal, or by jax after another host was lost
   else
     echo failed
   fi
@@ -280,7 +280,7 @@ outcome() {
 
 if [[ -n $dry_run ]]; then
   scratch=/tmp
-  echo "# where the slice is not there yet:"
+  echo "# if the slice does not exist yet:"
   create
   echo "# until READY, or ACTIVE:"
   if ((slices == 1)); then
@@ -292,14 +292,14 @@ if [[ -n $dry_run ]]; then
   copy_and_start
   on all "$follow" --output-directory="$logs"
   on all "$status"
-  echo "# where the slice was preempted, before all of this again:"
+  echo "# after preemption, before the commands above are repeated:"
   remove
   exit 0
 fi
 command -v gcloud >/dev/null || die "gcloud is not installed; --dry-run prints the commands"
-mkdir -p "$logs" 2>/dev/null && [[ -w $logs ]] || die "--logs=$logs is no folder that can be written"
+mkdir -p "$logs" 2>/dev/null && [[ -w $logs ]] || die "--logs=$logs is not a writable folder"
 scratch=$(mktemp -d)
-# shellcheck disable=SC2046 # one word a process
+# shellcheck disable=SC2046 # one word per process
 trap 'rm -rf "$scratch" && kill $(jobs -p) 2>/dev/null || true' EXIT
 
 attempt=0 failures=0 stood=''
@@ -310,7 +310,7 @@ while :; do
   elif copy_and_start; then
     failures=0
   else
-    # Right after its start a host may refuse connections; later it may be gone.
+    # A host can refuse connections right after its start, and can be lost later.
     ((++failures < 5)) || die "the code cannot be installed on $name"
     sleep "$seconds"
     continue
@@ -319,19 +319,19 @@ while :; do
     follow_logs
     result=$(outcome)
     [[ $result == running ]] || break
-    sleep "$seconds" # the connection broke, or other hosts are still at it
+    sleep "$seconds" # the connection broke, or other hosts are still running
   done
   case $result in
     trained) break ;;
     failed)
       on all "$complaints" >&2 || true
-      die "training failed; the logs of all hosts are in $logs"
+      die "training failed; see the logs of all hosts in $logs"
       ;;
     aborted)
       stands=$(on 0 "$where_it_stands") || true
       count_fruitless "$stood" "$stands"
       ((fruitless < MOST_FRUITLESS)) ||
-        die "ended for the $((fruitless + 1))th time without a step: the logs are in $logs"
+        die "failed $((fruitless + 1)) times in a row without a step; see the logs in $logs"
       stood=$stands
       ;;
   esac
@@ -339,5 +339,5 @@ while :; do
   say "a host or the slice was lost: resuming"
   sleep "$seconds"
 done
-say "training is done; the logs of all hosts are in $logs"
-if [[ -n $delete ]]; then remove; else say "the slice $name is still there, and costs"; fi
+say "training is complete; the logs of all hosts are in $logs"
+if [[ -n $delete ]]; then remove; else say "the slice $name still exists, and costs money"; fi

@@ -1,9 +1,11 @@
-"""Trains a model, or resumes the run that the folder holds.
+"""Trains a model, or resumes the run in the folder.
 
 python launch/train.py --config=configs/X.py --workdir=DIR [--config.KEY=VALUE ...]
-python launch/train.py --workdir=DIR resumes; --config.KEY=VALUE then changes, for this start, keys
-that do not change what is computed. --restart starts a run anew of which no checkpoint is left;
---extend --config.train.num_steps=N trains a finished run on.
+python launch/train.py --workdir=DIR
+
+The second form resumes a run; --config.KEY=VALUE can then change keys that do not affect the
+result, for this start only. --restart starts a run without any checkpoint from the beginning;
+--extend --config.train.num_steps=N continues a finished run.
 """
 
 from absl import flags
@@ -27,18 +29,16 @@ CONFIG = options.define_path(
 CHANGES = cli.define_changes()
 WORKDIR = options.define_path("workdir", None, "run directory", required=True)
 CHECK = flags.DEFINE_bool(
-    "check", False, "only check flags and config, as far as that needs no data and no devices"
+    "check", False, "only check flags and config, as far as possible without data and devices"
 )
-RESTART = flags.DEFINE_bool("restart", False, "start a run anew of which no checkpoint is left")
+RESTART = flags.DEFINE_bool("restart", False, "start a run without checkpoints from the beginning")
 EXTEND = flags.DEFINE_bool(
-    "extend", False, "train a finished run on, to --config.train.num_steps; see docs/training.md"
+    "extend", False, "continue a finished run to --config.train.num_steps; see docs/training.md"
 )
 PROFILE = flags.DEFINE_string(
     "profile", None, "START:STOP: write a trace of these steps, for TensorBoard's Profile tab"
 )
-LOG = flags.DEFINE_list(
-    "log", ["tensorboard"], f"who gets metrics and pictures as well: {', '.join(loggers.MODULES)}"
-)
+LOG = flags.DEFINE_list("log", ["tensorboard"], f"additional loggers: {', '.join(loggers.MODULES)}")
 
 
 def main(_):
@@ -46,7 +46,7 @@ def main(_):
     others = loggers.by_name(LOG.value)
     config = None if CONFIG.value is None else config_file.load(CONFIG.value)
     if CHECK.value and config is not None and paths.is_bucket(paths.parse(WORKDIR.value)):
-        build.check(schema.changed(config, CHANGES()))  # here may be no credentials for it
+        build.check(schema.changed(config, CHANGES()))  # works without the bucket's credentials
     elif CHECK.value:
         build.check(
             run_directory.chosen_config(WORKDIR.value, config, CHANGES(), extend=EXTEND.value)

@@ -1,4 +1,4 @@
-"""Variations of one latent group, the others fixed.
+"""Varies one latent group while the others are fixed.
 
 Writes OUT/traversal_GG.png and OUT/traversal_GG.npz.
 
@@ -11,19 +11,19 @@ from nvae_jax import api, cli, inputs, noise, options, traverse
 from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
-GROUP = flags.DEFINE_integer("group", None, "number of the group, coarsest first: 0", required=True)
-CHANNEL = flags.DEFINE_integer("channel", None, "move this channel; default: draw the group anew")
-SPAN = flags.DEFINE_float("span", 3.0, "prior scales that the channel moves, both ways")
-OTHERS = flags.DEFINE_enum("others", "noise", traverse.OTHERS, "what of the others is fixed")
+GROUP = flags.DEFINE_integer("group", None, "number of the group; the coarsest is 0", required=True)
+CHANNEL = flags.DEFINE_integer("channel", None, "vary this channel; default: redraw the group")
+SPAN = flags.DEFINE_float("span", 3.0, "range of the channel: ± this many scales of the prior")
+OTHERS = flags.DEFINE_enum("others", "noise", traverse.OTHERS, "what is fixed in the other groups")
 OF = flags.DEFINE_enum("of", "images", ["images", "samples"], "what the variations start from")
 IMAGES = options.define_images()
-SPLIT = flags.DEFINE_string("split", "test", "of the data set")
-NUM = flags.DEFINE_integer("num", 6, "how many starts", 1)
+SPLIT = flags.DEFINE_string("split", "test", "split of the data set")
+NUM = flags.DEFINE_integer("num", 6, "number of images or samples to vary", 1)
 STEPS = flags.DEFINE_integer("steps", 9, "variations of each", 1)
-TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of samples: one, or one a scale")
-RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "batch-norm statistics, for samples")
+TEMPERATURE = flags.DEFINE_list("temperature", ["1"], "of samples: one number, or one per scale")
+RECALIBRATE = flags.DEFINE_bool("recalibrate_bn", True, "recalibrate batch norm for samples")
 BATCH = options.define_batch_size()
-SEED = options.define_seed("of all draws")
+SEED = options.define_seed("seed of all draws")
 OUT, OVERWRITE = options.define_out()
 
 

@@ -26,8 +26,8 @@ __all__ = [
 
 
 def _refuse_to_run():
-    """Ends `python -m nvae_jax.train` and `python nvae_jax/train.py`: they would define functions,
-    do nothing, and end with status 0."""
+    """Exits with an error where a module is run as a script (`python -m nvae_jax.train` or
+    `python nvae_jax/train.py`): it would only define functions and exit with status 0."""
     script, names = Path(sys.argv[0] if sys.argv else ""), []
     if str(script) == "-m":  # Python is still looking for what -m names
         names = [word for word in sys.orig_argv if re.match(r"(-\w*m)?nvae_jax\.\w", word)]
@@ -35,7 +35,7 @@ def _refuse_to_run():
         names = [script]
     if names:
         print(
-            f"error: {names[0]} is no command: python -m nvae_jax lists those there are",
+            f"error: {names[0]} is not a command: `python -m nvae_jax` lists the commands",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -43,12 +43,13 @@ def _refuse_to_run():
 
 _refuse_to_run()
 
-# Imported at their first use: the package itself imports no JAX.
+# These are imported on first use, so that `import nvae_jax` alone does not import JAX.
 with epy.lazy_api_imports(globals()):
     from nvae_jax.api import Run, load
-    from nvae_jax.build import Experiment, build_likelihood, build_model
     from nvae_jax.build import build as build_experiment
+    from nvae_jax.build import build_likelihood, build_model
     from nvae_jax.config_file import get_config
+    from nvae_jax.experiment import Experiment
     from nvae_jax.interop.torch_checkpoint import convert_state
     from nvae_jax.likelihoods import make as make_likelihood
     from nvae_jax.loggers import Logger

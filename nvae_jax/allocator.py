@@ -1,8 +1,8 @@
-"""Keeps the memory that a step frees for the next one.
+"""Keeps memory that one training step frees for the next step.
 
-XLA's CPU client allocates what a program needs at each call. glibc gives large blocks back to the
-system as soon as they are freed, and the system clears every page of them before it lends them
-again: a quarter of a training step's time.
+XLA's CPU client allocates a program's buffers anew at each call. By default glibc returns large
+blocks to the operating system as soon as they are freed, and the system clears every page before
+handing it out again, which takes a quarter of a training step's time.
 """
 
 import ctypes
@@ -13,30 +13,29 @@ _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # as malloc.h numbers them
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc's allocator keep what it has; does nothing where there is no glibc.
+    """Makes glibc keep freed memory in the process. Does nothing on systems without glibc.
 
-    More is then held than a step needs: glibc aligns a large block by cutting it from a larger one,
-    and the next one of the same size does not fit the hole that it leaves.
-
-    To be called ahead of the first computation.
+    Call it before the first computation. The process then keeps more memory than a step needs:
+    glibc aligns a large block by cutting it out of a larger one, and once freed the remaining gap
+    is too small for the next block of the same size.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if not mallopt:
         return
     mallopt(_MMAP_MAX, 0)
     mallopt(_TRIM_THRESHOLD, -1)
-    # Only the main thread's large blocks can be kept, so let it be the one that starts programs.
-    # One arena for all threads would do too, but finding memory in what a large compilation leaves
-    # behind takes so long that steps take twice their time.
+    # glibc keeps large blocks of the main thread only, so programs must be started by that thread.
+    # A single arena for all threads would work too, but searching the fragments that a large
+    # compilation leaves in it makes steps twice as slow.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def give_back_freed_memory() -> None:
-    """Gives what is free just now back to the system, once; does nothing where there is no glibc.
+def release_freed_memory() -> None:
+    """Returns currently free memory to the system once. Does nothing on systems without glibc.
 
-    For after a compilation, which leaves several times what a small model's steps need, and now and
-    then in a long run: what many threads free lies in holes of which each arena has its own, and
-    `keep_freed_memory` would keep all of them.
+    Call it after a compilation, which frees several times the memory that a small model's steps
+    need, and from time to time in a long run: each thread's arena accumulates fragments, all of
+    which `keep_freed_memory` would keep.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:

@@ -1,6 +1,7 @@
-"""What the latents do: KL by group and scale, active units, variables in use, rates, and how far
-the prior is from the posteriors of all images taken together."""
+"""Analyses a model's latents: KL by group and scale, active units, variables in use, rates, and the
+distance of the prior from the aggregate posterior."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,18 @@ from nvae_jax.likelihoods import bits_per_dim
 from nvae_jax.objective import ACTIVE_NATS, active_units
 from nvae_jax.posterior_moments import Moments, latent_moments
 
-USED_NATS = 0.01  # a latent variable with less KL than this is not in use
-USED_VARIANCE = 0.01  # nor is one whose posterior mean hardly changes from image to image
+# A latent variable is in use if its KL and the variance of its posterior mean exceed these.
+USED_NATS = 0.01
+USED_VARIANCE = 0.01
 COUNTS = ("kl", "kl_bits_per_dim", "prior_gap", "active_units", "units", "used_variables")
 COUNTS += ("variables",)
-RATE_EXAMPLES = 1000  # images that rate and distortion are of: each number of groups is a pass
+RATE_EXAMPLES = 1000  # images for rate and distortion, which take one pass per number of groups
 
 
 def summarize(run: Run, count: int, moments: list[Moments]) -> dict[str, Any]:
-    """The moments as numbers a group, a scale and in all; see `analyze_run`."""
+    """Summarises the moments per group, per scale and in total; see `analyze_run`."""
     hierarchy = run.experiment.model.hierarchy
-    num_dims = _num_dims(run)
+    num_dims = math.prod(run.experiment.data.unpadded_shape)
     groups = []
     for number, (scale, (kl, variance, gap)) in enumerate(
         zip(hierarchy.scale_of_group(), moments, strict=True)
@@ -58,7 +60,7 @@ def summarize(run: Run, count: int, moments: list[Moments]) -> dict[str, Any]:
                 "variables": used.size,
             }
         )
-    scales = [_add_up(groups, scale) for scale in reversed(range(hierarchy.num_scales))]
+    scales = [_sum_over_scale(groups, scale) for scale in reversed(range(hierarchy.num_scales))]
     totals = {key: sum(group[key] for group in groups) for key in COUNTS}
     thresholds = {
         "active_nats": ACTIVE_NATS,
@@ -68,19 +70,13 @@ def summarize(run: Run, count: int, moments: list[Moments]) -> dict[str, Any]:
     return {"num_examples": count, **totals, **thresholds, "scales": scales, "groups": groups}
 
 
-def _num_dims(run):
-    height, width, channels = run.experiment.image_shape
-    padding = run.experiment.data.padding
-    return (height - 2 * padding) * (width - 2 * padding) * channels
-
-
-def _add_up(groups, scale):
-    mine = [group for group in groups if group["scale"] == scale]
+def _sum_over_scale(groups, scale):
+    members = [group for group in groups if group["scale"] == scale]
     return {
         "scale": scale,
-        "size": mine[0]["size"],
-        "num_groups": len(mine),
-        **{key: sum(group[key] for group in mine) for key in COUNTS},
+        "size": members[0]["size"],
+        "num_groups": len(members),
+        **{key: sum(group[key] for group in members) for key in COUNTS},
     }
 
 
@@ -93,27 +89,31 @@ def analyze_run(
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes `latents.json`, `latents.npz` and pictures to the folder `out`: `latents.png` (KL and
-    active units by group, rate by scale), `rate_distortion.png`, `prior_gap.png`, and for a run
-    with metrics `training.png` (KL by group over training).
+    """Analyses the latents of a run and writes the results to the folder `out`.
 
-    A unit is a latent channel, active where its KL exceeds 0.1 nats an image (see
-    `objective.active_units`). A variable is one channel at one pixel, in use where its KL is above
-    0.01 nats and the variance, over images, of its posterior mean above 0.01 (Burda et al. 2016).
+    The files are `latents.json`, `latents.npz` and these charts: `latents.png` (KL and active units
+    by group, rate by scale), `rate_distortion.png`, `prior_gap.png`, and `training.png` (KL by
+    group over training) if the run has metrics.
+
+    A unit is a latent channel; it is active if its KL exceeds 0.1 nats per image (see
+    `objective.active_units`). A variable is one channel at one pixel; it is in use if its KL
+    exceeds 0.01 nats and the variance of its posterior mean over images exceeds 0.01 (Burda et al.
+    2016).
 
     Args:
       run: an `api.Run`.
-      out: a folder.
-      split: of the data set.
-      max_examples: only the first so many images; None takes all.
-      seed: of posterior draws and binarisation.
-      overwrite: whether to replace files of other settings.
+      out: output folder.
+      split: split of the data set to analyse.
+      max_examples: number of images to use, from the first; None uses all.
+      seed: seed of posterior draws and of binarisation.
+      overwrite: whether to replace files made with other settings.
 
     Returns:
       the summary, as written to `latents.json`.
 
     Raises:
-      ValueError: there are too few images, or the files may not be written; see `outputs.check`.
+      ValueError: if there are too few images, or the files must not be written (see
+        `outputs.check`).
     """
     charts = extras.load("nvae_jax.latent_charts", "plots", "analyze")
     spec = run.experiment.data
@@ -157,7 +157,7 @@ def _report(summary, written):
 def measure(
     run: Run, *, split: str = "test", max_examples: int | None = None, seed: int = 0
 ) -> tuple[dict[str, Any], list[Moments]]:
-    """What `latents.json` says of a run's latents, and the moments; see `analyze_run`."""
+    """Computes the summary in `latents.json` and the moments behind it; see `analyze_run`."""
     spec = run.experiment.data
     total = pipeline.num_examples(spec, split)
     total = min(total, max_examples or total)
@@ -179,9 +179,9 @@ def measure(
         )
     summary = summarize(run, count, moments)
     with progress.bar(
-        "decoding parts",
-        unit="part",
-        total=len(rate_distortion.stops(run.experiment.model.hierarchy)),
+        "decoding from ever more groups",
+        unit="pass",
+        total=len(rate_distortion.group_counts(run.experiment.model.hierarchy)),
     ) as bar:
         points = rate_distortion.measure(
             run,
@@ -195,12 +195,15 @@ def measure(
 
 
 def draw_all(charts: Any, run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """{name: figure} of all that `measure` found, and of training where there are metrics of it.
+    """Draws a chart for each part of a summary, and one of training if the run has metrics.
 
     Args:
-      charts: the module `latent_charts`, of the extra `plots`.
+      charts: the module `latent_charts`, which needs the extra `plots`.
       run: an `api.Run`.
-      summary: from `measure`.
+      summary: the summary returned by `measure`.
+
+    Returns:
+      {name: figure}.
     """
     points, metrics = summary["rate_distortion"], history.read(run.workdir, run.state.step)
     figures = {
@@ -213,7 +216,7 @@ def draw_all(charts: Any, run: Run, summary: Mapping[str, Any]) -> dict[str, Any
 
 
 def explain_gap(summary: Mapping[str, Any]) -> str:
-    """What the gap between prior and posteriors means for samples, in a sentence or two."""
+    """Explains in a sentence what the gap between prior and aggregate posterior does to samples."""
     points = summary["rate_distortion"]
     distances = [point["frechet"] for point in points]
     drops = -np.diff(distances)
@@ -222,9 +225,9 @@ def explain_gap(summary: Mapping[str, Any]) -> str:
     gap, kl = summary["prior_gap"], summary["kl"]
     mismatch = f"at least {gap:.2f} of {kl:.2f} nats of KL ({gap / max(kl, 1e-9):.0%}) are"
     if not np.isfinite(gap):
-        mismatch = "of so few images it is unknown how much of the KL is"
+        mismatch = "with so few images it is unknown how much of the KL is"
     return (
         f"prior-posterior gap: {mismatch} mismatch of the prior; the Fréchet distance is "
-        f"{distances[0]:.3g} of samples and {distances[-1]:.3g} of reconstructions, and falls most "
-        f"once the posterior gives group {first if first == last else f'{first} to {last}'}"
+        f"{distances[0]:.3g} for samples and {distances[-1]:.3g} for reconstructions, and falls "
+        f"most once the posterior gives group {first if first == last else f'{first} to {last}'}"
     )

@@ -1,38 +1,29 @@
-"""The one join: turns a ConfigDict into the model, its likelihood, its data and its optimiser.
+"""Builds the parts of an experiment from a ConfigDict: model, likelihood, data, optimiser, mesh.
 
-Nobody else reads a ConfigDict. Every function raises ValueError with one line that names the key:
-each checks the whole config by `schema` first.
+This is the only module that reads values from a ConfigDict. Each function first checks the whole
+config with `schema`, and raises ValueError with one line that names the key.
 """
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial, wraps
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax.traverse_util import unflatten_dict
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvae_jax import likelihoods, schema, sharding, state, steps
+from nvae_jax import likelihoods, schema, sharding
 from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataSpec
 from nvae_jax.distributed import DistributedSettings
+from nvae_jax.experiment import Experiment
 from nvae_jax.likelihoods import Likelihood
 from nvae_jax.models import cells, remat
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.models.nvae import NVAE
-from nvae_jax.models.parameter_modules import describe_variables
 from nvae_jax.objective import ObjectiveSettings
-from nvae_jax.ops import choice, compiler
-from nvae_jax.ops.anywhere import MultiPlatform
-from nvae_jax.ops.portable import Portable
+from nvae_jax.ops import choice
 from nvae_jax.optim import Optimizer, OptimizerSettings, adamax, learning_rate_schedule
-from nvae_jax.programs import shared
 from nvae_jax.settings import EvaluationSettings, LoopSettings, StartSettings
 from nvae_jax.sharding import Devices
 
@@ -43,33 +34,33 @@ PRECISIONS = {
     "highest": jax.lax.Precision.HIGHEST,
 }
 UNROLL_ALL = 10**6
-# On CPU and GPU, where loops copy what they stack. Models of more groups stay loops there too:
-# unrolled they compile for minutes.
-MOST_UNROLLED_GROUPS = 32
+# On CPU and GPU groups are unrolled by default, because loops copy the arrays that they stack. With
+# more groups than this they are loops there too, because unrolled they would compile for minutes.
+MAX_UNROLLED_GROUPS = 32
 
 
-def _of_checked(function):
-    """`function(config, ...)` of configs that `schema.check` lets pass."""
+def _with_checked_config(function):
+    """Decorates `function(config, ...)` so that it first checks the config with `schema.check`."""
 
     @wraps(function)
-    def checking(config, *args, **kwargs):
+    def checked_function(config, *args, **kwargs):
         schema.check(config)
         return function(config, *args, **kwargs)
 
-    return checking
+    return checked_function
 
 
-@_of_checked
+@_with_checked_config
 def build_model(config: ConfigDict, devices: Devices | None = None) -> NVAE:
-    """The `NVAE` module that a config describes.
+    """Builds the `NVAE` module that a config describes.
 
     Args:
       config: a ConfigDict.
-      devices: that it runs on, which decide what it is computed with; None takes all that there
-        are. () gives what runs anywhere.
+      devices: devices that the model will run on, which determine the kernels it uses; None stands
+        for all devices, and () for kernels that run anywhere.
 
     Raises:
-      ValueError: a key that nothing reads, or a value that it cannot have, in one line.
+      ValueError: for an unknown key or an invalid value, in one line.
     """
     devices = jax.devices() if devices is None else devices
     model = config.model
@@ -100,17 +91,17 @@ def build_model(config: ConfigDict, devices: Devices | None = None) -> NVAE:
 
 
 def _default_unroll(hierarchy):
-    few = sum(hierarchy.groups) <= MOST_UNROLLED_GROUPS
+    few = sum(hierarchy.groups) <= MAX_UNROLLED_GROUPS
     return UNROLL_ALL if few and jax.default_backend() in ("cpu", "gpu") else 1
 
 
-@_of_checked
+@_with_checked_config
 def build_hierarchy(config: ConfigDict) -> Hierarchy:
-    """The arithmetic of the config's latent hierarchy."""
+    """Builds the config's latent `Hierarchy`: its scales, groups and resolutions."""
     if not (config.data.image_size and config.data.channels):
         raise ValueError(
-            "data.image_size and data.channels of 0 are those of the data: take "
-            "build.resolve(config)"
+            "data.image_size and data.channels of 0 stand for those of the data: call "
+            "build.resolve(config) first"
         )
     keys = "num_scales num_groups latent_channels process_blocks adaptive_groups min_groups"
     return Hierarchy(
@@ -119,12 +110,14 @@ def build_hierarchy(config: ConfigDict) -> Hierarchy:
 
 
 def build_likelihood(config: ConfigDict) -> Likelihood:
-    """The likelihood that a config describes: a function of the decoder's logits
-    (B, H, W, params) to an `likelihoods.ImageDistribution`, with `log_prob(x) -> (B,)` in nats,
-    `sample(key)` and `mean()`.
+    """Builds the likelihood that a config describes.
 
     Args:
       config: a ConfigDict.
+
+    Returns:
+      a function from the decoder's logits (B, H, W, params) to a `likelihoods.ImageDistribution`,
+      with the methods `log_prob(x) -> (B,)` in nats, `sample(key)` and `mean()`.
     """
     return _likelihood(
         config.model.likelihood,
@@ -134,7 +127,7 @@ def build_likelihood(config: ConfigDict) -> Likelihood:
     )
 
 
-@cache  # equal ones are one object: what is compiled with one is found again with the next
+@cache  # equal likelihoods are the same object, so that they share compiled programs
 def _likelihood(name, **settings):
     return partial(likelihoods.make, name, **settings)
 
@@ -154,10 +147,10 @@ def _one_of(names, key, value):
     return value
 
 
-@_of_checked
+@_with_checked_config
 def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy of the config with what follows from the data filled in: image size and channels that
-    are 0, and the likelihood "auto"."""
+    """Returns a copy of the config with the values that depend on the data: an image size or number
+    of channels of 0, and the likelihood "auto"."""
     config = config.copy_and_resolve_references()
     spec = pipeline.describe(build_data(config))
     config.data.update(image_size=spec.image_size, channels=spec.channels)
@@ -166,192 +159,42 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config.lock()
 
 
-@_of_checked
+@_with_checked_config
 def build_data(config: ConfigDict) -> DataSpec:
-    """The `DataSpec` of the config's data set."""
+    """Builds the `DataSpec` of the config's data set."""
     return DataSpec(**config.data.to_dict())
 
 
-@_of_checked
+@_with_checked_config
 def build_objective(config: ConfigDict) -> ObjectiveSettings:
-    """`ObjectiveSettings` over the config's steps."""
+    """Builds the `ObjectiveSettings` for the config's number of steps."""
     settings = config.objective.to_dict()
     num_steps = settings.pop("schedule_steps") or config.train.num_steps
     return ObjectiveSettings(num_steps=num_steps, **settings)
 
 
-@_of_checked
+@_with_checked_config
 def build_optimizer(config: ConfigDict) -> tuple[Optimizer, optax.Schedule]:
-    """(`optim.Optimizer`, learning rate schedule) over the config's steps."""
+    """Builds (`optim.Optimizer`, learning rate schedule) for the config's number of steps."""
     settings = OptimizerSettings(num_steps=config.train.num_steps, **config.optimizer.to_dict())
     return _optimizer(settings)
 
 
-@cache  # as `_likelihood`
+@cache  # for the same reason as `_likelihood`
 def _optimizer(settings):
     return adamax(settings), learning_rate_schedule(settings)
 
 
-@shared
-def _state_builder(model, optimizer, averaged):  # one object, so that jax traces it once
-    return partial(state.build, model, optimizer, averaged=averaged)
-
-
-@shared
-def _abstract_state(builder, image_shape, mesh):  # tracing takes seconds at published size
-    shapes = jax.eval_shape(builder, 0, np.zeros((1, *image_shape), np.float32))
-    return sharding.with_shardings(shapes, sharding.state_shardings(mesh, shapes))
-
-
-@shared
-def _state_creator(builder, image_shape, mesh):
-    return jax.jit(
-        builder,
-        out_shardings=_shardings(builder, image_shape, mesh),
-        compiler_options=compiler.options(mesh.devices.flat[0].platform, runs_once=True),
-    )
-
-
-def _shardings(builder, image_shape, mesh):
-    return jax.tree.map(lambda a: a.sharding, _abstract_state(builder, image_shape, mesh))
-
-
-@shared
-def _train_step(
-    builder, image_shape, mesh, model, likelihood, objective, optimizer, rate, accumulation, decay
-):
-    shardings = _shardings(builder, image_shape, mesh)
-    return jax.jit(
-        steps.make_train_step(
-            model,
-            likelihood,
-            objective,
-            optimizer,
-            rate,
-            accumulation_steps=accumulation,
-            ema_decay=decay,
-            mesh=mesh,
-        ),
-        in_shardings=(shardings, sharding.over_batch(mesh)),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        donate_argnums=0,
-        compiler_options=model.ops.compiler_options(mesh.devices.flat[0].platform),
-    )
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Everything that a config describes, built and checked."""
-
-    model: NVAE
-    likelihood: Callable[..., Any]
-    data: DataSpec
-    objective: ObjectiveSettings
-    optimizer: Any
-    learning_rate: Callable[..., Any]
-    seed: int
-    start: StartSettings
-    loop: LoopSettings
-    evaluation: EvaluationSettings
-    mesh: Mesh
-
-    def __post_init__(self):
-        images = self.loop.batch_size // self.loop.accumulation_steps
-        if images % self.model.norm_groups:
-            raise ValueError(
-                f"model.norm_groups={self.model.norm_groups} does not divide the {images} images "
-                "of train.batch_size / train.accumulation_steps"
-            )
-
-    def portable(self) -> "Experiment":
-        """The same in plain JAX: to count the operations of, and to compile for devices that are
-        not there."""
-        return dataclasses.replace(self, model=self.model.clone(ops=Portable()))
-
-    @property
-    def model_for_any_platform(self) -> NVAE:
-        """The model for programs that are lowered for several platforms."""
-        return self.model.clone(ops=MultiPlatform())
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images that the model sees."""
-        return self.data.image_shape
-
-    def create_state(self, first_batch: np.ndarray | None = None) -> state.State:
-        """A fresh training state on the mesh. `first_batch`, images (B, H, W, C) in [0, 1], is
-        wanted only by models of cells that are initialised from data."""
-        if self.model.needs_data_init and first_batch is None:
-            raise ValueError("cells of kind residual_elu are initialised from a batch of images")
-        images = np.asarray(first_batch) if self.model.needs_data_init else self._one_image
-        return _state_creator(*self._state_key)(self.seed, images)
-
-    def settle_spectral_vectors(self, fresh: state.State) -> state.State:
-        """A state whose parameters came from elsewhere, with power-iteration vectors that suit
-        them."""
-        settle = jax.jit(
-            partial(state.settle_spectral_vectors, self.model),
-            out_shardings=jax.tree.map(lambda a: a.sharding, self.abstract_state().spectral),
-            compiler_options=compiler.options(self._platform, runs_once=True),
-        )
-        return fresh.replace(spectral=settle(fresh.params, fresh.spectral))
-
-    def abstract_state(self) -> state.State:
-        """The shapes of a training state, and where on the mesh its arrays are."""
-        return _abstract_state(*self._state_key)
-
-    @property
-    def _state_key(self):
-        builder = _state_builder(self.model, self.optimizer, self.loop.ema_decay > 0)
-        return builder, self.image_shape, self.mesh
-
-    @property
-    def _platform(self):
-        return self.mesh.devices.flat[0].platform
-
-    @property
-    def _one_image(self):
-        return np.zeros((1, *self.image_shape), np.float32)
-
-    def abstract_variables(self) -> dict[str, Any]:
-        """The shapes of the model's variables, copied to every device."""
-        shapes, _ = describe_variables(self.model, self.image_shape)
-        everywhere = sharding.replicated(self.mesh)
-
-        def abstract(shape):
-            return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
-
-        return {
-            collection: unflatten_dict({path: abstract(shape) for path, shape in tree.items()})
-            for collection, tree in shapes.items()
-        }
-
-    def abstract_images(self) -> jax.ShapeDtypeStruct:
-        """The shape of a global training batch, and where on the mesh it is."""
-        shape = (self.loop.batch_size, *self.image_shape)
-        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.over_batch(self.mesh))
-
-    def train_step(self) -> jax.stages.Wrapped:
-        """The jitted update, (state, images) -> (state, metrics); the state given is donated."""
-        return _train_step(
-            *self._state_key,
-            self.model,
-            self.likelihood,
-            self.objective,
-            self.optimizer,
-            self.learning_rate,
-            self.loop.accumulation_steps,
-            self.loop.ema_decay,
-        )
-
-
-@_of_checked
+@_with_checked_config
 def build(config: ConfigDict, devices: Devices | None = None) -> Experiment:
-    """Builds and checks everything that a config describes, before anything is written.
+    """Builds and checks everything that a config describes.
 
     Args:
-      config: a resolved ConfigDict.
-      devices: of the mesh; None takes all that there are.
+      config: a ConfigDict from `resolve`, or one in which no value depends on the data.
+      devices: devices of the mesh; None uses all.
+
+    Raises:
+      ValueError: for an unknown key or an invalid value, in one line.
     """
     optimizer, learning_rate = build_optimizer(config)
     mesh = sharding.make_mesh(sharding.MeshSettings(**config.mesh.to_dict()), devices)
@@ -371,22 +214,29 @@ def build(config: ConfigDict, devices: Devices | None = None) -> Experiment:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses what `build` would, as far as that can be told without its data and devices: on the
-    machine that starts a run elsewhere."""
+    """Checks a config as `build` does, as far as possible without its data and devices.
+
+    It is for the machine that launches a run on other machines.
+
+    Raises:
+      ValueError: as `build`.
+    """
     sharding.MeshSettings(**config.mesh.to_dict())
     sources.get_source(config.data.name)
     for part in (build_data, build_objective, build_optimizer, build_start, build_loop):
         part(config)
     build_evaluation(config)
     build_distributed(config)
-    if config.data.image_size and config.data.channels:  # otherwise, the data's
+    if config.data.image_size and config.data.channels:  # otherwise they depend on the data
         build_model(resolve(config), devices=())
 
 
-@_of_checked
+@_with_checked_config
 def build_for_inference(config: ConfigDict) -> Experiment:
-    """`build` on the devices that there are, whatever the model was trained on: the mesh is
-    training's, and kernels that were asked for are used where they run."""
+    """Builds an experiment for inference on this machine's devices, whatever it was trained on.
+
+    The config's mesh, which is for training, is ignored, and so are kernels that do not run here.
+    """
     config = config.copy_and_resolve_references()
     config.mesh.update(dataclasses.asdict(sharding.MeshSettings()))
     if not choice.runs(config.model.implementation, jax.devices()):
@@ -394,15 +244,15 @@ def build_for_inference(config: ConfigDict) -> Experiment:
     return build(config)
 
 
-@_of_checked
+@_with_checked_config
 def build_distributed(config: ConfigDict) -> DistributedSettings:
-    """`DistributedSettings` from the section `distributed`."""
+    """Builds `DistributedSettings` from the section `distributed`."""
     return DistributedSettings(**config.distributed.to_dict())
 
 
-@_of_checked
+@_with_checked_config
 def build_loop(config: ConfigDict) -> LoopSettings:
-    """`LoopSettings` from the sections `train`, `log` and `checkpoint`."""
+    """Builds `LoopSettings` from the sections `train`, `log` and `checkpoint`."""
     return LoopSettings(
         num_steps=config.train.num_steps,
         batch_size=config.train.batch_size,
@@ -418,12 +268,12 @@ def build_loop(config: ConfigDict) -> LoopSettings:
     )
 
 
-@_of_checked
+@_with_checked_config
 def build_start(config: ConfigDict) -> StartSettings:
-    """`StartSettings` from the section `train`."""
+    """Builds `StartSettings` from the section `train`."""
     train = config.train
     if train.init_optimizer and not train.init_from:
-        raise ValueError("train.init_optimizer is of another run's: name it with train.init_from")
+        raise ValueError("train.init_optimizer needs the other run: name it with train.init_from")
     return StartSettings(
         init_from=train.init_from,
         init_optimizer=train.init_optimizer,
@@ -433,7 +283,7 @@ def build_start(config: ConfigDict) -> StartSettings:
     )
 
 
-@_of_checked
+@_with_checked_config
 def build_evaluation(config: ConfigDict) -> EvaluationSettings:
-    """`EvaluationSettings` from the section `eval`."""
+    """Builds `EvaluationSettings` from the section `eval`."""
     return EvaluationSettings(**config.eval.to_dict())

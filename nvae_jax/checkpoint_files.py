@@ -1,6 +1,7 @@
-"""The folders of checkpoints: `checkpoints/STEP/` with `state`, `data` and `evaluation` in it.
+"""Reads and writes the folders of checkpoints: `checkpoints/STEP/` with `state`, `data` and
+`evaluation`.
 
-They are read without Orbax's manager, which opens nothing where one folder is damaged.
+They are read without Orbax's checkpoint manager, which fails as soon as one folder is damaged.
 """
 
 import asyncio
@@ -15,20 +16,23 @@ import orbax.checkpoint as ocp
 
 from nvae_jax import files, paths
 
-COMMITTED = "commit_success.txt"  # Orbax's mark in a bucket
-METRIC = "nelbo"  # of held-out images: the lower, the better the checkpoint
+COMMITTED = "commit_success.txt"  # the file by which Orbax marks a complete checkpoint in a bucket
+METRIC = "nelbo"  # of held-out images; the best checkpoint has the lowest
 
-# Devices that hold the same array write a part of it each, from so many bytes on: every shape and
-# part is a program to compile, hundreds of them at the first save of a run on eight devices.
-_SMALLEST_PART = 2**22
+# Replicas of an array of at least so many bytes each write one slice of it. Smaller arrays are
+# written whole: slicing compiles a program for every shape and slice, which would be hundreds of
+# programs at the first save of a run on eight devices.
+_MIN_SLICED_BYTES = 2**22
 
 
 class _Arrays(ocp.type_handlers.ArrayHandler):
-    """Orbax's, which ends at the first array that cannot be read, but for the other reads: each
-    would end in a traceback of its own, because Orbax closes their event loop."""
+    """Orbax's array handler, except that after a failed read it waits for the other reads.
+
+    Orbax closes their event loop, so that each of them would print a traceback of its own.
+    """
 
     async def deserialize(self, infos, args=None):
-        """See Orbax."""
+        """Reads arrays; see Orbax."""
         others = asyncio.all_tasks()
         try:
             return await super().deserialize(infos, args)
@@ -40,7 +44,7 @@ class _Arrays(ocp.type_handlers.ArrayHandler):
 
 def handlers() -> dict[str, Any]:
     """The Orbax handlers that read and write each part of a checkpoint."""
-    arrays = _Arrays(min_slice_bytes_for_replica_parallel=_SMALLEST_PART)
+    arrays = _Arrays(min_slice_bytes_for_replica_parallel=_MIN_SLICED_BYTES)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     return {
         "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
@@ -50,37 +54,39 @@ def handlers() -> dict[str, Any]:
 
 
 def steps(directory: Path) -> list[int]:
-    """The steps of all checkpoints, damaged ones too."""
+    """The steps of all complete checkpoints in ascending order, including damaged ones."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     found = (int(name) for name in names if name.isdecimal() and str(int(name)) == name)
     return sorted(step for step in found if _is_finished(directory / str(step)))
 
 
 def _is_finished(folder):
-    """A folder of a file system gets its name when all is in it; one in a bucket gets a mark."""
+    """Whether a checkpoint was written to its end. On a file system Orbax renames the folder when
+    it is complete; in a bucket it adds a marker file."""
     return not paths.is_bucket(folder) or (folder / COMMITTED).is_file()
 
 
 def unfinished(directory: Path, step: int) -> list[Path]:
-    """What there is of a checkpoint that could not be written."""
+    """The folders that a checkpoint which could not be written left behind."""
     if paths.is_bucket(directory):
         return [] if _is_finished(directory / str(step)) else [directory / str(step)]
     return list(directory.glob(f"{step}.*"))
 
 
 def read(directory: Path, step: int, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """A checkpoint's arrays and its position in the data. Waits for no other process.
+    """Reads a checkpoint's arrays and its position in the data, without waiting for other
+    processes.
 
     Args:
-      directory: of all checkpoints.
-      step: which of them.
-      wanted: {field: shapes with places}; no other field is read.
+      directory: the folder of all checkpoints.
+      step: step of the checkpoint to read.
+      wanted: {field: tree of shapes with shardings}; other fields are not read.
 
     Returns:
-      ({field: arrays}, data_state).
+      ({field: tree of arrays}, state of the data iterator).
 
     Raises:
-      Exception: of many kinds, where something is damaged or is missing.
+      Exception: of any class, if something is damaged or missing.
     """
     data_state = json.loads((directory / str(step) / "data" / "metadata").read_text())
     if not isinstance(data_state, dict) or data_state.get("step") != step:
@@ -95,18 +101,18 @@ def read(directory: Path, step: int, wanted: Mapping[str, Any]) -> tuple[dict[st
     except Exception as error:
         reason = error.__cause__ or error
         raise ValueError(f"its arrays are damaged or not those of this model: {reason}") from None
-    # What is not there, Orbax gives back as it was asked for.
-    there = all(isinstance(array, jax.Array) for array in jax.tree.leaves(found))
-    if not there or jax.tree.map(_kind, found) != jax.tree.map(_kind, wanted):
+    # For an array that is missing, Orbax returns the requested shape.
+    complete = all(isinstance(array, jax.Array) for array in jax.tree.leaves(found))
+    if not complete or jax.tree.map(_kind, found) != jax.tree.map(_kind, wanted):
         raise ValueError("its arrays are not those of this model")
     return found, data_state
 
 
 def stored_shapes(directory: Path, step: int) -> dict[str, Any]:
-    """{field: the shapes of its arrays} of what a checkpoint holds.
+    """Reads the shapes of a checkpoint's arrays as {field: tree of shapes}.
 
     Raises:
-      Exception: of many kinds, where something is damaged or is missing.
+      Exception: of any class, if something is damaged or missing.
     """
     return handlers()["state"].metadata(directory / str(step) / "state").tree
 
@@ -116,10 +122,10 @@ def _kind(array):
 
 
 def read_score(directory: Path, step: int) -> float:
-    """`METRIC` of a checkpoint; infinity where it has none, or a damaged one."""
+    """`METRIC` of a checkpoint, or infinity if it has none or cannot be read."""
     try:
         return score(json.loads((directory / str(step) / "evaluation" / "metadata").read_text()))
-    except Exception:  # damaged, or from before there were scores
+    except Exception:  # damaged, or written by a version without metrics in checkpoints
         return math.inf
 
 
@@ -129,6 +135,6 @@ def write_metrics(directory: Path, step: int, metrics: Mapping[str, float]) -> N
 
 
 def score(metrics: Mapping[str, float]) -> float:
-    """`METRIC`, or infinity where it is missing or not finite."""
+    """`METRIC` among `metrics`, or infinity if it is missing or not finite."""
     value = (metrics or {}).get(METRIC)
     return value if value is not None and math.isfinite(value) else math.inf

@@ -1,4 +1,4 @@
-"""What the commands share: flags, one-line errors, the compilation cache."""
+"""Code that all commands share: parsing of flags, one-line errors, the compilation cache."""
 
 import contextlib
 import difflib
@@ -21,17 +21,17 @@ from nvae_jax.interrupt import Interrupted
 TRACEBACK_VARIABLE = "NVAE_JAX_TRACEBACK"
 KEEP_MEMORY_VARIABLE = "NVAE_JAX_KEEP_MEMORY"
 PROCESS_FLAGS = (
-    flags.DEFINE_string("coordinator_address", None, "host:port of process 0 of a cluster"),
-    flags.DEFINE_integer("num_processes", None, "processes of the cluster", 1),
-    flags.DEFINE_integer("process_id", None, "number of this process, from 0", 0),
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0 of a cluster"),
+    flags.DEFINE_integer("num_processes", None, "number of processes in the cluster", 1),
+    flags.DEFINE_integer("process_id", None, "id of this process, from 0", 0),
 )
 
 
 def define_changes() -> Callable[[], dict[str, Any]]:
-    """Defines --config.KEY=VALUE for every key of configs/base.py.
+    """Defines a flag --config.KEY=VALUE for every key of configs/base.py.
 
     Returns:
-      a function of no arguments: {key: value} of those that were given.
+      a function without arguments that returns {key: value} of the flags given by the user.
     """
     define = {
         bool: flags.DEFINE_bool,
@@ -49,19 +49,20 @@ def define_changes() -> Callable[[], dict[str, Any]]:
 def run(main: Callable[[list[str]], Any], program: str = "") -> None:
     """Parses the flags and calls `main(argv)`.
 
-    Args:
-      main: of a command.
-      program: what help and errors call the commands by, "nvae-jax"; "": scripts of launch/.
+    A wrong flag, key, path or value prints one line on stderr and exits with status 2. A run
+    stopped by a signal exits with 128 plus the signal's number, and a run that lost another process
+    of its cluster with 134. Environment variables: NVAE_JAX_TRACEBACK=1 shows tracebacks of expected
+    errors; NVAE_JAX_KEEP_MEMORY=0 returns freed memory to the system (see `allocator`).
 
-    A wrong flag, key, path or value ends in one line on stderr and exit status 2; a run stopped by
-    a signal in 128 + its number; one that lost another process of its cluster in 134. Set
-    NVAE_JAX_TRACEBACK=1 to see where an error comes from, and NVAE_JAX_KEEP_MEMORY=0 to give freed
-    memory back to the system (see `allocator`).
+    Args:
+      main: the `main` function of a command.
+      program: name of the program in help and errors, such as "nvae-jax"; "" stands for the scripts
+        in launch/.
     """
     if os.environ.get(KEEP_MEMORY_VARIABLE) != "0":
         allocator.keep_freed_memory()
-    # What the imports made stays to the end. Looking at it again and again, the garbage collector
-    # would make tracing a program take a seventh longer.
+    # Imported objects live until the process exits. If the garbage collector visited them again and
+    # again, tracing a program would take a seventh longer.
     gc.freeze()
     try:
         argv = _parse(sys.argv, sys.modules[main.__module__], program)
@@ -79,27 +80,27 @@ def run(main: Callable[[list[str]], Any], program: str = "") -> None:
         if (lost or isinstance(error, expected)) and not os.environ.get(TRACEBACK_VARIABLE):
             line = as_called(_first_line(error), program)
             if lost:
-                with contextlib.suppress(OSError):  # nobody may be reading
+                with contextlib.suppress(OSError):  # the pipe may be closed
                     sys.stdout.flush()
                 lost_process.end(lost_process.describe(error, line))
             print(f"error: {line}", file=sys.stderr)
             distributed.exit_without_waiting(2)
         if not jax.distributed.is_initialized():
             raise
-        # In a cluster the others wait for a process that ends by itself, unless it leaves at once.
+        # In a cluster a normal exit would wait for the other processes, which wait for this one.
         traceback.print_exc()
         distributed.exit_without_waiting(1)
 
 
 def _parse(argv, command, program):
     if {"--help", "-h", "-help"} & set(argv[1:]):
-        name = command.__name__ if program else argv[0]  # flags know a script by its path
+        name = command.__name__ if program else argv[0]  # absl identifies a script by its path
         flags_help = flags.FLAGS.module_help(name).replace(f"{name}:", f"{argv[0]}:", 1)
         print(as_called(f"{command.__doc__.strip()}\n{flags_help}", program))
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:  # it would list every key of an unknown section
+    except flags.UnrecognizedFlagError as error:  # absl's message can list hundreds of flags
         close = difflib.get_close_matches(error.flagname, flags.FLAGS, n=3)
         hint = f"did you mean --{', --'.join(close)}?" if close else "see --help"
         raise flags.Error(f"unknown flag --{error.flagname}; {hint}") from error
@@ -113,7 +114,8 @@ def _parse(argv, command, program):
 
 
 def as_called(text: str, program: str) -> str:
-    """`text`, where it names scripts of launch/ and files of configs/, for users of `program`."""
+    """Replaces scripts in launch/ and files in configs/ that `text` names by what users of the
+    installed `program` type instead."""
     if not program:
         return text
     text = re.sub(r"(python )?(?<![\w/'])launch/(\w+)\.py", rf"{program} \2", text)
@@ -121,14 +123,14 @@ def as_called(text: str, program: str) -> str:
 
 
 def _export_process_flags():
-    """Hands the flags that name this process's cluster to `distributed`, through its variables."""
+    """Sets the environment variables that `distributed` reads from the flags of the same name."""
     for flag, name in zip(PROCESS_FLAGS, distributed.VARIABLES, strict=True):
         if flag.value is not None:
             os.environ[name] = str(flag.value)
 
 
 def _first_line(error):
-    """Of an error's message, and what has been noted of it since."""
+    """The first line of an error's message, with the notes that were added to the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     notes = getattr(error, "__notes__", ())
@@ -136,19 +138,19 @@ def _first_line(error):
 
 
 def _use_compilation_cache():
-    """Keeps compiled programs between runs; JAX_COMPILATION_CACHE_DIR says where ("": nowhere)."""
+    """Caches compiled programs on disk, in JAX_COMPILATION_CACHE_DIR if set ("" disables it)."""
     home = files.cache_folder()
     default = str(home / "compilation") if home else ""
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", default)
     jax.config.update("jax_compilation_cache_dir", folder or None)
     scheme = paths.SCHEME.match(folder)
-    if not folder or (scheme and scheme[1] not in SCHEMES):  # JAX may know others
+    if not folder or (scheme and scheme[1] not in SCHEMES):  # JAX may support other schemes
         return
     try:
         paths.check_writable(paths.parse(folder) / "program", "JAX_COMPILATION_CACHE_DIR")
     except (ValueError, BucketError) as error:
-        print(f"warning: compiled programs are not kept: {error}", file=sys.stderr)
+        print(f"warning: compiled programs are not cached: {error}", file=sys.stderr)
         if scheme:
-            jax.config.update("jax_compilation_cache_dir", None)  # each would take long to fail
-        # JAX would say so of each of them.
+            jax.config.update("jax_compilation_cache_dir", None)  # every access would fail slowly
+        # JAX would warn once per program.
         warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")

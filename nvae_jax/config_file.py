@@ -1,4 +1,4 @@
-"""Finds and runs a config file, and says in one line what is wrong with it."""
+"""Finds and runs config files; errors in them are reported in one line."""
 
 import contextlib
 import difflib
@@ -15,20 +15,20 @@ FOLDER = Path(__file__).parent / "configs"
 
 
 def get_config(name: str | Path = "base", **changes: Any) -> ConfigDict:
-    """A config by name, with some of its values changed.
+    """Loads a config and changes some of its values.
 
         get_config("digits", seed=1, model={"num_groups": 4})
 
     Args:
-      name: of a config of this package, the path of a Python file, or a run directory, which has
-        its config. "base" has the defaults, and a comment on every key.
-      **changes: values by key, those of a section as a dict.
+      name: name of a config in this package, path of a Python file, or a run directory, whose
+        config is loaded. "base" has the default values and a comment on every key.
+      **changes: {key: value}; the value of a section is a dict.
 
     Returns:
-      a `ConfigDict`, locked: a key that is not there is an error.
+      a locked `ConfigDict`, which raises an error for an unknown key.
 
     Raises:
-      ValueError: there is no such config, an unknown key, or a value that its key cannot have.
+      ValueError: if there is no such config, or for an unknown key or an invalid value.
     """
     is_run = (paths.parse(name) / run_directory.CONFIG).is_file()
     config = run_directory.load_config(name) if is_run else load(name)
@@ -36,13 +36,13 @@ def get_config(name: str | Path = "base", **changes: Any) -> ConfigDict:
 
 
 def load(name: str | Path) -> ConfigDict:
-    """The config that a file's get_config() gives: whole, checked and locked.
+    """Returns the complete, checked and locked config that a file's get_config() returns.
 
     Args:
-      name: of a config of this package, such as "digits", or the path of a Python file.
+      name: name of a config in this package, such as "digits", or path of a Python file.
 
     Raises:
-      ValueError: there is no such file, running it fails, or what it gives is no config.
+      ValueError: if there is no such file, running it fails, or the result is not a valid config.
     """
     path = find(name)
     try:
@@ -51,12 +51,12 @@ def load(name: str | Path) -> ConfigDict:
         raise
     except ValueError as error:
         raise ValueError(f"{path}: {_first_line(error)}") from error
-    except BaseException as error:  # of the user's code: it may even exit
-        raise ValueError(f"{path} ends in {_described(error)}") from error
+    except BaseException as error:  # the user's code can raise anything, even SystemExit
+        raise ValueError(f"{path} raises {_describe(error)}") from error
 
 
 def find(name: str | Path) -> str | Path:
-    """The file of a config: the package's own where `name` is one of `names()`, else a path."""
+    """The file of a config: one of this package if `name` is in `names()`, otherwise a path."""
     known, text = names(), str(name)
     if text in known:
         return FOLDER / f"{text}.py"
@@ -65,24 +65,24 @@ def find(name: str | Path) -> str | Path:
     if Path(name).is_file():
         return name
     message = f"--config: there is no file {text!r}"
-    if not text or Path(name).name != text:  # it was meant as a path
+    if not text or Path(name).name != text:  # clearly meant as a path
         raise ValueError(message)
     close = difflib.get_close_matches(Path(name).stem, known)
-    hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}"
+    hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
     raise ValueError(f"{message}, and no config of that name; {hint}")
 
 
 def names() -> list[str]:
-    """The configs of this package, sorted."""
+    """The names of the configs in this package, sorted."""
     return sorted(file.stem for file in FOLDER.glob("[a-z]*.py"))
 
 
 def _run(path):
     loader = machinery.SourceFileLoader("config", str(path))
     spec = util.spec_from_loader("config", loader)
-    assert spec is not None  # as there is a loader
+    assert spec is not None  # it is None only without a loader
     module = util.module_from_spec(spec)
-    with _importing_from_here():
+    with _importing_from_working_directory():
         loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
@@ -90,13 +90,14 @@ def _run(path):
         config = get_config()
     if not isinstance(config, ConfigDict):
         kind = "None" if config is None else f"a {type(config).__name__}"
-        raise ValueError(f"get_config() gives {kind}, not a ConfigDict")
+        raise ValueError(f"get_config() returns {kind}, not a ConfigDict")
     return config
 
 
 @contextlib.contextmanager
-def _importing_from_here():
-    """A config may import what is in the working directory, however the command was started."""
+def _importing_from_working_directory():
+    """A context in which configs can import modules of the working directory, whether the command
+    was started with `python`, `python -m` or the installed program."""
     before = list(sys.path)
     sys.path.insert(0, "")
     try:
@@ -105,10 +106,10 @@ def _importing_from_here():
         sys.path[:] = before
 
 
-def _described(error):
+def _describe(error):
     text = f"{type(error).__name__}: {_first_line(error)}"
     if isinstance(error, ImportError) and error.name == "configs":
-        text += "; those of this package are nvae_jax.configs"
+        text += "; this package's configs are in nvae_jax.configs"
     return text
 
 

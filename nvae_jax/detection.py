@@ -1,4 +1,4 @@
-"""How well a score tells two sets of images apart, by scikit-learn (extra `scores`)."""
+"""Measures how well a score separates two sets of images, using scikit-learn (extra `scores`)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,31 +7,32 @@ import numpy as np
 
 from nvae_jax import extras
 
-TRUE_POSITIVES = 0.8  # at which the rate of false ones is given
+TRUE_POSITIVES = 0.8  # the true-positive rate at which the false-positive rate is reported
 
 
 def high_is_other(name: str) -> bool:
-    """Whether a high score speaks for images unlike the training data: KLs and likelihood ratios,
-    while bounds on the likelihood are low there."""
+    """Whether a high score indicates images unlike the training data.
+
+    That is the case for KLs and likelihood ratios; bounds on the likelihood are low instead.
+    """
     return name.startswith(("kl_", "llr_"))
 
 
 def measure(known: np.ndarray, other: np.ndarray, name: str) -> dict[str, Any]:
-    """How well a score detects images unlike the training data, which are the positives.
+    """Measures how well a score detects images unlike the training data, the positive class.
 
     Args:
-      known: (N,), of images like the training data.
-      other: (M,), of the others.
-      name: of the score, which says its direction; see `high_is_other`.
+      known: (N,) scores of images like the training data.
+      other: (M,) scores of the other images.
+      name: name of the score, which determines its direction; see `high_is_other`.
 
     Returns:
-      `auroc`, the area under the ROC curve: 0.5 by chance, less where the score has it the wrong
-      way round; `auprc`, average precision: M / (N + M) by chance; `fpr80`, the part of the known
-      images that are taken for others where 80% of the others are found; `other_is`, "high" or
-      "low".
+      a dict with `auroc`, the area under the ROC curve: 0.5 by chance, less if the score points
+      the wrong way; `auprc`, the average precision: M / (N + M) by chance; `fpr80`, the
+      false-positive rate at a true-positive rate of 80%; `other_is`, "high" or "low".
 
     Raises:
-      ValueError: a score is not finite, or scikit-learn is not installed.
+      ValueError: if a score is not finite, or scikit-learn is not installed.
     """
     metrics = extras.load("sklearn.metrics", "scores", "--against")
     values = np.concatenate([known, other])
@@ -51,10 +52,13 @@ def measure(known: np.ndarray, other: np.ndarray, name: str) -> dict[str, Any]:
 def measure_all(
     known: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, Any]]:
-    """`measure` of each score in nats, by name; bits per dimension rank images the same way."""
+    """Applies `measure` to each score in nats and returns {name: result}.
+
+    Scores in bits per dimension would rank images the same way.
+    """
     return {name: measure(known[name], other[name], name) for name in nats(known)}
 
 
 def nats(scores: Mapping[str, np.ndarray]) -> list[str]:
-    """The names of those scores that are in nats."""
+    """The names of the scores that are in nats."""
     return [name for name in scores if not name.endswith("bits_per_dim")]

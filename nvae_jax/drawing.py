@@ -1,4 +1,4 @@
-"""Grids of samples and of reconstructions during training."""
+"""Draws samples and reconstructions during training."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ import jax
 import numpy as np
 
 from nvae_jax import pictures, sharding, steps
-from nvae_jax.build import Experiment
 from nvae_jax.data import pipeline
+from nvae_jax.experiment import Experiment
 from nvae_jax.ops import compiler
 from nvae_jax.programs import shared
 
 
 class Drawing:
-    """Draws on all devices of the mesh, by two programs that are compiled at the first call.
+    """Draws images on all devices of the mesh with two programs, compiled at the first call.
 
     Args:
-      experiment: from `build.build`.
+      experiment: an `Experiment`.
     """
 
     def __init__(self, experiment: Experiment):
@@ -27,8 +27,16 @@ class Drawing:
         )
 
     def __call__(self, variables: Any, step: int) -> dict[str, np.ndarray]:
-        """{name: images (N, H, W, C) in [0, 1]} of the model after so many steps: "samples", and
-        "reconstructions" of held-out images (above: the images, below: their copies)."""
+        """Draws samples and reconstructs held-out images.
+
+        Args:
+          variables: the model's variables.
+          step: number of updates done, which the random draws depend on.
+
+        Returns:
+          {"samples": images, "reconstructions": images}, each (N, H, W, C) in [0, 1]. In a square
+          grid each row of held-out images stands above the row of their reconstructions.
+        """
         key = jax.random.fold_in(jax.random.key(self._experiment.seed), step)
         indices = np.arange(sharding.round_up(self._mesh, self._count))
         samples = np.asarray(self.sample(variables, key, indices, 1.0))[: self._count]
@@ -47,7 +55,7 @@ class Drawing:
 
 @shared
 def _programs(model, likelihood, mesh):
-    """(sample, reconstruct), jitted."""
+    """Returns the jitted steps (sample, reconstruct)."""
     sample = steps.make_sample_step(model, likelihood)
     reconstruct = steps.make_reconstruct_step(model, likelihood)
     return _compiled(sample, mesh), _compiled(reconstruct, mesh)
@@ -55,7 +63,7 @@ def _programs(model, likelihood, mesh):
 
 def _compiled(step, mesh):
     def on_all_devices(*arguments):
-        # Each device draws its part, and gets the others' at the end.
+        # Each device draws its shard of the images; `out_shardings` then gathers all of them.
         images = step(*arguments)
         return jax.lax.with_sharding_constraint(images, sharding.over_batch(mesh))
 

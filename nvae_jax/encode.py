@@ -1,4 +1,4 @@
-"""Images to latents on disk, and back."""
+"""Encodes images to files of latents, and decodes such files to images."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import distributed, inputs, outputs, paths, pictures, reporting
+from nvae_jax import checks, distributed, inputs, outputs, paths, pictures, reporting
 from nvae_jax.api import Run
 
 KINDS = ("sample", "mean")
@@ -22,19 +22,20 @@ def encode_run(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Writes the posterior's means and a draw from it, for every group.
+    """Writes for every latent group the posterior's mean and one draw from the posterior.
 
     Args:
       run: an `api.Run`.
       images: (N, H, W, C) in [0, 1].
-      out: an `.npz` file: `images`, and for group NN, coarsest first, `mean_NN` and `sample_NN`
-        (N, h, w, z). Means are those given the means of the groups above.
+      out: an `.npz` file. Its arrays are `images` and, for group NN (the coarsest is 00), `mean_NN`
+        and `sample_NN` (N, h, w, z). Each group's mean is conditioned on the means of the coarser
+        groups.
       source: the file or split that the images come from.
-      seed: of the draw.
-      overwrite: whether to replace a file of other settings.
+      seed: seed of the draw.
+      overwrite: whether to replace a file made with other settings.
 
     Raises:
-      ValueError: `out` may not be written; see `outputs.check`.
+      ValueError: if `out` must not be written; see `outputs.check`.
     """
     if paths.parse(out).suffix != ".npz":
         raise ValueError(f"--out={out} must end in .npz")
@@ -51,15 +52,15 @@ def encode_run(
 def load_latents(
     path: str | Path, kind: str = "sample", groups: int | None = None
 ) -> list[np.ndarray]:
-    """The latents that `encode_run` wrote: a list of (N, h, w, z), coarsest first.
+    """Loads latents written by `encode_run`: a list of (N, h, w, z) arrays, coarsest group first.
 
     Args:
-      path: of the file.
-      kind: one of `KINDS`.
-      groups: only so many of the coarsest; None takes all.
+      path: the `.npz` file.
+      kind: "sample" or "mean".
+      groups: number of groups to load, from the coarsest; None loads all.
 
     Raises:
-      ValueError: no such file, or it has not so many latents of that kind.
+      ValueError: if there is no such file, or it does not contain so many groups.
     """
     arrays = inputs.load_arrays(path)
     names = sorted(name for name in arrays if re.fullmatch(rf"{kind}_\d+", name))
@@ -82,22 +83,25 @@ def decode_run(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Writes images of latents: `decoded.npz` (key `images`, as `pictures.to_values`) and
-    `decoded.png`.
+    """Decodes latents and writes the images: `decoded.npz` (key `images`, integers as
+    `pictures.to_values` returns them) and a grid, `decoded.png`.
 
     Args:
       run: an `api.Run`.
-      latents: a list of (N, h, w, z), of all groups or of the coarsest; the others are drawn from
-        the prior.
-      out: a folder.
+      latents: a list of (N, h, w, z) arrays for the coarsest groups, or for all. The other groups
+        are drawn from the prior.
+      out: output folder.
       source: the file that the latents come from.
-      temperature: of the prior.
-      seed: of those draws.
-      overwrite: whether to replace files of other settings.
+      temperature: temperature of the prior.
+      seed: seed of the draws from the prior.
+      overwrite: whether to replace files made with other settings.
 
     Raises:
-      ValueError: the latents do not fit, or the files may not be written; see `outputs.check`.
+      ValueError: if the latents do not fit the model, or the files must not be written (see
+        `outputs.check`).
     """
+    with checks.naming(source):
+        checks.latents(latents, run.latent_shapes)
     metadata = run.metadata(
         **inputs.describe(latents, source),
         groups=len(latents),
@@ -109,8 +113,8 @@ def decode_run(
     images, bits = run.decode(latents, temperature=temperature, seed=seed), run.num_bits
 
     def write():
-        values, about = pictures.to_values(images, bits), pictures.value_metadata(bits)
-        pictures.save_arrays(arrays, images=values, **metadata, **about)
+        values, white = pictures.to_values(images, bits), pictures.value_metadata(bits)
+        pictures.save_arrays(arrays, images=values, **metadata, **white)
         pictures.save_grid(grid, images[:100], metadata, num_bits=bits)
 
     distributed.on_primary(write)

@@ -1,4 +1,4 @@
-"""A full pass over a split: NELBO, and the importance-weighted bound (Burda et al. 2016)."""
+"""Evaluates a model on a split: NELBO and importance-weighted bound (Burda et al. 2016)."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -11,8 +11,8 @@ import numpy as np
 from flax.typing import VariableDict
 
 from nvae_jax import distributed, files, outputs, paths, progress, reporting, sharding, steps
-from nvae_jax.build import Experiment
 from nvae_jax.data import pipeline, sources
+from nvae_jax.experiment import Experiment
 from nvae_jax.interrupt import Interrupt, Interrupted
 from nvae_jax.likelihoods import ImageDistribution, Likelihood, bits_per_dim
 from nvae_jax.models.nvae import NVAE
@@ -30,20 +30,20 @@ def evaluate(
     mesh: jax.sharding.Mesh | None = None,
     **options: Any,
 ) -> dict[str, Any] | None:
-    """Bounds on -log p(x), averaged over every example once; see `Evaluator`."""
+    """Computes bounds on -log p(x), averaged over all examples; see `Evaluator`."""
     return Evaluator(model, likelihood, mesh)(variables, batches, **options)
 
 
 class Evaluator:
-    """Bounds on -log p(x), averaged over every example once. Compiled at the first call.
+    """Computes bounds on -log p(x), averaged over all examples. Compiled at the first call.
 
-    The encoder runs once a batch; posterior draws are taken one after the other, so that memory
+    The encoder runs once per batch. Posterior draws are processed one after the other, so memory
     does not grow with their number.
 
     Args:
       model: an `NVAE`.
       likelihood: maps logits to an image distribution.
-      mesh: devices that share each batch; None uses one.
+      mesh: devices that share each batch; None uses one device.
     """
 
     def __init__(self, model: NVAE, likelihood: Likelihood, mesh: jax.sharding.Mesh | None = None):
@@ -64,24 +64,25 @@ class Evaluator:
         """Evaluates the model on all batches.
 
         Args:
-          variables: the model's variables; running statistics are used.
-          batches: this host's parts of them: {"image": (B, H, W, C) in [0, 1], "mask": (B,)}.
+          variables: the model's variables; batch norm uses the running statistics.
+          batches: this host's shard of each batch: {"image": (B, H, W, C) in [0, 1],
+            "mask": (B,)}.
           num_iw_samples: K, posterior draws per image. The NELBO averages over the same draws.
-          seed: of the draws.
-          progress: called at every draw with the number of examples done so far, those of the batch
-            under way by the share of their draws.
-          stopped: asked ahead of every draw; "yes" ends the evaluation without a result. The same
-            answer on every host.
+          seed: seed of the draws.
+          progress: called after every draw with the number of examples done so far; examples of the
+            current batch count in proportion to their finished draws.
+          stopped: called before every draw; a true result ends the evaluation. It must return the
+            same on every host.
 
         Returns:
-          a dict in nats per image: `nelbo`, `reconstruction`, `kl`, `kl_group` (a list),
-          `neg_log_p` = -log mean_k p(x, z_k) / q(z_k | x); the last as `bits_per_dim` too and the
-          NELBO as `nelbo_bits_per_dim`, in bits per image value, or for a likelihood that is a
-          density on [-1, 1] as `density_bits_per_dim` and `nelbo_density_bits_per_dim`. None if it
-          was stopped.
+          a dict in nats per image: `nelbo`, `reconstruction`, `kl`, `kl_group` (a list) and
+          `neg_log_p` = -log mean_k p(x, z_k) / q(z_k | x); and in bits per image value
+          `nelbo_bits_per_dim` and `bits_per_dim` (of `neg_log_p`), which are called
+          `nelbo_density_bits_per_dim` and `density_bits_per_dim` if the likelihood is a density on
+          [-1, 1]. None if the evaluation was stopped.
 
         Raises:
-          ValueError: K is less than 1, or there is no example.
+          ValueError: if K is less than 1, or there is no example.
         """
         if num_iw_samples < 1:
             raise ValueError(f"num_iw_samples must be at least 1, not {num_iw_samples}")
@@ -93,12 +94,12 @@ class Evaluator:
             first += len(mask)
             draws = self._draws(variables, batch["image"], key, indices, num_iw_samples)
             if progress:
-                draws = _reported(draws, progress, count, part / num_iw_samples)
+                draws = _with_progress(draws, progress, count, part / num_iw_samples)
             terms = _average(draws, num_iw_samples, stopped or (lambda: False))
             if terms is None:
                 return None
             for name, value in terms.items():
-                # Sums over a split are taken in float64: float32 would lose digits.
+                # Sums over a split are computed in float64, because float32 would lose digits.
                 sums[name] = sums.get(name, 0.0) + np.asarray(value, np.float64)[mask].sum(0)
             count += part
             if progress:
@@ -108,7 +109,7 @@ class Evaluator:
         return _summary(sums, count, num_iw_samples, self._images)
 
     def _draws(self, variables, images, key, indices, num_samples):
-        """Yields the terms (B, ...) of one posterior draw after the other."""
+        """Yields the terms (B, ...) of each posterior draw."""
         images = sharding.to_devices(self._mesh, images)
         features = self._encode(variables, images)
         for k in range(num_samples):
@@ -117,7 +118,7 @@ class Evaluator:
 
 @shared
 def _programs(model, likelihood, mesh):
-    """(encode, bound, gather), jitted."""
+    """Returns the jitted functions (encode, bound, gather)."""
     everywhere = sharding.replicated(mesh)
     options = compiler.options(mesh.devices.flat[0].platform)
     encode, bound = steps.make_encode_step(model), steps.make_bound_step(model, likelihood)
@@ -128,18 +129,18 @@ def _programs(model, likelihood, mesh):
     )
 
 
-def _reported(draws, progress, done, examples):
-    """`draws`, each of which adds so many `examples` to those `done`."""
+def _with_progress(draws, progress, done, examples):
+    """Iterates over `draws` and reports progress: each adds `examples` to the number `done`."""
     for k, terms in enumerate(draws):
         progress(int(done + k * examples))
         yield terms
 
 
 def _average(draws, num_samples, stopped):
-    """Per-example terms (B, ...) of one batch, averaged over posterior draws; None if stopped."""
+    """Averages the terms (B, ...) of one batch over posterior draws; returns None if stopped."""
     log_weights, total = [], None
     for terms in draws:
-        # No more than two draws are under way, so that stopping does not wait for more.
+        # At most two draws are queued on the device, so that stopping need not wait for many.
         jax.block_until_ready(log_weights[-1:])
         if stopped():
             return None
@@ -151,7 +152,7 @@ def _average(draws, num_samples, stopped):
 
 
 def image_distribution(model: NVAE, likelihood: Likelihood) -> ImageDistribution:
-    """What the model's images are distributed as, without logits: for its numbers alone."""
+    """The model's distribution of images without values, for its number of dimensions."""
     size = model.hierarchy.image_size
     logits: Any = jax.ShapeDtypeStruct((1, size, size, model.output_channels), jnp.float32)
     return likelihood(logits)
@@ -176,15 +177,15 @@ def _summary(sums, count, num_iw_samples, images):
     }
 
 
-class HeldOut:
-    """The NELBO of images that are not trained on, for a training loop: the same images and draws
-    every time, so that the numbers of two steps compare.
+class HeldOutEvaluator:
+    """Evaluates the NELBO of held-out images during training.
 
-    Takes the validation split; a data set without one gives its test split.
+    The images and the draws are the same every time, so that results of different steps are
+    comparable. They come from the validation split, or from the test split if there is none.
 
     Args:
-      experiment: from `build.build`.
-      max_examples: only the first so many; None takes all.
+      experiment: an `Experiment`.
+      max_examples: number of images to use, from the first; None uses all.
     """
 
     def __init__(self, experiment: Experiment, max_examples: int | None = None):
@@ -196,8 +197,15 @@ class HeldOut:
     def __call__(
         self, variables: VariableDict, stopped: Callable[[], Any] | None = None
     ) -> dict[str, float] | None:
-        """{"nelbo", "reconstruction", "kl"} of the model's `variables` in nats, and the NELBO per
-        image value in bits; None where `stopped()` was true at a batch, on all hosts at the same.
+        """Evaluates a model.
+
+        Args:
+          variables: the model's variables.
+          stopped: as for `Evaluator`.
+
+        Returns:
+          {"nelbo", "reconstruction", "kl"} in nats and the NELBO in bits per image value, or None
+          if the evaluation was stopped.
         """
         batches = _batches(self._experiment, self.split, None, 0, self._max_examples)
         result = self._evaluator(variables, batches, stopped=stopped)
@@ -209,7 +217,7 @@ class HeldOut:
 
 
 def _batches(experiment, split, batch_size, seed, max_examples):
-    """This host's parts of all batches of a split."""
+    """Iterates over this host's shards of all batches of a split."""
     batch_size = batch_size or experiment.evaluation.batch_size
     batch_size = pipeline.eval_batch_size(batch_size, max_examples)
     return pipeline.eval_batches(
@@ -235,25 +243,27 @@ def evaluate_run(
     seed: int,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates a loaded run, prints the result and writes it to `workdir/eval/`; that it cannot be
-    written is said on stderr.
+    """Evaluates a loaded run, prints the result and writes it to `workdir/eval/`.
+
+    If the result cannot be written, a warning is printed on stderr.
 
     Args:
       workdir: the run directory.
-      experiment: from `build.build`.
+      experiment: an `Experiment`.
       state: a `state.Snapshot`, from `checkpoint.load_run`.
-      split: of the data; where there is no "test", "validation" takes its place, and is said.
-      num_iw_samples: K.
-      max_examples: only the first so many; None takes all.
-      batch_size: None takes the config's.
-      seed: of posterior draws and binarisation.
+      split: split of the data set. If there is no "test" split, "validation" is evaluated and a
+        message says so.
+      num_iw_samples: K, posterior draws per image.
+      max_examples: number of images to use, from the first; None uses all.
+      batch_size: None uses the config's.
+      seed: seed of posterior draws and of binarisation.
       overwrite: whether to replace a result of other settings.
 
     Returns:
       the result, as printed and written.
 
     Raises:
-      ValueError: there are no such data, or a result of other settings is in the way.
+      ValueError: if the data are missing, or a result of other settings exists.
       Interrupted: after SIGINT or SIGTERM to any host; nothing is written.
     """
     with distributed.raise_together():
@@ -274,26 +284,32 @@ def evaluate_run(
     distributed.on_primary(lambda: outputs.check_settings([path], settings, overwrite=overwrite))
     if used != split:
         reporting.log(f"{experiment.data.name} has no split {split!r}: evaluating {used!r}")
+    total = min(total, max_examples or total)
+    result = settings | _evaluate_interruptibly(experiment, state, batches, total, settings)
+    reporting.log(_report(result))
+    distributed.on_primary(lambda: _write(path, result))
+    return result
+
+
+def _evaluate_interruptibly(experiment, state, batches, total, settings):
+    """Evaluates `total` images with a progress bar; raises Interrupted after a signal."""
     with (
         Interrupt("stopping") as interrupt,
-        progress.bar("evaluating", unit="image", total=min(total, max_examples or total)) as bar,
+        progress.bar("evaluating", unit="image", total=total) as bar,
     ):
         result = evaluate(
             experiment.model,
             experiment.likelihood,
             state.variables,
             batches,
-            num_iw_samples=num_iw_samples,
-            seed=seed,
+            num_iw_samples=settings["num_iw_samples"],
+            seed=settings["seed"],
             mesh=experiment.mesh,
             progress=lambda done: bar.update(done - bar.n),
             stopped=interrupt.stop,
         )
         if result is None:
             raise Interrupted("stopped before the end: nothing was written", interrupt.stop())
-    result = {**settings, **result}
-    reporting.log(_report(result))
-    distributed.on_primary(lambda: _write(path, result))
     return result
 
 
@@ -305,11 +321,11 @@ def _result_path(workdir, settings):
 
 
 def _write(path, result):
-    """Keeps what has been printed, where it can be: the run may be another user's."""
+    """Writes the result, or warns that it cannot be written: the run may be another user's."""
     try:
         files.write_json(path, result)
     except OSError as error:
-        print(f"warning: the result is not kept: {error}", file=sys.stderr)
+        print(f"warning: the result is not saved: {error}", file=sys.stderr)
     else:
         reporting.log(f"written to {path}")
 
@@ -327,7 +343,7 @@ def _report(result):
 
 
 def _rate(result, prefix=""):
-    """A result in bits per image value, for a person."""
+    """Formats a result in bits per image value."""
     if (key := f"{prefix}bits_per_dim") in result:
         return f"{result[key]:.4f} bits/dim"
     value = result[f"{prefix}density_bits_per_dim"]

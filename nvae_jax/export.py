@@ -1,7 +1,7 @@
-"""A trained model as two files that run without this package: a sampler and an encoder.
+"""Exports a trained model as two files that run without this package: a sampler and an encoder.
 
-Each is a serialised `jax.export` program (StableHLO) with its weights inside, in plain
-convolutions.
+Each is a program serialised by `jax.export` (StableHLO) that contains the weights; normalisation is
+folded into plain convolutions.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import group_temperatures, image_keys, latent_noise
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-USAGE = """Two programs made by nvae_jax. They need jax and flatbuffers, and nothing else:
+USAGE = """Two programs exported by nvae_jax. They need only jax and flatbuffers:
 
     import jax, jax.export, numpy as np
 
@@ -45,16 +45,16 @@ USAGE = """Two programs made by nvae_jax. They need jax and flatbuffers, and not
 
 sample(seed, first, temperature) draws images number first to first + {batch} - 1: {images} float32
 in [0, 1]. encode(images, seed, temperature) draws the latents of as many images: {groups} arrays,
-coarsest first; at temperature 0 it gives means. It expects images as the model was trained on them:
-{expects}.
+coarsest first; at temperature 0 it returns means. It expects images like those that the model was
+trained on: {expects}.
 """
 
 
 def make_sampler(
     model: NVAE, likelihood: Likelihood, variables: VariableDict, *, batch_size: int, padding: int
 ) -> Callable[..., jax.Array]:
-    """(seed () uint32, first () int32, temperature ()) -> images (batch, h, w, C) in [0, 1]: the
-    decoder's means for image numbers from `first` on."""
+    """Makes the sampler (seed () uint32, first () int32, temperature ()) -> images (batch, h, w, C)
+    in [0, 1], the decoder's means of the images numbered from `first` on."""
     sample_step = steps.make_sample_step(model, likelihood)
 
     def sampler(seed, first, temperature):
@@ -67,8 +67,8 @@ def make_sampler(
 def make_encoder(
     model: NVAE, variables: VariableDict, *, padding: int
 ) -> Callable[..., tuple[jax.Array, ...]]:
-    """(images (batch, h, w, C) in [0, 1], seed () uint32, temperature ()) -> latents of each group,
-    drawn from the posterior."""
+    """Makes the encoder (images (batch, h, w, C) in [0, 1], seed () uint32, temperature ()) ->
+    latents of each group, drawn from the posterior."""
     groups = len(model.latent_shapes())
 
     def encoder(images, seed, temperature):
@@ -97,16 +97,16 @@ def export_run(
     """Writes `sampler.jax`, `encoder.jax`, `export.json` and `README.txt` to the folder `out`.
 
     Args:
-      run: an `api.Run`; recalibrated statistics are for the sampler alone.
-      out: a folder.
-      batch_size: images of a call.
-      temperature: that the statistics of a recalibrated run are of: a number.
-      platforms: what the programs shall run on.
-      overwrite: whether to replace files of other settings.
+      run: an `api.Run`; recalibrated statistics are used by the sampler only.
+      out: output folder.
+      batch_size: number of images per call of the programs.
+      temperature: the number that the run was recalibrated at, used in the example of README.txt.
+      platforms: platforms on which the programs can run.
+      overwrite: whether to replace files made with other settings.
 
     Raises:
-      ValueError: an unknown platform, a batch size out of range, `flatbuffers` is not installed, or
-        the files may not be written; see `outputs.check`.
+      ValueError: if a platform is unknown, the batch size is out of range, `flatbuffers` is not
+        installed, or the files must not be written (see `outputs.check`).
     """
     _check(batch_size, platforms)
     experiment, padding = run.experiment, run.experiment.data.padding
@@ -125,8 +125,7 @@ def export_run(
     )
     _, variables = fold(original, jax.device_get(run.state.variables))
     encoder = make_encoder(model, variables, padding=padding)
-    height, width, channels = experiment.image_shape
-    shape = (batch_size, height - 2 * padding, width - 2 * padding, channels)
+    shape = (batch_size, *experiment.data.unpadded_shape)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     seed, first = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
     number = jax.ShapeDtypeStruct((), jnp.float32)
@@ -157,11 +156,11 @@ def _check(batch_size, platforms):
         raise ValueError(
             f"unknown platform {', '.join(sorted(unknown)) or '(none)'}; known: {known}"
         )
-    extras.load("flatbuffers", "export", "exporting")  # what jax.export writes with
+    extras.load("flatbuffers", "export", "exporting")  # jax.export writes with it
 
 
 def _write(path, function, shapes, platforms):
-    """Writes one program; returns its size in bytes."""
+    """Writes one program and returns its size in bytes."""
     program = jax.export.export(jax.jit(function), platforms=platforms)(*shapes)
     content = program.serialize(vjp_order=0)
     with files.atomic_write(path) as temporary:

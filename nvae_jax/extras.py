@@ -1,4 +1,4 @@
-"""Packages that only some uses need: the extras of pyproject.toml."""
+"""Imports optional dependencies, the extras of pyproject.toml."""
 
 import contextlib
 import importlib
@@ -9,15 +9,15 @@ from typing import Any, cast
 
 
 def load(name: str, extra: str, purpose: str) -> ModuleType:
-    """Imports a package of an extra.
+    """Imports a module of an optional dependency.
 
     Args:
-      name: of the module.
-      extra: that installs it.
-      purpose: what needs it, as the subject of a sentence.
+      name: name of the module.
+      extra: the extra that installs it.
+      purpose: what needs it, as the subject of the error message.
 
     Raises:
-      ValueError: it, or what it needs itself, is not installed.
+      ValueError: if it, or one of its own dependencies, is not installed.
     """
     try:
         return importlib.import_module(name)
@@ -29,12 +29,12 @@ def load(name: str, extra: str, purpose: str) -> ModuleType:
 
 @contextlib.contextmanager
 def hidden(module: str) -> Iterator[None]:
-    """A context in which a package counts as not installed, unless it has been imported."""
-    hides = module not in sys.modules
-    if hides:
+    """A context in which importing `module` fails, unless it has been imported before."""
+    absent = module not in sys.modules
+    if absent:
         sys.modules[module] = cast(Any, None)
     try:
         yield
     finally:
-        if hides:
+        if absent:
             del sys.modules[module]

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, files from elsewhere, JSON, and locks."""
+"""Atomic writes, checked reads, JSON, and file locks."""
 
 import contextlib
 import errno
@@ -26,18 +26,20 @@ _KINDS = {
 
 
 def check_regular(path: str | Path) -> None:
-    """Raises OSError unless `path` is a file with content of its own. Opening a FIFO would wait for
-    somebody who writes to it, and reading a device may not end."""
+    """Raises OSError unless `path` is a regular file.
+
+    Opening a FIFO would wait for a writer, and reading a device can last forever.
+    """
     if isinstance(path, BucketPath):
-        return  # opening it says what is wrong
+        return  # opening it raises an error
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        raise OSError(errno.EINVAL, f"is {kind}, where a file is wanted", str(path))
+        raise OSError(errno.EINVAL, f"is {kind}, not a file", str(path))
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Opens a file from elsewhere for reading bytes. Raises OSError as `check_regular` does."""
+    """Opens a user's file for reading bytes. Raises OSError unless it is a regular file."""
     check_regular(path)
     if isinstance(path, BucketPath):
         return path.open("rb")
@@ -46,64 +48,71 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Gives the path of a temporary file of this machine, with the same ending, beside `path`
-    unless that is in a bucket. It takes the place of `path` at the end; when an exception leaves
-    the context, it is removed.
+    """A context that yields a temporary local file, which replaces `path` at its end.
+
+    If an exception leaves the context, the temporary file is removed and `path` stays as it was.
+    The temporary file has the same suffix and lies in the same folder, unless `path` is in a
+    bucket.
 
     Args:
-      path: of a file in a folder that is made where it is missing.
+      path: the file to write; its folder is created if it does not exist.
     """
     path = paths.parse(path)
     if isinstance(path, BucketPath):
-        with _uploaded(path) as temporary:
+        with _upload_at_end(path) as temporary:
             yield temporary
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
     os.close(handle)
     try:
-        with errors_naming(path):
+        with naming_errors(path):
             yield Path(name)
-        os.chmod(name, 0o644)  # mkstemp lets nobody else read it
+        os.chmod(name, 0o644)  # mkstemp creates files that only their owner can read
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _uploaded(path):
-    """As `atomic_write`; an object appears whole as it is."""
+def _upload_at_end(path):
+    """`atomic_write` for a path in a bucket, where an upload is atomic."""
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder, path.name)
         temporary.touch()
-        with errors_naming(path):
+        with naming_errors(path):
             yield temporary
         path.upload(temporary)
 
 
-class Outbox:
-    """Where files of a folder grow. In a bucket nothing can be appended to: there they grow in a
-    folder of this machine, and `upload` copies those that have grown.
+class SyncedFolder:
+    """A folder whose files are appended to, also if it is in a bucket.
+
+    Objects in a bucket cannot be appended to. Files are therefore written to a local folder, and
+    `upload` copies those that have changed to the bucket.
+
+    Args:
+      folder: a local folder, or a folder in a bucket.
 
     Attributes:
-      folder: to write in.
+      folder: the local folder to write to.
     """
 
     def __init__(self, folder: Path):
         self._bucket = folder if isinstance(folder, BucketPath) else None
-        self._own = None if self._bucket is None else tempfile.TemporaryDirectory()
-        self.folder = Path(self._own.name) if self._own else folder
+        self._temporary = None if self._bucket is None else tempfile.TemporaryDirectory()
+        self.folder = Path(self._temporary.name) if self._temporary else folder
         self._uploaded: dict[str, tuple] = {}
 
     def fetch(self, name: str) -> Path:
-        """The path of a file in `folder`, with what it has had until now."""
+        """Returns the local path of a file, after downloading its content from the bucket."""
         path = self.folder / name
         if self._bucket is not None and (self._bucket / name).is_file():
             path.write_bytes((self._bucket / name).read_bytes())
         return path
 
     def upload(self) -> None:
-        """Copies what has changed; does nothing for a folder of this machine."""
+        """Copies changed files to the bucket. Does nothing for a local folder."""
         if self._bucket is None:
             return
         for path in sorted(self.folder.iterdir()):
@@ -113,16 +122,16 @@ class Outbox:
                 self._uploaded[path.name] = state
 
     def close(self) -> None:
-        """Uploads for the last time."""
+        """Uploads changed files and removes the temporary folder."""
         try:
             self.upload()
         finally:
-            if self._own is not None:
-                self._own.cleanup()
+            if self._temporary is not None:
+                self._temporary.cleanup()
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder and all in it, as far as that goes."""
+    """Removes a folder and its contents, ignoring errors."""
     with contextlib.suppress(OSError):
         if isinstance(path, BucketPath):
             path.rmtree(missing_ok=True)
@@ -131,8 +140,8 @@ def remove_tree(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def errors_naming(path: str | Path) -> Iterator[None]:
-    """Gives errors of reading and writing, which do not say where, the name of `path`."""
+def naming_errors(path: str | Path) -> Iterator[None]:
+    """A context that adds `path` to each OSError that does not name a file."""
     try:
         yield
     except OSError as error:
@@ -142,23 +151,23 @@ def errors_naming(path: str | Path) -> Iterator[None]:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """`value` as JSON, which has no NaN and no infinity: they become null.
+    """Converts a value to JSON, with null for NaN and infinity, which JSON does not have.
 
     Args:
-      value: of dicts, lists, tuples, strings and numbers.
-      **options: of `json.dumps`.
+      value: nested dicts, lists and tuples of strings and numbers.
+      **options: options of `json.dumps`.
     """
     return json.dumps(nan_to_none(value), allow_nan=False, **options)
 
 
 def write_json(path: str | Path, value: Any, **options: Any) -> None:
-    """Writes `value` to a file, indented, at once or not at all; see `to_json`."""
+    """Writes a value to a file as indented JSON, atomically; see `to_json`."""
     with atomic_write(path) as temporary:
         temporary.write_text(to_json(value, indent=2, **options) + "\n")
 
 
 def nan_to_none(value: Any) -> Any:
-    """`value`, made of dicts, lists and numbers, with None for numbers that are not finite."""
+    """Replaces NaN and infinity in nested dicts, lists and tuples by None."""
     if isinstance(value, dict):
         return {key: nan_to_none(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -168,11 +177,13 @@ def nan_to_none(value: Any) -> Any:
 
 @contextlib.contextmanager
 def locked(path: str | Path, refusal: Exception | None = None) -> Iterator[None]:
-    """Holds the lock of the file `path`, made where it is missing, against other processes. The
-    kernel drops it with the process, however that ends.
+    """A context that holds an exclusive lock on a file.
+
+    The kernel releases the lock when the process ends, in whatever way.
 
     Args:
-      refusal: the exception to raise while another process has the lock; None: wait for that one.
+      path: the file to lock; it is created if it does not exist.
+      refusal: exception to raise if another process holds the lock; None waits for the lock.
     """
     with open(path, "a") as file:
         try:
@@ -183,8 +194,8 @@ def locked(path: str | Path, refusal: Exception | None = None) -> Iterator[None]
 
 
 def cache_folder() -> Path | None:
-    """Where what is computed once is kept, or None where the user has no home folder."""
+    """The folder for cached results, ~/.cache/nvae_jax, or None if the user has no home folder."""
     try:
         return Path.home() / ".cache" / "nvae_jax"
-    except RuntimeError:  # HOME is not set, and the system does not know the user
+    except RuntimeError:  # HOME is not set, and the user is not in the password database
         return None

@@ -1,10 +1,9 @@
-"""A trained model as plain convolutions: weight norm and batch norm folded into kernels.
+"""Folds weight norm and batch norm of a trained model into plain convolution kernels.
 
-A batch norm with fixed statistics scales and shifts channels. Next to a convolution, with nothing
-but it in between, it becomes part of that: always behind one, and ahead of one that sees a single
-pixel (elsewhere the zeros around the image would have to be shifted too). That is all of an
-inverted residual's four. The first of a residual cell stands ahead of an activation and stays, as a
-scale and a shift.
+A batch norm with fixed statistics scales and shifts channels. It can be folded into a convolution
+directly before it, and into a 1×1 convolution directly after it (for larger kernels the zero
+padding would have to be shifted too). This removes all four norms of an inverted residual. The
+first norm of a residual cell is followed by an activation, so it stays, as a scale and a shift.
 """
 
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from nvae_jax.models.nvae import NVAE
 
 
 class PlainNorm(BatchNorm):
-    """A scale and a shift of channels, or nothing where the variables have none."""
+    """Scales and shifts channels; the identity if the variables have no scale."""
 
     @nn.compact
     def __call__(
@@ -33,7 +32,7 @@ class PlainNorm(BatchNorm):
         copies: int = 1,
         activation: Callable[[jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
-        """Maps `x` (B, H, W, C) to the same shape."""
+        """Applies the scale, the shift and then `activation` to `x` (B, H, W, C)."""
         scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
         if scale is not None:
             x = x * per_channel(scale) + per_channel(bias)
@@ -46,11 +45,11 @@ def fold(model: NVAE, variables: VariableDict) -> tuple[NVAE, dict[str, Any]]:
 
     Args:
       model: an `NVAE`.
-      variables: its variables; running statistics are folded.
+      variables: its variables, with the running statistics to fold.
 
     Returns:
-      a model and variables that give what the originals do without batch statistics, but for
-      rounding. The variables have a collection `params` only.
+      a model and its variables, which have only the collection `params`. Up to rounding they
+      compute the same as the originals with `train=False`.
     """
     kernels = jax.device_get(jax.jit(partial(effective_kernels, model))(variables["params"]))
     tree = _Folding(variables, traverse_util.flatten_dict(kernels))
@@ -58,12 +57,12 @@ def fold(model: NVAE, variables: VariableDict) -> tuple[NVAE, dict[str, Any]]:
         if path[-1] == "norm_out":
             tree.fold_inverted_residual(path[:-1])
         elif path[-1] == "norm_1":
-            tree.behind((*path[:-1], "conv_0"), path)
+            tree.fold_after((*path[:-1], "conv_0"), path)
     return model.clone(conv=PlainConv, norm=PlainNorm), {"params": tree.params()}
 
 
 class _Folding:
-    """A model's arrays while they are folded, in float64. Stacked groups have a leading axis."""
+    """The arrays of a model during folding, in float64. Stacked groups have a leading axis."""
 
     def __init__(self, variables, kernels):
         arrays: Any = jax.device_get(variables)
@@ -85,21 +84,21 @@ class _Folding:
         }
 
     def fold_inverted_residual(self, body):
-        """All four norms of the cell body at the path `body`."""
-        self.ahead((*body, "conv_expand"), (*body, "norm_in"))
+        """Folds all four norms of the cell body at the path `body`."""
+        self.fold_before((*body, "conv_expand"), (*body, "norm_in"))
         for name in ("expand", "depthwise"):
-            self.behind((*body, f"conv_{name}"), (*body, f"norm_{name}"))
-        self.behind((*body, "conv_project"), (*body, "norm_out"))
+            self.fold_after((*body, f"conv_{name}"), (*body, f"norm_{name}"))
+        self.fold_after((*body, "conv_project"), (*body, "norm_out"))
 
-    def ahead(self, conv, norm):
-        """The norm before a 1×1 convolution: scales its inputs."""
+    def fold_before(self, conv, norm):
+        """Folds a norm into the 1×1 convolution that follows it."""
         scale, shift = self.norms.pop(norm)
         kernel = self.kernels[conv]
         self._add_bias(conv, np.einsum("...i,...hwio->...o", shift, kernel))
         self.kernels[conv] = kernel * scale[..., None, None, :, None]
 
-    def behind(self, conv, norm):
-        """The norm after a convolution: scales its outputs."""
+    def fold_after(self, conv, norm):
+        """Folds a norm into the convolution that precedes it."""
         scale, shift = self.norms.pop(norm)
         self.kernels[conv] = self.kernels[conv] * scale[..., None, None, None, :]
         bias = self.others.pop((*conv, "bias"), np.zeros(()))
@@ -109,7 +108,7 @@ class _Folding:
         self.others[*conv, "bias"] = self.others.get((*conv, "bias"), 0.0) + value
 
     def params(self):
-        """The tree of parameters, float32."""
+        """The folded parameters as a tree of float32 arrays."""
         flat = {**self.others, **{(*path, "kernel"): k for path, k in self.kernels.items()}}
         for path, (scale, shift) in self.norms.items():
             flat.update({(*path, "scale"): scale, (*path, "bias"): shift})

@@ -1,7 +1,8 @@
-"""The Fréchet distance between sets of small pictures: how far two distributions are apart.
+"""The Fréchet distance between two sets of small images.
 
-It is that of Gaussians, in the space of the first principal components of one of the sets: no
-network and no weights are wanted. Only numbers of the same reference pictures compare.
+It is the distance between two Gaussians, in the space of the first principal components of a
+reference set; unlike FID it needs no network. Distances can be compared only for the same reference
+images.
 """
 
 import numpy as np
@@ -10,8 +11,16 @@ from nvae_jax.metrics.moments import Moments, frechet_distance
 
 
 def principal_axes(images: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, axes) of pictures (N, ...): flat pictures less the mean, times the axes, are their
-    first principal components, of which there are no more than pictures."""
+    """Computes principal axes of images.
+
+    Args:
+      images: (N, ...).
+      components: number of axes; at most N are returned.
+
+    Returns:
+      (mean (D,), axes (D, K)) such that (flattened images - mean) @ axes are the first K principal
+      components.
+    """
     flat = images.reshape(len(images), -1)
     mean = flat.mean(0)
     _, _, axes = np.linalg.svd(flat - mean, full_matrices=False)
@@ -21,7 +30,13 @@ def principal_axes(images: np.ndarray, components: int) -> tuple[np.ndarray, np.
 def picture_distance(
     images: np.ndarray, reference: np.ndarray, axes: tuple[np.ndarray, np.ndarray]
 ) -> float:
-    """The distance of pictures from reference pictures in the space of `principal_axes`."""
+    """The Fréchet distance of images (N, ...) from reference images (M, ...).
+
+    Args:
+      images: the images to judge.
+      reference: the reference images.
+      axes: the result of `principal_axes` for the reference images.
+    """
     mean, rotation = axes
     one, other = (
         Moments.of((pictures.reshape(len(pictures), -1) - mean) @ rotation)

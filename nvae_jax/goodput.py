@@ -1,9 +1,9 @@
-"""Goodput: the share of a run's wall time, over all its starts, that went into training steps.
+"""Goodput: the fraction of a run's wall time, over all its starts, spent on training steps.
 
-A run notes its starts, and its end, in `starts.jsonl`. Time between a start and the next one is the
-run's, whatever stopped it; not so what passes between its end and an extension. How long the steps
-took that are behind it, a start finds in the run's rows of metrics, which are cut where it resumes:
-steps that were lost do not count.
+A run records each of its starts, and its end, in `starts.jsonl`. All time from one start to the
+next counts as the run's wall time, except the time between its end and an extension. The time spent
+on earlier steps is read from the run's metrics. Their rows after the step that a run resumes from
+are deleted, so steps that had to be repeated count once.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ START, END = "start", "end"
 
 
 class Goodput:
-    """A run's goodput, from one of its starts on. Only the first process writes.
+    """Computes a run's goodput, beginning at one of its starts. Only the first process writes.
 
     Args:
       workdir: the run directory.
-      step: where it starts.
-      since: `time.monotonic()` when this start began.
+      step: step that the run starts or resumes at.
+      since: `time.monotonic()` at this start.
 
     Attributes:
-      training_seconds: that the steps before it took, as rows of metrics tell.
+      training_seconds: seconds spent on the steps before this start, read from the metrics.
     """
 
     def __init__(self, workdir: Path, step: int, since: float):
@@ -43,21 +43,25 @@ class Goodput:
         rows = _rows(workdir / STARTS) if primary else []
         rows = [row for row in rows if isinstance(row.get("time"), float) and "event" in row]
         _warn_of_clock(rows, begin)
-        rows.append(self._note(step, START, begin))
-        # What lies before can be no shorter than the steps: clocks of other hosts noted it.
+        rows.append(self._record(step, START, begin))
+        # The clocks of different hosts may disagree; wall time is at least the time of the steps.
         self._before = max(wall_seconds(rows), self.training_seconds)
 
     def __call__(self, training_seconds: float) -> float:
-        """The share by now, after steps that took `training_seconds`, over all starts."""
+        """The goodput so far, in [0, 1].
+
+        Args:
+          training_seconds: seconds spent on training steps over all starts.
+        """
         elapsed = self._before + time.monotonic() - self._since
         return training_seconds / max(elapsed, training_seconds, 1e-9)
 
     def end(self, step: int) -> None:
-        """Notes that the run is finished, if it can: all else of it is saved by then."""
+        """Records that the run is finished; errors in writing are ignored."""
         with contextlib.suppress(OSError):
-            self._note(step, END, time.time())
+            self._record(step, END, time.time())
 
-    def _note(self, step, event, seconds):
+    def _record(self, step, event, seconds):
         row = {
             "event": event,
             "step": step,
@@ -74,16 +78,18 @@ class Goodput:
 
 
 def wall_seconds(rows: list[dict[str, Any]]) -> float:
-    """The time from the first row of `starts.jsonl` to the last, without what came after an end. A
-    clock that goes backward, as that of another host may, stands still."""
+    """Seconds from the first row of `starts.jsonl` to the last, without the time after an end.
+
+    If time goes backward from one row to the next, as it can between hosts, that counts as 0.
+    """
     pairs = itertools.pairwise(rows)
     return sum(max(b["time"] - a["time"], 0.0) for a, b in pairs if a["event"] != END)
 
 
 def _training_seconds(workdir, step):
-    """What the steps up to `step` took; those after the last row, as much as those before it."""
+    """Seconds spent on the steps up to `step`; steps after the last row are estimated from it."""
     for row in reversed(_rows(workdir / run_directory.METRICS)):
-        with contextlib.suppress(KeyError, TypeError):  # a row of an evaluation, or a damaged one
+        with contextlib.suppress(KeyError, TypeError):  # a row of an evaluation, or damaged
             mean = row["train/step_seconds"] - row["train/data_wait_seconds"]
             if row["step"] <= step:
                 return row["train/training_seconds"] + (step - row["step"]) * mean
@@ -91,7 +97,7 @@ def _training_seconds(workdir, step):
 
 
 def _rows(path):
-    """The objects in a file of lines of JSON, but for lines that cannot be read."""
+    """The objects in a file with one JSON object per line; unreadable lines are skipped."""
     rows = []
     text = path.read_bytes().decode(errors="replace") if path.is_file() else ""
     for line in text.splitlines():

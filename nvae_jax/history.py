@@ -1,4 +1,4 @@
-"""A run's metrics over its steps, from metrics.jsonl."""
+"""Reads a run's metrics over its steps from metrics.jsonl."""
 
 import json
 import re
@@ -12,11 +12,13 @@ Series = tuple[np.ndarray, np.ndarray]  # steps and values, both (N,)
 
 
 def read(workdir: str | Path, last_step: int = schema.LARGEST_INT) -> dict[str, Series]:
-    """{name: (steps, values)} of every metric; docs/metrics.md has the names and units.
+    """Reads every metric of a run as {name: (steps, values)}.
+
+    The names and units are in docs/metrics.md. Without metrics the result is {}.
 
     Args:
-      workdir: the run directory; one without metrics gives {}.
-      last_step: later rows are left out.
+      workdir: the run directory.
+      last_step: rows of later steps are ignored.
     """
     path = paths.parse(workdir) / run_directory.METRICS
     text = loggers.rows_until(path, last_step) if path.is_file() else ""
@@ -34,6 +36,6 @@ def _series(pairs):
 
 
 def numbered(history: dict[str, Series], name: str) -> list[Series]:
-    """The metrics NAME_00, NAME_01 ... in order."""
+    """The metrics NAME_00, NAME_01, ... in order of their numbers."""
     names = [key for key in history if re.fullmatch(rf"{re.escape(name)}_\d+", key)]
     return [history[key] for key in sorted(names, key=lambda key: int(key.rpartition("_")[2]))]

@@ -1,5 +1,5 @@
-"""Sets of images as a user names them, read piece by piece: a split, a file or folder, or another
-data set."""
+"""Opens sets of images that a user names (a split, a file or folder, or another data set) and reads
+them in batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from nvae_jax.data.spec import CorruptError, DataError, DataSpec
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images without padding, of the shape that a run has.
+    """Images without padding, of the same shape as a run's data.
 
     Attributes:
-      name: for people.
-      images: read when asked for.
-      files: the file of each, where they are pictures on their own.
-      skip_corrupt: whether unreadable ones are left out.
+      name: name of the set in tables and messages.
+      images: random access to the images, which are read on demand.
+      files: the file name of each image, if each is a file of its own.
+      skip_corrupt: whether to skip unreadable images.
     """
 
     name: str
@@ -32,9 +32,17 @@ class ImageSet:
     def batches(
         self, size: int, num: int | None = None, first: int = 0
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields (numbers (B,), images (B, H, W, C)) of the first `num` images, or of all, from
-        number `first` on. B is less than `size` in the end, and where unreadable ones are left
-        out."""
+        """Yields batches of images with their numbers.
+
+        Args:
+          size: largest size of a batch; the last one, and those with unreadable images, are
+            smaller.
+          num: stop after this many images of the set; None reads all.
+          first: number of the first image to read.
+
+        Yields:
+          (numbers (B,), images (B, H, W, C)).
+        """
         end = min(num or len(self.images), len(self.images))
         for start in range(first, end, size):
             numbers = np.arange(start, min(start + size, end))
@@ -52,23 +60,23 @@ class ImageSet:
 
 
 def open_set(spec: DataSpec, source: str) -> ImageSet:
-    """The images that `source` names.
+    """Opens the images that `source` names.
 
     Args:
       spec: the run's `DataSpec`.
-      source: a split of its data set, "test" for the validation split of a set without one; a file
-        or folder for `inputs.load`; or the name of another data set where it is usually found, of
-        which the test split is taken, resized to the run's size.
+      source: one of these: a split of the run's data set ("test" is the validation split if there
+        is no test split); a file or folder for `inputs.load`; or the name of another data set in
+        its usual folder, whose test split is resized to the run's image size.
 
     Raises:
-      ValueError: it is none of these, or has no images that suit the run.
+      ValueError: if it is none of these, or its images do not fit the run.
     """
     found = _open_split(spec, source) or _open_file(spec, source) or _open_data_set(spec, source)
     if found is None:
         known = ", ".join(sorted(sources.SOURCES))
         raise ValueError(
-            f"{source!r} is no file or folder, no split of {spec.name!r} "
-            f"({', '.join(sources.splits(spec))}) and no data set ({known})"
+            f"{source!r} is neither a file or folder, nor a split of {spec.name!r} "
+            f"({', '.join(sources.splits(spec))}), nor a data set ({known})"
         )
     inputs.check_shape(found.images, spec, found.name)
     return found
@@ -96,14 +104,14 @@ def _open_file(spec, source):
 def _open_data_set(spec, source):
     if source not in sources.SOURCES:
         return None
-    # Of the same data set only another folder would differ.
-    place = spec.dir if source == spec.name else ""
-    other = DataSpec(name=source, dir=place, image_size=0, channels=spec.channels)
+    # The run's own data set is read from the run's folder, others from their default folders.
+    directory = spec.dir if source == spec.name else ""
+    other = DataSpec(name=source, dir=directory, image_size=0, channels=spec.channels)
     split = sources.resolve_split(other, "test")
     images = sources.open_images(other, split)
     if images.shape[-1] != spec.channels:
         raise DataError(
-            f"data set {source!r} has images of {images.shape[-1]} channel(s), where the run's "
-            f"have {spec.channels}"
+            f"images of data set {source!r} have {images.shape[-1]} channel(s), but the run's "
+            f"images have {spec.channels}"
         )
     return ImageSet(f"{source} {split}", sources.fitted(images, spec))

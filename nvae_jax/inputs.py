@@ -1,4 +1,4 @@
-"""Images from outside, checked and brought to what the model was trained on."""
+"""Reads a user's images, checks them and converts them to what the model was trained on."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nvae_jax import checks, distributed, mirror, paths
-from nvae_jax.build import Experiment
 from nvae_jax.data import depth, faults, folder, numpy_files, pipeline, sources, transforms
 from nvae_jax.data.images import SUFFIXES, Images
 from nvae_jax.data.spec import CorruptError, DataSpec
+from nvae_jax.experiment import Experiment
 from nvae_jax.likelihoods import crop
 from nvae_jax.pictures import to_range
 
-if TYPE_CHECKING:  # which imports this file
+if TYPE_CHECKING:  # api imports this module
     from nvae_jax.api import Run
 
 ARRAYS = (".npz", ".npy")
@@ -25,21 +25,21 @@ ARRAYS = (".npz", ".npy")
 def to_model(images: ArrayLike, spec: DataSpec, seed: int = 0, first: int = 0) -> np.ndarray:
     """Prepares images without padding for the model.
 
-    What training did to the images of its data set is done to these: binarised at random, reduced
-    to fewer bits, padded.
+    They are processed like the training data: reduced to the data set's number of bits, binarised
+    at random if the data set is, and padded.
 
     Args:
-      images: (N, h, w, C), float in [0, 1] or uint8, without padding; for a model of more than 8
-        bits float, or uint16 of values of so many bits.
+      images: (N, h, w, C), without padding: float in [0, 1] or uint8. For a model of more than 8
+        bits: float in [0, 1], or uint16 with values of that number of bits.
       spec: the run's `DataSpec`.
-      seed: of the binarisation, where there is one.
-      first: number of the first image, for its random numbers.
+      seed: seed of the binarisation.
+      first: number of the first image, which its random binarisation depends on.
 
     Returns:
       (N, H, W, C) float32 in [0, 1].
 
     Raises:
-      ValueError: another shape, or values outside [0, 1].
+      ValueError: if the shape is wrong, or values are outside [0, 1].
     """
     prepared = []
     for i, image in enumerate(check(images, spec), first):
@@ -49,25 +49,26 @@ def to_model(images: ArrayLike, spec: DataSpec, seed: int = 0, first: int = 0) -
 
 
 def check(images: ArrayLike, spec: DataSpec) -> np.ndarray:
-    """Images without padding of the run's shape, as integers over the whole range of its dtype.
-    Raises ValueError as `to_model`."""
+    """Checks images without padding and converts them to integers over the full range of their
+    dtype (uint8, or uint16 for models of more than 8 bits).
+
+    Raises:
+      ValueError: if the shape is wrong, or values are outside [0, 1].
+    """
     images = np.asarray(images)
     _check_shape(images, spec)
     return _in_range(images, spec)
 
 
 def check_shape(images: Images | np.ndarray, spec: DataSpec, source: str | Path) -> None:
-    """Raises ValueError, which names the `source`, unless images are of the run's shape, without
-    padding, and there is one."""
-    try:
+    """Raises ValueError, naming the `source`, unless there is at least one image and all have the
+    run's shape without padding."""
+    with checks.naming(source):
         _check_shape(images, spec)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
 
 
 def _check_shape(images, spec):
-    size = spec.image_size - 2 * spec.padding
-    checks.array("images", images, ("N", size, size, spec.channels))
+    checks.array("images", images, ("N", *spec.unpadded_shape))
     if not images.shape[0]:
         raise ValueError(f"there must be at least one image, not an array of shape {images.shape}")
 
@@ -78,7 +79,9 @@ def _in_range(images, spec):
     if images.dtype == np.uint16 == spec.dtype:
         white = 2**spec.num_bits - 1
         if (high := images.max()) > white:
-            raise ValueError(f"uint16 images of this model are from 0 to {white}, not to {high}")
+            raise ValueError(
+                f"uint16 images for this model must be from 0 to {white}, but some reach {high}"
+            )
         return depth.scale(images, white, spec.num_bits)
     if not np.issubdtype(images.dtype, np.floating):
         wanted = np.dtype(spec.dtype).name
@@ -94,20 +97,20 @@ def _in_range(images, spec):
 
 
 def load(path: str | Path, spec: DataSpec | None = None) -> Images:
-    """Images from a file or a folder of pictures.
+    """Opens images in an array file, an image file or a folder of image files.
 
     Args:
-      path: `.npz` with the key `images`, or `.npy`: (N, H, W, C) uint8, uint16 or float in [0, 1];
-        or a picture, which is one image, or a folder of them, read as those of a data set are.
-      spec: the run's `DataSpec`: pictures are made grey or coloured, cropped and resized as those
-        of its data set. None takes a picture as it is.
+      path: a `.npz` file with the key `images`, or a `.npy` file: (N, H, W, C) uint8, uint16 or
+        float in [0, 1]; or an image file, or a folder of image files.
+      spec: the run's `DataSpec`. Image files are converted to grey or colour, cropped and resized
+        like the run's data set. None reads image files unchanged.
 
     Returns:
-      images (N, H, W, C): arrays as stored, but uint16 as float in [0, 1]; pictures are of the
-        `spec`'s dtype over its whole range, and are read when asked for.
+      images (N, H, W, C). Arrays are returned as stored, except that uint16 becomes float in
+      [0, 1]. Image files are read on demand, as integers over the full range of the spec's dtype.
 
     Raises:
-      ValueError: no such file, or it holds something else.
+      ValueError: if there is no such file, or it does not contain images.
     """
     path = mirror.existing(paths.parse(path, "images"))
     if path.is_dir():
@@ -118,7 +121,7 @@ def load(path: str | Path, spec: DataSpec | None = None) -> Images:
         found = [path] if path.suffix.lower() in SUFFIXES else []
     if not found:
         known = ", ".join((*ARRAYS, *SUFFIXES))
-        raise ValueError(f"{path} has no images that are read here ({known}, or a folder of these)")
+        raise ValueError(f"{path} has no images of a known type ({known}, or a folder of these)")
     if spec is None:
         return folder.FolderImages(found, 0, 0)
     images = folder.FolderImages(found, 0, spec.channels, spec.max_value, spec.num_bits)
@@ -126,10 +129,11 @@ def load(path: str | Path, spec: DataSpec | None = None) -> Images:
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz` file by name; that of an `.npy` file as `images`.
+    """Loads all arrays of a `.npz` file by name; the array of a `.npy` file is named `images`.
 
     Raises:
-      ValueError: no such file, it cannot be read, or it claims to unpack to far more than it is.
+      ValueError: if there is no such file, it cannot be read, or it would unpack to much more than
+        its own size.
     """
     return numpy_files.load(mirror.existing(paths.parse(path)))
 
@@ -139,7 +143,7 @@ def _load_array(path, spec):
 
     def choose(names):
         known.extend(names)
-        return [name for name in names if name in ("images", depth.NOTE)]
+        return [name for name in names if name in ("images", depth.WHITE_KEY)]
 
     arrays = numpy_files.load(path, choose)
     if "images" not in arrays:
@@ -153,29 +157,29 @@ def _load_array(path, spec):
         bits=16,
         max_value=spec.max_value,
         num_bits=spec.num_bits,
-        noted=depth.white_of_arrays(arrays),
+        recorded=depth.white_of_arrays(arrays),
     )
     return images.astype(np.float32) / np.float32(white)
 
 
 def read(path: str | Path, spec: DataSpec, first: int = 0, end: int | None = None) -> np.ndarray:
-    """Images number `first` to `end` - 1 of what `load` finds, as an array of the run's shape.
+    """Reads images number `first` to `end` - 1 of a file or folder for `load` as one array.
 
     Raises:
-      ValueError: as `load`, another shape, or there are no such images.
+      ValueError: as `load`, or if the shape is not the run's, or there are no such images.
     """
     loaded = load(path, spec)
     check_shape(loaded, spec, path)
     if first >= loaded.shape[0]:
-        raise ValueError(f"there is no image number {first}, only {loaded.shape[0]}")
+        raise ValueError(f"{path} has no image number {first}, only {loaded.shape[0]}")
     return take(loaded, range(loaded.shape[0])[first:end])
 
 
 def take(images: Images | np.ndarray, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The images of these numbers as an array: pictures of uint16 as float in [0, 1].
+    """Reads the images of these numbers as one array; image files of uint16 as float in [0, 1].
 
     Raises:
-      ValueError: one of them cannot be read; it is named.
+      ValueError: if one of them cannot be read; the message names its file.
     """
     if isinstance(images, np.ndarray):
         return images[numbers]
@@ -197,38 +201,39 @@ def select(
     first: int = 0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Images for a command, without padding: those of a file, or some of the data set.
+    """Reads images for a command, without padding, from a file or from the data set.
 
-    They are binarised and reduced to the data set's bits as the model wants them: doing so again
-    changes nothing.
+    They are already binarised and reduced to the data set's number of bits; `to_model` leaves such
+    values unchanged.
 
     Args:
-      experiment: from `build.build`.
-      images: a file or folder for `load`; None takes the data set's.
-      split: of the data set.
-      num: how many, at most; None takes all.
-      first: number of the first.
-      seed: of the binarisation.
+      experiment: an `Experiment`.
+      images: a file or folder for `load`; None reads the data set.
+      split: split of the data set.
+      num: largest number of images; None reads all.
+      first: number of the first image.
+      seed: seed of the binarisation.
 
     Returns:
       (N, h, w, C) float32 in [0, 1].
 
     Raises:
-      ValueError: as `to_model` and `load`, or there are no such images.
+      ValueError: as `to_model` and `load`, or if there are no such images.
     """
     end = None if num is None else first + num
     with distributed.raise_together():
         if images is not None:
             found = read(images, experiment.data, first, end)
-            chosen = to_model(found, experiment.data, seed, first)
+            with checks.naming(images):
+                chosen = to_model(found, experiment.data, seed, first)
         else:
-            chosen = _of_split(experiment.data, split, first, end, seed)
+            chosen = _read_split(experiment.data, split, first, end, seed)
         if not len(chosen):
             raise ValueError(f"there is no image number {first}")
     return crop(chosen, experiment.data.padding)
 
 
-def _of_split(spec, split, first, end, seed):
+def _read_split(spec, split, first, end, seed):
     split = pipeline.resolve_split(spec, split)
     size = pipeline.num_examples(spec, split)
     end = min(end or size, size)
@@ -239,11 +244,14 @@ def _of_split(spec, split, first, end, seed):
 
 
 def describe(arrays: np.ndarray | Sequence[np.ndarray], source: str) -> dict[str, Any]:
-    """Metadata about the images or latents that a file is made of.
+    """Describes the images or latents that an output is made from, as metadata.
 
     Args:
-      arrays: (N, ...), or a list of such.
-      source: the file or split that they come from, or what they are.
+      arrays: (N, ...), or a list of such arrays.
+      source: the file or split that they come from.
+
+    Returns:
+      a dict with `source`, its hash `source_sha256`, and the number `num` of images.
     """
     arrays = [np.asarray(a) for a in (arrays if isinstance(arrays, list) else [arrays])]
     content = hashlib.sha256()
@@ -254,24 +262,23 @@ def describe(arrays: np.ndarray | Sequence[np.ndarray], source: str) -> dict[str
 
 
 def describe_source(images: np.ndarray | None, source: str, num: int) -> dict[str, Any]:
-    """`describe` of the images that something starts from, or where they are None of `num` samples
-    of the run."""
+    """Describes images as `describe` does, or, if they are None, `num` samples of the run."""
     return {"source": "samples", "num": num} if images is None else describe(images, source)
 
 
 def starting_images(
     run: "Run", *, samples: bool, temperature: ArrayLike | None = None, **choice: Any
 ) -> tuple["Run", np.ndarray | None]:
-    """What a command starts from: images, or samples of the run.
+    """Reads the images that a command starts from, unless it starts from samples of the run.
 
     Args:
       run: an `api.Run`.
-      samples: whether samples are wanted.
-      temperature: that the run is to be recalibrated at for samples; None leaves it alone.
-      **choice: of `select`.
+      samples: whether the command starts from samples.
+      temperature: temperature at which to recalibrate the run for samples; None does not.
+      **choice: arguments of `select`.
 
     Returns:
-      the run, recalibrated where asked for, and images, or None where samples are wanted.
+      the run, recalibrated if requested; and the images, or None if it starts from samples.
     """
     if not samples:
         return run, select(run.experiment, **choice)

@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM: as a flag that loops poll, to save before they stop, or as an exception.
+"""Handles Ctrl-C and SIGTERM: either as a flag that a loop polls before saving and stopping, or as
+an exception.
 
-In a cluster all processes stop together, at the same step: there a signal to one of them is for
-all, and only those who ask come to know of it (`distributed.preempted`).
+In a cluster a signal to one process stops all processes at the same step. They learn of it by
+polling `distributed.preempted`.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ Item = TypeVar("Item")
 
 
 class Interrupted(Exception):
-    """The command was asked to stop, and leaves everything in order."""
+    """A command was stopped by a signal and has left its files in a consistent state."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -23,22 +24,22 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """A context in which the first SIGINT or SIGTERM is noted; a second one kills.
+    """A context that records the first SIGINT or SIGTERM; a second signal kills the process.
 
-    In a cluster, which must have been joined by then, SIGTERM belongs to jax, and a second one does
-    nothing more.
+    In a cluster, which must have been joined before, jax handles SIGTERM, and further SIGTERMs have
+    no effect.
 
     Args:
-      then: what is done about it, in a word for the user.
+      action: what the program does in response; printed as "received SIGINT: ACTION".
     """
 
-    def __init__(self, then: str = "saving"):
-        self._received, self._agreed, self._then = None, 0, then
+    def __init__(self, action: str = "saving"):
+        self._received, self._agreed, self._action = None, 0, action
         self._previous = {}
 
     def __enter__(self):
-        mine = [signal.SIGINT] if distributed.is_cluster() else [signal.SIGINT, signal.SIGTERM]
-        for number in mine:
+        handled = [signal.SIGINT] if distributed.is_cluster() else [signal.SIGINT, signal.SIGTERM]
+        for number in handled:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -47,51 +48,58 @@ class Interrupt:
             signal.signal(number, handler)
 
     def stop(self) -> int:
-        """The signal to stop for, or 0. In a cluster all processes call it equally often, and stop
-        at the same call, because of a signal to any of them."""
+        """Returns the signal because of which to stop, or 0.
+
+        In a cluster all processes must call it equally often. After a signal to any of them, it
+        returns that signal in all processes from the same call on.
+        """
         if not distributed.is_cluster():
             return self._received or 0
         if distributed.preempted():
             self._agreed = self._received or signal.SIGTERM
             if not self._received:
-                self._say(signal.SIGTERM)
+                self._announce(signal.SIGTERM)
         return self._agreed
 
     def _handle(self, number, _frame):
         self._received = number
         for other, handler in self._previous.items():
             signal.signal(other, handler)
-        self._say(number)
+        self._announce(number)
         _tell_cluster()
 
-    def _say(self, number):
-        print(f"received {signal.Signals(number).name}: {self._then}", flush=True)
+    def _announce(self, number):
+        print(f"received {signal.Signals(number).name}: {self._action}", flush=True)
 
 
 def _tell_cluster():
     if distributed.is_cluster():
-        signal.raise_signal(signal.SIGTERM)  # of which jax tells all processes
+        signal.raise_signal(signal.SIGTERM)  # jax tells all processes of it
 
 
 @contextlib.contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """A context, or a function's decorator, in which SIGTERM raises `Interrupted`, as Ctrl-C raises
-    KeyboardInterrupt: files that are being written are taken back on the way out. In a cluster
-    that is joined in it, `interruptible` raises it, for either signal."""
+    """A context or decorator in which SIGTERM raises `Interrupted`, like Ctrl-C raises
+    KeyboardInterrupt, so that partly written files are removed on the way out.
 
-    def end(number, frame):
-        if distributed.is_cluster():  # where this is SIGINT: jax has the other one
+    If the process joins a cluster inside the context, `interruptible` raises `Interrupted` for
+    either signal instead.
+    """
+
+    def handle(number, frame):
+        if distributed.is_cluster():  # only SIGINT arrives here: jax handles SIGTERM
             signal.signal(number, signal.SIG_DFL)
             _tell_cluster()
         elif number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         else:
-            signal.signal(number, signal.SIG_DFL)  # a second one kills
+            signal.signal(number, signal.SIG_DFL)  # a second signal kills
             raise _stopped(number)
 
-    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not of a background job
-        previous[signal.SIGINT] = signal.signal(signal.SIGINT, end)
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, handle)}
+    # In a background job SIGINT is ignored, and stays so.
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
@@ -100,10 +108,12 @@ def raise_on_sigterm() -> Iterator[None]:
 
 
 def interruptible(items: Iterable[Item]) -> Iterator[Item]:
-    """The `items`, as many in every process of a cluster, until one of these is to stop.
+    """Iterates over `items` until a process of the cluster receives a signal.
+
+    Every process must have the same number of items.
 
     Raises:
-      Interrupted: in all processes ahead of the same item.
+      Interrupted: in all processes before the same item.
     """
     for item in items:
         if distributed.preempted():

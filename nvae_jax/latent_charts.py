@@ -1,4 +1,4 @@
-"""Charts of what `analyze` found, and of the groups over training."""
+"""Charts of the results of `analyze`, and of metrics over training."""
 
 import io
 import re
@@ -18,7 +18,11 @@ GROUP, NATS = "group, coarsest first", "nats per image"
 
 
 def draw(summary: Mapping[str, Any]) -> Figure:
-    """KL by group, active units by group and rate by scale, of `analyze.summarize`."""
+    """Draws KL by group, active units by group and rate by scale.
+
+    Args:
+      summary: the result of `analyze.summarize`.
+    """
     groups, scales = summary["groups"], summary["scales"]
     colours = [f"C{group['scale']}" for group in groups]
     figure, (left, middle, right) = _figure(3)
@@ -36,20 +40,24 @@ def draw(summary: Mapping[str, Any]) -> Figure:
 
 
 def draw_curves(metrics: Mapping[str, Series]) -> Figure:
-    """Bounds, their parts, and the size of gradients over training, of `history.read`."""
+    """Draws the NELBO, its two terms, and gradient norm and learning rate over training.
+
+    Args:
+      metrics: the result of `history.read`.
+    """
     figure, (left, middle, right) = _figure(3)
     lines = {"train/nelbo": "training"}
     lines |= {n: n.partition("/")[0] for n in metrics if re.fullmatch("(validation|test)/nelbo", n)}
     for name, label in lines.items():
         if name in metrics:
             left.plot(*metrics[name], "o-" if len(metrics[name][0]) == 1 else "-", label=label)
-    _show_the_end(left)
+    _limit_to_later_values(left)
     left.set(title="NELBO", xlabel="step", ylabel=NATS)
     for name in ("reconstruction", "kl"):
         if f"train/{name}" in metrics:
             middle.plot(*metrics[f"train/{name}"], label=name)
-    _show_the_end(middle)
-    middle.set(title="its two parts", xlabel="step", ylabel=NATS)
+    _limit_to_later_values(middle)
+    middle.set(title="its two terms", xlabel="step", ylabel=NATS)
     for axes, name in ((right, "gradient_norm"), (right.twinx(), "learning_rate")):
         colour = "C0" if axes is right else "C1"
         axes.plot(*metrics.get(f"train/{name}", ([], [])), color=colour)
@@ -60,8 +68,8 @@ def draw_curves(metrics: Mapping[str, Series]) -> Figure:
     return figure
 
 
-def _show_the_end(axes):
-    """Leaves the first steps' values, which are many times larger, out of the picture."""
+def _limit_to_later_values(axes):
+    """Cuts off the values of the first steps, which are many times larger than later ones."""
     values = [line.get_ydata() for line in axes.get_lines() if len(line.get_ydata()) > 10]
     if values:
         bottom, top = min(map(np.min, values)), max(np.quantile(v, 0.9) for v in values)
@@ -70,10 +78,13 @@ def _show_the_end(axes):
 
 
 def draw_training(metrics: Mapping[str, Series]) -> Figure:
-    """KL by group and active units over training, of `history.read`."""
+    """Draws KL by group and active units over training; the coarsest group is the darkest.
+
+    Args:
+      metrics: the result of `history.read`.
+    """
     figure, (left, right) = _figure(2)
     kl = history.numbered(dict(metrics), "train/kl_group")
-    # The coarsest group is the darkest.
     for number, (steps, values) in enumerate(kl):
         colour = colormaps["viridis"](number / max(len(kl) - 1, 1))
         named = number in (0, len(kl) - 1) or len(kl) <= 10
@@ -89,7 +100,11 @@ def draw_training(metrics: Mapping[str, Series]) -> Figure:
 
 
 def draw_rate_distortion(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """Distortion against rate, of `rate_distortion.measure`: whole scales as large dots."""
+    """Draws distortion against rate, with large dots where whole scales come from the posterior.
+
+    Args:
+      points: the result of `rate_distortion.measure`.
+    """
     figure, (left, right) = _figure(2)
     _curve(left, points, "rate", "reconstruction")
     left.set(title="rate and distortion", xlabel="rate: KL, nats", ylabel="−log p(x|z), nats")
@@ -116,14 +131,19 @@ def _curve(axes: Axes, points, x, y):
 
 
 def draw_prior_gap(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> Figure:
-    """The part of each group's KL that is the prior's fault, and how near to the data pictures are
-    by the number of groups that the prior does not draw."""
+    """Draws each group's KL with its part due to prior mismatch, and the Fréchet distance to the
+    data by the number of groups from the posterior.
+
+    Args:
+      summary: the result of `analyze.summarize`.
+      points: the result of `rate_distortion.measure`.
+    """
     groups = summary["groups"]
     figure, (left, right) = _figure(2)
     numbers = [group["group"] for group in groups]
     left.bar(numbers, [group["kl"] for group in groups], color="C7", label="KL")
     gaps = [group["prior_gap"] for group in groups]
-    left.bar(numbers, gaps, color="C3", label="of it, prior mismatch (at least)")
+    left.bar(numbers, gaps, color="C3", label="prior mismatch (at least)")
     left.set(title="prior–posterior gap by group", xlabel=GROUP, ylabel=NATS)
     left.legend(fontsize=8)
     counts = [p["groups"] for p in points]
@@ -138,7 +158,11 @@ def draw_prior_gap(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any
 
 
 def draw_scores(scores: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """The ELBO and the likelihood ratio of single images of each split, of `scores.score`."""
+    """Draws histograms of the ELBO and the likelihood ratio of single images.
+
+    Args:
+      scores: {name of the split: result of `scores.score`}.
+    """
     ratios = [name for name in next(iter(scores.values())) if re.fullmatch(r"llr_gt_\d+", name)]
     names = ["elbo", *ratios[-1:]]
     figure, axes = _figure(2)
@@ -163,14 +187,14 @@ def _figure(columns: int) -> tuple[Figure, Any]:
 
 
 def rasterize(figure: Figure) -> np.ndarray:
-    """A figure's pixels, uint8 (H, W, 3)."""
+    """Renders a figure to pixels, uint8 (H, W, 3)."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def to_svg(figure: Figure) -> str:
-    """A figure as SVG, the same for the same figure."""
+    """Renders a figure to SVG; equal figures give equal text."""
     file = io.StringIO()
     with rc_context({"svg.hashsalt": "nvae_jax"}):
         figure.savefig(file, format="svg", metadata={"Date": None})

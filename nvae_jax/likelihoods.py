@@ -1,7 +1,7 @@
-"""Maps a likelihood's name to its parameters per pixel and its distribution over images.
+"""The likelihoods p(x | z) by name: their parameters per pixel and their distribution over images.
 
-To add one: a file in `distributions/` with `log_prob_pixels`, `sample`, `mean` and `moments`, and a
-row here.
+To add one, write a class in `distributions/` with the methods `log_prob_pixels`, `sample`, `mean`
+and `moments`, and add a row to `REGISTRY`.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,10 @@ from nvae_jax.distributions.logistic_mixture import GreyLogisticMixture, Logisti
 class _Row:
     distribution: Callable[..., Any]  # (logits, num_bits, image channels) -> distribution
     num_params: Callable[[int, int], int]  # (image channels, mixtures) -> parameters per pixel
-    channels: Callable[[int], int]  # parameters per pixel -> image channels, where none are named
-    allowed: tuple[int, ...] | None = None  # image channels it can model; None: any
-    is_density: bool = False  # rather than a probability of pixel values
-    most_bits: int = 16  # of a value
+    channels: Callable[[int], int]  # parameters per pixel -> default number of image channels
+    allowed: tuple[int, ...] | None = None  # image channels that it can model; None: any
+    is_density: bool = False  # a density rather than a probability mass of pixel values
+    max_bits: int = 16  # largest data.num_bits that it can model
 
 
 def _logistic_mixture(logits, num_bits, channels):
@@ -34,7 +34,7 @@ def _logistic_mixture(logits, num_bits, channels):
 
 REGISTRY = {
     "bernoulli": _Row(
-        lambda logits, bits, c: Bernoulli(logits), lambda c, m: c, lambda p: p, most_bits=8
+        lambda logits, bits, c: Bernoulli(logits), lambda c, m: c, lambda p: p, max_bits=8
     ),
     "logistic_mixture": _Row(
         _logistic_mixture, lambda c, m: 10 * m if c == 3 else 3 * m, lambda p: 3, (1, 3)
@@ -55,10 +55,10 @@ def _row(name):
 
 
 def num_params(name: str, channels: int, num_mixtures: int = 10) -> int:
-    """Parameters per pixel that the image head must put out.
+    """The number of parameters per pixel that the decoder must output.
 
     Raises:
-      ValueError: the name is unknown, or the likelihood cannot model that many image channels.
+      ValueError: if the name is unknown, or the likelihood cannot model so many image channels.
     """
     row = _row(name)
     if row.allowed and channels not in row.allowed:
@@ -72,39 +72,48 @@ def num_params(name: str, channels: int, num_mixtures: int = 10) -> int:
 
 
 def check_bits(name: str, num_bits: int) -> None:
-    """Raises ValueError where a likelihood says nothing of values of so many bits."""
-    if num_bits > _row(name).most_bits:
-        fitting = sorted(n for n, row in REGISTRY.items() if num_bits <= row.most_bits)
+    """Raises ValueError if a likelihood cannot model values of so many bits."""
+    if num_bits > _row(name).max_bits:
+        fitting = sorted(n for n, row in REGISTRY.items() if num_bits <= row.max_bits)
         raise ValueError(
-            f"model.likelihood={name!r} is of values of up to {_row(name).most_bits} bits, not of "
+            f"model.likelihood={name!r} models values of up to {_row(name).max_bits} bits, but "
             f"data.num_bits={num_bits}: use one of {', '.join(fitting)}"
         )
 
 
 def default(binary: bool) -> str:
-    """The usual likelihood of images, binary or not: what "auto" in a config stands for."""
+    """The likelihood that "auto" in a config stands for, given whether the images are binary."""
     return "bernoulli" if binary else "logistic_mixture"
 
 
 @dataclass(frozen=True)
 class ImageDistribution:
-    """p(x | z) over whole images: a pixel distribution, summed over all but the padding."""
+    """The distribution p(x | z) of whole images; padding does not count.
+
+    Attributes:
+      pixels: the distribution of each pixel, from `distributions/`.
+      padding: rows and columns on every side that do not belong to the image.
+      image_shape: (H, W, C), with padding.
+      is_density: whether it is a density on [-1, 1] rather than a probability of pixel values.
+    """
 
     pixels: Any
     padding: int
     image_shape: tuple[int, int, int]
-    is_density: bool = False  # on [-1, 1], rather than a probability of pixel values
+    is_density: bool = False
 
     @property
     def num_dims(self) -> int:
-        """How many image values the log-likelihood sums over, for bits per dimension."""
+        """The number of image values without padding, for bits per dimension."""
         h, w, c = self.image_shape
         return (h - 2 * self.padding) * (w - 2 * self.padding) * c
 
     @property
     def bits_key(self) -> str:
-        """What results call a log-likelihood per image value in bits: a density's is not that of
-        pixel values, and compares with other densities on [-1, 1] alone."""
+        """The name of a log-likelihood in bits per image value in results.
+
+        A density has another name, because it can be compared only with other densities on [-1, 1].
+        """
         return "density_bits_per_dim" if self.is_density else "bits_per_dim"
 
     def log_prob_pixels(self, x: jax.Array) -> jax.Array:
@@ -112,13 +121,13 @@ class ImageDistribution:
         return self.pixels.log_prob_pixels(x)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
-        """log p(x | z) in nats, as (B,), for `x` (B, H, W, C) in [0, 1]; padding does not count."""
+        """log p(x | z) in nats, (B,), of images `x` (B, H, W, C) in [0, 1], without padding."""
         checks.array("images", x, ("B", *self.image_shape), float)
         terms = crop(self.log_prob_pixels(x), self.padding)
         return terms.sum(tuple(range(1, terms.ndim)))
 
     def sample(self, key: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
-        """Draws images (B, H, W, C) in [0, 1]."""
+        """Draws images (B, H, W, C) in [0, 1] with random numbers from `key`."""
         return self.pixels.sample(key, temperature)
 
     def mean(self) -> jax.Array:
@@ -126,11 +135,12 @@ class ImageDistribution:
         return self.pixels.mean()
 
     def moments(self) -> tuple[jax.Array, jax.Array]:
-        """Mean and variance of each value, (B, H, W, C), in units of [0, 1] but not clipped."""
+        """Mean and variance of each image value, each (B, H, W, C), scaled to images in [0, 1] but
+        not clipped to that range."""
         return self.pixels.moments()
 
 
-# Maps the decoder's output (B, H, W, params) to a distribution of images.
+# A function from the decoder's output (B, H, W, params) to a distribution of images.
 Likelihood = Callable[[jax.Array], ImageDistribution]
 ImagesT = TypeVar("ImagesT", jax.Array, np.ndarray)
 
@@ -143,16 +153,19 @@ def make(
     padding: int | None = None,
     channels: int | None = None,
 ) -> ImageDistribution:
-    """The distribution of images given the decoder's output.
+    """Makes the distribution of images from the decoder's output.
 
     Args:
       name: a key of `REGISTRY`.
-      logits: (B, H, W, params), parameters per pixel.
-      num_bits: bits per colour value, for discretised likelihoods.
-      padding: rows and columns on every side that hold no image and do not count in `log_prob`.
-        None means 2 for a Bernoulli over 32×32, which is how the 28×28 sets are fed, otherwise 0.
-      channels: of the images. None takes what follows from the parameters, and 3 for a
-        "logistic_mixture": a mixture of grey values must be asked for with 1.
+      logits: (B, H, W, params), the parameters of each pixel.
+      num_bits: bits per image value, for discretised likelihoods.
+      padding: rows and columns on every side that do not count in `log_prob`. None means 2 for a
+        Bernoulli distribution of 32×32 images, which are padded 28×28 images; otherwise 0.
+      channels: number of image channels. None derives it from the number of parameters; for
+        "logistic_mixture" it means 3, so pass 1 for grey images.
+
+    Raises:
+      ValueError: if the name is unknown, or `logits` has not four axes.
     """
     row = _row(name)
     checks.array("logits", logits, ("B", "H", "W", "params"), float)
@@ -165,10 +178,10 @@ def make(
 
 
 def crop(images: ImagesT, padding: int) -> ImagesT:
-    """Cuts `padding` rows and columns off every side of (B, H, W, ...) images."""
+    """Removes `padding` rows and columns from every side of images (B, H, W, ...)."""
     return images[:, padding : images.shape[1] - padding, padding : images.shape[2] - padding]
 
 
 def bits_per_dim(nats: Any, num_dims: int) -> Any:
-    """Nats per image as bits per image value."""
+    """Converts nats per image to bits per image value."""
     return nats / (np.log(2.0) * num_dims)

@@ -1,6 +1,7 @@
-"""Where a run's metrics and pictures go: its own folder, TensorBoard, Weights & Biases, or yours.
+"""Loggers receive a run's metrics and images: the run's folder, TensorBoard, Weights & Biases, or
+your own.
 
-To add one: a subclass of `Logger`, given to `train`; for a name in --log, a row of `MODULES` too.
+To add one, subclass `Logger` and pass it to `train`. To select it with --log, add it to `MODULES`.
 """
 
 import contextlib
@@ -17,68 +18,70 @@ from ml_collections import ConfigDict
 
 from nvae_jax import distributed, files, paths, pictures, run_directory
 
-# Name in --log: module whose `make()` gives the logger. A name is that of the extra it needs, too.
+# {name in --log, which is also the extra that it needs: module whose `make()` returns the logger}
 MODULES = {"tensorboard": "nvae_jax.tensorboard", "wandb": "nvae_jax.weights_and_biases"}
-UPLOAD_SECONDS = 120.0  # after which files of a bucket are copied there between checkpoints, too
+UPLOAD_SECONDS = 120.0  # between uploads to a bucket from one checkpoint to the next
 
 
 class Logger:
-    """Base class: override what you need, the other methods do nothing.
+    """Base class of loggers; its methods do nothing, so override only those you need.
 
-    The first process of a cluster calls it, between two steps, which wait for it. What `start`
-    raises ends the run before its first step. An error of any other method is a line of warning,
-    and training goes on: the run's own metrics.jsonl has every row.
+    Only the first process of a cluster calls them, between two training steps, which wait for them.
+    An exception in `start` ends the run before its first step. An exception in any other method
+    prints a warning and training continues; the run's metrics.jsonl always gets every row.
     """
 
     def start(self, workdir: Path, config: ConfigDict, step: int) -> None:
-        """Called once, before everything else.
+        """Called once before the other methods.
 
         Args:
           workdir: the run directory.
-          config: the run's, whole.
-          step: where it starts or resumes. Rows after it, if there are, were lost with a run that
-            was cut off, and come again.
+          config: the run's complete config.
+          step: step that the run starts or resumes at. Rows of later steps that were logged before
+            the run was interrupted will be logged again.
         """
 
     def metrics(self, step: int, row: Mapping[str, float]) -> None:
-        """Takes {name: number} of a step; docs/metrics.md has the names and units."""
+        """Logs the metrics {name: number} of a step; docs/metrics.md lists names and units."""
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Takes a grid of pictures, uint8 (H, W, 3); the name is "samples" or "reconstructions"."""
+        """Logs a grid of images, uint8 (H, W, 3), named "samples" or "reconstructions"."""
 
     def flush(self) -> None:
-        """Called before a checkpoint is written. What it took is to be safe when this returns: a
-        run that is killed goes on from the checkpoint, and hands on only what comes after."""
+        """Called before a checkpoint is written; must write everything logged so far.
+
+        A run that is killed resumes from the checkpoint and logs only later steps again.
+        """
 
     def close(self) -> None:
-        """Called once, at the end of the run or at the error that ends it."""
+        """Called once when the run ends, normally or with an error."""
 
 
 class RunFolder(Logger):
-    """The run's own record: rows in `metrics.jsonl`, pictures in `samples/`."""
+    """Writes metrics to `metrics.jsonl` and images to `samples/` in the run directory."""
 
     def start(self, workdir: Path, config: ConfigDict, step: int) -> None:
-        """Drops the rows after `step`."""
-        self._workdir, self._outbox = workdir, files.Outbox(workdir)
-        self._path, self._uploaded = self._outbox.fetch(run_directory.METRICS), time.monotonic()
+        """Opens metrics.jsonl and deletes its rows after `step`."""
+        self._workdir, self._synced = workdir, files.SyncedFolder(workdir)
+        self._path, self._uploaded = self._synced.fetch(run_directory.METRICS), time.monotonic()
         if self._path.exists():
             run_directory.write_text(self._path, rows_until(self._path, step))
 
     def metrics(self, step: int, row: Mapping[str, float]) -> None:
         """Appends a line of JSON."""
-        with files.errors_naming(self._path), open(self._path, "a") as file:
+        with files.naming_errors(self._path), open(self._path, "a") as file:
             file.write(files.to_json({"step": step, **row}) + "\n")
         if time.monotonic() > self._uploaded + UPLOAD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Uploads the rows to a bucket."""
-        self._outbox.upload()
+        self._synced.upload()
         self._uploaded = time.monotonic()
 
     def close(self) -> None:
-        """Uploads what is left to a bucket."""
-        self._outbox.close()
+        """Uploads the remaining rows to a bucket."""
+        self._synced.close()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes `samples/step_NNNNNNNN_NAME.png`."""
@@ -87,22 +90,22 @@ class RunFolder(Logger):
 
 
 def rows_until(path: Path, step: int) -> str:
-    """The complete rows of a metrics.jsonl up to `step`, as its text."""
+    """Returns the rows of a metrics.jsonl up to `step` as text, without incomplete rows."""
     kept = []
     for line in path.read_text().splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, TypeError, KeyError):
-            continue  # the row that a crash cut in two
+            continue  # a row that a crash truncated
     return "".join(kept)
 
 
 def by_name(names: Iterable[str]) -> list[Logger]:
-    """The loggers that --log names.
+    """Makes the loggers named by --log.
 
     Raises:
-      ValueError: an unknown name, or one whose package is not installed.
+      ValueError: if a name is unknown, or its package is not installed.
     """
     return [_make(name) for name in dict.fromkeys(names) if name]
 
@@ -114,51 +117,51 @@ def _make(name: str) -> Logger:
 
 
 class Loggers:
-    """The run folder's record and other loggers as one; nothing on all processes but the first.
+    """Passes metrics and images to `RunFolder` and to other loggers, on the first process only.
 
     Args:
-      others: besides `RunFolder`. Their errors are lines of warning, as `Logger` says; those of
-        the run's own record end the run.
+      others: loggers besides `RunFolder`. Their errors become warnings, as explained in `Logger`;
+        errors of `RunFolder` end the run.
     """
 
     def __init__(self, others: Iterable[Logger] = ()):
-        self._record, self._others = [RunFolder()], list(others)
+        self._own, self._others = [RunFolder()], list(others)
         if not distributed.is_primary():
-            self._record, self._others = [], []
-        self._failing = set()  # ids, since a logger may have no hash
+            self._own, self._others = [], []
+        self._failing = set()  # ids, because a logger may not be hashable
 
     @contextlib.contextmanager
     def started(self, workdir: Path, config: ConfigDict, step: int) -> Iterator["Loggers"]:
-        """Starts all, and closes them at the end.
+        """A context that starts all loggers, and closes them at its end.
 
         Raises:
-          ValueError: one that cannot start, in all processes.
+          ValueError: in all processes, if a logger cannot start.
         """
-        with contextlib.ExitStack() as at_the_end:
+        with contextlib.ExitStack() as stack:
             with distributed.raise_together():
-                for logger in [*self._record, *self._others]:
+                for logger in [*self._own, *self._others]:
                     self._start(logger, paths.parse(workdir), config, step)
-                    at_the_end.push(partial(self._close, logger))
+                    stack.push(partial(self._close, logger))
             yield self
 
     def metrics(self, step: int, row: Mapping[str, float]) -> None:
-        """Hands on {name: number} of a step."""
-        for logger in self._record:
+        """Logs the metrics {name: number} of a step."""
+        for logger in self._own:
             logger.metrics(step, row)
         for logger in self._others:
             self._call("metrics", logger, step, row)
 
     def flush(self) -> None:
-        """Called before a checkpoint is written."""
-        for logger in self._record:
+        """Makes all loggers write what they have; called before a checkpoint is written."""
+        for logger in self._own:
             logger.flush()
         for logger in self._others:
             self._call("flush", logger)
 
     def images(self, step: int, name: str, images: np.ndarray) -> None:
-        """Hands on images (N, H, W, C) in [0, 1] as a grid."""
+        """Logs images (N, H, W, C) in [0, 1] as one grid."""
         grid = pictures.image_grid(pictures.to_uint8(images))
-        for logger in self._record:
+        for logger in self._own:
             logger.image(step, name, grid)
         for logger in self._others:
             self._call("image", logger, step, name, grid)
@@ -169,27 +172,27 @@ class Loggers:
             logger.start(workdir, config, step)
         except (ValueError, OSError):
             raise
-        except Exception as error:  # of packages and users' code, in their own classes
-            raise ValueError(f"{_name(logger)} cannot start: {_in_a_line(error)}") from error
+        except Exception as error:  # packages and users' code raise classes of their own
+            raise ValueError(f"{_name(logger)} cannot start: {_one_line(error)}") from error
 
     def _close(self, logger, error, *_):
-        """At the end of a `with`: what ended it, if anything, comes before an error in closing."""
-        if error is None and any(logger is own for own in self._record):
+        """Closes a logger. An error in closing must not hide an `error` that is ending the run."""
+        if error is None and any(logger is own for own in self._own):
             logger.close()
         else:
             self._call("close", logger)
 
     def _call(self, method, logger, *args):
-        """Calls a method, whose first error in a row becomes a line."""
+        """Calls a logger's method; the first of several errors in a row prints a warning."""
         try:
             getattr(logger, method)(*args)
             self._failing.discard(id(logger))
-        except Exception as error:  # a run of days must not end with it
+        except Exception as error:  # it must not end a run of several days
             if id(logger) not in self._failing or method == "close":
                 step = f" of step {args[0]}" if args else ""
                 print(
-                    f"warning: {_name(logger)}.{method}{step} failed, training goes on: "
-                    f"{_in_a_line(error)}",
+                    f"warning: {_name(logger)}.{method}{step} failed, training continues: "
+                    f"{_one_line(error)}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -200,5 +203,5 @@ def _name(logger):
     return f"the logger {type(logger).__name__}"
 
 
-def _in_a_line(error):
+def _one_line(error):
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

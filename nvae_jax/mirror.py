@@ -1,7 +1,7 @@
-"""Copies on this machine of what is in buckets, for what is read at random: data sets, arrays.
+"""Local copies of data sets and arrays in buckets, which are read in random order.
 
-They are in ~/.cache/nvae_jax/buckets and are brought up to date at every use: what has not changed
-is not copied again.
+The copies are in ~/.cache/nvae_jax/buckets. Each use updates them by downloading only the files
+that have changed.
 """
 
 import json
@@ -14,48 +14,49 @@ from pathlib import Path
 from nvae_jax import files
 from nvae_jax.buckets import BucketError, BucketPath, errors
 
-AT_ONCE = 256  # files, after which those that are there are noted
+FILES_PER_DOWNLOAD = 256  # after which the list of copied files is saved
 
 
 def local(path: Path) -> Path:
-    """A path of this machine with what `path` has: itself, or a copy of a file or folder in a
-    bucket. Where there is nothing, there is none of the copy either.
+    """Returns `path` itself if it is local, otherwise the path of an up-to-date local copy.
+
+    If there is no such file or folder in the bucket, the returned path does not exist either.
 
     Raises:
-      BucketError: the bucket cannot be read.
-      ValueError: the copy does not fit the disk.
+      BucketError: if the bucket cannot be read.
+      ValueError: if the copy does not fit the disk.
     """
     if not isinstance(path, BucketPath):
         return path
     home = files.cache_folder() or Path(tempfile.gettempdir()) / "nvae_jax"
     copy = home / "buckets" / path.scheme / str(path).partition("://")[2]
-    notes = copy.with_name(f".{copy.name}.json")
-    notes.parent.mkdir(parents=True, exist_ok=True)
-    with files.locked(notes.with_suffix(".lock")):
-        _update(path, copy, notes)
+    index = copy.with_name(f".{copy.name}.json")
+    index.parent.mkdir(parents=True, exist_ok=True)
+    with files.locked(index.with_suffix(".lock")):
+        _update(path, copy, index)
     return copy
 
 
 def existing(path: Path) -> Path:
-    """As `local`. Raises ValueError, which names `path`, where nothing is there."""
+    """Like `local`, but raises ValueError, naming `path`, if it does not exist."""
     copy = local(path)
     if not copy.exists():
         raise ValueError(f"there is no file {path}")
     return copy
 
 
-def _update(path, copy, notes):
+def _update(path, copy, index):
     wanted = _contents(path)
-    copied = _read(notes) if copy.exists() else {}
+    copied = _read(index) if copy.exists() else {}
     for name in set(copied) - set(wanted):
         (copy / name).unlink(missing_ok=True)
-    copied = {name: note for name, note in copied.items() if wanted.get(name) == note}
+    copied = {name: version for name, version in copied.items() if wanted.get(name) == version}
     missing = [name for name in wanted if name not in copied]
     if missing:
         size = sum(wanted[name][0] for name in missing)
-        if size > (free := shutil.disk_usage(notes.parent).free):
+        if size > (free := shutil.disk_usage(index.parent).free):
             raise ValueError(
-                f"{path} takes {size / 1e9:.3g} GB, and {notes.parent}, where it is to be copied "
+                f"{path} takes {size / 1e9:.3g} GB, and {index.parent}, where it is to be copied "
                 f"to, has {free / 1e9:.3g} GB left"
             )
         print(
@@ -63,17 +64,20 @@ def _update(path, copy, notes):
             file=sys.stderr,
             flush=True,
         )
-    for begin in range(0, len(missing), AT_ONCE):
-        some = missing[begin : begin + AT_ONCE]
+    for begin in range(0, len(missing), FILES_PER_DOWNLOAD):
+        some = missing[begin : begin + FILES_PER_DOWNLOAD]
         _download(path, copy, some)
         copied |= {name: wanted[name] for name in some}
-        files.write_json(notes, copied)
+        files.write_json(index, copied)
     if not wanted:
-        notes.unlink(missing_ok=True)
+        index.unlink(missing_ok=True)
 
 
 def _contents(path):
-    """{name in the folder, "" of the object itself: [bytes, what changes with the content]}."""
+    """{name: [size in bytes, etag or time of modification]} of all objects in a folder.
+
+    Names are relative to `path`; if `path` is itself an object, its name is "".
+    """
     with errors(path):
         root = path.system._strip_protocol(str(path))
         found = path.system.find(root, detail=True) if path.exists() else {}
@@ -83,14 +87,14 @@ def _contents(path):
         if info["type"] != "file" or name.endswith("/"):
             continue
         if {".", ".."} & set(relative.split("/")) or "\0" in relative:
-            raise BucketError(f"{path}: an object's name is none of a file: {name!r}")
+            raise BucketError(f"{path}: an object's name cannot be a file's name: {name!r}")
         mark = next((info[key] for key in ("etag", "ETag", "mtime") if info.get(key)), "")
         contents[relative] = [info["size"], str(mark)]
     return contents
 
 
 def _download(path, copy, names):
-    """Each file appears whole: others may have the one before it open."""
+    """Downloads files atomically, because other processes may have an older version open."""
     targets = [copy / name if name else copy for name in names]
     parts = [target.with_name(f".{target.name}.part") for target in targets]
     for folder in {part.parent for part in parts}:
@@ -102,8 +106,8 @@ def _download(path, copy, names):
         os.replace(part, target)
 
 
-def _read(notes):
+def _read(index):
     try:
-        return json.loads(notes.read_text())
+        return json.loads(index.read_text())
     except (OSError, ValueError):
         return {}

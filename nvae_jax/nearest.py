@@ -1,5 +1,8 @@
-"""Is it memorising? The training images nearest to samples (paper, appendix), and the same for test
-images, which cannot have been memorised: samples should be no nearer than those."""
+"""Tests for memorisation: finds the training images nearest to samples (paper, appendix).
+
+As a baseline it does the same for test images, which cannot have been memorised: samples should not
+be nearer to the training images than test images are.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import distributed, files, inputs, outputs, paths, pictures, progress, sharding
+from nvae_jax import (
+    checks,
+    distributed,
+    files,
+    inputs,
+    outputs,
+    paths,
+    pictures,
+    progress,
+    sharding,
+)
 from nvae_jax.api import Run
 from nvae_jax.data import pipeline, sources, transforms
 from nvae_jax.data.spec import DataSpec
@@ -27,17 +40,16 @@ FILES = ("nearest.json", "nearest.png", "nearest_crop.png", "nearest.npz")
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest training images of some queries, nearest first."""
+    """The nearest training images of each query image, nearest first."""
 
     index: np.ndarray  # (N, k) numbers of training images
     distance: np.ndarray  # (N, k) root mean square difference of values in [0, 1]
 
 
 def unbinarized_spec(spec: DataSpec) -> DataSpec:
-    """The data set as pictures that can be compared: neither binarised nor padded."""
-    size = spec.image_size - 2 * spec.padding
+    """The spec of the same data set without binarisation, padding and flips, for comparisons."""
     return dataclasses.replace(
-        spec, image_size=size, padding=0, binarize=False, horizontal_flip=False
+        spec, image_size=spec.unpadded_size, padding=0, binarize=False, horizontal_flip=False
     )
 
 
@@ -50,29 +62,31 @@ def load_or_draw_samples(
     recalibrate_bn: bool = True,
     seed: int = 0,
 ) -> tuple[Callable[[], np.ndarray], dict[str, Any]]:
-    """A function that gives samples to compare, and what makes them.
+    """Prepares samples to compare, read from a file or drawn from the run.
 
     Args:
       run: an `api.Run`.
-      num: how many, at most.
-      file: of `sample.write_images`, to take them from; None draws them.
-      temperature: to draw at: one number, or one a scale, coarsest first.
-      recalibrate_bn: recalibrate the run at that temperature first.
-      seed: of the draw.
+      num: largest number of samples.
+      file: samples written by `sample.write_images`; None draws samples.
+      temperature: temperature of the draws: one number, or one per scale, coarsest first.
+      recalibrate_bn: whether to recalibrate the run at that temperature before drawing.
+      seed: seed of the draws.
 
     Returns:
-      () -> (num, H, W, C) in [0, 1], and a dict.
+      a function () -> samples (num, H, W, C) in [0, 1], and the metadata of the samples.
     """
-    group_temperatures(run.experiment.model.hierarchy, temperature)  # for a file too: checked
+    group_temperatures(run.experiment.model.hierarchy, temperature)  # checked in any case
     if file is not None:
         spec = run.experiment.data
         with distributed.raise_together():
-            images = inputs.check(inputs.read(file, spec, end=num), spec)
+            images = inputs.read(file, spec, end=num)
+            with checks.naming(file):
+                images = inputs.check(images, spec)
         metadata = run.metadata(**inputs.describe(images, str(file)))
         largest = np.iinfo(images.dtype).max
         return lambda: images.astype(np.float32) / largest, metadata
     run = run.recalibrated(temperature) if recalibrate_bn else run
-    run.check_room(num)
+    run.check_memory(num)
     metadata = run.metadata(
         **inputs.describe_source(None, "samples", num),
         temperature=np.atleast_1d(temperature).tolist(),
@@ -88,20 +102,20 @@ def find(
     *,
     crop_fraction: float = 1.0,
 ) -> Neighbours:
-    """The `num` nearest of all images for each query. All devices share the comparisons.
+    """Finds the `num` images nearest to each query, sharing the comparisons among all devices.
 
     Args:
       queries: (N, H, W, C) in [0, 1].
-      batches: this host's parts of {"image": (B, H, W, C) in [0, 1], "mask": (B,), "id": (B,)}, B
-        divided by the devices; read once.
-      num: k; fewer come back where there are fewer images.
-      crop_fraction: compare the central part of this height and width alone.
+      batches: this host's shards of {"image": (B, H, W, C) in [0, 1], "mask": (B,), "id": (B,)};
+        the number of devices divides B. The iterable is read once.
+      num: number of neighbours to find; if there are fewer images, all are returned.
+      crop_fraction: compare only the centre crop with this fraction of the height and width.
 
     Returns:
       `Neighbours`.
 
     Raises:
-      ValueError: `num` or the fraction is out of range, or the sizes differ.
+      ValueError: if `num` or the fraction is out of range, or the images' sizes differ.
     """
     _check(num, crop_fraction)
     targets = np.asarray(_central(queries, crop_fraction), np.float32)
@@ -110,7 +124,10 @@ def find(
     for batch in interruptible(batches):
         images = _central(batch["image"], crop_fraction)
         if images.shape[1:] != targets.shape[1:]:
-            raise ValueError(f"images of {images.shape[1:]} beside others of {targets.shape[1:]}")
+            raise ValueError(
+                f"images of shape {images.shape[1:]} cannot be compared with queries of shape "
+                f"{targets.shape[1:]}"
+            )
         ids = np.asarray(batch["id"], np.int32)
         placed = [sharding.to_devices(mesh, a) for a in (images, batch["mask"], ids)]
         distances, numbers = compare(targets, *placed)
@@ -134,22 +151,22 @@ def _central(images, fraction):
 
 @cache
 def _comparison():
-    """The devices, and `_distances` such that they share the images and all get the result."""
+    """Returns the mesh of all devices, and `_distances` compiled for batches sharded over it."""
     mesh = sharding.make_mesh(sharding.MeshSettings())
     return mesh, jax.jit(_distances, out_shardings=sharding.replicated(mesh))
 
 
 def _distances(queries, images, mask, ids):
-    """Root mean square differences (N, B), infinite where masked, and the images' numbers."""
+    """Root mean square differences (N, B), infinite for masked images, and the images' numbers."""
     distances = jnp.where(mask[None], _differences(queries, images), jnp.inf)
     return distances, ids
 
 
 def _differences(queries, images):
-    """As products, not as N·B images."""
+    """Root mean square differences (N, B), from |a|² + |b|² - 2ab so that memory stays small."""
     n, size = len(queries), queries[0].size
     a, b = queries.reshape(n, size), images.reshape(len(images), size)
-    # Centred on the queries' mean, the squares lose less to cancellation.
+    # Subtracting the mean of the queries reduces cancellation.
     mean = a.mean(0)[None]
     a, b = a - mean, b - mean
     products = jnp.dot(a, b.T, precision="highest")
@@ -158,6 +175,7 @@ def _differences(queries, images):
 
 
 def _merge(best, distances, ids, num):
+    """Merges the best (distances, numbers) so far with those of a batch and keeps `num`."""
     index = np.concatenate([best[1], np.broadcast_to(ids, distances.shape)], 1)
     distances = np.concatenate([best[0], distances], 1)
     order = np.argsort(distances, axis=1, kind="stable")[:, :num]
@@ -165,7 +183,7 @@ def _merge(best, distances, ids, num):
 
 
 def training_batches(spec: DataSpec) -> Iterator[Mapping[str, np.ndarray]]:
-    """This host's parts of chunks of all training images as they are."""
+    """Yields this host's shards of batches of all training images, without augmentation."""
     batches = pipeline.eval_batches(
         unbinarized_spec(spec),
         split="train",
@@ -194,64 +212,54 @@ def nearest_run(
     source: str = "samples",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Compares samples, and as many test images, with the whole training set.
+    """Finds the training images nearest to samples, and to as many test images.
 
-    Writes `nearest.png` (left half: a sample and its neighbours; right half: a test image and its),
-    `nearest_crop.png` (the same by the distance of centre crops), `nearest.npz` (distances and
-    numbers of training images) and `nearest.json` (their medians).
+    Writes to the folder `out`: `nearest.png` (left half: samples and their neighbours; right half:
+    test images and theirs), `nearest_crop.png` (the same for the distance of centre crops),
+    `nearest.npz` (distances and numbers of the training images) and `nearest.json` (medians).
 
     Args:
-      run: an `api.Run`, for its data.
-      samples: gives (N, H, W, C) in [0, 1]; called when the files may be written.
-      out: a folder.
-      num: neighbours of each.
-      crop_fraction: height and width of the centre crop, as a part of the image's.
-      rows: how many samples the pictures show.
-      split: of the baseline.
-      metadata: what makes the samples.
-      source: the file that they come from.
-      overwrite: whether to replace files of other settings.
+      run: an `api.Run`, whose data set is searched.
+      samples: function that returns samples (N, H, W, C) in [0, 1]; it is called after the check
+        that the files can be written.
+      out: output folder.
+      num: number of neighbours to find for each image.
+      crop_fraction: height and width of the centre crop as a fraction of the image's.
+      rows: number of samples shown in the pictures.
+      split: split of the test images.
+      metadata: metadata of the samples.
+      source: the file that the samples come from.
+      overwrite: whether to replace files made with other settings.
 
     Returns:
       the summary, as written to `nearest.json`.
 
     Raises:
-      ValueError: `num` or the fraction is out of range, or the files may not be written; see
-        `outputs.check`.
+      ValueError: if `num` or the fraction is out of range, or the files must not be written (see
+        `outputs.check`).
     """
     _check(num, crop_fraction)
     spec, out = run.experiment.data, paths.parse(out)
     with distributed.raise_together():
         split = pipeline.resolve_split(spec, split)
-    metadata = {
-        **metadata,
-        "baseline": split,
-        "neighbours": num,
-        "crop": crop_fraction,
-        "rows": rows,
-    }
-    written = [out / name for name in FILES]
-    outputs.check(written, metadata, inputs=[source], overwrite=overwrite)
+    options = {"baseline": split, "neighbours": num, "crop": crop_fraction, "rows": rows}
+    metadata = {**metadata, **options}
+    outputs.check([out / name for name in FILES], metadata, inputs=[source], overwrite=overwrite)
     sampled = samples()
-    count, test = len(sampled), pipeline.preview(unbinarized_spec(spec), split, len(sampled))
-    queries = np.concatenate([sampled, test])
-    results = {}
-    for name, fraction in (("full", 1.0), ("crop", crop_fraction)):
-        results[name] = find(queries, training_batches(spec), num, crop_fraction=fraction)
-    arrays = {"samples": pictures.to_values(sampled, spec.num_bits)}
-    arrays, summary = arrays | pictures.value_metadata(spec.num_bits), dict(metadata)
-    for name, found in results.items():
-        for source, part in (("sample", np.s_[:count]), ("test", np.s_[count:])):
-            arrays[f"{source}_distance_{name}"] = found.distance[part]
-            arrays[f"{source}_index_{name}"] = found.index[part]
-            median = float(np.median(found.distance[part, 0]))
-            summary[f"median_{source}_distance_{name}"] = median
+    test = pipeline.preview(unbinarized_spec(spec), split, len(sampled))
+    results = {
+        name: find(
+            np.concatenate([sampled, test]), training_batches(spec), num, crop_fraction=fraction
+        )
+        for name, fraction in (("full", 1.0), ("crop", crop_fraction))
+    }
+    arrays, medians = _by_source(results, len(sampled))
+    summary = {**metadata, **medians}
 
     def write():
-        for name, found in results.items():
-            file = "nearest.png" if name == "full" else f"nearest_{name}.png"
-            images, columns = grid(spec, queries, count, min(rows, len(test)), found)
-            pictures.save_grid(out / file, images, metadata, columns, num_bits=spec.num_bits)
+        _draw(spec, sampled, test, results, metadata, out)
+        values = pictures.to_values(sampled, spec.num_bits)
+        arrays.update(pictures.value_metadata(spec.num_bits), samples=values)
         pictures.save_arrays(out / "nearest.npz", **arrays, **metadata)
         files.write_json(out / "nearest.json", summary)
         _report(summary, out)
@@ -260,20 +268,45 @@ def nearest_run(
     return summary
 
 
+def _by_source(results, num_samples):
+    """Splits results into those of samples and of test images.
+
+    Returns ({name: array} for `nearest.npz`, {name: median distance} for `nearest.json`).
+    """
+    arrays, medians = {}, {}
+    for name, found in results.items():
+        for source, part in (("sample", np.s_[:num_samples]), ("test", np.s_[num_samples:])):
+            arrays[f"{source}_distance_{name}"] = found.distance[part]
+            arrays[f"{source}_index_{name}"] = found.index[part]
+            median = float(np.median(found.distance[part, 0]))
+            medians[f"median_{source}_distance_{name}"] = median
+    return arrays, medians
+
+
+def _draw(spec, samples, test, results, metadata, out):
+    """Writes one picture for the distance of whole images and one for that of centre crops."""
+    queries, rows = np.concatenate([samples, test]), min(metadata["rows"], len(test))
+    for name, found in results.items():
+        file = "nearest.png" if name == "full" else f"nearest_{name}.png"
+        images, columns = grid(spec, queries, len(samples), rows, found)
+        pictures.save_grid(out / file, images, metadata, columns, num_bits=spec.num_bits)
+
+
 def grid(
     spec: DataSpec, queries: np.ndarray, num_samples: int, rows: int, found: Neighbours
 ) -> tuple[np.ndarray, int]:
-    """A picture of neighbours: in each row a sample and its neighbours, then a test image and its.
+    """Arranges images and neighbours in a grid: each row has a sample and its neighbours, then a
+    test image and its neighbours.
 
     Args:
-      spec: of the data set.
-      queries: (N, H, W, C) in [0, 1]: so many samples, and then test images.
-      num_samples: how many.
-      rows: how many of each are shown.
-      found: of all queries.
+      spec: the `DataSpec`.
+      queries: (N, H, W, C) in [0, 1]: the samples followed by the test images.
+      num_samples: number of samples among the queries.
+      rows: number of rows.
+      found: the neighbours of all queries.
 
     Returns:
-      the grid's images, row by row, and its columns.
+      the grid's images, row by row, and its number of columns.
     """
     lines, blank = [], np.full((1, *queries.shape[1:]), 0.5, np.float32)
     for row in range(rows):

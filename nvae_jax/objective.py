@@ -1,6 +1,6 @@
 """The training objective: NELBO, KL warm-up and KL balancing (paper, appendix A).
 
-Arrays in, arrays out; everything in nats.
+These are pure functions of arrays; all values are in nats.
 """
 
 from dataclasses import dataclass
@@ -15,25 +15,26 @@ ACTIVE_NATS = 0.1
 
 
 def active_units(kl_per_channel: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """How many units are in use. A unit is a latent channel; it is active where its KL, summed over
+    """Counts active units, (). A unit is a latent channel; it is active if its KL, summed over
     pixels and averaged over images, exceeds `ACTIVE_NATS`, 0.1 nats.
 
     Args:
-      kl_per_channel: (..., z) that KL, in nats.
+      kl_per_channel: (..., z), that KL of each channel in nats.
     """
     return (kl_per_channel > ACTIVE_NATS).sum()
 
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """Weights of the objective's terms over a run of `num_steps` steps.
+    """Weights of the objective's terms over a run.
 
     Attributes:
-      kl_constant: fraction of the steps before β starts to rise.
-      kl_anneal: fraction of the steps over which it rises to 1.
+      num_steps: number of steps that the schedules last.
+      kl_constant: fraction of the steps before the KL weight β starts to rise.
+      kl_anneal: fraction of the steps over which β rises to 1.
       kl_min: smallest β.
       spectral: weight λ of the two regularisers, at β = 1.
-      spectral_init: λ at β = 0 where it is annealed; 0 keeps it constant.
+      spectral_init: λ at β = 0, from which it is annealed; 0 keeps λ constant.
     """
 
     num_steps: int
@@ -51,18 +52,19 @@ class ObjectiveSettings:
             if getattr(self, name) < 0.0:
                 raise ValueError(f"objective.{name} is negative: {getattr(self, name)}")
         if self.spectral_init and not self.spectral:
-            raise ValueError("objective.spectral must be positive where spectral_init anneals it")
+            raise ValueError("objective.spectral must be positive if spectral_init anneals it")
 
 
 def kl_weight(step: ArrayLike, settings: ObjectiveSettings) -> jax.Array:
-    """β at `step`: the KL warm-up, from `kl_min` to 1."""
+    """The KL weight β at a step, which the KL warm-up raises from `kl_min` to 1."""
     risen = step - settings.kl_constant * settings.num_steps
     anneal_steps = max(settings.kl_anneal * settings.num_steps, 1e-9)
     return jnp.clip(risen / anneal_steps, settings.kl_min, 1.0)
 
 
 def regularizer_weight(beta: ArrayLike, settings: ObjectiveSettings) -> jax.Array:
-    """λ at `beta`: constant, or annealed geometrically from `spectral_init` to `spectral`."""
+    """The regularisers' weight λ at a KL weight β: constant, or annealed geometrically from
+    `spectral_init` to `spectral`."""
     if not settings.spectral_init:
         return jnp.asarray(settings.spectral, jnp.float32)
     start, end = np.log(settings.spectral_init), np.log(settings.spectral)
@@ -70,8 +72,11 @@ def regularizer_weight(beta: ArrayLike, settings: ObjectiveSettings) -> jax.Arra
 
 
 def balance_alpha(hierarchy: Any) -> np.ndarray:
-    """How much of the KL each group should carry relative to the others, (groups,) top-down:
-    proportional to its scale's number of variables, shared among the scale's groups."""
+    """The share of the KL that each group should have relative to the others, (groups,) top-down.
+
+    It is proportional to the number of variables of the group's scale, divided by the number of
+    groups of that scale (paper, appendix A).
+    """
     top = hierarchy.num_scales - 1
     per_scale = np.array([4.0 ** (top - s) / g for s, g in enumerate(hierarchy.groups)])
     per_scale /= per_scale.min()
@@ -79,18 +84,24 @@ def balance_alpha(hierarchy: Any) -> np.ndarray:
 
 
 def balance_weights(kl: jax.Array, alpha: ArrayLike) -> jax.Array:
-    """γ, (groups,): weights of mean 1 that press on groups with much KL for their size.
+    """The KL balancing weights γ, (groups,), with mean 1: larger for groups with much KL for their
+    size (paper, appendix A).
 
     Args:
-      kl: (B, groups); the mean is over the global batch. No gradient passes.
-      alpha: from `balance_alpha`.
+      kl: (B, groups) KL of the global batch in nats. No gradient passes through it.
+      alpha: (groups,), from `balance_alpha`.
     """
     raw = jax.lax.stop_gradient(jnp.abs(kl).mean(0) + 0.01) / alpha
     return raw / raw.mean()
 
 
 def balanced_kl(kl: jax.Array, alpha: ArrayLike, beta: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """β · Σ_l γ_l · KL_l of each example (B,); γ = 1 once the warm-up is over.
+    """Weights the KL of each example: β · Σ_l γ_l · KL_l, with γ = 1 after the warm-up.
+
+    Args:
+      kl: (B, groups) in nats.
+      alpha: (groups,), from `balance_alpha`.
+      beta: the KL weight, ().
 
     Returns:
       the weighted KL (B,), and γ (groups,).

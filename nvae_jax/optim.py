@@ -12,17 +12,23 @@ from nvae_jax.ops.portable.optimizer import with_small_concatenated
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Attributes:
-    learning_rate: the highest, at the end of the warm-up.
-    min_learning_rate: at the end of the run.
-    warmup_steps: over which the rate rises linearly from 0.
-    weight_decay: times each parameter, added to its gradient.
-    epsilon: added to |gradient| inside Adamax's maximum.
-    gradient_clip: the largest Euclidean norm of all gradients together; 0: not clipped.
+    """Settings of the optimiser and its learning rate schedule.
+
+    Attributes:
+      num_steps: number of training steps.
+      learning_rate: the highest rate, reached at the end of the warm-up.
+      min_learning_rate: the rate at the end of the run.
+      warmup_steps: steps over which the rate rises linearly from 0.
+      weight_decay: coefficient of each parameter in the term added to its gradient.
+      epsilon: added to |gradient| inside Adamax's maximum.
+      gradient_clip: the largest Euclidean norm of all gradients together; 0 disables clipping.
+
+    Raises:
+      ValueError: if a value is out of range.
     """
 
     B1: ClassVar = 0.9  # decay of the first moment
-    B2: ClassVar = 0.999  # and of the infinity moment
+    B2: ClassVar = 0.999  # decay of the infinity norm
 
     num_steps: int
     learning_rate: float = 1e-2
@@ -42,7 +48,7 @@ class OptimizerSettings:
 
 
 def learning_rate_schedule(settings: OptimizerSettings) -> optax.Schedule:
-    """Maps a step to its learning rate: linear from 0, then cosine to the lowest, every step."""
+    """The learning rate by step: a linear warm-up from 0, then a cosine decay to the lowest."""
     decay_steps = max(settings.num_steps - settings.warmup_steps, 1)
     lowest = settings.min_learning_rate / settings.learning_rate
     cosine = optax.cosine_decay_schedule(settings.learning_rate, decay_steps, alpha=lowest)
@@ -53,11 +59,15 @@ def learning_rate_schedule(settings: OptimizerSettings) -> optax.Schedule:
 
 
 class Optimizer(NamedTuple):
-    """An optax transformation, and what it was made of.
+    """An optax transformation with its settings.
 
-    init: parameters -> state.
-    update: (gradients, state, params) -> (updates, state), as in optax.
-    concatenated: the same for trees of `ops.portable.optimizer.concatenate_small`.
+    Attributes:
+      init: parameters -> state, as in optax.
+      update: (gradients, state, params) -> (updates, state), as in optax.
+      concatenated: the same transformation for trees in which `ops.portable.optimizer` has
+        concatenated small arrays.
+      settings: its `OptimizerSettings`.
+      learning_rate: a number, or a schedule.
     """
 
     init: Callable[..., Any]
@@ -70,16 +80,14 @@ class Optimizer(NamedTuple):
 def adamax(
     settings: OptimizerSettings, learning_rate: optax.ScalarOrSchedule | None = None
 ) -> Optimizer:
-    """u = max(0.999·u, |g| + ε); m = 0.9·m + 0.1·g; p -= lr / (1 - 0.9^t) · m / u.
+    """Makes Adamax with coupled weight decay: u = max(0.999·u, |g| + ε); m = 0.9·m + 0.1·g;
+    p -= lr / (1 - 0.9^t) · m / u.
 
-    Gradients are clipped, where they are, ahead of the weight decay.
+    Gradients are clipped, if at all, before the weight decay is added.
 
     Args:
       settings: `OptimizerSettings`.
-      learning_rate: a number or schedule; None takes the settings' schedule.
-
-    Returns:
-      an `Optimizer`.
+      learning_rate: a number or schedule; None uses the settings' schedule.
     """
     rate = learning_rate_schedule(settings) if learning_rate is None else learning_rate
     clip = settings.gradient_clip
@@ -94,13 +102,15 @@ def adamax(
 
 
 def at_step(opt_state: Any, step: jax.Array) -> Any:
-    """An optimiser's state with its schedule at `step`, an int32 array; the count of its moments
-    stays, which is of the gradients that they have seen."""
+    """Sets the step of an optimiser state's learning rate schedule, an int32 array.
+
+    The step count of the moments stays: it is the number of gradients that they average.
+    """
     return optax.tree_utils.tree_set(opt_state, _is_schedule, count=step)
 
 
 def with_schedule_of(opt_state: Any, other: Any) -> Any:
-    """An optimiser's state with its schedule where that of another is."""
+    """Copies the step of the learning rate schedule from one optimiser state to another."""
     return at_step(opt_state, optax.tree_utils.tree_get(other, "count", filtering=_is_schedule))
 
 

@@ -1,4 +1,4 @@
-"""Flags that several commands share, each defined once."""
+"""Defines flags that several commands share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from absl import flags
 from nvae_jax import checkpoint, cli, noise, paths, schema
 from nvae_jax.recalibrate import METHODS
 
-# Whoever calls these functions has the flags: they are in that command's --help.
+# The flags then belong to the command that calls these functions, and are listed by its --help.
 flags.disclaim_key_flags()
 
 
@@ -16,7 +16,7 @@ class _PathParser(flags.ArgumentParser):
     syntactic_help = "a path"
 
     def parse(self, argument):
-        """The path as text; see `paths.parse` for what is refused."""
+        """Returns the path as text; `paths.parse` raises an error if it is not valid."""
         return str(paths.parse(argument))
 
 
@@ -29,10 +29,11 @@ def define_run(*, join: bool = True) -> Callable[[], dict[str, Any]]:
     """Defines the flags of every command that reads a run.
 
     Args:
-      join: whether the command computes on all hosts of a cluster, where it is started on them.
+      join: whether the command, started on all hosts of a cluster, computes on all of them.
 
     Returns:
-      a function of no arguments: what `api.load` and `checkpoint.load_run` take, as {name: value}.
+      a function without arguments that returns the arguments of `api.load` and
+      `checkpoint.load_run` as {name: value}.
     """
     workdir = define_path("workdir", None, "run directory", required=True)
     which = flags.DEFINE_string(
@@ -53,37 +54,38 @@ def define_images() -> flags.FlagHolder:
 
 
 def define_out(help: str = "folder to write to") -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """Defines --out and --overwrite: where results go, and whether they may replace others."""
+    """Defines --out and --overwrite: where results go, and whether to replace existing files."""
     out = define_path("out", None, help, required=True)
     return out, define_overwrite()
 
 
 def define_overwrite() -> flags.FlagHolder:
-    """Defines --overwrite: whether files of other settings, or of others, may be replaced."""
+    """Defines --overwrite: whether to replace files of other settings or other programs."""
     return flags.DEFINE_bool(
-        "overwrite", False, "replace files that other settings, or somebody else, made"
+        "overwrite", False, "replace files made with other settings or by other programs"
     )
 
 
 def define_sampling() -> Callable[[], dict[str, Any]]:
-    """Defines the flags of every command that samples in one way: temperature and recalibration.
+    """Defines the flags of commands that draw samples: temperature and recalibration.
 
     Returns:
-      a function of no arguments: what `prior_samples.PriorSamples` takes, as {name: value}.
+      a function without arguments that returns arguments of `prior_samples.PriorSamples` as
+      {name: value}.
     """
     temperature = flags.DEFINE_list(
         "temperature",
         ["1"],
-        "of the prior: one, or one a scale, coarsest first: --temperature=1,0.7",
+        "temperature of the prior; or one per scale, coarsest first: --temperature=1,0.7",
     )
     recalibrate = flags.DEFINE_bool(
-        "recalibrate_bn", True, "batch-norm statistics from prior samples"
+        "recalibrate_bn", True, "compute batch-norm statistics from prior samples"
     )
     method = flags.DEFINE_enum(
         "recalibration", METHODS[0], METHODS, "exact statistics, or the published moving average"
     )
     passes = flags.DEFINE_integer(
-        "passes", None, "of recalibration; default: config.eval's", 1, schema.MANY
+        "passes", None, "passes of recalibration; default: config.eval's", 1, schema.MANY
     )
     return lambda: {
         "temperature": noise.parse_temperatures(temperature.value),

@@ -1,4 +1,5 @@
-"""Teaches Orbax s3://, which it has for gs:// alone, though TensorStore has a driver for both."""
+"""Lets Orbax save checkpoints to s3://. Orbax supports only gs://, although TensorStore has drivers
+for both."""
 
 import functools
 import importlib
@@ -13,10 +14,10 @@ _NAMES = {
 
 @functools.cache
 def teach() -> None:
-    """Has Orbax treat a path in s3:// as it does one in gs://.
+    """Patches Orbax so that it handles paths in s3:// like paths in gs://.
 
     Raises:
-      ValueError: this release of Orbax has other internals than those that are changed here.
+      ValueError: if this release of Orbax lacks the internal functions that have to be patched.
     """
     paths, stores = (_module(name, needed) for name, needed in _NAMES.items())
     is_gcs_path, kvstore_for_gcs = paths.is_gcs_path, paths.get_kvstore_for_gcs
@@ -44,7 +45,7 @@ def _is_s3(path):
 
 
 def _kvstore(path) -> dict[str, Any]:
-    """TensorStore's description of a folder in S3, from the variables that AWS's tools read too."""
+    """TensorStore's spec of a folder in S3, with endpoint and region from AWS's usual variables."""
     bucket, _, key = path.removeprefix("s3://").partition("/")
     spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": key}
     if address := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):

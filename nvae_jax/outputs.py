@@ -1,5 +1,8 @@
-"""What may be written: an output is never an input, and what other settings or somebody else made
-stays, unless it may be overwritten. Commands ask before they compute."""
+"""Protects files from being overwritten. Commands call `check` before they compute.
+
+An output must not be one of the inputs. A file made with other settings, or by another program, is
+only replaced with --overwrite.
+"""
 
 import json
 import re
@@ -20,17 +23,20 @@ def check(
     inputs: Iterable[str | Path] = (),
     overwrite: bool = False,
 ) -> None:
-    """Raises ValueError unless all files can be, and may be, written; in all processes of a
-    cluster, which call it with the same settings, and of which the first one will write.
+    """Checks that output files can be written and do not replace other results.
+
+    All processes of a cluster call it with the same settings.
 
     Args:
-      outputs: their paths; the first says what made it, and so stands for those that cannot.
-      settings: {name: value} that they will say; the same ones make the same files again.
-      inputs: paths of files that are read.
-      overwrite: whether files of other settings may be replaced. Inputs may not.
+      outputs: paths of the output files. The settings of a file whose type cannot store metadata
+        are read from the first output.
+      settings: {name: value}, stored in each file; equal settings produce equal files.
+      inputs: paths of files that are read; they are never overwritten.
+      overwrite: whether to replace files made with other settings.
 
     Raises:
-      ValueError: one of them may not be written; the message says why and what to do.
+      ValueError: in all processes, if a file must not be written; the message says why and what to
+        do.
     """
     distributed.check_same("settings", {**settings, "out": str(outputs[0])})
 
@@ -45,24 +51,23 @@ def check(
 def check_settings(
     outputs: Sequence[str | Path], settings: Mapping[str, Any], *, overwrite: bool = False
 ) -> None:
-    """Raises ValueError where a file is there that other settings made; see `check`."""
+    """Raises ValueError if a file exists that was made with other settings; see `check`."""
     settings = json.loads(files.to_json(settings))
     for path in [] if overwrite else [path for path in map(paths.parse, outputs) if path.exists()]:
         stored = _stored(path if path.suffix in READERS else paths.parse(outputs[0]), settings)
         if not stored:
             raise ValueError(
-                f"{path} does not say that this command made it: it stays, unless --overwrite is "
-                "given"
+                f"{path} was not made by this command: it is replaced only with --overwrite"
             )
         different = [
-            f"{name} is {stored.get(name)!r} there and {value!r} here"
+            f"{name} is {stored.get(name)!r} in the file and {value!r} now"
             for name, value in settings.items()
             if stored.get(name) != value
         ]
         if different:
             raise ValueError(
-                f"{path} holds another result: {'; '.join(different)}: it stays, unless "
-                "--overwrite is given"
+                f"{path} holds another result: {'; '.join(different)}: it is replaced only with "
+                "--overwrite"
             )
 
 
@@ -72,14 +77,14 @@ def _check_no_input(path, inputs):
     for other in map(paths.parse, inputs):
         inside = other.is_dir() and other.resolve() in path.resolve().parents
         if inside or paths.same(path, other):
-            raise ValueError(f"{path} is read, so it cannot be written to: name another --out")
+            raise ValueError(f"{path} is an input, so it cannot be an output: name another --out")
 
 
 def _stored(path, wanted):
-    """What a file says of the settings that are `wanted`; {} where it says nothing."""
+    """The settings named in `wanted` that are stored in a file, or {} if there are none."""
     try:
         return READERS[path.suffix](path, wanted)
-    except Exception:  # whatever is there in place of ours can fail in any way
+    except Exception:  # reading a file of another program can raise anything
         return {}
 
 
@@ -90,7 +95,7 @@ def _read_arrays(path, wanted):
 
 def _read_picture(path, wanted):
     with files.open_regular(path) as content, Image.open(content, formats=["PNG"]) as picture:
-        texts = getattr(picture, "text", {})  # which only a PNG has
+        texts = getattr(picture, "text", {})  # text chunks, which only a PNG has
     texts = {name: text for name, text in texts.items() if name in wanted}
     return {
         name: text if isinstance(wanted[name], str) else json.loads(text)
@@ -103,7 +108,7 @@ def _read_json(path, wanted):
 
 
 def _read_page(path, wanted):
-    """Of a report, which has them in an element of its own."""
+    """Reads the settings of a report, which are in an HTML element of their own."""
     found = re.search(r'id="settings">(.*?)</script>', path.read_text(), re.DOTALL)
     settings = json.loads(found[1]) if found else {}
     return {name: value for name, value in settings.items() if name in wanted}

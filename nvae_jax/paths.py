@@ -1,7 +1,7 @@
-"""Paths as users write them. One that is none is refused here, before anything is written.
+"""Parses and checks paths from users.
 
-Whatever takes a path from a flag, a config or Python asks `parse` for it, and gets one of this
-machine or one in a bucket, with the same methods.
+Code that receives a path from a flag, a config or a Python caller passes it to `parse`, which
+returns a local path or a path in a bucket; both have the same methods.
 """
 
 import os
@@ -11,22 +11,22 @@ from typing import Any, cast
 
 from nvae_jax import buckets
 
-# Path("gs://bucket") has become gs:/bucket: one slash is enough.
+# One slash is enough, because Path("gs://bucket") is converted to "gs:/bucket".
 SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):(/+)")
 
 
 def parse(path: str | os.PathLike, name: str = "") -> Path:
-    """`path`, where there may be something or nothing; ~ is the user's home.
+    """Converts a user's path, which need not exist, and expands ~ to the home folder.
 
     Args:
-      path: text, or a path.
-      name: what the user calls it: a flag, a key or an argument.
+      path: a string or a path.
+      name: name of the flag, key or argument that it comes from, for the error message.
 
     Returns:
-      a path of this machine, or a `buckets.BucketPath`.
+      a local path, or a `buckets.BucketPath`.
 
     Raises:
-      ValueError: it has another scheme (https://, file:/// ...), is empty, or is no path at all.
+      ValueError: if it has an unsupported scheme (such as https://), is empty, or is not a path.
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if problem := _problem(text):
@@ -37,12 +37,12 @@ def parse(path: str | os.PathLike, name: str = "") -> Path:
 
 
 def is_bucket(path: Any) -> bool:
-    """Whether a path of `parse` is one in a bucket."""
+    """Whether a path returned by `parse` is in a bucket."""
     return isinstance(path, buckets.BucketPath)
 
 
 def same(path: Path, other: str | os.PathLike) -> bool:
-    """Whether two paths are of one file or folder that is there."""
+    """Whether two paths name the same existing file or folder."""
     other = parse(other)
     if is_bucket(path) != is_bucket(other) or not (path.exists() and other.exists()):
         return False
@@ -51,44 +51,50 @@ def same(path: Path, other: str | os.PathLike) -> bool:
 
 def _problem(text):
     if not isinstance(text, str):
-        return "it is no path"
+        return "it is not a path"
     if not text.strip():
-        return "it is empty, where a path is wanted"
+        return "a path must not be empty"
     if "\0" in text:
-        return "a path has no NUL bytes"
+        return "a path must not contain NUL bytes"
     if not (scheme := SCHEME.match(text)):
         return None
     if scheme[1] not in buckets.SCHEMES:
         return (
-            f"{scheme[1]}:{scheme[2]} cannot be used: name a path of this machine's file system, "
-            "or of a bucket (gs://, s3://)"
+            f"{scheme[1]}:{scheme[2]} is not supported: use a local path, or a path in a bucket "
+            "(gs://, s3://)"
         )
     rest = text[scheme.end() :]
     if not rest or set(rest.split("/")) & {".", ".."}:
         return f"a path in a bucket looks like {scheme[1]}://BUCKET/FOLDER"
     if set(rest) & set("*?[]"):
-        return "a path in a bucket has none of * ? [ ], which stand for several there"
+        return "a path in a bucket must not contain * ? [ ], which are wildcards there"
     return None
 
 
 def check_writable(path: str | os.PathLike, name: str) -> Path:
-    """`parse(path)`, where a file can be made or replaced, in folders that may have to be made.
+    """Parses a path and checks that a file can be created or replaced there.
+
+    Its folders need not exist yet.
+
+    Args:
+      path: a string or a path.
+      name: name of the flag, key or argument that it comes from, for the error message.
 
     Raises:
-      ValueError: it is a folder, something in its way is no folder, or may not be written to.
-      BucketError: a bucket is not there, or may not be written to.
+      ValueError: if it is a folder, one of its parents is a file, or writing is not permitted.
+      BucketError: if the bucket does not exist, or cannot be written to.
     """
     path = parse(path, name)
     if path.is_dir():
-        raise ValueError(f"{name}: {path} is a folder, where a file is to be written")
+        raise ValueError(f"{name}: {path} is a folder, not a file")
     if path.exists() and not path.is_file():
-        raise ValueError(f"{name}: {path} is no regular file")
+        raise ValueError(f"{name}: {path} is not a regular file")
     if isinstance(path, buckets.BucketPath):
         buckets.check(path, writable=True)
         return path
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
-        raise ValueError(f"{name}: {folder} is a file, where a folder is wanted")
+        raise ValueError(f"{name}: {folder} is a file, not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"{name}: {folder} cannot be written to")
     return path

@@ -1,4 +1,4 @@
-"""Pictures, animations and arrays on disk, each with what made it."""
+"""Writes images, animations and arrays to files, with metadata about how they were made."""
 
 import contextlib
 import zipfile
@@ -13,32 +13,32 @@ from PIL import Image, PngImagePlugin
 from nvae_jax import files, paths
 from nvae_jax.data import depth
 
-ENLARGED = 800  # smaller pictures are enlarged, so that a person sees the pixels
-ANIMATION_SIZE = 320  # the same of animations, which have many frames
+ENLARGED = 800  # smaller images are enlarged up to this size, so that their pixels can be seen
+ANIMATION_SIZE = 320  # the same for animations, which have many frames
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP"}
-GREY = 128  # of grids, between pictures
+GREY = 128  # of the lines between the images of a grid
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as uint8, rounded."""
+    """Converts images in [0, 1] to uint8 by rounding."""
     return to_range(images, 8)
 
 
 def to_range(images: np.ndarray, num_bits: int) -> np.ndarray:
-    """Images in [0, 1], rounded: as uint8 of [0, 255], or for more than 8 bits as uint16 of
-    [0, 65535]."""
+    """Rounds images in [0, 1] to integers over the full range of their dtype: uint8, or uint16 for
+    more than 8 bits."""
     return _rounded(images, 255 if num_bits <= 8 else 65535)
 
 
 def to_values(images: ArrayLike, num_bits: int) -> np.ndarray:
-    """Images in [0, 1] as files of arrays hold them: uint8 of [0, 255], or for more than 8 bits the
-    values of so many bits, as uint16."""
+    """Rounds images in [0, 1] to the integers that array files contain: uint8 in [0, 255], or for
+    more than 8 bits uint16 in [0, 2**num_bits - 1]."""
     return _rounded(images, 2 ** max(num_bits, 8) - 1)
 
 
 def value_metadata(num_bits: int) -> dict[str, int]:
-    """What files of arrays say beside values of more than 8 bits: {} or which of them is white."""
-    return {} if num_bits <= 8 else {depth.NOTE: 2**num_bits - 1}
+    """Metadata of array files with values of more than 8 bits: the value of white; otherwise {}."""
+    return {} if num_bits <= 8 else {depth.WHITE_KEY: 2**num_bits - 1}
 
 
 def _rounded(images, white):
@@ -47,10 +47,11 @@ def _rounded(images, white):
 
 
 def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Lays out uint8 or uint16 images (N, H, W, C) row by row, as (rows·(H+1), columns·(W+1), 3).
+    """Arranges uint8 or uint16 images (N, H, W, C) row by row in one image
+    (rows·(H+1), columns·(W+1), 3).
 
-    `columns` defaults to a grid as square as N allows; missing places stay grey, and so does the
-    line between neighbours.
+    `columns` defaults to a grid that is as square as possible. Empty places, and the lines between
+    images, are grey.
     """
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     grey = GREY * (np.iinfo(images.dtype).max // 255)
@@ -64,8 +65,8 @@ def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 def pair_rows(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Interleaves two (N, H, W, C) sets so that in a square grid each row of the first stands
-    over its row of the second."""
+    """Interleaves two sets of images (N, H, W, C) so that in a square grid each row of the first
+    set is above the corresponding row of the second."""
     above, below = np.asarray(above), np.asarray(below)
     columns = int(np.ceil(np.sqrt(2 * len(above))))
     parts = [a[i : i + columns] for i in range(0, len(above), columns) for a in (above, below)]
@@ -78,11 +79,18 @@ def save_png(
     metadata: Mapping[str, Any] | None = None,
     enlarge: bool = False,
 ) -> None:
-    """Writes one image (H, W, C), uint8, or uint16 over its whole range: with 16 bits if that is
-    grey, otherwise with 8. `metadata` {name: value} becomes its text chunks."""
+    """Writes one image as PNG.
+
+    Args:
+      path: the file to write.
+      image: (H, W, C), uint8 or uint16 over the full range. Grey uint16 images are written with 16
+        bits, coloured ones with 8.
+      metadata: {name: value}, stored in text chunks.
+      enlarge: whether to enlarge small images up to `ENLARGED` pixels.
+    """
     info = PngImagePlugin.PngInfo()
-    noted = value_metadata(16) if image.dtype == np.uint16 else {}
-    for name, value in {**(metadata or {}), **noted}.items():
+    white = value_metadata(16) if image.dtype == np.uint16 else {}
+    for name, value in {**(metadata or {}), **white}.items():
         info.add_text(name, value if isinstance(value, str) else files.to_json(value))
     picture = _picture(image, ENLARGED if enlarge else 0)
     with files.atomic_write(path) as temporary:
@@ -96,8 +104,15 @@ def save_grid(
     columns: int | None = None,
     num_bits: int = 8,
 ) -> None:
-    """Writes images (N, H, W, C) as one picture, row by row: in [0, 1], or integers over the whole
-    range of their dtype. More than 8 bits make it a picture of 16, see `save_png`."""
+    """Writes images as one PNG, row by row.
+
+    Args:
+      path: the file to write.
+      images: (N, H, W, C), float in [0, 1], or integers over the full range of their dtype.
+      metadata: {name: value}, stored in text chunks.
+      columns: number of columns; see `image_grid`.
+      num_bits: of float images, more than 8 bits write a PNG of 16 bits; see `save_png`.
+    """
     images = images if images.dtype.kind == "u" else to_range(images, num_bits)
     save_png(path, image_grid(images, columns), metadata, enlarge=True)
 
@@ -108,16 +123,16 @@ def save_animation(
     metadata: Mapping[str, Any] | None = None,
     seconds: float = 3.0,
 ) -> None:
-    """Writes frames (N, H, W, C), uint8 or in [0, 1], as an endless animation there and back.
+    """Writes frames as an endless animation that plays forwards and backwards.
 
     Args:
-      path: ends in .gif or .webp.
-      frames: all of one size.
-      metadata: {name: value}, kept in a comment (GIF) or the EXIF description (WebP).
-      seconds: from the first frame to the last.
+      path: a file name ending in .gif or .webp.
+      frames: (N, H, W, C), uint8 or float in [0, 1].
+      metadata: {name: value}, stored in a comment (GIF) or in the EXIF description (WebP).
+      seconds: time from the first frame to the last.
 
     Raises:
-      ValueError: the path has another ending.
+      ValueError: if the path has another ending.
     """
     path = paths.parse(path)
     if path.suffix not in ANIMATIONS:
@@ -143,25 +158,26 @@ def save_animation(
 
 
 def _picture(image, size):
-    """A Pillow image, enlarged by as much as keeps it within `size`."""
+    """Converts to a Pillow image, enlarged by the largest integer that keeps it within `size`."""
     factor = max(1, size // max(image.shape[:2]))
     image = image.repeat(factor, 0).repeat(factor, 1)
-    grey = (image == image[..., :1]).all()  # as one channel it takes less room
+    grey = (image == image[..., :1]).all()  # one channel makes a smaller file
     if image.dtype == np.uint16 and not grey:
-        image = depth.scale(image, 65535, 8)  # Pillow has no colours of 16 bits
+        image = depth.scale(image, 65535, 8)  # Pillow does not support colours of 16 bits
     return Image.fromarray(image[..., 0] if grey else image)
 
 
 class ArrayStream:
-    """Writes one array of known shape to an `.npz` file piece by piece, so that memory does not
-    grow with it. The file appears when everything is there.
+    """Writes an array to an `.npz` file in pieces, so that it need not fit in memory.
+
+    Use it as a context manager. The file appears at the end of the context, when it is complete.
 
     Args:
-      path: of the file.
-      name: of the array in it.
-      shape: of the whole array; pieces are cut along the first axis.
-      dtype: of the array.
-      arrays: small ones that go along, {name: value}.
+      path: the file to write.
+      name: name of the array in the file.
+      shape: shape of the whole array; pieces are consecutive along the first axis.
+      dtype: dtype of the array.
+      **arrays: {name: value} of small arrays to store in the same file.
     """
 
     def __init__(
@@ -189,7 +205,7 @@ class ArrayStream:
         np.lib.format.write_array_header_1_0(self._member, header)
 
     def write(self, piece: np.ndarray) -> None:
-        """Adds the next rows."""
+        """Writes the next rows of the array."""
         self._missing -= len(piece)
         self._member.write(np.ascontiguousarray(piece).tobytes())
 
@@ -206,6 +222,6 @@ class ArrayStream:
 
 
 def save_arrays(path: str | Path, **arrays: Any) -> None:
-    """Writes small arrays to an `.npz` file, at once or not at all."""
+    """Writes arrays to an `.npz` file atomically."""
     with files.atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)

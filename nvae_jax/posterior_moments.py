@@ -1,4 +1,4 @@
-"""Moments of the posterior over images, of every latent variable: what `analyze` counts from."""
+"""Moments of every latent variable over images, from which `analyze` computes its results."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -18,17 +18,20 @@ from nvae_jax.programs import shared
 
 
 class Moments(NamedTuple):
-    """Of each variable of a group, (h, w, z) float64, over images."""
+    """Moments of the variables of one group over images, float64."""
 
-    kl: np.ndarray  # nats
-    variance: np.ndarray  # of the posterior's mean
-    prior_gap: np.ndarray  # nats, (h, w): of a pixel's channels together; see `prior_gap`
+    kl: np.ndarray  # (h, w, z), mean KL in nats
+    variance: np.ndarray  # (h, w, z), variance of the posterior's mean
+    prior_gap: np.ndarray  # (h, w), in nats, of all channels of a pixel; see `prior_gap`
 
 
 def make_moment_step(model: NVAE) -> Callable[..., Any]:
-    """(variables, key, image numbers (B,), images (B, H, W, C), mask (B,)) -> for each group sums
-    over the images, of (h, w, z): KL in nats, posterior mean and its square, the draw as noise of
-    the prior, and of (h, w, z, z) products of its channels."""
+    """Makes the step (variables, key, image numbers (B,), images (B, H, W, C), mask (B,)) -> sums.
+
+    The sums over the images are, for each group: KL in nats, posterior mean, its square, and the
+    posterior draw standardised by the prior, each (h, w, z); and products of pairs of channels of
+    that standardised draw, (h, w, z, z).
+    """
 
     def moment_step(variables, key, indices, images, mask):
         noise = latent_noise(model, image_keys(key, indices))
@@ -55,7 +58,7 @@ def make_moment_step(model: NVAE) -> Callable[..., Any]:
 def _kl(num_flows, posterior, prior, z, noise):
     if not num_flows:
         return posterior.kl(prior)
-    # Flows keep volumes: the density of z is that of the draw they were given.
+    # Flows preserve volume, so z has the same density as the draw before the flows.
     return posterior.log_prob(posterior.sample(noise)) - prior.log_prob(z)
 
 
@@ -66,23 +69,23 @@ def latent_moments(
     seed: int = 0,
     progress: Callable[[int], Any] | None = None,
 ) -> tuple[int, list[Moments]]:
-    """KL, variance of the posterior's mean and gap of the prior, of every variable over images.
+    """Computes the moments of every latent variable over images, on all devices.
 
     Args:
       run: an `api.Run`.
-      batches: this host's parts of {"image": (B, H, W, C), "mask": (B,)}, B always the same and
-        divided by the devices, which share them.
-      seed: of posterior draws.
+      batches: this host's shards of {"image": (B, H, W, C), "mask": (B,)}. B is the same for all
+        batches, and the number of devices divides it.
+      seed: seed of posterior draws.
       progress: called with the number of images done so far.
 
     Returns:
       (number of images, a list with `Moments` for each group).
 
     Raises:
-      ValueError: there are fewer than two images.
+      ValueError: if there are fewer than two images.
     """
     mesh, key = sharding.make_mesh(sharding.MeshSettings()), jax.random.key(seed)
-    step = _counting(run.experiment.model, mesh)
+    step = _compiled_step(run.experiment.model, mesh)
     sums, count, seen = None, 0, 0
     for batch in interruptible(batches):
         part = len(batch["image"])
@@ -90,13 +93,13 @@ def latent_moments(
         arrays = (indices, batch["image"], batch["mask"])
         placed = [sharding.to_devices(mesh, array) for array in arrays]
         moments, added = jax.device_get(step(run.variables, key, *placed))
-        # Sums over a split are taken in float64: float32 would lose digits.
+        # Sums over a split are computed in float64, because float32 would lose digits.
         moments = jax.tree.map(lambda a: np.asarray(a, np.float64), moments)
         sums = moments if sums is None else jax.tree.map(np.add, sums, moments)
         count, seen = count + int(added), seen + part * jax.process_count()
         if progress:
             progress(count)
-    if sums is None or count < 2:  # of images that could be read
+    if sums is None or count < 2:  # count excludes images that could not be read
         raise ValueError("a variance needs at least two images")
     return count, [
         Moments(
@@ -109,14 +112,14 @@ def latent_moments(
 
 
 @shared
-def _counting(model, mesh):
-    """A compiled moment step that gives the number of images, too, both to every device."""
+def _compiled_step(model, mesh):
+    """The compiled moment step, which also returns the number of images."""
     step = make_moment_step(model)
 
-    def counting(variables, key, indices, images, mask):
+    def step_and_count(variables, key, indices, images, mask):
         return step(variables, key, indices, images, mask), mask.sum()
 
-    return jax.jit(counting, out_shardings=sharding.replicated(mesh))
+    return jax.jit(step_and_count, out_shardings=sharding.replicated(mesh))
 
 
 def _variance(count, total, squares):
@@ -124,21 +127,22 @@ def _variance(count, total, squares):
 
 
 def prior_gap(count: int, total: np.ndarray, products: np.ndarray) -> np.ndarray:
-    """How far posterior draws of all images, taken together, are from the prior, in nats.
+    """A lower bound on the distance of the aggregate posterior from the prior, in nats.
 
-    Draws as noise of the prior would have mean 0 and covariance I. KL(N(m, C) || N(0, I)) of a
-    pixel's channels is at most the KL of their distribution from the prior's, and, summed over all
-    pixels, at most KL(q(z) || p(z)): the part of a model's KL that says nothing about the image
-    (Hoffman & Johnson 2016), and that samples suffer from. What as many draws of the prior have on
-    average is taken off.
+    If the aggregate posterior q(z) were equal to the prior, draws standardised by the prior would
+    have mean 0 and covariance I. For the channels of one pixel, KL(N(m, C) || N(0, I)) with the
+    actual mean m and covariance C is a lower bound on the KL between their distribution and the
+    prior. Its sum over all pixels is a lower bound on KL(q(z) || p(z)), the part of a model's KL
+    that carries no information about the image (Hoffman & Johnson 2016) and that makes samples
+    worse. The expected value for as many draws from the prior is subtracted.
 
     Args:
-      count: of draws.
-      total: their sums, (h, w, z).
-      products: sums of products of channels, (h, w, z, z).
+      count: number of draws.
+      total: (h, w, z), sums of the standardised draws.
+      products: (h, w, z, z), sums of products of their channels.
 
     Returns:
-      (h, w); NaN where the draws are no more than the channels.
+      (h, w); NaN if there are no more draws than channels.
     """
     channels, mean = total.shape[-1], total / count
     if count <= channels:

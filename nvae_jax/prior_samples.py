@@ -1,4 +1,4 @@
-"""Samples of the prior: how they are drawn, and drawing them."""
+"""Draws samples from a model's prior."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from flax.typing import VariableDict
 from numpy.typing import ArrayLike
 
 from nvae_jax import pictures, sharding, steps
-from nvae_jax.build import Experiment
+from nvae_jax.experiment import Experiment
 from nvae_jax.interrupt import interruptible
 from nvae_jax.likelihoods import crop
 from nvae_jax.noise import group_temperatures
@@ -23,18 +23,18 @@ from nvae_jax.state import Snapshot
 
 @dataclass(frozen=True)
 class PriorSamples:
-    """How many samples of a run, and how they are drawn.
+    """Settings with which samples are drawn from a run.
 
     Attributes:
-      num: samples.
-      temperature: of the prior: one number, or one a scale, coarsest first.
-      decoder: "mean" or "sample" of the pixels.
-      decoder_temperature: of a sample of the pixels.
-      recalibrate_bn: replace the running statistics of batch norm by those of prior samples.
-      recalibration: how; one of `recalibrate.METHODS`.
-      passes: of recalibration; None takes the config's.
-      batch_size: samples at a time; None takes the config's. No image depends on it.
-      seed: of the samples.
+      num: number of samples.
+      temperature: temperature of the prior: one number, or one per scale, coarsest first.
+      decoder: "mean" for the mean of the pixels' distribution, "sample" for a draw from it.
+      decoder_temperature: temperature of a draw from the pixels' distribution.
+      recalibrate_bn: whether to replace batch norm's running statistics by those of prior samples.
+      recalibration: method of recalibration, one of `recalibrate.METHODS`.
+      passes: number of passes of recalibration; None uses the config's.
+      batch_size: samples drawn at a time; None uses the config's. The images do not depend on it.
+      seed: seed of the samples.
     """
 
     num: int
@@ -48,18 +48,18 @@ class PriorSamples:
     seed: int = 0
 
     def check(self, experiment: Experiment) -> None:
-        """Raises a ValueError that names what is out of range for this model."""
+        """Raises ValueError, naming the setting, if one is out of range for this model."""
         if self.decoder not in ("mean", "sample"):
             raise ValueError(f"decoder must be mean or sample, not {self.decoder!r}")
         _check(self.num, self.images_at_a_time(experiment), self.decoder_temperature)
         group_temperatures(experiment.model.hierarchy, self.temperature)
 
     def images_at_a_time(self, experiment: Experiment) -> int:
-        """The batch size, which is the config's where none is given."""
+        """The batch size, by default the config's."""
         return experiment.evaluation.batch_size if self.batch_size is None else self.batch_size
 
     def metadata(self, experiment: Experiment) -> dict[str, Any]:
-        """{name: value} of all that the samples depend on, beside the model."""
+        """Everything that the samples depend on, apart from the model, as {name: value}."""
         settings, temperatures = experiment.evaluation, np.atleast_1d(self.temperature).tolist()
         passes = settings.recalibration_passes if self.passes is None else self.passes
         size = settings.recalibration_batch_size
@@ -77,7 +77,7 @@ class PriorSamples:
     def variables(
         self, workdir: str | Path, experiment: Experiment, state: Snapshot
     ) -> Mapping[str, Any]:
-        """The run's variables, with recalibrated statistics where they are asked for."""
+        """The run's variables, with recalibrated statistics if `recalibrate_bn` is set."""
         if not self.recalibrate_bn:
             return state.variables
         options: dict[str, Any] = {"passes": self.passes, "method": self.recalibration}
@@ -95,7 +95,7 @@ class PriorSamples:
         first: int = 0,
         rounded: bool = True,
     ) -> Iterator[np.ndarray]:
-        """Draws the samples from number `first` on, as `sample_images` does."""
+        """Draws the samples from number `first` on, in batches; see `sample_images`."""
         return sample_images(
             experiment,
             self.variables(workdir, experiment, state),
@@ -123,26 +123,27 @@ def sample_images(
     first: int = 0,
     rounded: bool = True,
 ) -> Iterator[np.ndarray]:
-    """Yields `num` images from the prior in batches (B, H, W, C), without padding: uint8, or of
-    models of more than 8 bits uint16 (`pictures.to_values`).
+    """Draws images from the prior and yields them in batches (B, H, W, C), without padding.
 
-    Image i depends on the seed and on i, not on the batch size, `num` or the devices (but for the
-    last bit of float32, which can round a pixel to the value beside it).
+    They are integers as `pictures.to_values` returns them. Image i depends on the seed and on i,
+    not on the batch size, `num` or the devices (except for rounding errors of float32, which can
+    change a pixel by one).
 
     Args:
-      experiment: from `build.build`.
-      variables: of the model.
-      num: how many.
-      temperature: of the prior, positive: one number, or one a scale, coarsest first.
-      seed: of the images.
+      experiment: an `Experiment`.
+      variables: the model's variables.
+      num: number of images.
+      temperature: temperature of the prior, positive: one number, or one per scale, coarsest
+        first.
+      seed: seed of the images.
       batch_size: images drawn at a time, over all devices.
-      draw_pixels: draw from the decoder's distribution instead of taking its mean.
-      decoder_temperature: of that draw, positive.
-      first: number of the first image, to go on where another call stopped.
-      rounded: to integers; otherwise batches are float32 in [0, 1].
+      draw_pixels: whether to draw from the decoder's distribution instead of taking its mean.
+      decoder_temperature: temperature of that draw, positive.
+      first: number of the first image, to continue after an earlier call.
+      rounded: whether to round to integers; otherwise batches are float32 in [0, 1].
 
     Raises:
-      ValueError: a number or temperature is not positive.
+      ValueError: if a number or temperature is not positive.
     """
     _check(num, batch_size, decoder_temperature)
     temperatures = group_temperatures(experiment.model.hierarchy, temperature)
@@ -154,8 +155,7 @@ def sample_images(
         for start in interruptible(range(first, first + num, batch_size)):
             indices = sharding.shard_batch(np.arange(start, start + batch_size))
             images = step(variables, key, indices, temperatures, decoder_temperature)
-            uncut = crop(np.asarray(images), experiment.data.padding)
-            batch = uncut[: first + num - start]
+            batch = crop(np.asarray(images), experiment.data.padding)[: first + num - start]
             yield pictures.to_values(batch, experiment.data.num_bits) if rounded else batch
 
     return batches()

@@ -1,4 +1,4 @@
-"""A trace of some training steps, for the Profile tab of TensorBoard and for xprof."""
+"""Records a trace of some training steps, for the Profile tab of TensorBoard and for xprof."""
 
 import contextlib
 import re
@@ -16,10 +16,10 @@ Span = tuple[int, int]
 
 
 def parse_span(text: str | None) -> Span | None:
-    """(first, last) step of START:STOP, both included; None of None.
+    """Parses START:STOP to the steps (first, last), both included; returns None for None.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: if the text has another form.
     """
     if text is None:
         return None
@@ -31,25 +31,25 @@ def parse_span(text: str | None) -> Span | None:
 
 
 def check(span: Span | None, num_steps: int) -> None:
-    """Raises ValueError for steps that a run of `num_steps` does not have."""
+    """Raises ValueError if a run of `num_steps` steps does not have all steps of the span."""
     if span and not 1 <= span[0] <= span[1] <= num_steps:
         raise ValueError(f"--profile={span[0]}:{span[1]}: the run has steps 1 to {num_steps}")
 
 
 class Profile:
-    """Writes `workdir/plugins/profile/` about the steps of a span, on the first process.
+    """Traces a span of steps on the first process and writes `workdir/plugins/profile/`.
 
     Args:
       workdir: the run directory.
-      span: (first, last) step; None: none.
-      start: the step that the run is at: of a span that lies before, nothing is written.
+      span: (first, last) step; None traces nothing.
+      start: the step that the run starts at; steps before it cannot be traced.
     """
 
     def __init__(self, workdir: Path, span: Span | None, start: int):
         self._workdir, self._folder = workdir, None
         span = span if distributed.is_primary() else None
         if span and span[1] <= start:
-            reporting.log(f"steps {span[0]} to {span[1]} are done already: there is no profile")
+            reporting.log(f"steps {span[0]} to {span[1]} are already done: there is no profile")
             span = None
         self._first, self._last = (max(span[0], start + 1), span[1]) if span else (None, None)
 
@@ -61,7 +61,7 @@ class Profile:
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """A context of one step."""
+        """A context in which step `number` is computed."""
         if number == self._first:
             self._folder = tempfile.TemporaryDirectory()
             jax.profiler.start_trace(self._folder.name)
@@ -72,13 +72,13 @@ class Profile:
             yield
 
     def end_step(self, number: int, results: Any) -> None:
-        """Writes the trace after the last step of the span, once its `results` are there."""
+        """Writes the trace after the last step of the span, once its `results` are computed."""
         if self._folder is not None and number == self._last:
             jax.block_until_ready(results)
             self._write()
 
     def _write(self):
-        """Ends the trace, if there is one. A run must not end because it cannot be written."""
+        """Stops and writes a trace, if one is running. Errors in writing must not end the run."""
         folder, self._folder = self._folder, None
         if folder is None:
             return
@@ -90,6 +90,6 @@ class Profile:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(file.read_bytes())
         except (OSError, RuntimeError) as error:
-            print(f"warning: the profile is not kept: {error}", file=sys.stderr, flush=True)
+            print(f"warning: the profile is not saved: {error}", file=sys.stderr, flush=True)
         else:
             reporting.log(f"profile written to {self._workdir / 'plugins' / 'profile'}")

@@ -1,4 +1,4 @@
-"""Programs that equal models share within a process."""
+"""Caches compiled programs, so that equal models share them within a process."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -9,9 +9,10 @@ Result = TypeVar("Result")
 
 
 def shared(make: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Decorates a function that makes compiled programs: called again with equal arguments, it
-    gives the same ones, so that nothing is traced or compiled twice. The newest eight are kept.
+    """Decorates a function that makes compiled programs so that it returns the same programs for
+    equal arguments, and nothing is traced or compiled twice.
 
-    Arguments have to be hashable, as Flax modules are (type checkers think otherwise).
+    The eight most recently used results are kept. Arguments must be hashable, as Flax modules are
+    (although type checkers do not know that).
     """
     return cast(Callable[Arguments, Result], lru_cache(maxsize=8)(make))

@@ -1,4 +1,4 @@
-"""How far long work has come, and how fast it is."""
+"""Progress bars and the timing of training steps."""
 
 import contextlib
 import sys
@@ -10,20 +10,20 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-SECONDS = 30.0  # from one line to the next
+SECONDS = 30.0  # between two lines
 
 
 def bar(
     what: str, iterable: Iterable | None = None, *, unit: str, total: int | None = None
 ) -> tqdm:
-    """A `tqdm` on a terminal; elsewhere one that prints a line on stderr every `SECONDS` at most,
-    and none about work that ends sooner. Silent in every process but the first.
+    """Makes a progress bar on a terminal. Elsewhere it prints a line on stderr every `SECONDS`,
+    and none about shorter work. Only the first process shows anything.
 
     Args:
-      what: is being done, in a word.
-      iterable: to be wrapped; None: call `update`.
-      unit: of what is counted.
-      total: how many; None takes the iterable's length, if it has one.
+      what: the activity in one word, such as "sampling".
+      iterable: iterable to wrap; None requires calls of `update`.
+      unit: name of one item.
+      total: number of items; None uses the iterable's length, if it has one.
     """
     primary = not jax.distributed.is_initialized() or jax.process_index() == 0
     kind = tqdm if sys.stderr.isatty() else _Lines
@@ -32,19 +32,22 @@ def bar(
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A context of one long call, such as a compilation: prints that it begins, and every `SECONDS`
-    for how long it has gone on. Silent in every process but the first."""
+    """A context for one long call, such as a compilation.
+
+    Prints that it begins, and every `SECONDS` how long it has taken so far. Only the first process
+    prints.
+    """
     if jax.process_index() != 0:
         yield
         return
     print(f"{what} ...", flush=True)
     done, begin = threading.Event(), time.monotonic()
 
-    def say():
+    def print_elapsed():
         while not done.wait(SECONDS):
             print(f"{what}: {time.monotonic() - begin:.0f} s so far", file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=say, daemon=True)
+    thread = threading.Thread(target=print_elapsed, daemon=True)
     thread.start()
     try:
         yield
@@ -55,7 +58,7 @@ def waiting(what: str) -> Iterator[None]:
 
 class _Lines(tqdm):
     def __init__(self, *args, **options):
-        # Zero iterations between two looks at the clock: single ones may take minutes.
+        # With `miniters=0` every iteration checks the time, because one can take minutes.
         super().__init__(
             *args,
             **options,
@@ -67,20 +70,21 @@ class _Lines(tqdm):
         )
 
     def display(self, msg=None, pos=None):
-        """Prints the line; nothing where tqdm would clear its bar."""
+        """Prints a line, unless tqdm only wants to clear its bar."""
         del pos
         if msg is None:
             print(self, file=sys.stderr, flush=True)
 
 
 class Clock:
-    """The speed of training between two rows of metrics, not counting what else is done, and how
-    long that took.
+    """Measures the speed of training between two rows of metrics.
+
+    Time spent on anything but training steps is measured separately.
 
     Args:
-      step: the last that is done.
-      data: an iterator with `wait_seconds`.
-      training_seconds: that the steps before it took.
+      step: number of steps done.
+      data: the data iterator, with the attribute `wait_seconds`.
+      training_seconds: seconds spent on earlier steps.
     """
 
     def __init__(self, step: int, data: Any, training_seconds: float = 0.0):
@@ -93,25 +97,25 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A context whose time does not count."""
+        """A context whose time is not counted as training time."""
         begin = time.perf_counter()
         yield
         self._time += time.perf_counter() - begin
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """A context whose time counts as that of checkpoints, within `paused`."""
+        """A context, inside `paused`, whose time is counted as time for checkpoints."""
         begin = time.perf_counter()
         yield
         self._saving += time.perf_counter() - begin
 
     def training_seconds(self) -> float:
-        """What all steps took so far, without waiting for data."""
+        """Seconds spent on all steps so far, without waiting for data."""
         wait = self._data.wait_seconds - self._wait
         return self._before + max(time.perf_counter() - self._time - wait, 0.0)
 
     def lap(self, step: int, batch_size: int) -> dict[str, float]:
-        """{name: number} of the time since the last one; docs/metrics.md says which."""
+        """Returns {name: number} for the time since the last call; see docs/metrics.md."""
         seconds = max(time.perf_counter() - self._time, 1e-9)
         wait, steps = self._data.wait_seconds - self._wait, max(step - self._step, 1)
         row = {
@@ -142,6 +146,6 @@ jax.monitoring.register_event_duration_secs_listener(_add_compilation)
 
 
 def compile_seconds() -> float:
-    """What this process has spent on lowering and compiling programs, or on reading compiled ones
-    from the cache."""
+    """Seconds that this process has spent on lowering and compiling programs, or on reading
+    compiled ones from the cache."""
     return _compiling[0]

@@ -1,9 +1,9 @@
-"""What each group of latents buys, and what the prior makes of the groups that it draws.
+"""Rate and distortion by the number of latent groups that come from the posterior.
 
-Images are decoded with their k coarsest groups from the posterior and the others from the prior:
-none gives samples, all give reconstructions. From one to the other, the rate grows by the KL of
-each group, the distortion falls, and the pictures come as near to the data as the prior of the
-groups that are left lets them.
+Images are decoded with their k coarsest groups from the posterior and the others from the prior.
+With k = 0 these are samples; with all groups they are reconstructions. As k grows, the rate
+increases by the KL of each group and the distortion decreases. The distance of the decoded images
+from the data shows how good the prior of the remaining groups is.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,22 +26,26 @@ from nvae_jax.noise import image_keys, latent_noise
 from nvae_jax.programs import shared
 from nvae_jax.reconstruct import groups_by_scale
 
-MOST_STOPS = 12  # numbers of groups that are looked at, besides those of whole scales
-LARGEST = 32  # pixels: larger pictures are compared at this size
-COMPONENTS = 32  # principal components that pictures are compared by
+MAX_POINTS = 12  # numbers of groups to measure, besides those of whole scales
+LARGEST = 32  # larger images are compared at this size, in pixels
+COMPONENTS = 32  # principal components that images are compared by
 
 
-def stops(hierarchy: Hierarchy) -> list[int]:
-    """Numbers of groups to look at: those of whole scales, and others between."""
+def group_counts(hierarchy: Hierarchy) -> list[int]:
+    """The numbers of groups to measure: those of whole scales, and some in between."""
     groups = len(hierarchy.scale_of_group())
-    between = np.linspace(0, groups, min(groups, MOST_STOPS) + 1).round().astype(int)
+    between = np.linspace(0, groups, min(groups, MAX_POINTS) + 1).round().astype(int)
     return sorted({*between.tolist(), *groups_by_scale(hierarchy)})
 
 
 def make_partial_step(model: NVAE, likelihood: Likelihood, padding: int) -> Callable[..., Any]:
-    """(variables, key, image numbers (B,), images (B, H, W, C), sources (groups,)) -> of the images
-    decoded from these sources: -log p(x|z) in nats (B,), mean squared error (B,), and the decoder's
-    means, small (B, h, w, C)."""
+    """Makes a step that decodes images with each group from the posterior or the prior.
+
+    Returns:
+      (variables, key, image numbers (B,), images (B, H, W, C), sources (groups,)) ->
+      (-log p(x|z) in nats (B,), mean squared error (B,), the decoder's means as small images
+      (B, h, w, C)).
+    """
 
     def partial_step(variables, key, indices, images, sources):
         noise, apply = (
@@ -59,7 +63,7 @@ def make_partial_step(model: NVAE, likelihood: Likelihood, padding: int) -> Call
 
 
 def shrink(images: jax.Array | np.ndarray) -> jax.Array:
-    """Pictures (N, H, W, C) of at most `LARGEST` pixels a side."""
+    """Resizes images (N, H, W, C) to at most `LARGEST` pixels per side."""
     count, height, width, channels = images.shape
     size = (min(height, LARGEST), min(width, LARGEST))
     return jax.image.resize(images, (count, *size, channels), "linear")
@@ -74,21 +78,22 @@ def measure(
     seed: int = 0,
     progress: Callable[[int], Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rate, distortion and nearness to the data, by the number of groups from the posterior.
+    """Measures rate, distortion and the distance from the data by the number of groups from the
+    posterior.
 
     Args:
       run: an `api.Run`.
-      kl_by_group: in nats, of the same images: the rate.
-      split: of the data set.
-      max_examples: only the first so many images.
-      seed: of the draws and of binarisation.
-      progress: called with 1 for each part that is done, of len(stops) in all.
+      kl_by_group: KL of each group in nats for the same images, which is the rate.
+      split: split of the data set.
+      max_examples: number of images to use, from the first.
+      seed: seed of the draws and of binarisation.
+      progress: called with 1 after each number of groups; there are len(group_counts(...)).
 
     Returns:
-      for each number of `stops` a dict: `groups`; `whole_scales`, how many scales that is, or None
-      within a scale; `rate` in nats and `rate_bits_per_dim`; `reconstruction`, -log p(x|z) in nats;
-      `rmse` of the decoder's means, in [0, 1]; and `frechet`, the distance of those means from the
-      split's images (see `frechet`).
+      a dict for each number in `group_counts`, with the keys `groups`; `whole_scales`, the number
+      of scales if these groups are whole scales, otherwise None; `rate` in nats and
+      `rate_bits_per_dim`; `reconstruction`, -log p(x|z) in nats; `rmse` of the decoder's means in
+      [0, 1]; and `frechet`, the Fréchet distance of these means from the split's images.
     """
     spec, hierarchy = run.experiment.data, run.experiment.model.hierarchy
     scales = groups_by_scale(hierarchy)
@@ -98,7 +103,7 @@ def measure(
     num_dims = int(np.prod(crop(images[:1], spec.padding).shape))
     step = _program(run.experiment.model, run.experiment.likelihood, spec.padding)
     points = []
-    for groups in stops(hierarchy):
+    for groups in group_counts(hierarchy):
         reconstruction, error, means = _decode(run, step, images, groups, seed)
         rate = float(np.sum(kl_by_group[:groups]))
         points.append(
@@ -130,11 +135,11 @@ def _program(model, likelihood, padding):
 
 
 def _decode(run, step, images, groups, seed):
-    """The step's results for all images."""
+    """Applies the step to all images with `groups` groups from the posterior."""
     sources = np.where(np.arange(run.num_groups) < groups, POSTERIOR, PRIOR).astype(np.int32)
     size, results = sharding.round_up(None, min(run.batch_size, len(images))), []
     for start in interruptible(range(0, len(images), size)):
-        # What fills the last batch up are copies of the last image.
+        # The last batch is filled up with copies of the last image.
         indices = np.minimum(np.arange(start, start + size), len(images) - 1)
         placed = [sharding.shard_batch(array) for array in (indices, images[indices])]
         result = jax.device_get(step(run.variables, jax.random.key(seed), *placed, sources))

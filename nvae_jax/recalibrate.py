@@ -1,5 +1,5 @@
-"""Batch-norm statistics for sampling, from prior samples instead of training batches (paper,
-section 4)."""
+"""Recalibrates batch norm: computes its statistics for sampling from prior samples instead of
+training batches (paper, section 4)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -14,7 +14,7 @@ from flax.typing import VariableDict
 from numpy.typing import ArrayLike
 
 from nvae_jax import distributed, files, paths, progress, reporting, sharding
-from nvae_jax.build import Experiment
+from nvae_jax.experiment import Experiment
 from nvae_jax.interrupt import interruptible
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import (
@@ -29,8 +29,8 @@ from nvae_jax.state import Snapshot
 
 METHODS = ("pooled", "published")
 PUBLISHED_MOMENTUM = 0.05
-SHOWN = partial(progress.bar, "recalibrating", unit="pass")
-# Statistics beyond this are held here, so that no difference of two of them overflows float32.
+PROGRESS_BAR = partial(progress.bar, "recalibrating", unit="pass")
+# Statistics are clipped to this, so that the difference of two of them does not overflow float32.
 LARGEST = 1e17
 
 
@@ -45,34 +45,36 @@ def recalibrate(
     method: str = "pooled",
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Mapping[str, Any]:
-    """Replaces running statistics, which follow training batches, by those of the model's samples.
+    """Computes batch-norm statistics of prior samples, to replace the running statistics of
+    training.
 
-    Each pass samples from the prior with batch statistics. `pooled` is exact over all passes: means
-    are averaged; variances are averaged, and the variance of the means between passes is added.
-    `published` is the published recipe: a moving average that starts from the training's and moves
-    by 0.05 a pass. Only the top-down network and the postprocessing take part: the rest keeps its
-    statistics. The passes run in float32, each on all devices (of all hosts, which call this
-    together).
+    Each pass draws samples with the batch's own statistics. The method `pooled` computes the exact
+    statistics of all passes together: the average of the means, and the average of the variances
+    plus the variance of the means between passes. `published` is the published recipe: a moving
+    average with momentum 0.05 that starts from the running statistics of training. Only the
+    top-down network and the postprocessing are affected. The passes run in float32, each on all
+    devices of all hosts, which call this function together.
 
     Args:
       model: an `NVAE`.
       variables: its variables.
       key: a PRNG key.
-      temperature: of the prior, the one to sample at afterwards: a number, or one a scale.
-      passes: how many batches.
-      batch_size: images of each.
+      temperature: temperature of the prior at which to sample later: a number, or one per scale.
+      passes: number of passes.
+      batch_size: number of images per pass.
       method: one of `METHODS`.
-      progress: wraps the passes, to show them.
+      progress: wraps the iterable of passes, for a progress bar.
 
     Returns:
-      new `batch_stats`, float32, finite wherever the weights are.
+      new `batch_stats`, float32; finite if the weights are.
 
     Raises:
-      ValueError: fewer than one pass, fewer than two images a pass, an unknown method.
+      ValueError: if there is less than one pass, fewer than two images per pass, or the method is
+        unknown.
     """
     if passes < 1 or batch_size < 2:
         raise ValueError(
-            f"recalibration wants at least 1 pass of 2 images, not {passes} of {batch_size}"
+            f"recalibration needs at least 1 pass of 2 images, not {passes} of {batch_size}"
         )
     if method not in METHODS:
         raise ValueError(f"unknown recalibration {method!r}; known: {', '.join(METHODS)}")
@@ -85,7 +87,7 @@ def recalibrate(
         (i, sharding.shard_batch(np.arange(i * batch_size, (i + 1) * batch_size)))
         for i in interruptible(progress(range(passes)))
     )
-    run, one_pass = _pooled if method == "pooled" else _moving, _program(model)
+    run, one_pass = _pooled if method == "pooled" else _moving_average, _program(model)
     return run(variables, lambda v, indices: one_pass(v, key, indices, temperatures), batches)
 
 
@@ -104,16 +106,16 @@ def _pass(model, variables, key, indices, temperatures):
         method="sample_logits",
         mutable=["batch_stats"],
     )
-    statistics = jax.tree.map(_hold, updated["batch_stats"])
+    statistics = jax.tree.map(_clip, updated["batch_stats"])
     everywhere = sharding.replicated(sharding.make_mesh(sharding.MeshSettings()))
     return jax.lax.with_sharding_constraint(statistics, everywhere)
 
 
-def _hold(statistic):
+def _clip(statistic):
     return jnp.clip(statistic.astype(jnp.float32), -LARGEST, LARGEST)
 
 
-def _moving(variables, one_pass, batches):
+def _moving_average(variables, one_pass, batches):
     for _, indices in batches:
         variables = {**variables, "batch_stats": one_pass(variables, indices)}
     return variables["batch_stats"]
@@ -129,7 +131,7 @@ def _pooled(variables, one_pass, batches) -> Any:
 
 @jax.jit
 def _pool(mean, squares, batch, count):
-    """Welford's update: running means, and sums of squared deviations from them."""
+    """Welford's update of the means and of the sums of squared deviations from them."""
     squares = jax.tree.map(jnp.zeros_like, mean) if squares is None else squares
     deviation = jax.tree.map(jnp.subtract, batch, mean)
     mean = jax.tree.map(lambda m, d: m + d / count, mean, deviation)
@@ -160,21 +162,22 @@ def recalibrated_statistics(
     temperature: ArrayLike,
     passes: int | None = None,
     method: str = "pooled",
-    progress: Callable[[Iterable], Iterable] = SHOWN,
+    progress: Callable[[Iterable], Iterable] = PROGRESS_BAR,
 ) -> Mapping[str, Any]:
-    """`recalibrate` for a run, computed once for each temperature, number of passes and model.
+    """Recalibrates a run and caches the result for each temperature, number of passes and model.
 
-    The result is kept in `workdir/recalibration/`; where that cannot be written to, or what is
-    there cannot be used, it is computed again.
+    The result is saved in `workdir/recalibration/`. If it cannot be saved or read, it is computed
+    every time.
 
     Args:
       workdir: the run directory.
-      experiment: from `build.build`.
+      experiment: an `Experiment`.
       state: a `state.Snapshot`, from `checkpoint.load_run`.
-      temperature: a number, or one a scale.
-      passes: None takes the config's.
+      temperature: a number, or one per scale.
+      passes: number of passes; None uses the config's.
       method: one of `METHODS`.
-      progress: wraps the passes, to show them; what it raises leaves nothing behind.
+      progress: wraps the iterable of passes, for a progress bar. If it raises an exception, nothing
+        is saved.
 
     Returns:
       `batch_stats`.
@@ -187,10 +190,10 @@ def recalibrated_statistics(
         f"_temperature_{describe_temperature(temperature)}_{passes}x{size}_{method}.npz"
     )
     path = paths.parse(workdir) / "recalibration" / name
-    kept = _load(path, state.variables["batch_stats"])
-    there = all(distributed.all_gather(kept is not None))
-    if there and kept is not None:
-        return kept
+    cached = _load(path, state.variables["batch_stats"])
+    cached_everywhere = all(distributed.all_gather(cached is not None))
+    if cached_everywhere and cached is not None:
+        return cached
     reporting.log(f"recalibrating batch norm: {passes} passes of {size} images")
     statistics = recalibrate(
         experiment.model,
@@ -207,13 +210,13 @@ def recalibrated_statistics(
 
 
 def _load(path, like):
-    """The statistics in a file, or None where it does not hold those of this model."""
+    """Loads statistics from a file; returns None if it does not contain those of this model."""
     if not path.is_file():
         return None
     try:
         with files.open_regular(path) as file, np.load(file) as loaded:
             arrays = dict(loaded)
-    except Exception:  # a damaged file can fail in any way
+    except Exception:  # reading a damaged file can raise anything
         return None
     wanted: dict[str, Any] = traverse_util.flatten_dict(like, sep="/")
     if {n: (a.shape, a.dtype) for n, a in arrays.items()} != {
@@ -231,4 +234,4 @@ def _save(path, statistics):
         with files.atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
-        print(f"the statistics are not kept: {error}")
+        print(f"the statistics are not saved: {error}")

@@ -1,4 +1,4 @@
-"""Reconstructions, whole and partial: what each scale of latents says about an image."""
+"""Reconstructs images from all of their latents, or from the coarsest groups only."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,17 @@ from nvae_jax.models.hierarchy import Hierarchy
 
 
 def groups_by_scale(hierarchy: Hierarchy) -> list[int]:
-    """How many of the coarsest groups make up none, one, two ... of the scales."""
+    """The number of groups in the coarsest 0, 1, 2, ... scales."""
     scales = np.array(hierarchy.scale_of_group())
     return [int((scales >= scale).sum()) for scale in range(hierarchy.num_scales, -1, -1)]
 
 
 def parse_groups(words: Sequence[str] | None) -> list[int] | None:
-    """Numbers from the words of a flag, or None. Raises ValueError for one that is none."""
+    """Converts the values of a flag to numbers; returns None for None.
+
+    Raises:
+      ValueError: if there is none, or one is not a whole number.
+    """
     if words is None:
         return None
     if not words or not all(word.isdecimal() for word in words):
@@ -34,14 +38,15 @@ def reconstruct_partially(
     temperature: ArrayLike = 1.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Reconstructions with some of the coarsest groups from the posterior, the rest from the prior.
+    """Reconstructs images with the coarsest groups from the posterior and the others from the
+    prior.
 
     Args:
       run: an `api.Run`.
       images: (N, H, W, C) in [0, 1].
-      groups: numbers of groups, a list of K.
-      temperature: of the prior.
-      seed: of the draws.
+      groups: list of K numbers of groups to take from the posterior.
+      temperature: temperature of the prior.
+      seed: seed of the draws.
 
     Returns:
       (K, N, H, W, C) in [0, 1].
@@ -62,21 +67,23 @@ def reconstruct_run(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Writes `reconstructions.npz` and `reconstructions.png`: a row an image, which comes first,
-    then its reconstructions with ever more of the coarsest groups from the posterior.
+    """Reconstructs images from more and more of their coarsest groups.
+
+    Writes `reconstructions.npz` and `reconstructions.png` to the folder `out`. Each row of the
+    picture has an image followed by its reconstructions.
 
     Args:
       run: an `api.Run`.
       images: (N, H, W, C) in [0, 1].
-      out: a folder.
+      out: output folder.
       source: the file or split that the images come from.
-      groups: numbers of groups; None takes whole scales: none of them, the coarsest, and so on.
-      temperature: of the prior.
-      seed: of the draws.
-      overwrite: whether to replace files of other settings.
+      groups: numbers of groups to take from the posterior; None uses 0, 1, 2, ... whole scales.
+      temperature: temperature of the prior.
+      seed: seed of the draws.
+      overwrite: whether to replace files made with other settings.
 
     Raises:
-      ValueError: as `Run.reconstruct`, or the files may not be written; see `outputs.check`.
+      ValueError: as `Run.reconstruct`, or if the files must not be written (see `outputs.check`).
     """
     groups = groups or groups_by_scale(run.experiment.model.hierarchy)
     metadata = run.metadata(
@@ -96,4 +103,4 @@ def reconstruct_run(
         pictures.save_grid(grid, rows, metadata, columns, num_bits=run.num_bits)
 
     distributed.on_primary(write)
-    reporting.log(f"{len(images)} image(s), {groups} groups of the posterior: {grid}")
+    reporting.log(f"{len(images)} image(s), {groups} groups from the posterior: {grid}")

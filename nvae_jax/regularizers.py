@@ -1,6 +1,8 @@
-"""Spectral norm of every convolution, and the largest batch-norm scales (paper, section 3.2).
+"""Regularisers: the spectral norm of every convolution, and the largest batch-norm scales (paper,
+section 3.2).
 
-Power iteration itself is one of the operations that differ by platform: `Ops.spectral_penalty`.
+Power iteration is one of the operations with an implementation per platform:
+`Ops.spectral_penalty`.
 """
 
 import math
@@ -12,19 +14,19 @@ import numpy as np
 
 from nvae_jax.ops.portable.spectral import matrix_shape, shape_name, sorted_leaves
 
-ROUNDS = 4  # of power iteration, each step
-EARLY_ROUNDS = 36  # ahead of the first step, whose vectors are random otherwise
+ROUNDS = 4  # of power iteration in each training step
+EARLY_ROUNDS = 36  # before the first step, starting from random vectors
 
 
 def init_spectral_vectors(key: jax.Array, kernels: Any) -> dict[str, jax.Array]:
-    """Random unit vectors to start power iteration from.
+    """Draws random unit vectors to start power iteration from.
 
     Args:
       key: a PRNG key.
-      kernels: `effective_kernels` of a model; shapes suffice.
+      kernels: `effective_kernels` of a model, or their shapes.
 
     Returns:
-      one (matrices, out) array for each shape of matrix, under the shape's name.
+      {name of a matrix shape: (matrices, out)}.
     """
     shapes = {}
     for path, kernel in sorted_leaves(kernels):
@@ -34,22 +36,22 @@ def init_spectral_vectors(key: jax.Array, kernels: Any) -> dict[str, jax.Array]:
     names = sorted(shapes)
     sizes = [math.prod(shapes[name]) for name in names]
     lengths = np.concatenate([np.full(*shapes[name]) for name in names])
-    # One draw, and one division by the norms: each takes long to compile.
+    # All vectors share one draw and one division by the norms, because each takes long to compile.
     flat = _unit_segments(jax.random.normal(key, (sum(sizes),)), lengths)
     parts = jnp.split(flat, np.cumsum(sizes)[:-1])
     return {n: part.reshape(shapes[n]) for n, part in zip(names, parts, strict=True)}
 
 
 def _unit_segments(x, lengths):
-    """`unit` of the vectors of the given lengths that `x` (sum of lengths,) consists of."""
+    """Normalises the vectors of the given lengths that `x` (sum of lengths,) concatenates."""
     owner = np.repeat(np.arange(len(lengths)), lengths)
     squares = jax.ops.segment_sum(x**2, owner, len(lengths), indices_are_sorted=True)
     return x / (jnp.sqrt(squares) + 1e-12)[owner]
 
 
 def batch_norm_penalty(params: Any) -> jax.Array:
-    """The sum over batch norms of the largest |scale|."""
-    by_width = {}  # those of one width together: one maximum a width, not one a layer
+    """The sum over all batch norms of their largest |scale|, (), (paper, section 3.2)."""
+    by_width = {}  # layers of the same width share one maximum operation
     for path, scale in sorted_leaves(params):
         if path[-1] == "scale":
             width = scale.shape[-1]

@@ -1,4 +1,4 @@
-"""What a person sees of a run on the terminal, and what a row of metrics holds."""
+"""Shows the progress of training on the terminal, and makes rows of metrics."""
 
 import sys
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from nvae_jax import distributed
 
-# Columns of a row of training that the clock decides: all others are the same in equal runs.
+# Columns of a row that depend on timing; all others are the same in equal runs.
 TIMES = tuple(
     f"train/{name}"
     for name in (
@@ -32,7 +32,7 @@ def log(line: str) -> None:
 
 
 class Silent:
-    """The progress of every process but the first."""
+    """Shows no progress; used by every process but the first."""
 
     def __enter__(self):
         return self
@@ -48,13 +48,15 @@ class Silent:
 
 
 def progress(start: int, total: int, batch_size: int) -> "Silent | Progress":
-    """A `Progress` on the first process, a silent one on the others."""
+    """Makes a `Progress` on the first process and a `Silent` on the others."""
     return Progress(start, total, batch_size) if distributed.is_primary() else Silent()
 
 
 def train_row(metrics: Mapping[str, Any], timing: Mapping[str, float]) -> dict[str, Any]:
-    """Names the train step's metrics and those of `progress.Clock`; KLs by group get a column
-    each."""
+    """Makes a row of metrics from those of a train step and the timing of `progress.Clock`.
+
+    Each latent group has columns of its own, such as `train/kl_group_00`.
+    """
     row = {f"train/{k}": float(v) for k, v in metrics.items() if np.ndim(v) == 0}
     for name in ("kl_group", "balance"):
         row.update({f"train/{name}_{i:02d}": float(v) for i, v in enumerate(metrics[name])})
@@ -62,12 +64,12 @@ def train_row(metrics: Mapping[str, Any], timing: Mapping[str, float]) -> dict[s
 
 
 class Progress:
-    """A bar with images per second and time left on a terminal, plain lines elsewhere."""
+    """Shows training progress: a progress bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, start: int, total: int, batch_size: int):
         self._total, self._batch_size, self._bar = total, batch_size, None
         if sys.stderr.isatty():
-            # Its own time left would count what the rows' rate does not: compiling, for one.
+            # tqdm's estimate of the time left would include the time for compiling.
             shape = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
             self._bar = tqdm(total=total, initial=start, unit="step", bar_format=shape)
 
@@ -79,12 +81,12 @@ class Progress:
             self._bar.close()
 
     def advance(self, step: int) -> None:
-        """Called after every step."""
+        """Advances the bar to a step; called after every step."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
     def report(self, step: int, row: Mapping[str, Any]) -> None:
-        """Called with every row of metrics."""
+        """Shows NELBO, speed and time left; called with every row of metrics."""
         rate = row["train/images_per_second"]
         bound = f"{row['train/nelbo']:.2f} nats"
         left = f"{(self._total - step) * self._batch_size / max(rate, 1e-9) / 60:.1f} min left"

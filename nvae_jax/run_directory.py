@@ -1,8 +1,8 @@
-"""A run's folder: its config, its lock, and the refusal of folders and configs that do not fit.
+"""A run's folder: its config, its lock, and checks that a folder and a config belong together.
 
 config.json  checkpoints/  metrics.jsonl  TensorBoard event files  samples/  eval/
-config_history.jsonl: the configs that config.json held before the run was made longer
-starts.jsonl: when, where and at which step the run was started, see `goodput`
+config_history.jsonl: the configs that config.json held before the run was extended
+starts.jsonl: when, where and at which step the run was started; see `goodput`
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from nvae_jax.configs import base
 CONFIG, LOCK = "config.json", ".lock"
 HISTORY = "config_history.jsonl"
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
-UNSAVED = ".unsaved"  # there from the start of a run until its first checkpoint
-SHARING_SECONDS = 10  # that a network file system has to show all hosts what one of them wrote
-# What may differ from the run's config, for one command or start: whole sections, and keys. It says
-# where things are and how they are computed, not what: the numbers agree but for rounding.
-FREE = (
+UNSAVED = ".unsaved"  # exists from the start of a run until its first checkpoint
+SHARING_SECONDS = 10  # for a network file system to show all hosts what one of them wrote
+# Sections and keys that can differ from the run's config for one command or one start. They set
+# where things are and how they are computed; results change only by rounding errors.
+CHANGEABLE = (
     "data.dir",
     "data.workers",
     "data.skip_corrupt",
@@ -41,9 +41,9 @@ FREE = (
     "log",
     "checkpoint",
 )
-LENGTH, PLANNED = "train.num_steps", "objective.schedule_steps"  # what --extend changes
-_TO_EXTEND = "; --extend trains a finished run on to more steps"
-# Version: the keys that it added, with the values that stand for what was computed before it.
+NUM_STEPS, SCHEDULE_STEPS = "train.num_steps", "objective.schedule_steps"  # changed by --extend
+_EXTEND_HINT = "; --extend trains a finished run for more steps"
+# {version of the config: {key that it added: value with the behaviour of earlier versions}}
 ADDED = {
     1: {"data.max_value": 0},
     3: {
@@ -53,25 +53,25 @@ ADDED = {
         "train.init_differences": "refuse",
     },
 }
-# Version: the values that it renamed.
+# {version of the config: {key: {old value: new value}}}
 RENAMED = {2: {"model.implementation": {"library": "portable", "shifted": "cpu"}}}
 
 
-def is_free(key: str) -> bool:
-    """Whether "section.key" may differ from the run's config."""
-    return key in FREE or key.partition(".")[0] in FREE
+def is_changeable(key: str) -> bool:
+    """Whether the value of "section.key" can differ from the run's config."""
+    return key in CHANGEABLE or key.partition(".")[0] in CHANGEABLE
 
 
 def load_config(workdir: str | Path, changes: Mapping[str, Any] | None = None) -> ConfigDict:
-    """The config of the run in `workdir`, locked.
+    """Loads the config of the run in `workdir`, locked.
 
     Args:
       workdir: the run directory.
-      changes: {"section.key": value} of `FREE` keys that are to be others here.
+      changes: {"section.key": value} of `CHANGEABLE` keys to change.
 
     Raises:
-      ValueError: the folder is no run directory, its config.json cannot be used, or a change is
-        none that can be made.
+      ValueError: if the folder is not a run directory, its config.json is not valid, or a change
+        is not allowed.
     """
     path = paths.parse(workdir, "workdir") / CONFIG
     if not path.is_file():
@@ -80,31 +80,31 @@ def load_config(workdir: str | Path, changes: Mapping[str, Any] | None = None) -
         config = schema.checked(_migrated(json.loads(path.read_text())))
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path} cannot be used: it is no JSON, or cut short, at line {error.lineno}, "
+            f"{path} cannot be used: it is not valid JSON, or truncated, at line {error.lineno}, "
             f"column {error.colno}"
         ) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be used: {str(error).splitlines()[0]}") from None
-    fixed = [key for key in changes or {} if key in schema.DEFAULTS and not is_free(key)]
+    fixed = [key for key in changes or {} if key in schema.DEFAULTS and not is_changeable(key)]
     if fixed:
         raise ValueError(
             f"{workdir} holds a run, in which {schema.join_first(fixed)} cannot change: drop it, "
-            f"or name another --workdir; what can change: {', '.join(FREE)}"
-            + (_TO_EXTEND if LENGTH in fixed else "")
+            f"or name another --workdir; what can change: {', '.join(CHANGEABLE)}"
+            + (_EXTEND_HINT if NUM_STEPS in fixed else "")
         )
     return schema.changed(config, changes)
 
 
 def _migrated(stored):
-    """What config.json holds, with the keys and the names of values that came after its version."""
+    """Converts the content of config.json to the current version of the config."""
     if not isinstance(stored, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it is not a JSON object")
     flat = schema.flatten(stored)
     version = flat.get("version", 0)
     if type(version) is not int or not 0 <= version <= base.VERSION:
         raise ValueError(
-            f"version must be an integer from 0 to {base.VERSION}, not {version!r}: newer ones are "
-            "of newer programs"
+            f"version must be an integer from 0 to {base.VERSION}, not {version!r}: later versions "
+            "need a newer nvae_jax"
         )
     for later in range(version + 1, base.VERSION + 1):
         flat = {**ADDED.get(later, {}), **flat}
@@ -113,7 +113,7 @@ def _migrated(stored):
                 flat[key] = names[flat[key]]
     if lacking := schema.missing_keys(flat):
         raise ValueError(
-            f"it lacks {schema.join_first(lacking)}: write there what the run was trained with "
+            f"it lacks {schema.join_first(lacking)}: add the values that the run was trained with "
             "(today's defaults are in configs/base.py)"
         )
     return traverse_util.unflatten_dict({**flat, "version": base.VERSION}, sep=".")
@@ -126,66 +126,74 @@ def chosen_config(
     *,
     extend: bool = False,
 ) -> ConfigDict:
-    """The given config, or where it is None that of the run in `workdir`.
+    """Returns the given config with changes, or, if it is None, that of the run in `workdir`.
 
     Args:
       workdir: the run directory.
       config: a ConfigDict or None.
       changes: {"section.key": value} to change in it; see `load_config`.
-      extend: whether it is to make a finished run longer.
+      extend: whether to extend a finished run to more steps.
 
     Raises:
-      ValueError: neither is there, or a change cannot be made.
+      ValueError: if there is neither a config nor a run, or a change is not allowed.
     """
     workdir = paths.parse(workdir, "workdir")
     if extend:
         return _extended(workdir, config, changes)
     if config is not None:
         config = schema.changed(config, changes)
-        return _as_planned(config, load_config(workdir)) if has_begun(workdir) else config
+        return _with_schedule_of(config, load_config(workdir)) if has_begun(workdir) else config
     if not (workdir / CONFIG).is_file():
-        raise ValueError(f"{workdir} holds no run to resume: say which with --config=configs/X.py")
+        raise ValueError(
+            f"{workdir} holds no run to resume: to start one, pass --config=configs/X.py"
+        )
     return load_config(workdir, changes)
 
 
-def _as_planned(config, own):
-    """`config` with the run's own `PLANNED` length, where it does not say another."""
-    planned = config.objective.schedule_steps or own.objective.schedule_steps
-    return schema.changed(config, {PLANNED: planned})
+def _with_schedule_of(config, own):
+    """`config` with the schedule length of the run's `own` config, unless it sets another."""
+    steps = config.objective.schedule_steps or own.objective.schedule_steps
+    return schema.changed(config, {SCHEDULE_STEPS: steps})
 
 
 def _extended(workdir, config, changes):
-    """The config of the run in `workdir` made longer, or as it is if it has that length already."""
+    """The config of the run in `workdir` with more steps; schedules keep their length.
+
+    If the run already has that many steps, its config is returned unchanged.
+    """
     own = load_config(workdir)
-    if config is None and LENGTH not in (changes or {}):
-        raise ValueError(f"--extend needs the new length of the run: --config.{LENGTH}=N")
+    if config is None and NUM_STEPS not in (changes or {}):
+        raise ValueError(f"--extend needs the new number of steps: --config.{NUM_STEPS}=N")
     given = schema.changed(own if config is None else config, changes)
-    given, steps = _as_planned(given, own), given.train.num_steps
+    given, steps = _with_schedule_of(given, own), given.train.num_steps
     if steps < own.train.num_steps:
         raise ValueError(
-            f"{workdir} is a run of {own.train.num_steps} steps: --extend makes it longer, not "
-            f"{steps} steps long"
+            f"{workdir} is a run of {own.train.num_steps} steps: --extend cannot shorten it to "
+            f"{steps} steps"
         )
     if steps == own.train.num_steps:
         return given
     _check_finished(workdir, own.train.num_steps)
-    return schema.changed(given, {PLANNED: own.objective.schedule_steps or own.train.num_steps})
+    schedule_steps = own.objective.schedule_steps or own.train.num_steps
+    return schema.changed(given, {SCHEDULE_STEPS: schedule_steps})
 
 
 def _check_finished(workdir, num_steps):
     saved = checkpoint_files.steps(paths.parse(workdir) / CHECKPOINTS)
     if num_steps not in saved:
         raise ValueError(
-            f"{workdir} is at step {max(saved, default=0)} of {num_steps}: --extend is for "
-            "finished runs, train it to its end without"
+            f"{workdir} is at step {max(saved, default=0)} of {num_steps}: --extend needs a "
+            "finished run; finish it without --extend first"
         )
 
 
 def _extend(workdir, config):
-    """Makes the run as long as `config`. Its old config is kept first: whatever ends this in
-    between leaves the run as it was."""
+    """Extends the run to the number of steps in `config`.
+
+    The old config is first added to the history, so that an interruption leaves the run unchanged.
+    """
     own = load_config(workdir)
-    longer = {key: schema.flatten(config)[key] for key in (LENGTH, PLANNED)}
+    longer = {key: schema.flatten(config)[key] for key in (NUM_STEPS, SCHEDULE_STEPS)}
     longer = schema.changed(own, longer)
     _check_same(workdir, longer, config)
     if longer.train.num_steps <= own.train.num_steps:
@@ -200,12 +208,12 @@ def _extend(workdir, config):
 
 
 def save_config(workdir: str | Path, config: ConfigDict) -> None:
-    """Writes the whole config, at once or not at all."""
+    """Writes the complete config to config.json, atomically."""
     write_text(paths.parse(workdir) / CONFIG, config.to_json(indent=2, sort_keys=True) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file's content so that a reader never sees half of it."""
+    """Replaces the content of a text file atomically."""
     with files.atomic_write(path) as temporary:
         temporary.write_text(text)
 
@@ -214,19 +222,19 @@ def write_text(path: Path, text: str) -> None:
 def open_for_training(
     workdir: str | Path, config: ConfigDict | None = None, *, extend: bool = False
 ) -> Iterator[ConfigDict]:
-    """Locks `workdir` for one training run and gives the config of this start.
+    """A context that locks `workdir` for training and yields the config to train with.
 
-    config.json is not written again once a run `has_begun`: keys of `FREE` that differ later hold
-    for one start. Of several processes that train as one, the first locks and writes; the others
-    follow it.
+    Once a run `has_begun`, its config.json stays as it is: changes of `CHANGEABLE` keys apply to
+    one start only. In a cluster the first process locks the folder and writes to it.
 
     Args:
       workdir: a new or empty folder, or one that holds a run.
-      config: what to train; None continues with the run's own.
-      extend: whether the run is made as long as the config says.
+      config: the config to train; None uses the run's own.
+      extend: whether to extend the run to the number of steps in the config.
 
     Raises:
-      ValueError: the folder holds something else, another config, or a running process.
+      ValueError: if the folder holds something else or a run with another config, or another
+        process is training in it.
     """
     workdir = paths.parse(workdir, "workdir")
     with contextlib.ExitStack() as stack:
@@ -241,14 +249,14 @@ def open_for_training(
 
 @contextlib.contextmanager
 def _locked(workdir, config, extend):
-    """Makes and locks the folder, in the process that writes."""
+    """Creates and locks the folder; called by the first process only."""
     if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"{workdir} is a file, where a run directory is wanted")
+        raise ValueError(f"{workdir} is a file, not a run directory")
     is_run = (workdir / CONFIG).is_file()
     others = [] if is_run or not workdir.exists() else [p.name for p in workdir.iterdir()]
     if set(others) - {LOCK}:
         raise ValueError(
-            f"{workdir} is not empty and no run directory (it has no {CONFIG}): "
+            f"{workdir} is not empty and not a run directory (it has no {CONFIG}): "
             "name a new folder, nothing was written"
         )
     chosen = chosen_config(workdir, config)
@@ -262,19 +270,22 @@ def _locked(workdir, config, extend):
 
 @contextlib.contextmanager
 def _lock(workdir):
-    taken = f"another process is training in {workdir}"
+    refusal = f"another process is training in {workdir}"
     if isinstance(workdir, buckets.BucketPath):
-        with bucket_lock.held(workdir / LOCK, taken):
+        with bucket_lock.locked(workdir / LOCK, refusal):
             yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with files.locked(workdir / LOCK, ValueError(taken)):
+    with files.locked(workdir / LOCK, ValueError(refusal)):
         yield
 
 
 def has_begun(workdir: str | Path) -> bool:
-    """Whether a run has anything to lose: a checkpoint, or rows of metrics. A start that failed
-    ahead of its first step leaves neither, and holds nobody to its config."""
+    """Whether a run has a checkpoint or rows of metrics.
+
+    A start that failed before its first step leaves neither, and another config can replace its
+    config.
+    """
     checkpoints = paths.parse(workdir) / CHECKPOINTS
     return (checkpoints.is_dir() and any(checkpoints.iterdir())) or has_rows(workdir)
 
@@ -286,26 +297,27 @@ def has_rows(workdir: str | Path) -> bool:
 
 
 def _check_shared(workdir):
-    """Refuses a folder that is not the same one for all processes."""
-    mark = workdir / f".shared_{secrets.token_hex(8)}"  # a new name: no host has it in a cache
-    with contextlib.ExitStack() as at_the_end:
+    """Raises ValueError in all processes if they do not share the folder."""
+    mark = workdir / f".shared_{secrets.token_hex(8)}"  # a new name, which no host has cached
+    with contextlib.ExitStack() as stack:
         with distributed.raise_together():
             if distributed.is_primary():
-                at_the_end.callback(mark.unlink, missing_ok=True)
+                stack.callback(mark.unlink, missing_ok=True)
                 mark.touch()
         mark, begin = workdir / distributed.all_gather(mark.name)[0], time.monotonic()
         with distributed.raise_together():
             while not mark.exists():
                 if time.monotonic() > begin + SHARING_SECONDS:
                     raise ValueError(
-                        f"{workdir} on {socket.gethostname()} is not the folder that process 0 "
-                        "sees there: all hosts of a cluster need a file system that they share"
+                        f"{workdir} on {socket.gethostname()} is not the same folder as on the "
+                        "host of process 0: all hosts of a cluster need a shared file system"
                     )
                 time.sleep(0.2)
 
 
 def _same_config(workdir, config):
-    """`config`, or the run's own where it is None. They may differ in free keys only."""
+    """Returns `config`, or the run's own if it is None. Raises ValueError if they differ in keys
+    that cannot change."""
     own = load_config(workdir)
     if config is None:
         return own
@@ -314,12 +326,12 @@ def _same_config(workdir, config):
 
 
 def _check_same(workdir, own, config):
-    """Raises ValueError where another config differs from a run's own in keys that are not free."""
+    """Raises ValueError if a config differs from a run's `own` in keys that cannot change."""
     stored, given = schema.flatten(own), schema.flatten(config)
     different = {
-        key: f"{key} is {stored[key]!r} there and {value!r} here"
+        key: f"{key} is {stored[key]!r} in the run and {value!r} now"
         for key, value in given.items()
-        if stored[key] != value and not is_free(key)
+        if stored[key] != value and not is_changeable(key)
     }
     if different:
         named = list(different.values())
@@ -327,5 +339,5 @@ def _check_same(workdir, own, config):
             f"{workdir} holds a run with another config: {'; '.join(named[:5])}"
             + (f" (and {len(named) - 5} more)" if len(named) > 5 else "")
             + ": name another --workdir, or drop what differs"
-            + (_TO_EXTEND if LENGTH in different else "")
+            + (_EXTEND_HINT if NUM_STEPS in different else "")
         )

@@ -1,4 +1,4 @@
-"""Draws images from a trained model's prior and streams them to disk."""
+"""Draws samples from a trained model and writes them to files."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from nvae_jax import capacity, distributed, outputs, paths, pictures, progress, reporting
-from nvae_jax.build import Experiment
 from nvae_jax.data import depth
+from nvae_jax.experiment import Experiment
 from nvae_jax.prior_samples import PriorSamples
 from nvae_jax.state import Snapshot
 
-GRID = 100  # images of the grid, at most
+GRID = 100  # largest number of images in the grid
 
 
 def write_images(
@@ -26,27 +26,29 @@ def write_images(
     png_files: bool = False,
     metadata: Mapping[str, Any],
 ) -> None:
-    """Streams batches of `pictures.to_values` to `out`; only the grid's images stay in memory. Of
-    the processes of a cluster, the first one writes.
+    """Writes batches of images as they are computed; only the grid's images stay in memory.
+
+    Writes to the folder `out`: `samples.npz` (key `images`, and the metadata by name),
+    `samples.png` (a grid of the first 100 images), and with `png_files` also `images/NNNNNN.png`.
+    In a cluster only the first process writes.
 
     Args:
-      batches: of (B, H, W, C), `num` images in all.
-      out: gets `samples.npz` (key `images`, and the metadata by name), `samples.png` (a grid of the
-        first 100), and with `png_files` also `images/NNNNNN.png`.
-      num: how many images.
-      shape: (H, W, C) of one.
-      num_bits: of a value.
-      png_files: whether to write each image on its own.
-      metadata: {name: value}, which every file says.
+      batches: batches (B, H, W, C) of integers as `pictures.to_values` returns them.
+      out: output folder.
+      num: number of images in all batches together.
+      shape: (H, W, C) of one image.
+      num_bits: number of bits of a value.
+      png_files: whether to write each image to a file of its own.
+      metadata: {name: value}, stored in every file.
     """
     if not distributed.is_primary():
-        for _ in batches:  # which all processes compute together
+        for _ in batches:  # all processes compute them together
             pass
         return
     out, first, done = paths.parse(out), [], 0
-    dtype, about = pictures.to_values(0.0, num_bits).dtype, pictures.value_metadata(num_bits)
+    dtype, white = pictures.to_values(0.0, num_bits).dtype, pictures.value_metadata(num_bits)
     stream = pictures.ArrayStream(
-        out / "samples.npz", "images", (num, *shape), dtype, **metadata, **about
+        out / "samples.npz", "images", (num, *shape), dtype, **metadata, **white
     )
     with stream, progress.bar("sampling", unit="image", total=num) as bar:
         for batch in batches:
@@ -61,23 +63,6 @@ def write_images(
     pictures.save_grid(out / "samples.png", np.concatenate(first), metadata)
 
 
-def image_shape(experiment: Experiment) -> tuple[int, int, int]:
-    """(H, W, C) of one image, without padding."""
-    height, width, channels = experiment.image_shape
-    padding = experiment.data.padding
-    return height - 2 * padding, width - 2 * padding, channels
-
-
-def describe_model(experiment: Experiment) -> str:
-    """One line about a model, for metadata."""
-    hierarchy, shape = experiment.model.hierarchy, "x".join(map(str, experiment.image_shape))
-    return (
-        f"NVAE of {experiment.data.name} {shape}: {sum(hierarchy.groups)} groups on "
-        f"{hierarchy.num_scales} scale(s), widths {experiment.model.encoder_width} and "
-        f"{experiment.model.decoder_width}"
-    )
-
-
 def sample_run(
     workdir: str | Path,
     experiment: Experiment,
@@ -90,40 +75,36 @@ def sample_run(
     overwrite: bool = False,
     **options: Any,
 ) -> None:
-    """Samples from a loaded run and writes the images to `out`.
+    """Samples from a loaded run and writes the images to the folder `out`; see `write_images`.
 
     Args:
       workdir: the run directory.
-      experiment: from `build.build`.
+      experiment: an `Experiment`.
       state: a `state.Snapshot`, from `checkpoint.load_run`.
-      out: a folder.
-      num: how many images.
-      decoder: "mean" or "sample" of the pixels; None: the mean of binary images, otherwise a
-        sample.
-      png_files: write each image on its own, too.
-      overwrite: whether to replace files of other settings.
-      **options: of `PriorSamples`.
+      out: output folder.
+      num: number of images.
+      decoder: "mean" for the mean of the pixels' distribution, "sample" for a draw from it; None
+        uses the mean for binary images and a draw for others.
+      png_files: whether to write each image to a file of its own, too.
+      overwrite: whether to replace files made with other settings.
+      **options: settings of `PriorSamples`.
 
     Raises:
-      ValueError: a number out of range, or the files may not be written; see `outputs.check`.
+      ValueError: if a number is out of range, or the files must not be written (see
+        `outputs.check`).
     """
     decoder = decoder or ("mean" if experiment.data.binarize else "sample")
     samples, out = PriorSamples(num, decoder=decoder, **options), paths.parse(out)
     samples.check(experiment)
-    metadata = {
-        "model": describe_model(experiment),
-        "step": state.step,
-        "weights": state.fingerprint,
-        **samples.metadata(experiment),
-    }
+    metadata = {**experiment.metadata(state), **samples.metadata(experiment)}
     written = [out / "samples.npz", out / "samples.png"]
     first = [out / "images" / f"{0:06d}.png"] if png_files else []
     outputs.check(written + first, metadata, overwrite=overwrite)
-    shape = image_shape(experiment)
+    shape = experiment.data.unpadded_shape
     with distributed.raise_together():
         at_a_time = min(samples.images_at_a_time(experiment), num)
         capacity.check_memory(experiment, batch_size=at_a_time)
-        if distributed.is_primary():  # which writes
+        if distributed.is_primary():  # the only process that writes
             size = math.prod(shape) * experiment.data.dtype().itemsize
             capacity.check_disk(out, num=(num, size))
     write_images(

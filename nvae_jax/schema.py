@@ -1,7 +1,7 @@
-"""What a config may hold: the keys of configs/base.py, their types, and the range of each number.
+"""Checks configs: keys and types, which configs/base.py defines, and the range of each number.
 
-The one place that judges single values, wherever a config comes from: a file, flags, config.json or
-Python. Names (of cells, likelihoods ...) are judged where their tables are, in `build`.
+All configs are checked here, whether they come from a file, flags, config.json or Python. Names (of
+cells, likelihoods, ...) are checked in `build`, by the tables of what they name.
 """
 
 import math
@@ -15,10 +15,11 @@ from nvae_jax.configs import base
 
 LARGEST_INT = 2**31 - 1  # steps and seeds are int32 on the devices
 MANY = 10**6
-# No model comes near these: published ones have up to 0.33e9 parameters and batches of 0.2 GB.
-MOST_PARAMETERS = 10**11
-MOST_BATCH_BYTES = 10**12
-RANGES = {  # lowest and highest of every number; what several keys decide together is judged later
+# Far above any real model: the published ones have up to 0.33e9 parameters and 0.2 GB per batch.
+MAX_PARAMETERS = 10**11
+MAX_BATCH_BYTES = 10**12
+# {key: (lowest, highest value)} of every number; combinations of keys are checked in `build`.
+RANGES = {
     "version": (0, base.VERSION),
     "seed": (0, LARGEST_INT),
     "data.image_size": (0, 8192),
@@ -83,7 +84,7 @@ def _plain(tree):
 
 
 def flatten(tree: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """A nested dict or ConfigDict as {"section.key": value}."""
+    """Converts a nested dict or ConfigDict to {"section.key": value}."""
     flat = traverse_util.flatten_dict(_plain(tree))
     return {".".join(map(str, path)): value for path, value in flat.items()}
 
@@ -92,7 +93,8 @@ DEFAULTS = flatten(base.get_config())
 
 
 def checked(tree: Mapping[str, Any] | ConfigDict) -> ConfigDict:
-    """A locked ConfigDict of a nested dict or ConfigDict, which must be a whole config.
+    """Checks a complete config, given as a nested dict or ConfigDict, and returns it as a locked
+    ConfigDict.
 
     Raises:
       ValueError: see `check`.
@@ -104,25 +106,25 @@ def checked(tree: Mapping[str, Any] | ConfigDict) -> ConfigDict:
 
 
 def changed(config: ConfigDict, changes: Mapping[str, Any] | None) -> ConfigDict:
-    """A locked copy of `config` with other values of some keys.
+    """Returns a locked copy of `config` with some values changed.
 
     Args:
       config: a ConfigDict.
       changes: {"section.key": value}.
 
     Raises:
-      ValueError: an unknown key, or a value that its key cannot have.
+      ValueError: for an unknown key or an invalid value.
     """
     tree = traverse_util.unflatten_dict({**flatten(config), **(changes or {})}, sep=".")
     return checked(tree)
 
 
 def check(tree: Mapping[str, Any] | ConfigDict) -> None:
-    """Judges a nested dict or ConfigDict as a config.
+    """Checks that a nested dict or ConfigDict is a complete and valid config.
 
     Raises:
-      ValueError: it has unknown keys or lacks some, a value is of another type than in
-        configs/base.py or out of its range, or the whole is larger than anything could hold.
+      ValueError: if keys are unknown or missing, a value has another type than in configs/base.py
+        or is out of range, or model or batches are larger than any computer could hold.
     """
     if not isinstance(tree, Mapping | ConfigDict):
         raise ValueError(f"a config must be a ConfigDict, not {_short(tree)}")
@@ -134,14 +136,14 @@ def check(tree: Mapping[str, Any] | ConfigDict) -> None:
 
 
 def missing_keys(flat: Mapping[str, Any]) -> list[str]:
-    """The keys that a flat config lacks. A config without a version is of version 0."""
+    """The keys that a flat config lacks, except "version": without it the version is 0."""
     return [key for key in DEFAULTS if key not in flat and key != "version"]
 
 
 def _check_keys(flat):
     unknown = [key for key in flat if key not in DEFAULTS]
     if unknown:
-        raise ValueError(f"keys that nothing reads: {join_first(unknown)} (see configs/base.py)")
+        raise ValueError(f"unknown keys: {join_first(unknown)} (see configs/base.py)")
     if lacking := missing_keys(flat):
         raise ValueError(
             f"the config lacks {join_first(lacking)}: start from get_config() of configs/base.py, "
@@ -161,26 +163,27 @@ def _check_value(key, value):
 
 
 def _check_size(flat):
-    count = _least_parameters(flat)
-    if count > MOST_PARAMETERS:
+    count = _min_parameters(flat)
+    if count > MAX_PARAMETERS:
         raise ValueError(
             f"a model of model.encoder_width={flat['model.encoder_width']}, "
             f"model.decoder_width={flat['model.decoder_width']} and "
             f"model.num_groups={flat['model.num_groups']} has more than {count:.1e} parameters: at "
-            f"most {MOST_PARAMETERS:.0e} are possible"
+            f"most {MAX_PARAMETERS:.0e} are possible"
         )
     image_bytes = 4 * max(flat["data.image_size"], 1) ** 2 * max(flat["data.channels"], 1)
     for key in ("train.batch_size", "eval.batch_size", "eval.recalibration_batch_size"):
-        if flat[key] * image_bytes > MOST_BATCH_BYTES:
+        if flat[key] * image_bytes > MAX_BATCH_BYTES:
             raise ValueError(
                 f"{key}={flat[key]} images of data.image_size={flat['data.image_size']} are "
-                f"{flat[key] * image_bytes / 1e9:,.0f} GB: at most {MOST_BATCH_BYTES / 1e9:,.0f} "
+                f"{flat[key] * image_bytes / 1e9:,.0f} GB: at most {MAX_BATCH_BYTES / 1e9:,.0f} "
                 "are possible"
             )
 
 
-def _least_parameters(flat):
-    """A lower bound: a cell of width w has at least 6·w² parameters, and w doubles a halving."""
+def _min_parameters(flat):
+    """A lower bound on the number of parameters: a cell of width w has at least 6·w² parameters,
+    and the width doubles whenever the resolution is halved."""
     cells = 2 ** (flat["model.process_blocks"] + flat["model.num_scales"] - 1)
     count = 0
     for tower in ("encoder", "decoder"):
@@ -195,14 +198,14 @@ def _number(value):
 
 
 def _short(value):
-    """A value as Python writes it, on one line and not longer than is readable."""
+    """A value's repr on one line, shortened if it is long."""
     if isinstance(value, int) and abs(value) > 10**12:
         return f"{'-' if value < 0 else ''}10^{math.log10(abs(value)):.3g}"
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def join_first(keys: Sequence[str], most: int = 5) -> str:
-    """The first names of a list, in words."""
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
+def join_first(names: Sequence[str], limit: int = 5) -> str:
+    """Joins the first names of a list with commas and says how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

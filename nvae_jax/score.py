@@ -1,13 +1,15 @@
-"""Scores of a set of images, and how well they tell it from another set: files and a table."""
+"""Scores a set of images, measures how well the scores separate it from another set, and writes
+files and a table."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nvae_jax import (
+    checks,
     detection,
     distributed,
     extras,
@@ -25,22 +27,29 @@ from nvae_jax.image_sets import ImageSet, open_set
 def score_set(
     run: Run, images: ImageSet, *, max_examples: int | None = None, seed: int = 0, **options: Any
 ) -> dict[str, np.ndarray]:
-    """`scores.score` of the images of a set, a batch at a time, with their numbers as `image` and,
-    where they are files on their own, `picture`.
+    """Scores the images of a set in batches with `scores.score`.
 
     Args:
       run: an `api.Run`.
-      images: of its shape.
-      max_examples: only the first so many; None takes all.
-      seed: of the draws, and of binarisation.
-      **options: of `scores.score`.
+      images: images of the run's shape.
+      max_examples: number of images to use, from the first; None uses all.
+      seed: seed of the draws and of binarisation.
+      **options: options of `scores.score`.
+
+    Returns:
+      {name: (N,)} of the scores, with the images' numbers as `image` and, if each image is a file
+      of its own, its name as `picture`.
+
+    Raises:
+      ValueError: if none of the images can be read.
     """
     parts, total = [], min(max_examples or len(images.images), len(images.images))
     with progress.bar(f"scoring {images.name}", unit="image", total=total) as bar:
         for numbers, batch in images.batches(run.batch_size, max_examples):
             if not len(numbers):
                 continue
-            found = scores.score(run, batch, seed=seed, numbers=numbers, **options)
+            with checks.naming(images.name):
+                found = scores.score(run, batch, seed=seed, numbers=numbers, **options)
             names = {"picture": np.array(images.files)[numbers]} if images.files else {}
             parts.append({"image": numbers, **names, **found})
             bar.update(len(numbers))
@@ -61,34 +70,36 @@ def score_run(
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Scores images and writes `scores.csv` and `scores.npz` (every image), and `scores.json`
-    (means); with `against` also `against.csv` and `against.npz`, `scores.png` (histograms), and how
-    well each score tells the two sets apart, see `detection.measure`.
+    """Scores images and writes the results to the folder `out`.
+
+    The files are `scores.csv` and `scores.npz` (every image) and `scores.json` (means). With
+    `against` there are also `against.csv` and `against.npz`, and `scores.png` (histograms), and the
+    summary says how well each score separates the two sets; see `detection.measure`.
 
     Args:
       run: an `api.Run`.
-      out: a folder.
-      images: like the training data; what `image_sets.open_set` takes.
-      against: others; the same.
-      num_iw_samples: K, draws an image.
-      scales: every k of L^{>k}; None takes all.
-      max_examples: only the first so many of each set; None takes all.
-      seed: of the draws, and of binarisation.
-      overwrite: whether to replace files of other settings.
+      out: output folder.
+      images: images like the training data, as named for `image_sets.open_set`.
+      against: other images, named in the same way; None compares with nothing.
+      num_iw_samples: K, number of draws per image.
+      scales: every k for which to compute L^{>k}; None uses all.
+      max_examples: number of images of each set to use, from the first; None uses all.
+      seed: seed of the draws and of binarisation.
+      overwrite: whether to replace files made with other settings.
 
     Returns:
       the summary, as written to `scores.json`.
 
     Raises:
-      ValueError: the images are none for this run, it has no such scale, or the files may not be
-        written; see `outputs.check`.
+      ValueError: if the images do not fit the run, it has no such scale, or the files must not be
+        written (see `outputs.check`).
     """
-    scales, spec = scores.check_scales(run, scales), run.experiment.data
-    named = {"scores": images} | ({"against": against} if against is not None else {})
+    scales, out = scores.check_scales(run, scales), paths.parse(out)
+    sources = {"scores": images} | ({"against": against} if against is not None else {})
     if against is not None:
         extras.load("sklearn.metrics", "scores", "--against")
-        charts = extras.load("nvae_jax.score_charts", "scores", "--against")
-    sets = {name: open_set(spec, source) for name, source in named.items()}
+        extras.load("nvae_jax.score_charts", "scores", "--against")
+    sets = {name: open_set(run.experiment.data, source) for name, source in sources.items()}
     metadata = run.metadata(
         images=sets["scores"].name,
         against=sets["against"].name if against is not None else "nothing",
@@ -97,44 +108,54 @@ def score_run(
         max_examples=max_examples or "all",
         seed=seed,
     )
-    out = paths.parse(out)
-    endings = [f"{name}.{ending}" for name in sets for ending in ("csv", "npz")]
-    picture = ["scores.png"] if against is not None else []
-    written = [out / name for name in ("scores.json", *endings, *picture)]
-    outputs.check(written, metadata, inputs=named.values(), overwrite=overwrite)
+    outputs.check(_files(out, sets), metadata, inputs=sources.values(), overwrite=overwrite)
     options: dict[str, Any] = {"num_samples": num_iw_samples, "scales": scales, "seed": seed}
     found = {
-        name: score_set(run, those, max_examples=max_examples, **options)
-        for name, those in sets.items()
+        name: score_set(run, image_set, max_examples=max_examples, **options)
+        for name, image_set in sets.items()
     }
-    summary = {**metadata, **_means(found["scores"])}
-    if against is not None:
-        summary |= {
-            "against_mean": _means(found["against"]),
-            "detection": detection.measure_all(*map(_scores_alone, found.values())),
-        }
-        those = {sets[name].name: values for name, values in found.items()}
-        pictures.save_png(out / "scores.png", charts.draw(those, summary["detection"]), metadata)
-    for name, values in found.items():
-        _write_csv(out / f"{name}.csv", values)
-        pictures.save_arrays(out / f"{name}.npz", **values, **_apart(metadata, values))
-    files.write_json(out / "scores.json", summary)
+    summary = {**metadata, **_summarize(found)}
+    _write(out, sets, found, summary, metadata)
     if distributed.is_primary():
-        _report(summary, detection.nats(_scores_alone(found["scores"])), written)
+        _report(summary, detection.nats(_only_scores(found["scores"])), _files(out, sets))
     return summary
 
 
-def _scores_alone(found):
+def _files(out, sets):
+    """The paths of all output files."""
+    endings = [f"{name}.{ending}" for name in sets for ending in ("csv", "npz")]
+    picture = ["scores.png"] if "against" in sets else []
+    return [out / name for name in ("scores.json", *endings, *picture)]
+
+
+def _summarize(found):
+    """The mean scores and, if there are two sets, how well each score separates them."""
+    summary = _means(found["scores"])
+    if "against" in found:
+        summary["against_mean"] = _means(found["against"])
+        summary["detection"] = detection.measure_all(*map(_only_scores, found.values()))
+    return summary
+
+
+def _write(out, sets, found, summary, metadata):
+    if "against" in found:
+        charts = extras.load("nvae_jax.score_charts", "scores", "--against")
+        by_set = {sets[name].name: values for name, values in found.items()}
+        pictures.save_png(out / "scores.png", charts.draw(by_set, summary["detection"]), metadata)
+    for name, values in found.items():
+        _write_csv(out / f"{name}.csv", values)
+        extra = {key: value for key, value in metadata.items() if key not in values}
+        pictures.save_arrays(out / f"{name}.npz", **values, **extra)
+    files.write_json(out / "scores.json", summary)
+
+
+def _only_scores(found):
     return {name: values for name, values in found.items() if name not in ("image", "picture")}
 
 
 def _means(found):
-    means = {name: float(values.mean()) for name, values in _scores_alone(found).items()}
+    means = {name: float(values.mean()) for name, values in _only_scores(found).items()}
     return {"num_examples": len(found["image"]), **means}
-
-
-def _apart(metadata: Mapping[str, Any], values: Mapping[str, np.ndarray]):
-    return {name: value for name, value in metadata.items() if name not in values}
 
 
 def _write_csv(path, values):
@@ -145,10 +166,10 @@ def _write_csv(path, values):
 
 
 def _report(summary, names, written):
-    """A line a score."""
+    """Prints a table with one line per score."""
     detected, other = summary.get("detection"), summary.get("against_mean")
     print(f"{summary['num_examples']} images of {summary['images']}, means in nats", end="")
-    print(f", beside {other['num_examples']} of {summary['against']}:" if other else ":")
+    print(f", against {other['num_examples']} of {summary['against']}:" if other else ":")
     print(f"{'':>12}{'mean':>11}", end="")
     print(f"{'against':>11}{'AUROC':>8}{'AUPRC':>8}{'FPR80':>8}" if other else "")
     for name in names:

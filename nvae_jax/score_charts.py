@@ -1,4 +1,4 @@
-"""The scores of two sets of images, as histograms."""
+"""Draws histograms of the scores of two sets of images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +15,14 @@ COLUMNS = 3
 def draw(
     sets: Mapping[str, Mapping[str, np.ndarray]], detection: Mapping[str, Mapping[str, Any]]
 ) -> np.ndarray:
-    """A histogram of every score in `detection`, both sets in each: uint8 (H, W, 3).
+    """Draws a histogram of every score in `detection`, with both sets in each.
 
     Args:
-      sets: {name of the set: {name of the score: (N,) nats}}.
-      detection: of `detection.measure_all`.
+      sets: {name of the set: {name of the score: (N,) in nats}}.
+      detection: the result of `detection.measure_all`.
+
+    Returns:
+      the chart, uint8 (H, W, 3).
     """
     rows = -(-len(detection) // COLUMNS)
     figure = Figure(figsize=(10, 2.6 * rows), dpi=80, layout="constrained")
@@ -27,8 +30,8 @@ def draw(
     for axis, (score, found) in zip(axes, detection.items(), strict=False):
         values = {name: scores[score] for name, scores in sets.items()}
         bins = np.histogram_bin_edges(np.concatenate(list(values.values())), BINS)
-        for name, those in values.items():
-            axis.hist(those, bins, density=True, alpha=0.6, label=name)
+        for name, values_of_set in values.items():
+            axis.hist(values_of_set, bins, density=True, alpha=0.6, label=name)
         title = f"{score}: AUROC {found['auroc']:.3f}"
         axis.set(title=title, xlabel="nats per image", yticks=[])
     for axis in axes:

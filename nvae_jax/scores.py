@@ -1,10 +1,10 @@
-"""Is an image like the training data? Scores of single images that tell (Havtorn et al. 2021).
+"""Scores that show whether an image is like the training data (Havtorn et al. 2021).
 
-A model often finds strange images likelier than those it was trained on: most of a likelihood is
-pixel statistics, which the latents nearest to the image explain. L^{>k} takes the posterior of the
-coarse latents alone: its latents below scale k, those of the k finest scales, come from the prior.
-How much it is below the ELBO is the likelihood ratio LLR^{>k}, high where the coarse latents do not
-know the image.
+A model often assigns a higher likelihood to unusual images than to its training images, because
+most of a likelihood depends on pixel statistics, which the finest latents explain. The bound L^{>k}
+uses the posterior for the coarse latents only; the latents of the k finest scales come from the
+prior. The likelihood ratio LLR^{>k} = ELBO - L^{>k} is high if the coarse latents do not describe
+the image well.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +23,17 @@ from nvae_jax.models.latents import POSTERIOR, PRIOR
 from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import image_keys, latent_noise
 
-if TYPE_CHECKING:  # which imports this file
+if TYPE_CHECKING:  # api imports this module
     from nvae_jax.api import Run
 
 
 def make_score_step(model: NVAE, likelihood: Likelihood) -> Callable[..., Any]:
-    """(variables, features, key, image numbers (B,), images (B, H, W, C), k) -> the terms of L^{>k}
-    for one draw, in nats: `bound` (B,), `log_weight` (B,) for importance weighting, and `kl`
-    (B, scales), finest first and 0 where the prior is drawn from. With k = 0 it is the ELBO."""
+    """Makes the step (variables, features, key, image numbers (B,), images (B, H, W, C), k) ->
+    terms of L^{>k} for one draw; for k = 0 that is the ELBO.
+
+    The terms, in nats, are `bound` (B,), `log_weight` (B,) for importance weighting, and `kl`
+    (B, scales), finest scale first and 0 for scales that come from the prior.
+    """
     hierarchy = model.hierarchy
     scales = np.array(hierarchy.scale_of_group())
 
@@ -64,7 +67,7 @@ def make_score_step(model: NVAE, likelihood: Likelihood) -> Callable[..., Any]:
 
 def _group_terms(num_flows, z, noise, prior, posterior):
     """KL (B,) and log p(z) - log q(z) (B,) of one group's draw."""
-    # Flows keep volumes: the density of z is that of the draw they were given.
+    # Flows preserve volume, so z has the same density as the draw before the flows.
     log_q = posterior.log_prob(posterior.sample(noise))
     weight = (prior.log_prob(z) - log_q).sum((1, 2, 3))
     kl = -weight if num_flows else posterior.kl(prior).sum((1, 2, 3))
@@ -80,24 +83,26 @@ def score(
     seed: int = 0,
     numbers: ArrayLike | None = None,
 ) -> dict[str, np.ndarray]:
-    """Scores of each image, every one of them in nats and, as NAME_bits_per_dim, in bits per image
-    value (`density_bits_per_dim` where the likelihood is a density; see docs/metrics.md).
+    """Scores each image.
 
     Args:
       run: an `api.Run`.
       images: (N, H, W, C) in [0, 1]; a model of binary images binarises them at random.
-      num_samples: K, draws an image. The bounds are averages over them, but for `log_p`.
-      scales: every k to give L^{>k} of, from 1 to the number of scales - 1; None takes all.
-      seed: of the draws, and of binarisation.
-      numbers: (N,) of the images, for their random numbers; None counts from 0.
+      num_samples: K, number of draws per image. All bounds except `log_p` are averages over them.
+      scales: every k for which to compute L^{>k}, from 1 to the number of scales - 1; None uses
+        all.
+      seed: seed of the draws and of binarisation.
+      numbers: (N,) numbers of the images, which their random draws depend on; None counts from 0.
 
     Returns:
-      {name: (N,) float64}, with `elbo`; `log_p`, the importance-weighted bound over K draws (Burda
-      et al. 2016); `kl_scale_S`, the KL of scale S (0 is the finest); and for every k `l_gt_k`,
-      L^{>k}, and `llr_gt_k`, LLR^{>k} = ELBO - L^{>k}.
+      {name: (N,) float64} in nats: `elbo`; `log_p`, the importance-weighted bound over K draws
+      (Burda et al. 2016); `kl_scale_S`, the KL of scale S (0 is the finest); and for every k
+      `l_gt_k`, L^{>k}, and `llr_gt_k`, LLR^{>k} = ELBO - L^{>k}. Each score is also returned in
+      bits per image value, as NAME_bits_per_dim (NAME_density_bits_per_dim if the likelihood is a
+      density; see docs/metrics.md).
 
     Raises:
-      ValueError: there is no such k, K is less than 1, or the images are none for this model.
+      ValueError: if there is no such k, K is less than 1, or the images do not fit the model.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
@@ -113,7 +118,11 @@ def score(
 
 
 def parse_scales(words: Sequence[str] | None) -> list[int] | None:
-    """Numbers from the words of a flag. Raises ValueError for one that is none, and for no word."""
+    """Converts the values of a flag to numbers; returns None for None.
+
+    Raises:
+      ValueError: if there is none, or one is not a whole number.
+    """
     if words is None:
         return None
     if not words or not all(word.strip().isdecimal() for word in words):
@@ -122,26 +131,30 @@ def parse_scales(words: Sequence[str] | None) -> list[int] | None:
 
 
 def check_scales(run: "Run", scales: Sequence[int] | None) -> tuple[int, ...]:
-    """Every k of `score`. Raises ValueError where the model has no L^{>k}."""
+    """The values of k for `score`; None means all.
+
+    Raises:
+      ValueError: if the model has no L^{>k} for one of them.
+    """
     known = tuple(range(1, run.experiment.model.hierarchy.num_scales))
     for k in scales or ():
         if k not in known:
-            there = f"k is from 1 to {known[-1]}" if known else "there is none"
+            allowed = f"k is from 1 to {known[-1]}" if known else "there is none"
             raise ValueError(
-                f"scales: there is no L^{{>{k}}}: of a model of {len(known) + 1} scale(s) {there}"
+                f"scales: there is no L^{{>{k}}}: for {len(known) + 1} scale(s) {allowed}"
             )
     return known if scales is None else tuple(dict.fromkeys(scales))
 
 
 def _average(run, cuts, num_samples, key, batch):
-    """{k: terms of L^{>k}}, averaged over the draws; log weights as the mean weight's logarithm."""
+    """{k: terms of L^{>k}} averaged over the draws; of the weights, the logarithm of the mean."""
     features = run.programs.encode(run.variables, batch["image"])
     draws = {k: [] for k in cuts}
     for number in range(num_samples):
         arguments = jax.random.fold_in(key, number), batch["index"], batch["image"]
         for k in cuts:
             terms = run.programs.score(run.variables, features, *arguments, k)
-            draws[k].append(jax.block_until_ready(terms))  # memory does not grow with the draws
+            draws[k].append(jax.block_until_ready(terms))  # limits the memory in use
     return {k: _mean(terms) for k, terms in draws.items()}
 
 

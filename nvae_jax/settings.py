@@ -1,4 +1,4 @@
-"""Settings of the training loop and of evaluation. `schema` has the range of each."""
+"""Settings of the training loop and of evaluation. `schema` defines the range of each."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,13 +6,20 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long to train and how often to report; 0 pictures or checkpoints: only at the end.
+    """Settings of the training loop, from the sections `train`, `log` and `checkpoint`.
 
     Attributes:
-      batch_size: over all devices.
-      accumulation_steps: micro-batches that a batch is split into.
-      ema_decay: of the moving average of the variables; 0: none is kept.
-      max_nonfinite_steps: skipped updates in a row that stop the run.
+      num_steps: number of training steps.
+      batch_size: global batch size, over all devices.
+      accumulation_steps: number of micro-batches that a batch is split into.
+      ema_decay: decay of the EMA of the variables; 0 disables it.
+      max_nonfinite_steps: number of consecutive skipped updates that stops the run.
+      log_every_steps: steps between two rows of metrics.
+      images_every_steps: steps between two grids of images; 0 draws them only at the end.
+      num_images: number of images per grid.
+      checkpoint_every_steps: steps between two checkpoints; 0 saves only at the end.
+      keep_checkpoints: number of newest checkpoints to keep.
+      keep_best_checkpoints: number of best checkpoints to keep besides.
     """
 
     num_steps: int
@@ -30,12 +37,14 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class StartSettings:
-    """What a new run begins with.
+    """The initial values of a new run.
 
     Attributes:
-      init_from: RUN[@latest|best|STEP], a run directory, or a published `.pt`; "": random values.
-      init_optimizer: whether the optimiser's moments come along.
-      init_differences: what becomes of arrays of other shapes: "refuse" or "fresh".
+      init_from: a run directory with an optional checkpoint (RUN[@latest|best|STEP]) or a published
+        `.pt` file, whose variables the run starts from; "" starts from random values.
+      init_optimizer: whether to copy the optimiser's state too.
+      init_differences: what to do with arrays whose shapes differ: "refuse" raises an error,
+        "fresh" initialises them.
     """
 
     CHOICES: ClassVar = ("refuse", "fresh")
@@ -47,12 +56,14 @@ class StartSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How to evaluate, and how to recalibrate batch norm.
+    """Settings of evaluation and of batch-norm recalibration, from the section `eval`.
 
     Attributes:
-      batch_size: over all devices.
-      every_steps: of training, the held-out images are evaluated; 0: never.
-      max_examples: of these images, only the first so many; 0: all.
+      batch_size: global batch size, over all devices.
+      every_steps: training steps between two evaluations of held-out images; 0 disables them.
+      max_examples: number of held-out images to use, from the first; 0 uses all.
+      recalibration_passes: number of passes of recalibration.
+      recalibration_batch_size: number of images per pass.
     """
 
     batch_size: int

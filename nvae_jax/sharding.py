@@ -1,7 +1,7 @@
-"""The device mesh, and where on it a state and a batch lie.
+"""The device mesh, and how states and batches are sharded over it.
 
-One device is the 1×1 mesh: there is no other code path. Nothing in the model knows of devices;
-sums and means over a sharded batch are over the global one.
+A single device is a 1×1 mesh, so there is only one code path. The model does not depend on the
+devices: sums and means over a sharded batch are over the global batch.
 """
 
 import math
@@ -17,20 +17,23 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
-# Smaller kernels are copied to every device: splitting them would save nothing, and the optimiser
+# Smaller kernels are replicated: sharding them would save little memory, and the optimiser
 # concatenates them.
-SMALLEST_SHARDED = 2**12
+MIN_SHARDED_SIZE = 2**12
 Convolve = Callable[[jax.Array, jax.Array], jax.Array]
-Devices = Sequence[Any]  # of `jax.Device`, of which jaxlib tells type checkers nothing
+Devices = Sequence[Any]  # of `jax.Device`, for which jaxlib has no type annotations
 
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """Sizes of the mesh's axes; -1 takes the devices that the other axis leaves.
+    """Sizes of the mesh's axes; -1 stands for all devices divided by the other axis.
 
     Attributes:
-      data: devices that hold whole copies of the parameters.
-      fsdp: devices that share one copy of parameters and optimiser state.
+      data: number of replicas of the parameters.
+      fsdp: number of devices that shard one replica of parameters and optimiser state.
+
+    Raises:
+      ValueError: if a size is neither positive nor -1, or both are -1.
     """
 
     data: int = -1
@@ -40,16 +43,16 @@ class MeshSettings:
         sizes = (self.data, self.fsdp)
         if any(size < 1 and size != -1 for size in sizes) or sizes == (-1, -1):
             raise ValueError(
-                "mesh.data and mesh.fsdp must be positive, or one of them -1 for what is left: "
-                f"they are {self.data} and {self.fsdp}"
+                "mesh.data and mesh.fsdp must be positive, or one of them -1 for the remaining "
+                f"devices: they are {self.data} and {self.fsdp}"
             )
 
 
 def mesh_shape(settings: MeshSettings, num_devices: int) -> tuple[int, int]:
-    """The sizes (data, fsdp) of the mesh of so many devices.
+    """The sizes (data, fsdp) of the mesh for a number of devices.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: if the product of the sizes is not the number of devices.
     """
     fixed = settings.fsdp if settings.data == -1 else settings.data
     left = num_devices // fixed
@@ -58,19 +61,24 @@ def mesh_shape(settings: MeshSettings, num_devices: int) -> tuple[int, int]:
     if data * fsdp != num_devices:
         raise ValueError(
             f"mesh.data={settings.data} times mesh.fsdp={settings.fsdp} does not fit the "
-            f"{num_devices} device(s) there are: --config.mesh.data=-1 takes all that fsdp leaves"
+            f"{num_devices} device(s): --config.mesh.data=-1 uses all remaining devices"
         )
     return data, fsdp
 
 
 def make_mesh(settings: MeshSettings, devices: Devices | None = None) -> Mesh:
-    """The mesh of axes `data` and `fsdp` over all devices (of all hosts).
+    """Makes a mesh with the axes `data` and `fsdp` over all devices of all hosts.
 
-    Devices that share kernels are neighbours: of one host, or of hosts one after the other. Along
-    both axes hosts come in the order of processes, so that they hold consecutive parts of a batch.
+    Devices that shard the same kernels are neighbours, on one host or on consecutive hosts. Hosts
+    are in the order of their processes along both axes, so that each holds a contiguous part of a
+    batch.
+
+    Args:
+      settings: the sizes of the axes.
+      devices: devices of the mesh; None uses all.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: if the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(settings, len(devices))
@@ -78,7 +86,8 @@ def make_mesh(settings: MeshSettings, devices: Devices | None = None) -> Mesh:
 
 
 def _grid(devices, data, fsdp):
-    """One order of the devices, whatever the sizes: a program may have meshes of several."""
+    """Arranges the devices in the same order for all sizes, because one program can use several
+    meshes."""
     devices = sorted(devices, key=lambda d: (d.process_index, d.id))
     hosts = Counter(device.process_index for device in devices)
     local = len(devices) // len(hosts)
@@ -90,7 +99,7 @@ def _grid(devices, data, fsdp):
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The sharding that puts a whole copy on every device."""
+    """The sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -100,38 +109,43 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(array: Any) -> jax.Array:
-    """Divides the leading axis of `array`, the same in every process, among all devices of all
-    hosts. Where they do not divide it, as many take part as do, and the others do the same again.
+    """Shards the leading axis of `array`, equal in every process, over all devices of all hosts.
 
-    A program that computes everything from such an array divides its work the same way.
+    If the number of devices does not divide the axis, it is sharded over as many devices as do
+    divide it, and the remaining devices hold replicas. A program that computes everything from such
+    an array shards its work in the same way.
     """
-    return _place(array, _over_rows(len(array)))
+    return _place(array, _batch_sharding(len(array)))
 
 
 def replicate(tree: Any) -> Any:
-    """Puts a copy of every array, the same in every process, on all devices of all hosts."""
+    """Replicates every array of a tree, equal in every process, on all devices of all hosts."""
     return jax.tree.map(lambda array: _place(array, replicated(make_mesh(MeshSettings()))), tree)
 
 
 def gathered(step: Callable[..., Any]) -> Callable[..., Any]:
-    """`step`, for `jax.jit`, such that of its results (B, ...) every device computes the rows that
-    `shard_batch` gave it, and then gets those of the others: every process can read them."""
+    """Wraps a step, for use with `jax.jit`, so that every process can read all of its results.
+
+    Each device computes the rows of the results (B, ...) that `shard_batch` assigns to it; then the
+    rows are gathered on all devices.
+    """
 
     @wraps(step)
-    def shared(*arguments):
-        def spread(rows):
-            return jax.lax.with_sharding_constraint(rows, _over_rows(len(rows)))
+    def sharded_step(*arguments):
+        def shard(rows):
+            return jax.lax.with_sharding_constraint(rows, _batch_sharding(len(rows)))
 
-        rows = jax.tree.map(spread, step(*arguments))
+        rows = jax.tree.map(shard, step(*arguments))
         everywhere = replicated(make_mesh(MeshSettings()))
         return jax.lax.with_sharding_constraint(rows, everywhere)
 
-    return shared
+    return sharded_step
 
 
-def _over_rows(count):
-    parts = math.gcd(count, jax.device_count())
-    mesh = make_mesh(MeshSettings(data=parts, fsdp=-1))
+def _batch_sharding(count):
+    """The sharding of a leading axis of `count` rows over as many devices as divide it."""
+    shards = math.gcd(count, jax.device_count())
+    mesh = make_mesh(MeshSettings(data=shards, fsdp=-1))
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
@@ -140,80 +154,87 @@ def _place(array, sharding):
         return jax.device_put(array, sharding)
     if jax.process_count() == 1:
         return jax.device_put(array, sharding)
-    array = np.asarray(array)  # `device_put` would compare the processes' arrays, by a collective
+    array = np.asarray(array)  # `device_put` would compare the processes' arrays in a collective
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
 def state_shardings(mesh: Mesh | AbstractMesh, abstract_state: Any) -> Any:
-    """A sharding for every array of the state: of kernels (k, k, in, out), stacked or not, the last
-    axis is split among `fsdp` where it divides. Everything else is whole on every device."""
+    """The sharding of every array of a state.
+
+    Kernels (k, k, in, out), stacked or not, are sharded over `fsdp` along their last axis if it can
+    be divided. Everything else is replicated.
+    """
 
     def place(array):
-        if not is_shared(mesh, array):
+        if not is_sharded(mesh, array):
             return replicated(mesh)
         return NamedSharding(mesh, PartitionSpec(*[None] * (array.ndim - 1), "fsdp"))
 
     return jax.tree.map(place, abstract_state)
 
 
-def is_shared(mesh: Mesh | AbstractMesh, array: Any) -> bool:
-    """Whether devices share an array of the state: a kernel, or a stack of kernels."""
+def is_sharded(mesh: Mesh | AbstractMesh, array: Any) -> bool:
+    """Whether an array of the state, a kernel or a stack of kernels, is sharded over `fsdp`."""
     size, kernel = mesh.shape["fsdp"], array.shape[-4:]
     if size == 1 or len(kernel) < 4 or kernel[-1] % size:
         return False
-    return math.prod(kernel) >= SMALLEST_SHARDED
+    return math.prod(kernel) >= MIN_SHARDED_SIZE
 
 
 def constrain(mesh: Mesh, tree: Any) -> Any:
-    """In a program: keeps arrays, and their gradients, where `state_shardings` has them."""
+    """Inside a program, constrains arrays and their gradients to the shardings of
+    `state_shardings`."""
     return jax.lax.with_sharding_constraint(tree, state_shardings(mesh, tree))
 
 
 def convolve_gathered(mesh: Mesh, convolve: Convolve, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """In a program: `convolve(x, kernel)` of a batch over all devices, by a kernel that they share.
+    """Inside a program, applies `convolve(x, kernel)` to a sharded batch with a sharded kernel.
 
-    Each device gathers the kernel and convolves its part of the batch. The gradient of that is
-    fixed by it too: each device gets the sum over the batch of the share that it keeps, by a
-    reduce-scatter, and where `data` is more than 1 an all-reduce of the shares.
+    Each device gathers the kernel and convolves its shard of the batch. This also determines the
+    gradient: a reduce-scatter sums each device's shard of the kernel's gradient over the batch,
+    followed by an all-reduce of the shards if `data` is more than 1.
     """
-    if not is_shared(mesh, kernel):
+    if not is_sharded(mesh, kernel):
         return convolve(x, kernel)
 
-    def of_device(x, share):
-        return convolve(x, jax.lax.all_gather(share, "fsdp", axis=share.ndim - 1, tiled=True))
+    def convolve_shard(x, shard):
+        return convolve(x, jax.lax.all_gather(shard, "fsdp", axis=shard.ndim - 1, tiled=True))
 
-    batch, shares = PartitionSpec(AXES), PartitionSpec(None, None, None, "fsdp")
+    batch, shards = PartitionSpec(AXES), PartitionSpec(None, None, None, "fsdp")
     return jax.shard_map(
-        of_device, mesh=mesh, in_specs=(batch, shares), out_specs=batch, check_vma=False
+        convolve_shard, mesh=mesh, in_specs=(batch, shards), out_specs=batch, check_vma=False
     )(x, kernel)
 
 
 def with_shardings(abstract_state: Any, shardings: Any) -> Any:
-    """Adds shardings to the abstract arrays of a state, to restore it by."""
+    """Adds shardings to the abstract arrays of a state, as restoring it requires."""
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract_state, shardings
     )
 
 
-def check_batch_size(mesh: Mesh | AbstractMesh, batch_size: int, key: str, parts: int = 1) -> None:
-    """Raises ValueError unless every device gets as many examples in each of the batch's parts."""
-    if batch_size % (mesh.size * parts):
-        times = f" times train.accumulation_steps={parts}" if parts > 1 else ""
+def check_batch_size(
+    mesh: Mesh | AbstractMesh, batch_size: int, key: str, micro_batches: int = 1
+) -> None:
+    """Raises ValueError unless every device gets equally many examples in each micro-batch."""
+    if batch_size % (mesh.size * micro_batches):
+        times = f" times train.accumulation_steps={micro_batches}" if micro_batches > 1 else ""
         raise ValueError(f"{key}={batch_size} cannot be divided among {mesh.size} devices{times}")
 
 
 def round_up(mesh: Mesh | None, batch_size: int) -> int:
-    """Rounds a batch size up to one that the devices of the mesh (None: all there are) share
-    evenly."""
+    """Rounds a batch size up to a multiple of the number of devices in the mesh; None stands for
+    all devices."""
     devices = jax.device_count() if mesh is None else mesh.size
     return -(-batch_size // devices) * devices
 
 
 def to_devices(mesh: Mesh, local: np.ndarray) -> jax.Array:
-    """Joins every host's part of a batch, along its leading axis, into one global array."""
+    """Combines every host's shard of a batch, along the leading axis, into one global array."""
     array = jax.make_array_from_process_local_data(over_batch(mesh), np.asarray(local))
     if mesh.devices.flat[0].platform == "cpu":
-        # A program whose input is still being copied runs on another thread, and glibc gives back
-        # what that frees, whatever `allocator` asks for: some steps would take three times as long.
+        # A program whose input is still being copied runs on another thread, and glibc returns
+        # memory freed by that thread to the system in spite of `allocator`: some steps would take
+        # three times as long.
         jax.block_until_ready(array)
     return array

@@ -1,4 +1,4 @@
-"""Everything that training changes, as one pytree; and what of it inference uses."""
+"""The training state as one pytree, and the part of it that inference needs."""
 
 import dataclasses
 import hashlib
@@ -20,8 +20,8 @@ from nvae_jax.trees import by_name
 
 
 class State(struct.PyTreeNode):
-    """All that training changes. A checkpoint holds it, so that a resumed run is the uninterrupted
-    one."""
+    """Everything that training changes. A checkpoint contains all of it, so that a resumed run
+    computes exactly what an uninterrupted run does."""
 
     step: jax.Array  # () int32, updates done
     params: Any
@@ -29,45 +29,46 @@ class State(struct.PyTreeNode):
     opt_state: Any
     spectral: dict[str, jax.Array]  # power-iteration vectors
     key: jax.Array  # raw PRNG key; a step uses fold_in(key, step)
-    nonfinite_steps: jax.Array  # () int32, updates skipped in a row
-    average: dict[str, Any] = struct.field(default_factory=dict)  # moving, of the variables, if on
+    nonfinite_steps: jax.Array  # () int32, number of consecutive skipped updates
+    average: dict[str, Any] = struct.field(default_factory=dict)  # EMA of the variables, or {}
 
     @property
     def trained(self) -> dict[str, Any]:
-        """The variables that the updates change."""
+        """The variables that updates change: parameters and running statistics."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What evaluation and sampling give `model.apply`: the moving average where kept. A dict of
-        its own, so that putting other statistics into it does not change the state."""
+        """The variables for evaluation and sampling: the EMA if there is one.
+
+        The dict is a new one, so that replacing its statistics does not change the state.
+        """
         return dict(self.average or self.trained)
 
     def is_good(self) -> bool:
-        """Whether the last update was finite, and was not skipped."""
+        """Whether the last update was finite and so was not skipped."""
         return not int(self.nonfinite_steps)
 
     def before_skipped(self) -> "State":
-        """The state before the updates skipped last, which changed only the counters."""
+        """The state before the latest skipped updates, which changed only the counters."""
         if self.is_good():
             return self
         step = self.step - self.nonfinite_steps
         return self.replace(step=step, nonfinite_steps=jnp.zeros_like(self.nonfinite_steps))
 
     def stored(self) -> dict[str, Any]:
-        """{field: value} as a checkpoint holds it: without what is switched off."""
+        """The fields that a checkpoint contains, as {field: value}; without a disabled EMA."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields if self.average else {k: v for k, v in fields.items() if k != "average"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What inference uses of a checkpoint. Nothing that is done with it changes it.
+    """The part of a checkpoint that inference needs; immutable.
 
     Attributes:
-      step: updates done.
-      collections: the model's variables, not to be changed; `variables` gives dictionaries to work
-        with.
+      step: number of updates done.
+      collections: the model's variables. Do not modify them: `variables` returns new dicts.
     """
 
     step: int
@@ -75,17 +76,17 @@ class Snapshot:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What evaluation and sampling give `model.apply`, in dictionaries of their own."""
+        """The variables for evaluation and sampling, in new dicts."""
         return jax.tree.map(lambda array: array, self.collections)
 
     def nonfinite(self) -> list[str]:
-        """The paths of arrays with NaN or infinity, which no training step writes."""
+        """The paths of arrays that contain NaN or infinity, which training never saves."""
         arrays = by_name(self.collections).items()
         return [name for name, array in arrays if not np.isfinite(np.asarray(array)).all()]
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short text that another checkpoint has only where its variables are the same."""
+        """A hash of the variables; two checkpoints have the same only if their variables are."""
         digest = hashlib.sha256()
         for path, array in jax.tree_util.tree_leaves_with_path(self.collections):
             array = np.asarray(array)
@@ -97,15 +98,16 @@ class Snapshot:
 def build(
     model: NVAE, optimizer: Optimizer, seed: int, images: jax.Array, averaged: bool = False
 ) -> State:
-    """A fresh state; to be compiled, or under `jax.eval_shape` for its shapes.
+    """Creates the initial training state. Use it with `jax.jit`, or with `jax.eval_shape` for its
+    shapes.
 
     Args:
       model: an `NVAE`.
-      optimizer: an optax transformation.
-      seed: of parameters, spectral vectors and everything drawn in training.
-      images: (B, H, W, C) in [0, 1]; their values matter only to cells that are initialised from
+      optimizer: an `optim.Optimizer`.
+      seed: seed of parameters, spectral vectors and all draws in training.
+      images: (B, H, W, C) in [0, 1]; their values matter only for cells that are initialised from
         data.
-      averaged: whether to keep a moving average of the variables.
+      averaged: whether to keep an EMA of the variables.
     """
     init_key, spectral_key, train_key = jax.random.split(jax.random.key(seed), 3)
     variables = initialize(model, init_key, images)
@@ -117,7 +119,7 @@ def build(
         spectral=initial_spectral_vectors(spectral_key, model, variables["params"]),
         key=jax.random.key_data(train_key),
         nonfinite_steps=jnp.zeros((), jnp.int32),
-        # Copies: a donated state must not hold one array twice.
+        # Copies, because a donated state must not contain an array twice.
         average=jax.tree.map(jnp.copy, variables) if averaged else {},
     )
 
@@ -125,11 +127,11 @@ def build(
 def initial_spectral_vectors(
     key: jax.Array, model: NVAE, params: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
-    """Random vectors for power iteration after its early rounds, so that the first step needs no
-    more rounds than any other.
+    """Initial vectors of power iteration: random vectors after `EARLY_ROUNDS` rounds, so that the
+    first step needs no more rounds than the others.
 
     Returns:
-      one (matrices, out) array for each shape of kernels' matrices, under the shape's name.
+      {name of a matrix shape: (matrices, out)}.
     """
     kernels = jax.eval_shape(partial(effective_kernels, model), params)
     vectors = regularizers.init_spectral_vectors(key, kernels)
@@ -139,6 +141,6 @@ def initial_spectral_vectors(
 def settle_spectral_vectors(
     model: NVAE, params: Mapping[str, Any], vectors: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """`vectors` of any parameters after the early rounds of power iteration with these."""
+    """Adapts power-iteration vectors to other parameters by `EARLY_ROUNDS` rounds."""
     kernels = effective_kernels(model, params)
     return model.ops.spectral_penalty(kernels, vectors, regularizers.EARLY_ROUNDS)[2]

@@ -1,4 +1,4 @@
-"""The pure train, evaluation and sampling steps: state and arrays in, arrays out."""
+"""The training, evaluation and sampling steps: pure functions of state and arrays."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,7 +20,7 @@ from nvae_jax.models.nvae import NVAE
 from nvae_jax.noise import image_keys, latent_noise
 from nvae_jax.optim import Optimizer
 
-PIXELS = 2**32 - 1  # no image's number: the stream of keys that pixels are drawn with
+PIXELS = 2**32 - 1  # folded into a key for the draws of pixels; not the number of any image
 
 
 def make_train_step(
@@ -34,29 +34,60 @@ def make_train_step(
     ema_decay: float = 0.0,
     mesh: Mesh | None = None,
 ) -> Callable[..., Any]:
-    """Builds the update.
+    """Makes the training step: gradient, update of the parameters, and metrics.
 
     Args:
       model: an `NVAE`.
       likelihood: maps logits to an image distribution.
       objective: `ObjectiveSettings`.
       optimizer: an `optim.Optimizer`.
-      learning_rate: maps a step to its rate, for the record.
-      accumulation_steps: micro-batches that a batch is split into; the gradient is the mean of
-        theirs. Batch norm and the balance of the KL see one micro-batch at a time, which must be
-        large enough for both; the running statistics are updated by each in turn.
-      ema_decay: of the moving average of the variables; 0: none is kept.
-      mesh: of the devices that share kernels; None: each has all, if there is more than one.
+      learning_rate: maps a step to its learning rate, for the metrics.
+      accumulation_steps: number of micro-batches that a batch is split into; their gradients are
+        averaged. Batch norm and KL balancing see one micro-batch at a time, which must be large
+        enough for both; the running statistics are updated after each micro-batch.
+      ema_decay: decay of the EMA of the variables; 0 disables it.
+      mesh: the mesh of devices that shard kernels; None if no kernels are sharded.
 
     Returns:
-      (state, images (B, H, W, C) in [0, 1]) -> (new state, metrics). A loss or gradient that is
-      not finite leaves everything but the counters as it was.
+      (state, images (B, H, W, C) in [0, 1]) -> (new state, metrics). If the loss or the gradient is
+      not finite, everything but the counters stays as it was.
     """
-    alpha = obj.balance_alpha(model.hierarchy)
+    compute_gradients = _make_gradients(model, likelihood, objective, accumulation_steps, mesh)
 
     def train_step(state, images):
         beta = obj.kl_weight(state.step, objective)
+        grads, (metrics, batch_stats, spectral) = compute_gradients(state, images, beta)
+        grad_norm = model.ops.global_norm(grads)
+        finite = jnp.isfinite(metrics["loss"] + grad_norm)
+        params, opt_state = model.ops.optimizer_step(
+            optimizer, grads, state.opt_state, state.params, finite
+        )
+        # `optimizer_step` has already selected between its old and new arrays.
+        selected = {"params": params, "opt_state": opt_state}
+        old = state.replace(params=(), opt_state=())
+        updated = old.replace(batch_stats=batch_stats, spectral=spectral)
+        if ema_decay:
+            average = _update_average(updated.replace(params=params), ema_decay)
+            updated = updated.replace(average=average)
+        updated = _unless_nonfinite(updated, old, finite).replace(**selected)
+        metrics.update(
+            beta=beta,
+            gradient_norm=grad_norm,
+            learning_rate=learning_rate(state.step),
+            nonfinite_steps=updated.nonfinite_steps,
+        )
+        if clip := optimizer.settings.gradient_clip:
+            metrics["clipped_fraction"] = (finite & (grad_norm > clip)).mean()
+        return updated, metrics
 
+    return train_step
+
+
+def _make_gradients(model, likelihood, objective, accumulation_steps, mesh):
+    """Makes (state, images, β) -> (gradients, (metrics, batch_stats, spectral vectors))."""
+    alpha = obj.balance_alpha(model.hierarchy)
+
+    def compute_gradients(state, images, beta):
         def gradients(batch_stats, spectral, images, key):
             def loss_fn(params):
                 return training_loss(
@@ -77,49 +108,25 @@ def make_train_step(
             return sharding.constrain(mesh, grads) if mesh else grads, aux
 
         if accumulation_steps > 1:
-            gradients = _accumulated(gradients, accumulation_steps)
+            gradients = _accumulate(gradients, accumulation_steps)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        grads, (metrics, batch_stats, spectral) = gradients(
-            state.batch_stats, state.spectral, images, key
-        )
-        grad_norm = model.ops.global_norm(grads)
-        finite = jnp.isfinite(metrics["loss"] + grad_norm)
-        params, opt_state = model.ops.optimizer_step(
-            optimizer, grads, state.opt_state, state.params, finite
-        )
-        # The optimiser has chosen between the old arrays and the new ones already.
-        done = {"params": params, "opt_state": opt_state}
-        old = state.replace(params=(), opt_state=())
-        updated = old.replace(batch_stats=batch_stats, spectral=spectral)
-        if ema_decay:
-            average = _averaged(updated.replace(params=params), ema_decay)
-            updated = updated.replace(average=average)
-        updated = _unless_nonfinite(updated, old, finite).replace(**done)
-        metrics.update(
-            beta=beta,
-            gradient_norm=grad_norm,
-            learning_rate=learning_rate(state.step),
-            nonfinite_steps=updated.nonfinite_steps,
-        )
-        if clip := optimizer.settings.gradient_clip:
-            metrics["clipped_fraction"] = (finite & (grad_norm > clip)).mean()
-        return updated, metrics
+        return gradients(state.batch_stats, state.spectral, images, key)
 
-    return train_step
+    return compute_gradients
 
 
-def _accumulated(gradients, parts):
-    """`gradients` of a batch as the mean over its micro-batches, computed one after the other."""
+def _accumulate(gradients, micro_batches):
+    """Turns `gradients` into the mean over the micro-batches of a batch, computed in sequence."""
 
-    def accumulate(batch_stats, spectral, images, key):
-        # Every part takes every n-th example, and so the same number from each device.
-        images = jnp.moveaxis(images.reshape(-1, parts, *images.shape[1:]), 1, 0)
-        keys = jax.random.split(key, parts)
+    def accumulated_gradients(batch_stats, spectral, images, key):
+        # Each micro-batch has every n-th example, so each device contributes equally many.
+        images = jnp.moveaxis(images.reshape(-1, micro_batches, *images.shape[1:]), 1, 0)
+        keys = jax.random.split(key, micro_batches)
 
-        def add(carry, part):
+        def add(carry, micro_batch):
             total, batch_stats, spectral = carry
-            grads, (metrics, batch_stats, spectral) = gradients(batch_stats, spectral, *part)
-            total = jax.tree.map(lambda t, g: t + g / parts, total, grads)
+            grads, (metrics, batch_stats, spectral) = gradients(batch_stats, spectral, *micro_batch)
+            total = jax.tree.map(lambda t, g: t + g / micro_batches, total, grads)
             return (total, batch_stats, spectral), metrics
 
         shapes = jax.eval_shape(gradients, batch_stats, spectral, images[0], key)[0]
@@ -129,18 +136,18 @@ def _accumulated(gradients, parts):
         metrics = jax.tree.map(lambda m: m.mean(0), metrics)
         return grads, (metrics, batch_stats, spectral)
 
-    return accumulate
+    return accumulated_gradients
 
 
-def _averaged(state, decay):
-    """The moving average of the variables after an update. The first steps weigh less, so that it
-    forgets the initial values soon."""
+def _update_average(state, decay):
+    """Updates the EMA of the variables. The decay is smaller in the first steps, so that the
+    initial values are soon forgotten."""
     decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
     return optax.incremental_update(state.trained, state.average, 1.0 - decay)
 
 
 def _unless_nonfinite(updated, state, finite):
-    """`updated`, or the old state where not `finite`; counts the steps either way."""
+    """Returns `updated` if `finite`, otherwise the old state, with the counters increased."""
     return optax.tree.where(finite, updated, state).replace(
         step=state.step + 1,
         nonfinite_steps=jnp.where(finite, 0, state.nonfinite_steps + 1),
@@ -161,19 +168,23 @@ def training_loss(
     mesh: Mesh | None = None,
     **apply_kwargs: Any,
 ) -> tuple[jax.Array, tuple[dict[str, Any], Any, Any]]:
-    """The objective on one batch (paper, equation 1, section 3.2 and appendix A).
+    """The objective for one batch (paper, equation 1, section 3.2 and appendix A).
 
     Args:
-      spectral: power-iteration vectors.
-      rounds: of power iteration.
+      model: an `NVAE`.
+      likelihood: maps logits to an image distribution.
+      variables: parameters and running statistics.
+      images: (B, H, W, C) in [0, 1].
+      spectral: vectors of power iteration.
+      rounds: number of rounds of power iteration.
       alpha: (groups,), from `objective.balance_alpha`.
-      beta: KL weight.
-      weight: λ of the regularisers.
+      beta: the KL weight β.
+      weight: the regularisers' weight λ.
       mesh: as in `make_train_step`.
       **apply_kwargs: `noise` or `rngs` of the model.
 
     Returns:
-      the loss, and (metrics in nats, new batch_stats, new spectral vectors).
+      (loss, (metrics in nats, new batch_stats, new vectors of power iteration)).
     """
     kernels = effective_kernels(model, variables["params"])
     spectral_norm, kernels, spectral = model.ops.spectral_penalty(kernels, spectral, rounds)
@@ -205,21 +216,22 @@ def training_loss(
 
 
 def _over_norm_groups(updated, running):
-    """Running statistics as the mean of those of the batch's parts, where these are apart."""
+    """Averages running statistics over norm groups, if they were computed for each group."""
     return jax.tree.map(lambda u, r: u.mean(-2) if u.ndim > r.ndim else u, updated, running)
 
 
 def make_encode_step(model: NVAE) -> Callable[..., Any]:
-    """(variables, images (B, H, W, C)) -> the bottom-up features, computed once per image."""
+    """Makes the step (variables, images (B, H, W, C)) -> bottom-up features of every group."""
     return lambda variables, images: model.apply(variables, images, method="encode")
 
 
 def bound_terms(likelihood: Likelihood, out: Any, images: jax.Array) -> dict[str, jax.Array]:
-    """The terms of the bound for one posterior draw (paper, equation 1), in nats.
+    """Computes the terms of the ELBO for one posterior draw (paper, equation 1), in nats.
 
     Args:
       likelihood: maps logits to an image distribution.
-      out: the model's `Output` for `images` (B, H, W, C) in [0, 1].
+      out: the model's `Output` for the images.
+      images: (B, H, W, C) in [0, 1].
 
     Returns:
       a dict of `reconstruction` = -log p(x | z) (B,), `kl` (B, groups), and
@@ -231,8 +243,8 @@ def bound_terms(likelihood: Likelihood, out: Any, images: jax.Array) -> dict[str
 
 
 def make_bound_step(model: NVAE, likelihood: Likelihood) -> Callable[..., Any]:
-    """(variables, features, images, key, image numbers (B,)) -> `bound_terms` of one posterior
-    draw. That of image i depends on the key and its number alone."""
+    """Makes the step (variables, features, images, key, image numbers (B,)) -> `bound_terms` of one
+    posterior draw, which depends only on the key and the image's number."""
 
     def bound_step(variables, features, images, key, indices):
         noise = latent_noise(model, image_keys(key, indices))
@@ -245,9 +257,17 @@ def make_bound_step(model: NVAE, likelihood: Likelihood) -> Callable[..., Any]:
 def make_sample_step(
     model: NVAE, likelihood: Likelihood, *, draw_pixels: bool = False
 ) -> Callable[..., Any]:
-    """(variables, key, image numbers (B,), temperature () or (groups,), the decoder's temperature
-    ()) -> images (B, H, W, C) in [0, 1] drawn from the prior: the decoder's means, or with
-    `draw_pixels` draws from its distribution. Image i depends on the key and its number alone."""
+    """Makes the step that draws images from the prior.
+
+    Args:
+      model: an `NVAE`.
+      likelihood: maps logits to an image distribution.
+      draw_pixels: whether to draw from the decoder's distribution instead of taking its mean.
+
+    Returns:
+      (variables, key, image numbers (B,), temperature () or (groups,), temperature of the decoder
+      ()) -> images (B, H, W, C) in [0, 1]. Each image depends only on the key and its number.
+    """
 
     def sample_step(variables, key, indices, temperature, decoder_temperature=1.0):
         noise = latent_noise(model, image_keys(key, indices))
@@ -267,7 +287,7 @@ def make_sample_step(
 
 
 def make_reconstruct_step(model: NVAE, likelihood: Likelihood) -> Callable[..., Any]:
-    """(variables, images, key) -> the decoder's mean images for one posterior draw each."""
+    """Makes the step (variables, images, key) -> the decoder's mean images of posterior draws."""
 
     def reconstruct_step(variables, images, key):
         out: Any = model.apply(variables, images, rngs={"latent": key})

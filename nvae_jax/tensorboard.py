@@ -1,7 +1,7 @@
-"""TensorBoard's event files, written where and when they are asked for.
+"""Writes TensorBoard's event files: `--log=tensorboard`, the default.
 
-tensorboardX's SummaryWriter leaves that to threads, whose errors, such as a full disk, nobody sees
-but as tracebacks.
+It writes them in the calling thread. tensorboardX's SummaryWriter would use other threads, whose
+errors, such as a full disk, only appear as tracebacks.
 """
 
 import time
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from nvae_jax import extras, files, paths
 from nvae_jax.loggers import UPLOAD_SECONDS, Logger
 
-with extras.hidden("torch"):  # which takes seconds to import, and none of it is used here
+with extras.hidden("torch"):  # tensorboardX would import it, which takes seconds, for nothing
     from tensorboardX import summary
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -24,14 +24,14 @@ FLUSH_SECONDS = 30.0
 
 
 class TensorBoard(Logger):
-    """An event file of its own in the folder of a run."""
+    """A logger that writes an event file in the run directory at each start."""
 
     def start(self, workdir: Path, config: ConfigDict, step: int) -> None:
-        """Opens the file; what older files have of steps after `step` is hidden."""
-        self._outbox, self._flushed = files.Outbox(workdir), time.monotonic()
-        self._folder = self._outbox.folder
+        """Opens a new file, and marks events of later steps in older files as obsolete."""
+        self._synced, self._flushed = files.SyncedFolder(workdir), time.monotonic()
+        self._folder = self._synced.folder
         self._seconds = UPLOAD_SECONDS if paths.is_bucket(workdir) else FLUSH_SECONDS
-        with files.errors_naming(self._folder):
+        with files.naming_errors(self._folder):
             self._events = EventsWriter(str(self._folder / "events"))
         if step:
             self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -46,20 +46,20 @@ class TensorBoard(Logger):
         self._write(step=step, summary=summary.image(name, image, dataformats="HWC"))
 
     def flush(self) -> None:
-        """Writes what has been kept back until now."""
-        with files.errors_naming(self._folder):
+        """Writes buffered events to the file, and uploads it to a bucket."""
+        with files.naming_errors(self._folder):
             self._events.flush()
-            self._outbox.upload()
+            self._synced.upload()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Writes what is left."""
-        with files.errors_naming(self._folder):
+        """Writes buffered events and closes the file."""
+        with files.naming_errors(self._folder):
             self._events.close()
-            self._outbox.close()
+            self._synced.close()
 
     def _write(self, **content):
-        with files.errors_naming(self._folder):
+        with files.naming_errors(self._folder):
             self._events.write_event(Event(wall_time=time.time(), **content))
         if time.monotonic() > self._flushed + self._seconds:
             self.flush()

@@ -28,7 +28,7 @@ from nvae_jax import (
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline
 from nvae_jax.drawing import Drawing
-from nvae_jax.evaluate import HeldOut
+from nvae_jax.evaluate import HeldOutEvaluator
 from nvae_jax.goodput import Goodput
 from nvae_jax.interrupt import Interrupt, Interrupted
 from nvae_jax.loggers import Logger, Loggers, by_name
@@ -47,33 +47,34 @@ def train(
     loggers: Sequence[Logger] | None = None,
     profile: tuple[int, int] | None = None,
 ) -> None:
-    """Trains, or resumes the run in `workdir`.
+    """Trains a new run, or resumes the run in `workdir`.
 
     Args:
       config: a ConfigDict; None resumes the run that `workdir` holds.
       workdir: the run directory.
-      changes: {"section.key": value} to change in the config; for a run's own, only what does not
-        change what it computes, and for this start only.
-      restart: whether a run begins anew that was trained, and of which no checkpoint is left.
-      extend: whether a finished run goes on, to `train.num_steps` of the config or the changes.
-      loggers: `Logger`s that take metrics and pictures, besides the run's own metrics.jsonl and
-        samples/; None: TensorBoard.
-      profile: (first, last) step to write a trace of; see `profiling`.
+      changes: {"section.key": value} to change in the config. For an existing run only keys that do
+        not change results are allowed, and they apply to this start only.
+      restart: whether a run that was trained but has no readable checkpoint starts anew.
+      extend: whether to continue a finished run to `train.num_steps` of the config or the changes.
+      loggers: `Logger`s that get metrics and images in addition to the run's own metrics.jsonl and
+        samples/; None logs to TensorBoard.
+      profile: (first, last) step of a trace; see `profiling`.
 
     Raises:
-      ValueError: a bad config or folder, in all processes if in any.
-      FloatingPointError: the loss or the gradient stayed non-finite.
-      Interrupted: after SIGINT or SIGTERM; it says what is saved.
-      SaveError: a checkpoint could not be written, nor the one after it.
-      Exception: of a step, with the state before it saved if that could be, and a note of which is.
+      ValueError: for an invalid config or folder; in all processes if in any.
+      FloatingPointError: if the loss or the gradient stayed non-finite.
+      Interrupted: after SIGINT or SIGTERM; the message says what is saved.
+      SaveError: if a checkpoint and its retry could not be written.
+      Exception: of a training step, after saving the state before it if possible; a note says which
+        step is saved.
     """
-    since, workdir = time.monotonic(), paths.parse(workdir, "workdir")
+    start_time, workdir = time.monotonic(), paths.parse(workdir, "workdir")
     loggers = by_name(["tensorboard"]) if loggers is None else loggers
     if restart and extend:
-        raise ValueError("--restart begins a run anew, --extend goes on with one: name one of them")
+        raise ValueError("--restart starts a run anew and --extend continues one: use one of them")
     config = run_directory.chosen_config(workdir, config, changes, extend=extend)
     hosts.join(config, restart=restart, extend=extend)
-    # A bad config or missing data must not leave a run directory behind.
+    # An invalid config or missing data must not leave a run directory behind.
     with distributed.raise_together():
         config = build.resolve(config)
         experiment = build.build(config)
@@ -92,11 +93,11 @@ def train(
         ) as checkpoints:
             start_logging = partial(Loggers(loggers).started, workdir, config)
             run = _Run(experiment, workdir, checkpoints, interrupt, restart, warm, start_logging)
-            run.run(profile, since)
+            run.run(profile, start_time)
 
 
 class _Run:
-    """One process's share of a run: restores, steps, evaluates, draws and saves."""
+    """A run in one process: restores, trains, evaluates, draws and saves."""
 
     def __init__(self, experiment, workdir, checkpoints, interrupt, restart, warm, start_logging):
         self._experiment, self._loop = experiment, experiment.loop
@@ -107,13 +108,15 @@ class _Run:
         self._pending = None
         self._saver, self._drawing = CheckpointSaver(checkpoints), Drawing(experiment)
         if experiment.evaluation.every_steps:
-            self._held_out = HeldOut(experiment, experiment.evaluation.max_examples or None)
+            self._held_out = HeldOutEvaluator(
+                experiment, experiment.evaluation.max_examples or None
+            )
 
-    def run(self, profile, since):
+    def run(self, profile, start_time):
         self._state = self._restore_or_create()
         start, total = int(self._state.step), self._loop.num_steps
-        unscored = self._evaluates_at(start) and not self._checkpoints.is_scored(start)
-        if start >= total and not unscored:
+        unevaluated = self._evaluates_at(start) and not self._checkpoints.is_scored(start)
+        if start >= total and not unevaluated:
             reporting.log(f"{self._workdir}: already trained for {start} steps")
             return
         with (
@@ -124,11 +127,11 @@ class _Run:
         ):
             self._saver.before_save = self._loggers.flush
             with distributed.raise_together():
-                self._goodput = Goodput(self._workdir, start, since)
-            if unscored:
-                self._make_up_for_evaluation(start)
+                self._goodput = Goodput(self._workdir, start, start_time)
+            if unevaluated:
+                self._evaluate_restored(start)
             if start < total:
-                self._step_all(start)
+                self._train_from(start)
             self._goodput.end(total)
         self._data.close()
         reporting.log(f"{self._workdir}: trained for {total} steps; {self._saver.describe()}")
@@ -147,11 +150,13 @@ class _Run:
             return state
         state = self._experiment.create_state(self._next_images())
         self._data.set_state({**self._data.get_state(), "step": 0})
-        return state if self._warm is None else self._begin_from(self._warm, state)
+        return state if self._warm is None else self._apply_warm_start(self._warm, state)
 
-    def _begin_from(self, warm, state):
-        """A fresh state with what another run has learned, saved at once: the run that it is from
-        is not needed again."""
+    def _apply_warm_start(self, warm, state):
+        """Replaces arrays of a fresh state by those of another run.
+
+        The state is saved at once, so that resuming does not need the other run again.
+        """
         self._warm, state = None, warm.apply_to(state)
         if not warm.has_spectral_vectors:
             state = self._experiment.settle_spectral_vectors(state)
@@ -161,21 +166,21 @@ class _Run:
         return state
 
     def _next_images(self):
-        """The next global batch, on the devices."""
+        """Reads the next global batch and puts it on the devices."""
         return sharding.to_devices(self._experiment.mesh, next(self._data)["image"])
 
-    def _step_all(self, start):
+    def _train_from(self, start):
         update, images = self._experiment.train_step(), self._experiment.abstract_images()
         with progress.waiting("compiling the training step"):
             update = update.lower(self._state, images).compile()
-        allocator.give_back_freed_memory()
+        allocator.release_freed_memory()
         self._clock = progress.Clock(start, self._data, self._goodput.training_seconds)
         self._clipped = []
         for step in range(start + 1, self._loop.num_steps + 1):
             with self._profile.step(step):
                 self._state, metrics = update(self._state, self._next_images())
             self._saver.update(self._state, self._data.get_state())
-            # The metrics of the step before are fetched while this one runs.
+            # The metrics of the previous step are fetched while this step runs.
             self._report()
             self._pending = step, metrics
             with self._clock.paused():
@@ -186,16 +191,17 @@ class _Run:
             if stop or self._is_due(step):
                 self._report()
                 with self._clock.paused():
-                    self._between_steps(step, stop, metrics)
-                    allocator.give_back_freed_memory()
+                    self._do_due_work(step, stop, metrics)
+                    allocator.release_freed_memory()
 
     def _is_due(self, step):
-        """Whether there is more to do after a step than the next one."""
+        """Whether an evaluation, a checkpoint or a drawing is due after a step."""
         loop = self._loop
         others = (loop.checkpoint_every_steps, loop.images_every_steps)
         return self._is_last(step) or self._evaluates_at(step) or any(_due(step, e) for e in others)
 
-    def _between_steps(self, step, stop, metrics):
+    def _do_due_work(self, step, stop, metrics):
+        """Evaluates, saves and draws, whatever is due after a step, and stops after a signal."""
         loop, last, scores = self._loop, self._is_last(step), None
         if last:
             self._check_end(step, metrics)
@@ -212,9 +218,9 @@ class _Run:
             for name, images in self._drawing(self._state.variables, step).items():
                 self._loggers.images(step, name, images)
         if stop and (not last or (evaluates and scores is None)):
-            self._interrupted(step, stop)
+            self._raise_interrupted(step, stop)
 
-    def _interrupted(self, step, stop):
+    def _raise_interrupted(self, step, stop):
         newest = self._saver.latest_step()
         if newest is None:
             raise Interrupted(
@@ -223,8 +229,10 @@ class _Run:
         raise Interrupted(f"saved at step {newest}; the same command resumes", stop)
 
     def _stop(self):
-        """The signal that any of the hosts has received, or 0: all of them stop at the same step,
-        or in the middle of an evaluation."""
+        """The signal that a host has received, or 0.
+
+        All hosts get it after the same step, or at the same point of an evaluation.
+        """
         return self._interrupt.stop()
 
     def _is_last(self, step):
@@ -234,15 +242,15 @@ class _Run:
         every = self._experiment.evaluation.every_steps
         return bool(every and step) and (self._is_last(step) or _due(step, every))
 
-    def _make_up_for_evaluation(self, step):
-        """Evaluates the restored state, whose evaluation a signal came before."""
+    def _evaluate_restored(self, step):
+        """Evaluates the restored state, if a signal stopped the run before its evaluation."""
         scores = self._evaluate(step)
         if scores is None:
-            self._interrupted(step, self._stop())
+            self._raise_interrupted(step, self._stop())
         self._checkpoints.add_metrics(step, scores)
 
     def _evaluate(self, step):
-        """The held-out images' scores, in a row of their own; None where a signal came between."""
+        """Evaluates held-out images and logs a row of metrics; None if a signal interrupts it."""
         scores = self._held_out(self._state.variables, stopped=self._stop)
         if scores is not None:
             row = {f"{self._held_out.split}/{name}": value for name, value in scores.items()}
@@ -251,7 +259,7 @@ class _Run:
         return scores
 
     def _report(self):
-        """Looks at the metrics of the last step of which that has not been done yet."""
+        """Checks and reports the metrics of the previous step, unless that has been done."""
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
@@ -284,7 +292,7 @@ class _Run:
             )
 
     def _check_end(self, step, metrics):
-        """A run must not end as if all were well when its last updates were skipped."""
+        """Raises FloatingPointError if the last updates of the run were skipped."""
         in_a_row = int(metrics["nonfinite_steps"])
         if in_a_row:
             self._saver.try_to_save()
@@ -296,8 +304,8 @@ class _Run:
 
 def _open_data(experiment):
     batch_size = experiment.loop.batch_size
-    parts = experiment.loop.accumulation_steps
-    sharding.check_batch_size(experiment.mesh, batch_size, "train.batch_size", parts)
+    micro_batches = experiment.loop.accumulation_steps
+    sharding.check_batch_size(experiment.mesh, batch_size, "train.batch_size", micro_batches)
     return pipeline.train_iterator(
         experiment.data,
         batch_size=batch_size,
@@ -308,7 +316,7 @@ def _open_data(experiment):
 
 
 def _check_same_data(data):
-    """Refuses hosts that have other pictures: each would take its part of other batches."""
+    """Raises ValueError if the hosts' data sets differ in size, because they share each batch."""
     counts = distributed.all_gather(data.get_state()["num_examples"])
     if len(set(counts)) > 1:
         raise ValueError(

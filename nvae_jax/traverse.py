@@ -1,4 +1,4 @@
-"""What one latent group does: its variations, with the others fixed."""
+"""Latent traversals: varies one latent group while the others stay fixed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ OTHERS = ("noise", "latents")
 
 
 def check_group(run: Run, group: int, channel: int | None = None) -> None:
-    """Raises ValueError unless the run has this group, and it this channel."""
+    """Raises ValueError unless the run has this group, and the group has this channel."""
     if not 0 <= group < run.num_groups:
         raise ValueError(f"group must be from 0 (coarsest) to {run.num_groups - 1}, not {group}")
     channels = run.latent_shapes[group][-1]
@@ -35,26 +35,26 @@ def traverse(
     temperature: ArrayLike = 1.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Images of which one group's noise varies.
+    """Decodes images while the noise of one group varies.
 
     Args:
       run: an `api.Run`.
-      noise: of the prior, a list of (N, h, w, z), one a group: where the variations start from.
-      group: its number, from the coarsest, 0.
-      num_steps: variations.
-      channel: None draws the group anew for every step, the same draws for all N; a number moves
-        that channel everywhere, from -span to span prior scales.
-      span: of the move.
-      others: what is fixed of the groups below: their noise, so that they follow what the prior
-        makes of the new group; or their latents.
-      temperature: of the prior.
-      seed: of the draws.
+      noise: noise of the prior to start from, a list with one (N, h, w, z) array per group.
+      group: number of the group to vary; 0 is the coarsest.
+      num_steps: number of variations.
+      channel: number of a channel that moves at all pixels from -span to span prior standard
+        deviations; None draws the whole group anew in each step, with the same draws for all N.
+      span: range of the movement of a channel.
+      others: what stays fixed of the finer groups: "noise", so that their latents follow the prior
+        given the new group; or "latents".
+      temperature: temperature of the prior.
+      seed: seed of the draws.
 
     Returns:
       (N, num_steps, H, W, C) in [0, 1].
 
     Raises:
-      ValueError: there is no such group or channel, or fewer than one step.
+      ValueError: if there is no such group or channel, or less than one step.
     """
     check_group(run, group, channel)
     if num_steps < 1 or not 0 < span < np.inf:
@@ -73,7 +73,7 @@ def traverse(
 
 
 def _variations(noise, num_steps, channel, span, seed):
-    """The group's noise (N, h, w, z) at each step."""
+    """Returns the group's noise (N, h, w, z) at each step."""
     if channel is None:
         draws = np.random.default_rng(seed).normal(size=(num_steps, 1, *noise.shape[1:]))
         return [np.broadcast_to(draw, noise.shape).astype(np.float32) for draw in draws]
@@ -101,55 +101,58 @@ def traverse_run(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Writes `traversal_GG.png` (a row a start, which comes first) and `traversal_GG.npz`.
+    """Varies one group of images or samples, and writes `traversal_GG.png` and `traversal_GG.npz`
+    to the folder `out`. Each row has a start image followed by its variations.
 
     Args:
-      run: an `api.Run`, recalibrated where samples are wanted.
-      out: a folder.
+      run: an `api.Run`; to start from samples, recalibrate it first.
+      out: output folder.
       images: (N, H, W, C) in [0, 1] to start from; None starts from samples.
       source: the file or split that the images come from.
-      num: of samples.
-      group: number of the group, from the coarsest, 0.
-      num_steps: variations.
-      channel: as in `traverse`, and so are `span` and `others`.
-      temperature: of samples; images lie at 1.
-      seed: of all draws.
-      overwrite: whether to replace files of other settings.
+      num: number of samples.
+      group: number of the group to vary; 0 is the coarsest.
+      num_steps: number of variations.
+      channel: as in `traverse`.
+      span: as in `traverse`.
+      others: as in `traverse`.
+      temperature: temperature of the prior for samples; images are always decoded at 1.
+      seed: seed of all draws.
+      overwrite: whether to replace files made with other settings.
 
     Raises:
-      ValueError: as `traverse`, or the files may not be written; see `outputs.check`.
+      ValueError: as `traverse`, or if the files must not be written (see `outputs.check`).
     """
     check_group(run, group, channel)
-    group_temperatures(run.experiment.model.hierarchy, temperature)  # for images too: checked
+    group_temperatures(run.experiment.model.hierarchy, temperature)  # checked in any case
     temperature = np.atleast_1d(temperature if images is None else 1.0).tolist()
     options = {"span": span, "others": others, "temperature": temperature}
-    about = inputs.describe_source(images, source, num)
+    start = inputs.describe_source(images, source, num)
     metadata = run.metadata(
-        **about,
+        **start,
         group=group,
         channel="all" if channel is None else channel,
         steps=num_steps,
         seed=seed,
         **options,
     )
-    arrays, grid = (
-        paths.parse(out) / f"traversal_{group:02d}.{ending}" for ending in ("npz", "png")
-    )
-    outputs.check([arrays, grid], metadata, inputs=[source], overwrite=overwrite)
-    run.check_room(about["num"] * num_steps)
+    written = [paths.parse(out) / f"traversal_{group:02d}.{ending}" for ending in ("npz", "png")]
+    outputs.check(written, metadata, inputs=[source], overwrite=overwrite)
+    run.check_memory(start["num"] * num_steps)
     if images is None:
         noise = run.draw_noise(num, seed)
     else:
         noise = run.standardize(run.encode(images, seed=seed))
     starts = run.from_noise(noise, temperature=temperature)
     varied = traverse(run, noise, group, num_steps, channel=channel, seed=seed + 1, **options)
-    rows, bits = np.concatenate([starts[:, None], varied], axis=1), run.num_bits
-
-    def write():
-        values, about = pictures.to_values(rows, bits), pictures.value_metadata(bits)
-        pictures.save_arrays(arrays, images=values, **metadata, **about)
-        flat = rows.reshape(-1, *rows.shape[2:])
-        pictures.save_grid(grid, flat, metadata, rows.shape[1], num_bits=bits)
-
-    distributed.on_primary(write)
+    rows = np.concatenate([starts[:, None], varied], axis=1)
+    arrays, grid = written
+    distributed.on_primary(lambda: _write(arrays, grid, rows, run.num_bits, metadata))
     reporting.log(f"{num_steps} variations of group {group}: {grid}, {arrays}")
+
+
+def _write(arrays, grid, rows, bits, metadata):
+    """Writes images (N, columns, H, W, C) in [0, 1] to the paths `arrays` and `grid`."""
+    values, white = pictures.to_values(rows, bits), pictures.value_metadata(bits)
+    pictures.save_arrays(arrays, images=values, **metadata, **white)
+    flat = rows.reshape(-1, *rows.shape[2:])
+    pictures.save_grid(grid, flat, metadata, rows.shape[1], num_bits=bits)

@@ -12,28 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvae_jax import checkpoint, distributed, optim, paths, run_directory, schema, sharding
-from nvae_jax.build import Experiment
+from nvae_jax.experiment import Experiment
 from nvae_jax.interop import torch_checkpoint, torch_file
 from nvae_jax.state import State
 from nvae_jax.trees import by_name
 
 KEY = "train.init_from"
 VARIABLES = ("params", "batch_stats")
-MOST_NAMED = 3  # arrays of other shapes
+MAX_NAMED = 3  # arrays of other shapes that an error message lists
 PUBLISHED = (".pt", ".pth")
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What a new run takes from elsewhere.
+    """Arrays with which a new run starts.
 
     Attributes:
-      source: as the config names it.
-      step: updates that the arrays have seen.
-      arrays: {name: array} with the places and shapes that a training state has.
-      fresh: names of arrays of the new run that are not among them.
-      unused: names of arrays of the source that the new run has no use for.
-      has_spectral_vectors: whether those of power iteration are all among them.
+      source: the source, as named in the config.
+      step: number of updates done in the source.
+      arrays: {name: array} with the shapes and shardings of the new training state.
+      fresh: names of arrays of the new run that the source does not have.
+      unused: names of arrays of the source that the new run does not have.
+      has_spectral_vectors: whether `arrays` contains all vectors of power iteration.
     """
 
     source: str
@@ -44,25 +44,26 @@ class WarmStart:
     has_spectral_vectors: bool = True
 
     def apply_to(self, state: State) -> State:
-        """A fresh training state with these arrays in place of its own; schedules start anew."""
+        """Replaces arrays of a fresh training state by these; its schedules start from step 0."""
         leaves, structure = jax.tree.flatten(state.stored())
         names = by_name(state.stored())
-        taken = [self.arrays.get(name, own) for name, own in zip(names, leaves, strict=True)]
-        state, fresh = state.replace(**jax.tree.unflatten(structure, taken)), state
+        leaves = [self.arrays.get(name, own) for name, own in zip(names, leaves, strict=True)]
+        state, fresh = state.replace(**jax.tree.unflatten(structure, leaves)), state
         return state.replace(opt_state=optim.with_schedule_of(state.opt_state, fresh.opt_state))
 
     def describe(self) -> str:
-        """What it is, in a line."""
+        """Describes the source and the differences in one line."""
         text = f"starts from {self.source}, step {self.step}"
         if self.fresh:
             text += f"; initialised afresh: {schema.join_first(self.fresh)}"
         if self.unused:
-            text += f"; not taken: {schema.join_first(self.unused)}"
+            text += f"; not used: {schema.join_first(self.unused)}"
         return text
 
 
 def parse(text: str) -> tuple[Path, Any]:
-    """RUN[@latest|best|STEP] as a path and a checkpoint; see `checkpoint.Checkpoints.restore`."""
+    """Parses RUN[@latest|best|STEP] to a path and the name of a checkpoint for
+    `checkpoint.Checkpoints.restore`."""
     named = re.fullmatch(r"(.*)@(latest|best|\d+)", text, re.DOTALL)
     path, which = (
         (named[1], checkpoint.parse_checkpoint_name(named[2])) if named else (text, "latest")
@@ -71,11 +72,13 @@ def parse(text: str) -> tuple[Path, Any]:
 
 
 def read(experiment: Experiment, workdir: str | Path) -> WarmStart:
-    """What the experiment's new run in `workdir` is to start from. All processes call it together.
+    """Reads the arrays with which an experiment's new run in `workdir` starts.
+
+    All processes call it together.
 
     Raises:
-      ValueError: the source is not there, is damaged, has NaN or infinity, is `workdir` itself, or
-        has arrays of other shapes, unless these may start afresh.
+      ValueError: if the source does not exist, is damaged, contains NaN or infinity, is `workdir`
+        itself, or has arrays of other shapes that must not be initialised afresh.
     """
     settings = experiment.start
     with distributed.raise_together():
@@ -88,28 +91,28 @@ def read(experiment: Experiment, workdir: str | Path) -> WarmStart:
     else:
         step, arrays = _read_run(path, which, experiment, places)
     with distributed.raise_together():
-        return _fitted(settings, step, arrays, places)
+        return _select_fitting(settings, step, arrays, places)
 
 
 def _check(path, which, workdir, settings):
     named = f"{KEY}={settings.init_from}"
     if path.suffix in PUBLISHED:
         if which != "latest":
-            raise ValueError(f"{named}: a published checkpoint has no others beside it")
+            raise ValueError(f"{named}: a published file has only one checkpoint")
         if settings.init_optimizer:
-            raise ValueError(f"{named}: a published checkpoint has no state for init_optimizer")
+            raise ValueError(f"{named}: a published file has no optimiser state for init_optimizer")
         if not path.is_file():
             raise ValueError(f"{named}: there is no file {path}")
         return
     if paths.same(path, workdir):
         raise ValueError(f"{named}: this is the run's own folder, name another one")
     if not (path / run_directory.CONFIG).is_file():
-        there = "" if path.exists() else ": there is nothing"
-        raise ValueError(f"{named} is neither a run directory nor a published .pt file{there}")
+        missing = "" if path.exists() else ": it does not exist"
+        raise ValueError(f"{named} is neither a run directory nor a published .pt file{missing}")
 
 
 def _read_published(path, places):
-    """(step, {name: array}) of a published checkpoint."""
+    """Reads (step, {name: array}) from a published checkpoint."""
     published = torch_file.read(path)
     _, variables = torch_checkpoint.convert_state(published.state, published.args)
     arrays = {}
@@ -120,7 +123,7 @@ def _read_published(path, places):
 
 
 def _read_run(path, which, experiment, places):
-    """(step, {name: array}) of a run's checkpoint."""
+    """Reads (step, {name: array}) from a run's checkpoint."""
     fields = [*VARIABLES, "spectral"]
     fields += ["average"] * (experiment.loop.ema_decay > 0)
     fields += ["opt_state"] * experiment.start.init_optimizer
@@ -134,14 +137,14 @@ def _read_run(path, which, experiment, places):
 
 
 def _place(places, name, shape):
-    """Where an array is in the training state; everywhere if it has none of that shape."""
+    """The sharding of an array in the training state, or replication if it has no such array."""
     if name in places and places[name].shape == shape:
         return places[name].sharding
     return sharding.replicated(next(iter(places.values())).sharding.mesh)
 
 
-def _fitted(settings, step, arrays, places):
-    """A `WarmStart` of those arrays that have a place."""
+def _select_fitting(settings, step, arrays, places):
+    """Makes a `WarmStart` of the arrays that fit the training state."""
     if broken := [name for name, array in arrays.items() if not _is_finite(array)]:
         raise ValueError(
             f"{KEY}={settings.init_from}: NaN or infinity in {len(broken)} array(s) of step "
@@ -153,19 +156,19 @@ def _fitted(settings, step, arrays, places):
     different = {name: both for name, both in shapes.items() if both[0] != both[1]}
     fitting = {n: a for n, a in arrays.items() if _shape(places, n) == a.shape}
     if different and (settings.init_differences == "refuse" or not _has_parameters(fitting)):
-        raise ValueError(_misfit(settings, different, len(names)))
+        raise ValueError(_explain_mismatch(settings, different, len(names)))
     return WarmStart(
         settings.init_from,
         step,
         {**_averages(fitting, places), **fitting},
-        fresh=tuple(name for name, (_, here) in different.items() if here is not None),
-        unused=tuple(name for name, (_, here) in different.items() if here is None),
+        fresh=tuple(name for name, (_, ours) in different.items() if ours is not None),
+        unused=tuple(name for name, (_, ours) in different.items() if ours is None),
         has_spectral_vectors=all(n in fitting for n in places if n.startswith("spectral/")),
     )
 
 
 def _is_finite(array):
-    """Whether this process's part of it is."""
+    """Whether this process's shards of an array are finite."""
     return all(np.isfinite(np.asarray(part.data)).all() for part in array.addressable_shards)
 
 
@@ -178,28 +181,28 @@ def _has_parameters(names):
 
 
 def _averages(arrays, places):
-    """Averages, where they are kept, that begin with the variables themselves: copies, because a
-    donated state must not hold one array twice."""
+    """Initial values of an EMA that the source does not have: copies of the variables, because a
+    donated state must not contain an array twice."""
     wanted = {f"average/{name}": array for name, array in arrays.items()}
     wanted = {name: array for name, array in wanted.items() if name in places}
     missing = {n: a for n, a in wanted.items() if n not in arrays}
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(missing) if missing else {}
 
 
-def _misfit(settings, different, count):
+def _explain_mismatch(settings, different, count):
     def side(shape, where):
         return f"not {where}" if shape is None else f"{shape} {where}"
 
     named = [
-        f"{name} is {side(there, 'there')} and {side(here, 'here')}"
-        for name, (there, here) in list(different.items())[:MOST_NAMED]
+        f"{name} is {side(theirs, 'in the source')} and {side(ours, 'in this run')}"
+        for name, (theirs, ours) in list(different.items())[:MAX_NAMED]
     ]
     more = len(different) - len(named)
     hint = (
         "change what makes the models differ, or set train.init_differences=fresh, which "
         "initialises such arrays afresh"
         if settings.init_differences == "refuse"
-        else "no parameter of it fits"
+        else "none of its parameters fits"
     )
     return (
         f"{KEY}={settings.init_from}: {len(different)} of {count} arrays do not fit: "

@@ -1,4 +1,4 @@
-"""Weights & Biases: `--log=wandb`, from the extra `nvae_jax[wandb]`."""
+"""Logs to Weights & Biases: `--log=wandb`, with the extra `nvae_jax[wandb]`."""
 
 import os
 from collections.abc import Mapping
@@ -12,15 +12,17 @@ from nvae_jax.loggers import Logger
 
 
 class WeightsAndBiases(Logger):
-    """A run there, which a resumed run continues. Its variables say where it is and how it is
-    called: WANDB_PROJECT (else nvae_jax), WANDB_NAME (else the folder's), WANDB_MODE=offline ...
+    """A logger that writes to one W&B run, also after the training run is resumed.
+
+    Environment variables configure it: WANDB_PROJECT (default: nvae_jax), WANDB_NAME (default: the
+    name of the run directory), WANDB_MODE=offline and others.
     """
 
     def __init__(self):
         self._wandb = extras.load("wandb", "wandb", "the logger wandb")
 
     def start(self, workdir: Path, config: ConfigDict, step: int) -> None:
-        """Begins a run, or continues the one that `workdir` was logged to, if not from step 0."""
+        """Starts a W&B run, or continues the earlier one of `workdir` unless `step` is 0."""
         known = workdir / "wandb" / "run_id.txt"
         self._run = self._wandb.init(
             dir=None if paths.is_bucket(workdir) else workdir,
@@ -32,7 +34,7 @@ class WeightsAndBiases(Logger):
         )
         known.parent.mkdir(exist_ok=True)
         known.write_text(self._run.id)
-        # Its own count of steps takes no row back, and rows after the last checkpoint come again.
+        # W&B's own step counter must not decrease, but rows after a checkpoint can be logged again.
         self._run.define_metric("*", step_metric="step")
 
     def metrics(self, step: int, row: Mapping[str, float]) -> None:
@@ -44,7 +46,7 @@ class WeightsAndBiases(Logger):
         self._run.log({"step": step, name: self._wandb.Image(image)})
 
     def close(self) -> None:
-        """Waits until all is sent, or written where it is offline."""
+        """Waits until everything is sent, or written in offline mode."""
         self._run.finish()
 
 

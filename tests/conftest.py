@@ -15,8 +15,8 @@ from tests import forked
 from tests.published import GOLDEN_NAMES, Golden
 from tests.stores import bucket, s3, store  # noqa: F401 (fixtures)
 
-# Almost all of the suite's time is compilation, of programs that then run for milliseconds. Read at
-# the first computation, and by the processes that tests start.
+# Almost all of the suite's time is compilation of programs that then run for milliseconds. XLA
+# reads the variable at the first computation, also in the processes that tests start.
 FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if jax.__version_info__ < (0, 11):  # a flag that XLA does not know ends the process
     FAST_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
@@ -25,16 +25,16 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}
 
 
 def pytest_collection_finish():
-    """What the imports made stays: looking at it again and again makes tracing slower."""
+    """Excludes objects made by imports from garbage collection, which would slow down tracing."""
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """One folder of compiled programs, which the commands that tests start share. It is a new one,
-    unless JAX_COMPILATION_CACHE_DIR names one to keep from one run of tests to the next."""
-    # One folder for the processes that pytest-xdist spreads the suite over, too.
+    """A folder of compiled programs, shared with the commands that tests start. It is new unless
+    JAX_COMPILATION_CACHE_DIR names a folder, which is kept for the next run of the tests."""
+    # The processes of pytest-xdist share the folder, too.
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(root / "compilation")
@@ -42,7 +42,7 @@ def compilation_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
         jax.config.update("jax_compilation_cache_dir", folder)
-        # What compiles in less than a second is kept too: it is most of what tests compile.
+        # Programs that compile in less than a second are cached, too: most of the tests' are.
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         yield folder
@@ -86,7 +86,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def undocumented():
-    """A function: names of metrics to those that docs/metrics.md does not have."""
+    """A function from names of metrics to those that are missing in docs/metrics.md."""
     page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     known = {name for row in rows for name in re.findall("`(.+?)`", row)}

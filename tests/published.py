@@ -1,4 +1,4 @@
-"""Golden files: what the published code computed, and our model with the same weights."""
+"""Golden files: results of the published code, and our model with the same weights."""
 
 import json
 from functools import partial
@@ -17,7 +17,7 @@ GOLDEN_NAMES = ("bernoulli_2scale", "logistic_mixture_flow", "deep_5bit_flow2")
 
 
 class Golden:
-    """One golden file: published arrays in, what the published code computed out."""
+    """One golden file: the published code's inputs and results."""
 
     def __init__(self, name):
         self.name = name
@@ -30,7 +30,7 @@ class Golden:
         return self.arrays[key]
 
     def group(self, prefix):
-        """{name: array} of the arrays called `prefix/name`."""
+        """{name: array} of the arrays named `prefix/name`."""
         return {
             key.removeprefix(f"{prefix}/"): value
             for key, value in self.arrays.items()
@@ -43,20 +43,20 @@ class Golden:
 
     @property
     def noise(self):
-        """One (B, h, w, z) array a latent group."""
+        """One (B, h, w, z) array per latent group."""
         return [self.images(f"eps/{name}") for name in sorted(self.group("eps"))]
 
 
 class Model:
-    """A golden file converted, with what its tests share."""
+    """The converted model of a golden file, with functions that its tests share."""
 
     def __init__(self, golden, dtype="float32", implementation=None, unroll=1):
         self.golden = golden
         self.config, self.variables = torch_checkpoint.convert_state(golden.state, golden.args)
-        # On CPU plain JAX, where no other is asked for; an accelerator's own there.
-        own = "cpu" if jax.default_backend() == "cpu" else "auto"
-        implementation = implementation or own
-        # Accelerators multiply float32 with fewer bits unless told otherwise.
+        # The default is plain JAX on CPU, and the accelerator's own implementation elsewhere.
+        default = "cpu" if jax.default_backend() == "cpu" else "auto"
+        implementation = implementation or default
+        # By default, accelerators multiply float32 with fewer bits.
         self.config.model.update(dtype=dtype, precision="highest", implementation=implementation)
         # Loops over the groups, 1, compile faster.
         self.config.model.unroll = unroll
@@ -91,7 +91,7 @@ class Model:
         )
 
     def training_pass(self, params):
-        """(loss, everything that goes with it), gradients at the golden β and λ."""
+        """((loss, its auxiliary results), gradients) at the golden β and λ."""
         meta = self.golden.meta
         alpha = objective.balance_alpha(self.model.hierarchy)
         kernels = jax.eval_shape(partial(effective_kernels, self.model), params)

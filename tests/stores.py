@@ -1,4 +1,4 @@
-"""A real object store: fake-gcs-server, whose program comes in a Python package."""
+"""A real object store: fake-gcs-server, whose program is in a Python package."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ def free_port():
 
 
 def variables(address):
-    """Of processes that are to find the store there, and no credentials anywhere."""
+    """Environment variables of processes that use the store, without any credentials."""
     return {
         "STORAGE_EMULATOR_HOST": address,
         "TENSORSTORE_GCS_HTTP_URL": address,
@@ -47,7 +47,7 @@ def wait_for(process, url):
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
-    """The folder in which the store keeps its buckets, each in a folder of its name."""
+    """The folder of the store, with a subfolder for each bucket."""
     spec = util.find_spec(WHEEL)
     program = spec and Path(spec.submodule_search_locations[0]) / PROGRAM
     if not (program and os.access(program, os.X_OK)):
@@ -77,7 +77,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def bucket(store, request):
-    """A folder in a bucket, a new one for each test."""
+    """A new folder in a bucket for each test."""
     return buckets.BucketPath(f"gs://bucket/{re.sub(r'[^a-zA-Z0-9]+', '_', request.node.name)}")
 
 

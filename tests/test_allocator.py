@@ -32,7 +32,7 @@ for _ in range(32):
     calls.append(page_faults() - before)
 x = None
 before = own_memory()
-allocator.give_back_freed_memory()
+allocator.release_freed_memory()
 print(statistics.median_low(calls), before - own_memory())
 """
 

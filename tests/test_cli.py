@@ -38,7 +38,7 @@ def test_a_cache_that_cannot_be_written_to_is_said_once(
     finally:
         jax.config.update("jax_compilation_cache_dir", compilation_cache)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "compiled programs are not kept" in line and str(tmp_path / "file") in line
+    assert "compiled programs are not cached" in line and str(tmp_path / "file") in line
 
 
 def test_an_error_is_one_line_with_its_notes():

@@ -233,7 +233,7 @@ from nvae_jax import build, distributed, sharding
 from tests.conftest import tiny_config
 
 distributed.initialize(distributed.DistributedSettings(timeout=100))
-sharding.SMALLEST_SHARDED = 64  # of a model this small nothing would be sharded
+sharding.MIN_SHARDED_SIZE = 64  # of a model this small nothing would be sharded
 model, mesh, out = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 experiment = build.build(tiny_config(model={**model, "unroll": 1}, mesh=mesh))
 mesh = experiment.mesh

@@ -74,7 +74,7 @@ def run(commands):
         ),
         ("train", ["--workdir=W", *TINY, "--config.seed=-1"], "seed must be an integer from 0"),
         ("train", ["--workdir=W", *TINY, "--config.data.workers=1000000000"], "data.workers must"),
-        ("train", ["--workdir=W", "--config="], "flag --config=: it is empty, where a path is"),
+        ("train", ["--workdir=W", "--config="], "flag --config=: a path must not be empty"),
         ("train", ["--workdir=W", "--config=configs"], "--config: there is no file 'configs'"),
         ("train", ["--workdir=W"], "holds no run to resume"),
         ("train", ["--workdir=W", "--config.log.every_steps=2"], "holds no run to resume"),
@@ -112,7 +112,10 @@ def test_modules_that_are_no_commands_say_so(arguments):
         text=True,
     )
     assert done.returncode == 2
-    assert "is no command: python -m nvae_jax lists" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        "is not a command: `python -m nvae_jax` lists" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_sigterm_saves_and_a_second_process_is_refused(run, tmp_path):

@@ -117,7 +117,7 @@ def test_a_density_is_not_called_bits_per_dimension(undocumented):
 
 def test_held_out_images_and_draws_are_the_same_every_time(tiny):
     experiment, state, _ = tiny
-    held_out = evaluate.HeldOut(experiment, max_examples=7)
+    held_out = evaluate.HeldOutEvaluator(experiment, max_examples=7)
     first, again = held_out(state.variables), held_out(state.variables)
     assert held_out.split == "test"  # the digits have no other
     assert first == again and all(map(np.isfinite, first.values()))
@@ -136,13 +136,13 @@ def test_few_examples_do_not_fill_up_a_large_batch(tiny, monkeypatch):
 
     monkeypatch.setattr(pipeline, "eval_batches", counted)
     assert experiment.evaluation.batch_size > 7
-    evaluate.HeldOut(experiment, max_examples=7)(state.variables)
+    evaluate.HeldOutEvaluator(experiment, max_examples=7)(state.variables)
     assert sizes == [7]
 
 
 def test_held_out_evaluation_stops_when_asked(tiny):
     experiment, state, _ = tiny
-    held_out, asked = evaluate.HeldOut(experiment, max_examples=200), []
+    held_out, asked = evaluate.HeldOutEvaluator(experiment, max_examples=200), []
 
     def stopped():
         asked.append(len(asked))
@@ -184,4 +184,4 @@ def test_a_result_that_cannot_be_kept_is_printed(tiny, tmp_path, capsys):
     result = evaluate.evaluate_run(tmp_path, experiment, snapshot, **options)
     printed = capsys.readouterr()
     assert f"NELBO {result['nelbo']:.4f} nats" in printed.out and "written" not in printed.out
-    assert printed.err.splitlines()[-1].startswith("warning: the result is not kept: ")
+    assert printed.err.splitlines()[-1].startswith("warning: the result is not saved: ")

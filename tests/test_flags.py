@@ -184,7 +184,7 @@ def test_a_missing_split_is_said(commands, places):
 def test_another_config_and_a_run_without_checkpoint_are_refused(commands, places, tmp_path):
     run, flags = places["run"], ["--config=configs/digits.py", *TINY.split()]
     done = commands.run("train", *flags, f"--workdir={run}", "--config.train.num_steps=4")
-    assert done.returncode == 2 and "train.num_steps is 1 there and 4 here" in done.stderr
+    assert done.returncode == 2 and "train.num_steps is 1 in the run and 4 now" in done.stderr
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     done = commands.run("evaluate", f"--workdir={tmp_path}")
     assert done.returncode == 2 and "has no checkpoint yet" in done.stderr

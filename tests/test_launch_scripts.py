@@ -93,17 +93,17 @@ def test_help_and_wrong_options(script):
         ([*POD, *RUN, "--slices=0"], "--slices must be a number from 1 to 256, not '0'"),
         ([*GKE, *RUN, "--slices=two"], "--slices must be a number from 1 to 256, not 'two'"),
         ([*GKE, "--topology=4", *RUN], "--topology must be such as 4x4, not '4'"),
-        ([*GKE, "--topology=3x3", *RUN], "3x3 has 9 chips, which hosts of 4 cannot have"),
+        ([*GKE, "--topology=3x3", *RUN], "3x3 has 9 chips, which is no multiple of 4 per host"),
         ([*GKE, "--topology=99x99x99", *RUN], "chips of --topology=99x99x99 must be a number"),
         ([*GKE, "--chips-per-host=1000000", *RUN], "--chips-per-host must be a number from 1"),
-        ([*GKE[:-1], *RUN], "--volume-claim or --bucket is missing: --workdir=/data/run would be"),
-        ([*GKE, "--bucket=b", *RUN], "give one of them"),
+        ([*GKE[:-1], *RUN], "is missing: each pod would have its own --workdir=/data/run"),
+        ([*GKE, "--bucket=b", *RUN], "give only one of them"),
         ([*GKE, "--mount=/mnt", *RUN], "--workdir=/data/run must be a folder in /mnt"),
         ([*GKE, RUN[0], "--workdir=/data"], "--workdir=/data must be a folder in /data"),
         ([*GKE, RUN[0], "--workdir=/data/../run"], "must be a folder in /data"),
-        ([*GKE, "--name=A_b", *RUN], "--name must be of a-z"),
+        ([*GKE, "--name=A_b", *RUN], "--name must consist of a-z"),
         ([*SLURM, *RUN[1:]], "--config=configs/X.py is missing"),
-        ([*SLURM, *RUN], "no SLURM job"),
+        ([*SLURM, *RUN], "not a SLURM job"),
         ([*CLUSTER, "two", "--", "true"], "N must be a number from 1 to 256, not 'two'"),
         ([*CLUSTER, "1000000", "--", "true"], "N must be a number from 1 to 256"),
         ([*CLUSTER, "2", "true"], "unexpected argument true: COMMAND comes after --"),
@@ -133,7 +133,7 @@ def test_urls_are_refused_before_anything_is_rented(script, flag, url, tmp_path)
     job = {"SLURM_JOB_ID": "7", **with_path(tmp_path)}
     status, output, error = bash(*arguments, **job)
     assert (status, output) == (2, "")
-    assert error.count("\n") == 1 and f"{url}: this is no path; give a bucket's" in error
+    assert error.count("\n") == 1 and f"{url}: this URL is not supported; give a bucket" in error
     assert not (tmp_path / "called").exists()
 
 
@@ -310,7 +310,7 @@ NO_SERVER += " host or port?"
     ("message", "told"),
     [
         (NO_JOBSET, "the cluster has no JobSet yet: install it, see https://jobset.sigs.k8s.io"),
-        (CHANGED, "the JobSet a is there, with other settings: kubectl delete jobset a"),
+        (CHANGED, "the JobSet a exists with other settings: kubectl delete jobset a"),
         (NO_SERVER, NO_SERVER),
     ],
 )
@@ -562,13 +562,13 @@ def test_tpu_pod_gives_a_run_up_that_stops_at_its_first_step(tmp_path):
     pod = Pod(tmp_path, python="exit 134")
     assert pod.run(f"--workdir={tmp_path}/run") == 2
     assert pod.error.count("resuming") == 3
-    assert "ended for the 4th time without a step" in pod.error
+    assert "failed 4 times in a row without a step" in pod.error
 
 
 def test_tpu_pod_refuses_the_disk_of_a_spot_slice(tmp_path):
     pod = Pod(tmp_path, python="exit 0")
     assert pod.run("--spot", "--workdir=/no/such/folder") == 2
-    assert "--workdir=/no/such/folder is on the host's own disk, which goes with" in pod.error
+    assert "--workdir=/no/such/folder is on the host's own disk, which is deleted with" in pod.error
 
 
 def test_tpu_pod_needs_a_place_for_logs(tmp_path):
@@ -576,7 +576,7 @@ def test_tpu_pod_needs_a_place_for_logs(tmp_path):
     logs = f"--logs={tmp_path / 'gcloud' / 'logs'}"
     status, output, error = bash(*POD, *RUN, logs, **with_path(tmp_path))
     assert (status, output) == (2, "") and error.count("\n") == 1
-    assert f"{logs} is no folder that can be written" in error
+    assert f"{logs} is not a writable folder" in error
     assert not (tmp_path / "called").exists()
 
 

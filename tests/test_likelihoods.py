@@ -248,6 +248,6 @@ def test_unfit_likelihoods_are_named():
         likelihoods.make("poisson", random_logits(1))
     with pytest.raises(ValueError, match="of 1 or 3 channels, not 2; .* bernoulli, gaussian"):
         likelihoods.num_params("logistic_mixture", 2)
-    with pytest.raises(ValueError, match="'bernoulli' is of values of up to 8 bits, not of .*=12"):
+    with pytest.raises(ValueError, match="'bernoulli' models values of up to 8 bits, but .*=12"):
         likelihoods.check_bits("bernoulli", 12)
     likelihoods.check_bits("logistic_mixture", 16)

@@ -72,7 +72,7 @@ def test_a_logger_that_fails_is_warned_of_once_in_a_row(tmp_path, capsys):
         for step in range(1, 7):
             log.metrics(step, {"train/loss": 1.0})
     lines = capsys.readouterr().err.splitlines()
-    said = "warning: the logger Failing.metrics of step {} failed, training goes on: RuntimeError"
+    said = "warning: the logger Failing.metrics of step {} failed, training continues: RuntimeError"
     assert lines[:2] == [f"{said.format(step)}: no network" for step in (2, 5)]
     assert len(lines) == 4 and all("Failing.close failed" in line for line in lines[2:])
     assert [step for step, _ in failing.rows] == [1, 4, 6] and len(fine.rows) == 6

@@ -19,7 +19,7 @@ def test_help_has_a_line_for_every_command(commands, arguments):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("trian", "did you mean train?"), ("", "there are analyze, "), ("--x=1", "")]
+    ("name", "hint"), [("trian", "did you mean train?"), ("", "known: analyze, "), ("--x=1", "")]
 )
 def test_an_unknown_command_is_one_line(commands, name, hint):
     done = commands.run("nvae_jax", name)

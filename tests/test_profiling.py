@@ -44,13 +44,13 @@ def test_a_resumed_run_traces_what_is_left(tmp_path, capsys):
     assert traced_steps(tmp_path) == [4, 5]
     run(tmp_path / "later", (2, 9), 9, 12)
     assert not (tmp_path / "later").exists()
-    assert "steps 2 to 9 are done already: there is no profile" in capsys.readouterr().out
+    assert "steps 2 to 9 are already done: there is no profile" in capsys.readouterr().out
 
 
 def test_a_trace_that_cannot_be_kept_is_a_warning(tmp_path, capsys):
     (tmp_path / "plugins").write_text("no folder")
     assert float(run(tmp_path, (1, 1), 0, 2)[0]) == 3
-    assert "warning: the profile is not kept: " in capsys.readouterr().err
+    assert "warning: the profile is not saved: " in capsys.readouterr().err
 
 
 def test_spans():

@@ -28,7 +28,7 @@ def test_another_config_is_refused_and_named(tmp_path):
     with run_directory.open_for_training(tmp_path, tiny_config()):
         begin(tmp_path)
     other = tiny_config(optimizer={"learning_rate": 0.5})
-    with pytest.raises(ValueError, match="optimizer.learning_rate is 0.01 there and 0.5 here"):
+    with pytest.raises(ValueError, match="optimizer.learning_rate is 0.01 in the run and 0.5 now"):
         with run_directory.open_for_training(tmp_path, other):
             pass
     assert run_directory.load_config(tmp_path).optimizer.learning_rate == 0.01
@@ -66,7 +66,7 @@ def test_changes_of_a_runs_config(tmp_path):
             {"train.num_steps": 7},
             "train.num_steps cannot change: drop it, or name another",
         ),
-        ({"data.directory": "x"}, "keys that nothing reads: data.directory"),
+        ({"data.directory": "x"}, "unknown keys: data.directory"),
         ({"eval.batch_size": "two"}, "eval.batch_size must be an integer from 1"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -118,28 +118,28 @@ def test_a_finished_run_is_made_longer_and_its_config_kept(finished):
 def test_what_cannot_be_made_longer(finished):
     before = (finished / "config.json").read_bytes()
     for call, message in [
-        (lambda: longer(finished, 5), "a run of 6 steps: --extend makes it longer, not 5 steps"),
+        (lambda: longer(finished, 5), "a run of 6 steps: --extend cannot shorten it to 5 steps"),
         (
             lambda: longer(finished, 20, **{"optimizer.learning_rate": 0.5}),
-            "optimizer.learning_rate is 0.01 there and 0.5 here: name another --workdir, or drop",
+            "optimizer.learning_rate is 0.01 in the run and 0.5 now: name another --workdir",
         ),
         (
             lambda: longer(finished, 20, tiny_config(data={"padding": 1})),
-            "data.padding is 0 there and 1 here",
+            "data.padding is 0 in the run and 1 now",
         ),
         (
             lambda: run_directory.chosen_config(finished, None, {"seed": 1}, extend=True),
-            "--extend needs the new length of the run: --config.train.num_steps=N",
+            "--extend needs the new number of steps: --config.train.num_steps=N",
         ),
         (
             lambda: run_directory.chosen_config(finished, None, {"train.num_steps": 20}),
-            "train.num_steps cannot change: .*; --extend trains a finished run on to more steps",
+            "train.num_steps cannot change: .*; --extend trains a finished run for more steps",
         ),
         (
             lambda: run_directory.open_for_training(
                 finished, tiny_config(train={"num_steps": 20})
             ).__enter__(),
-            "train.num_steps is 6 there and 20 here: .*; --extend trains a finished run on",
+            "train.num_steps is 6 in the run and 20 now: .*; --extend trains a finished run",
         ),
         (lambda: longer(finished / "new", 20), "is not a run directory"),
     ]:
@@ -147,7 +147,7 @@ def test_what_cannot_be_made_longer(finished):
             call()
         assert "\n" not in str(caught.value)
     (finished / "checkpoints" / "6").rename(finished / "checkpoints" / "4")
-    with pytest.raises(ValueError, match="is at step 4 of 6: --extend is for finished runs"):
+    with pytest.raises(ValueError, match="is at step 4 of 6: --extend needs a finished run"):
         longer(finished, 20)
     assert (finished / "config.json").read_bytes() == before and not history(finished)
     assert not (finished / "new").exists()
@@ -177,13 +177,15 @@ def test_the_kl_weight_of_a_longer_run_stays_and_its_learning_rate_is_planned_an
 
 def test_every_free_key_is_one():
     keys = set(schema.DEFAULTS) | set(tiny_config())
-    assert set(run_directory.FREE) <= keys
-    assert not any(map(run_directory.is_free, ("seed", "version", "data.name", "model.dtype")))
+    assert set(run_directory.CHANGEABLE) <= keys
+    assert not any(
+        map(run_directory.is_changeable, ("seed", "version", "data.name", "model.dtype"))
+    )
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="is not empty and no run directory"):
+    with pytest.raises(ValueError, match="is not empty and not a run directory"):
         with run_directory.open_for_training(tmp_path, tiny_config()):
             pass
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
@@ -205,16 +207,16 @@ def test_no_run_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "it is no JSON, or cut short, at line 1, column 1"),
-        ("{", "it is no JSON, or cut short, at line 1, column 2"),
-        ("[1]", "it holds no JSON object"),
+        ("", "it is not valid JSON, or truncated, at line 1, column 1"),
+        ("{", "it is not valid JSON, or truncated, at line 1, column 2"),
+        ("[1]", "it is not a JSON object"),
         ("[" * 100_000, "recursion"),
         ("{}", "it lacks checkpoint.every_steps, .* more: "),
         ('{"model": 3}', "it lacks "),
         ('{"version": 99}', "version must be an integer from 0 to"),
         ('{"version": -1}', "version must be an integer from 0 to"),
         ('{"version": "two"}', "version must be an integer from 0 to"),
-        ({"model.no_such_key": 1}, "keys that nothing reads: model.no_such_key"),
+        ({"model.no_such_key": 1}, "unknown keys: model.no_such_key"),
         ({"train.num_steps": float("nan")}, "train.num_steps must be an integer from 1"),
     ],
 )

@@ -53,7 +53,7 @@ def test_a_save_that_failed_is_said_and_tried_once_more(capsys):
     saving.check()
     assert disk.steps == [4]
     assert capsys.readouterr().out == (
-        "run/checkpoints/3: cannot be written (No space left on device): trying once more\n"
+        "run/checkpoints/3: cannot be written (No space left on device): retrying once\n"
     )
 
 

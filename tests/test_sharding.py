@@ -202,7 +202,7 @@ def test_a_batch_is_there_before_a_program_asks_for_it():
 
 def test_kernels_are_sharded_and_nothing_else():
     # What the optimiser concatenates would have to be gathered for it.
-    assert sharding.SMALLEST_SHARDED >= optimizer.SMALL
+    assert sharding.MIN_SHARDED_SIZE >= optimizer.SMALL
     mesh = jax.sharding.AbstractMesh((2, 4), sharding.AXES)
     shapes = {
         "kernel": (3, 3, 64, 64),

@@ -11,6 +11,7 @@ import pytest
 from jax.extend import core
 
 from nvae_jax import build, optim, regularizers
+from nvae_jax import experiment as experiment_lib
 from nvae_jax.ops.cpu import Cpu, Native
 from nvae_jax.ops.portable import Portable
 from tests.conftest import tiny_config
@@ -125,8 +126,9 @@ def test_a_scanned_program_does_not_grow_with_the_groups():
 
 def test_a_step_without_native_kernels_is_compiled_with_options_of_its_own(monkeypatch):
     asked, experiment = [], experiment_of()
-    monkeypatch.setattr(build.compiler, "options", lambda _, **kind: asked.append(kind))
-    monkeypatch.setattr(build, "_train_step", build._train_step.__wrapped__)  # nothing is kept
+    monkeypatch.setattr(experiment_lib.compiler, "options", lambda _, **kind: asked.append(kind))
+    uncached = experiment_lib._train_step.__wrapped__
+    monkeypatch.setattr(experiment_lib, "_train_step", uncached)
     for ops in (Native(), Cpu(), Portable()):
         dataclasses.replace(experiment, model=experiment.model.clone(ops=ops)).train_step()
     assert asked == [{}, {"unrolled": True}, {"unrolled": True}]

@@ -19,7 +19,7 @@ def test_parts_add_up_to_the_mean_and_pass_statistics_on():
         return weights * mean, ({"loss": mean.sum()}, 0.5 * batch_stats + mean, spectral + 1)
 
     images = jnp.asarray(np.random.default_rng(0).normal(size=(12, 3)), jnp.float32)
-    accumulate = steps._accumulated(gradients, 3)
+    accumulate = steps._accumulate(gradients, 3)
     zeros = jnp.zeros(3)
     grads, (metrics, batch_stats, rounds) = accumulate(
         zeros, jnp.zeros(()), images, jax.random.key(0)

@@ -135,7 +135,7 @@ def test_a_finished_run_trains_on(tmp_path, whole, capsys):
         np.testing.assert_allclose(row["train/learning_rate"], rate(row["step"] - 1), rtol=1e-6)
     state, data_state = saved(workdir, config)
     assert int(state.step) == data_state["step"] == STEPS + 2
-    with pytest.raises(ValueError, match="--restart begins a run anew, --extend goes on"):
+    with pytest.raises(ValueError, match="--restart starts a run anew and --extend continues"):
         train.train(None, workdir, {"train.num_steps": 20}, extend=True, restart=True)
 
 
@@ -327,7 +327,7 @@ def test_only_training_counts_in_images_per_second(tmp_path, monkeypatch):
         return slow
 
     monkeypatch.setattr("time.perf_counter", lambda: seconds[0])
-    slow = {(pipeline.TrainIterator, "__next__"): 2.0, (train.HeldOut, "__call__"): 1000.0}
+    slow = {(pipeline.TrainIterator, "__next__"): 2.0, (train.HeldOutEvaluator, "__call__"): 1000.0}
     slow |= {(train.Drawing, "__call__"): 1000.0, (Checkpoints, "save"): 1000.0}
     for (kind, name), duration in slow.items():
         monkeypatch.setattr(kind, name, taking(getattr(kind, name), duration))
@@ -379,7 +379,7 @@ def test_missing_data_leave_no_folder(tmp_path):
 def test_a_run_that_lost_its_checkpoints_keeps_its_metrics(tmp_path, whole, commands):
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(ValueError, match="has metrics but no checkpoint: .* say --restart"):
+    with pytest.raises(ValueError, match="has metrics but no checkpoint: .* pass --restart"):
         train.train(None, tmp_path / "run")
     assert rows(tmp_path / "run") == rows(whole)
     done = commands.run("train", f"--workdir={whole}", "--restart")

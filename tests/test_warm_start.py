@@ -111,13 +111,14 @@ GROUPS = {"num_groups": 3, "adaptive_groups": False}
     [
         (
             HEAD,
-            r"\d of \d+ arrays do not fit: params/image_head/.* is \(.*\) there and "
-            r"\(.*\) here; .*set train.init_differences=fresh",
+            r"\d of \d+ arrays do not fit: params/image_head/.* is \(.*\) in the source and "
+            r"\(.*\) in this run; .*set train.init_differences=fresh",
             {"params/image_head"},
         ),
         (
             GROUPS,
-            r"\d+ of \d+ arrays do not fit: .* is \(2,.* there and \(3,.* here; .*; and \d+ more: ",
+            r"\d+ of \d+ arrays do not fit: .* is \(2,.* in the source and \(3,.* in this run; "
+            r".*; and \d+ more: ",
             {"params/bottom_up/scale_0", "params/top_down/scale_1", "batch_stats/top_down/scale_0"},
         ),
     ],
@@ -144,13 +145,13 @@ def test_other_shapes_are_named_or_start_afresh(source, tmp_path, model, message
 
 def test_what_the_new_run_has_no_use_for_is_named(source, tmp_path):
     config = config_for(model={"squeeze_excitation": False})
-    with pytest.raises(ValueError, match="/se/.* there and not here"):
+    with pytest.raises(ValueError, match="/se/.* in the source and not in this run"):
         read(config, tmp_path, source[0])
     warm = read(config, tmp_path, source[0], init_differences="fresh")
     assert warm.unused and all("/se/" in name for name in warm.unused) and not warm.fresh
-    assert "not taken: " in warm.describe()
+    assert "not used: " in warm.describe()
     other = config_for(model={"encoder_width": 12, "decoder_width": 12, "latent_channels": 5})
-    with pytest.raises(ValueError, match="no parameter of it fits"):
+    with pytest.raises(ValueError, match="none of its parameters fits"):
         read(other, tmp_path, tmp_path / write_tiny(tmp_path), init_differences="fresh")
 
 
@@ -179,14 +180,14 @@ def test_a_published_checkpoint(tmp_path):
     assert warm.step == 7 and not warm.fresh and not warm.has_spectral_vectors
     assert_same(warm.arrays, by_name(variables))
     for init_from, options, message in [
-        (path, {"init_optimizer": True}, "has no state for init_optimizer"),
-        (f"{path}@3", {}, "has no others beside it"),
+        (path, {"init_optimizer": True}, "has no optimiser state for init_optimizer"),
+        (f"{path}@3", {}, "has only one checkpoint"),
         (tmp_path / "absent.pt", {}, "there is no file .*absent.pt"),
     ]:
         with pytest.raises(ValueError, match=message):
             read(config, tmp_path, init_from, **options)
     path.write_bytes(b"torn")
-    with pytest.raises(ValueError, match="is no PyTorch checkpoint"):
+    with pytest.raises(ValueError, match="is not a PyTorch checkpoint"):
         read(config, tmp_path, path)
 
 
@@ -197,11 +198,13 @@ def test_sources_that_will_not_do(source, tmp_path):
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "new").exists()
 
-    refused(tmp_path / "absent", "neither a run directory nor a published .pt file: there is noth")
+    refused(
+        tmp_path / "absent", "neither a run directory nor a published .pt file: it does not exist"
+    )
     refused(tmp_path, "neither a run directory nor a published .pt file$")
     refused(f"{source[0]}@6", "has no checkpoint of step 6; it has 5")
     refused(f"{source[0]}@best", "there is no best one")
-    refused("az://bucket/run", "az:// cannot be used")
+    refused("az://bucket/run", "az:// is not supported")
     with pytest.raises(ValueError, match="this is the run's own folder"):
         read(config_for(), source[0], source[0])
     empty = tmp_path / "empty"
@@ -219,7 +222,7 @@ def test_sources_that_will_not_do(source, tmp_path):
 def test_settings_are_checked_before_anything_else():
     with pytest.raises(ValueError, match="init_differences is 'some'; it must be one of: refuse, "):
         build.build_start(config_for(train={"init_differences": "some"}))
-    with pytest.raises(ValueError, match="init_optimizer is of another run's: name it with"):
+    with pytest.raises(ValueError, match="init_optimizer needs the other run: name it with"):
         build.build_start(config_for(train={"init_optimizer": True}))
     assert warm_start.parse("a@b/run@best")[1] == "best"
     assert warm_start.parse("a@b/run")[1] == "latest" and warm_start.parse("run@12")[1] == 12

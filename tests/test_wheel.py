@@ -116,7 +116,7 @@ def test_an_installed_command_trains_and_samples_in_another_project(environment,
     )
     assert Path(place).is_relative_to(environment.parent)
     command = environment / "nvae-jax"
-    assert run(command, "--help", cwd=tmp_path) == "nvae-jax COMMAND --help says more."
+    assert run(command, "--help", cwd=tmp_path) == "nvae-jax COMMAND --help explains a command."
     run(command, "train", "--config=digits", "--workdir=run", *TINY.split(), cwd=tmp_path)
     sampling = ("--num=3", "--batch_size=2", "--temperature=0.7", "--passes=1", "--out=samples")
     run(command, "sample", "--workdir=run", *sampling, cwd=tmp_path)

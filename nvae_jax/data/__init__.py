@@ -1,1 +1,1 @@
-"""Images in, batches out: data sets, their formats and the input pipeline."""
+"""Data sets, their formats and the input pipeline."""

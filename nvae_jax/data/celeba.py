@@ -1,4 +1,4 @@
-"""CelebA as its authors distribute it."""
+"""Reads CelebA in the form in which its authors distribute it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from nvae_jax.data.spec import DataError
 
 _PICTURES, _PARTITION = "img_align_celeba", "list_eval_partition.txt"
 _SPLITS = {"0": "train", "1": "validation", "2": "test"}
-_SIZE = 178  # The shorter side of all its pictures.
+_SIZE = 178  # The shorter side of all images.
 
 
 class CelebA:
-    """The format of a folder with img_align_celeba/ and list_eval_partition.txt, its splits."""
+    """The format of a folder with img_align_celeba/ and its splits, list_eval_partition.txt."""
 
     looks_like = f"{_PICTURES}/*.jpg and {_PARTITION}"
 
     def find(self, directory: pathlib.Path) -> Mapping[str, list[pathlib.Path]]:
-        """The pictures of each split."""
+        """Finds the image files of each split."""
         if not (directory / _PICTURES).is_dir():
             return {}
         path = directory / _PARTITION
@@ -28,9 +28,9 @@ class CelebA:
             with files.open_regular(path) as file:
                 lines = file.read().decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
+            reason = getattr(error, "strerror", None) or "it is not text"
             raise DataError(
-                f"{path}: cannot be read ({reason}); it says which split a picture is in"
+                f"{path}: cannot be read ({reason}); it assigns the images to splits"
             ) from error
         found = {}
         for number, line in enumerate(lines, 1):
@@ -50,4 +50,4 @@ def _parse(line: str, where: str) -> tuple[str, str]:
     match line.split():
         case [name, number] if number in _SPLITS and pathlib.PurePath(name).name == name:
             return name, _SPLITS[number]
-    raise DataError(f"{where}: {line[:80]!r} is not a picture and the number of its split")
+    raise DataError(f"{where}: {line[:80]!r} is not an image and the number of its split")

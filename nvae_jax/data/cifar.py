@@ -1,4 +1,4 @@
-"""CIFAR-10's own files: the binary version, and the pickles of the Python version."""
+"""Reads CIFAR-10's own files: the binary version, and the pickles of the Python version."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_ba
 _PIXELS = 3 * 32 * 32
 _LARGEST = 2**28  # bytes of a file
 
-# All that a pickled array of NumPy needs. Anything else in a pickle could run any code.
+# Everything that a pickled NumPy array needs. Other names in a pickle could run any code.
 _ALLOWED = {
     "ndarray": np.ndarray,
     "dtype": np.dtype,
-    # These have moved between modules of NumPy; pickles name the old places.
+    # NumPy has moved these between modules, and pickles name the old modules.
     "_reconstruct": np.zeros(0).__reduce__()[0],
     "_frombuffer": np.zeros(0).__reduce_ex__(5)[0],
 }
@@ -33,7 +33,7 @@ class Cifar:
     looks_like = "data_batch_1.bin to data_batch_5.bin and test_batch.bin (or the Python version)"
 
     def find(self, directory: pathlib.Path) -> Mapping[str, list[pathlib.Path]]:
-        """The files of each split of which there is any."""
+        """Finds the files of each split of which at least one exists."""
         found = {}
         for folder in _FOLDERS:
             for end in (".bin", ""):
@@ -46,14 +46,14 @@ class Cifar:
     def open(
         self, found: list[pathlib.Path], split: str, channels: int, max_value: int = 0
     ) -> np.ndarray:
-        """All images of a split, uint8 (N, 32, 32, 3)."""
+        """Reads all images of a split, uint8 (N, 32, 32, 3)."""
         del split, channels, max_value
         planes = np.concatenate([_read(path) for path in found])
         return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
 def _read(path: pathlib.Path) -> np.ndarray:
-    """The pixels of one file, uint8 (N, 3072), colour by colour."""
+    """Reads the pixels of one file, uint8 (N, 3072), one colour plane after the other."""
     try:
         with files.open_regular(path) as file:
             content = file.read(_LARGEST + 1)
@@ -83,14 +83,14 @@ def _read_pickle(path: pathlib.Path, content: bytes) -> np.ndarray:
         pixels = batch.get(b"data", batch.get("data"))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    except Exception as error:  # A damaged pickle raises nearly anything.
+    except Exception as error:  # A damaged pickle can raise almost anything.
         raise DataError(f"{path}: truncated or damaged pickle ({error})") from error
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
         raise DataError(f"{path}: has no table of pixels under 'data'")
     if pixels.nbytes > len(content):
         raise DataError(f"{path}: claims {pixels.nbytes} bytes of pixels, more than it has")
     if pixels.shape[1] != _PIXELS or not len(pixels):
-        raise DataError(f"{path}: rows of {pixels.shape[1]} values, where images have {_PIXELS}")
+        raise DataError(f"{path}: rows of {pixels.shape[1]} values, but images have {_PIXELS}")
     return pixels
 
 
@@ -98,9 +98,9 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         if module.split(".")[0] == "numpy" and name in _ALLOWED:
             return _ALLOWED[name]
-        if (module, name) == ("_codecs", "encode"):  # Bytes, as Python 2 wrote them.
+        if (module, name) == ("_codecs", "encode"):  # Bytes written by Python 2.
             return _encode_latin1
-        raise DataError(f"pickle asks for {module}.{name}, which is no array: refused")
+        raise DataError(f"pickle asks for {module}.{name}, which is not an array: refused")
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:

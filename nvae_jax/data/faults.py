@@ -1,4 +1,4 @@
-"""Images that cannot be read: all of them named at once, and each of those left out only once."""
+"""Reports unreadable images: many of them in one error, and skipped ones once each."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from absl import logging
 from nvae_jax.data.images import Images
 from nvae_jax.data.spec import CorruptError, DataError
 
-_MOST_NAMED = 10
-_SECONDS = 30  # spent on looking for more
+_MAX_NAMED = 10
+_SECONDS = 30  # time to search for further unreadable images
 
 
 def corrupt_images_error(images: Images, first: CorruptError, remedy: str) -> DataError:
-    """An error that names, besides the first, the other images that cannot be read: up to ten of
-    them and a count, as far as half a minute goes.
+    """Makes an error that names unreadable images: the first ten and how many more there are.
+
+    It searches all images of the split for up to half a minute.
 
     Args:
-      images: the split that the first one is in.
-      remedy: what the user can do about them.
+      images: the images of the split.
+      first: the error of the first image found.
+      remedy: what the user can do about them, for the message.
     """
-    faults, looked_at = _look_through(images)
-    if str(first) not in faults:  # Time was up before it, or the disk has changed its mind.
+    faults, checked = _find_faults(images)
+    if str(first) not in faults:  # The time was up before it, or it can be read now.
         faults.insert(0, str(first))
-    named = "; ".join(faults[:_MOST_NAMED])
-    more = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
-    seen = "" if looked_at == len(images) else f" of {looked_at} looked at"
+    named = "; ".join(faults[:_MAX_NAMED])
+    more = f"; and {len(faults) - _MAX_NAMED} more" if len(faults) > _MAX_NAMED else ""
+    seen = "" if checked == len(images) else f" of {checked} checked"
     return DataError(f"{len(faults)} image(s){seen} cannot be read: {named}{more}; {remedy}")
 
 
-def _look_through(images: Images) -> tuple[list[str], int]:
-    """The faults in order, and how many images were looked at."""
-    end, faults, looked_at = time.monotonic() + _SECONDS, [], 0
+def _find_faults(images: Images) -> tuple[list[str], int]:
+    """Returns the faults in order, and the number of images checked."""
+    end, faults, checked = time.monotonic() + _SECONDS, [], 0
 
     def fault(index):
         if time.monotonic() > end:
@@ -51,12 +53,12 @@ def _look_through(images: Images) -> tuple[list[str], int]:
         for start in range(0, len(images), 64 * threads):
             part = range(start, min(start + 64 * threads, len(images)))
             for text in pool.map(fault, part):
-                looked_at += text is not None
+                checked += text is not None
                 faults += [text] if text else []
-    return faults, looked_at
+    return faults, checked
 
 
-@functools.cache  # In every process that reads, once.
+@functools.cache  # once per image in each process that reads
 def warn_skipped(fault: str) -> None:
-    """Tells the user of an image that is left out; not again when an epoch comes back to it."""
-    logging.warning("left out: %s", fault)
+    """Warns of a skipped image, only once although every epoch comes to it again."""
+    logging.warning("skipped: %s", fault)

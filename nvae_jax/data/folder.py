@@ -1,4 +1,4 @@
-"""A folder of pictures: grey or colour, of any size, also in sub-folders."""
+"""Reads a folder of image files: grey or colour, of any size, also in sub-folders."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from nvae_jax.data import images as images_lib
 from nvae_jax.data import views
 from nvae_jax.data.spec import CorruptError, DataError
 
-# Sub-folders of these names are splits; they go by different names in different collections.
+# {split: names of its sub-folder in various data sets}
 _SPLIT_FOLDERS = {
     "train": ("train", "train_32x32"),
     "validation": ("validation", "valid", "val", "valid_32x32"),
     "test": ("test",),
 }
-_LARGEST = 256  # The largest size with published settings.
-_SAMPLE = 500
-_MOST_NAMED = 5  # kinds of other files
+_LARGEST = 256  # the largest size with published settings
+_SAMPLE = 500  # images from which size and channels are determined
+_MAX_NAMED = 5  # types of other files that a warning lists
 
 Splits = Mapping[str, Sequence[pathlib.Path]]
 
 
 class Folder:
-    """The format of a folder of pictures.
+    """The format of a folder of image files.
 
-    Where it has sub-folders for training and for validation or test, these are the splits.
-    Otherwise a tenth is held out: the pictures whose name (from the folder on) has a SHA-256 that
-    begins with a number below a tenth of the largest. So a picture stays in its split whatever
-    is added. With `exact`, a fixed permutation holds out exactly one in ten.
+    If it has sub-folders for training and for validation or test, these are the splits. Otherwise
+    about a tenth is held out for validation, chosen by a hash of the file's relative path, so that
+    an image stays in its split when others are added. With `exact`, a fixed permutation holds out
+    exactly one in ten.
     """
 
     looks_like = f"pictures ({', '.join(images_lib.SUFFIXES)}), in sub-folders too"
@@ -44,7 +44,7 @@ class Folder:
         self._exact = exact
 
     def find(self, directory: pathlib.Path) -> Mapping[str, Splits]:
-        """All splits of the folder, under the name of each; none when there are no pictures."""
+        """Finds the splits: {split: all splits}; {} if there are no image files."""
         if not directory.is_dir():
             return {}
         named = _named_splits(directory)
@@ -57,8 +57,8 @@ class Folder:
     def open(
         self, found: Splits, split: str, channels: int, max_value: int = 0, num_bits: int = 8
     ) -> FolderImages:
-        """Opens a split; `channels` 0 means colour unless all (of a sample) are grey."""
-        # Of all splits, so that none differs from the others.
+        """Opens a split; with `channels` 0 it is grey if all sampled images are, else colour."""
+        # All splits are sampled, so that they get the same size and number of channels.
         size, found_channels = _survey([path for paths in found.values() for path in paths])
         return FolderImages(found[split], size, channels or found_channels, max_value, num_bits)
 
@@ -75,7 +75,13 @@ class Folder:
 
 
 class FolderImages:
-    """Pictures of any size, read from their files. `shape` gives the size that suits them."""
+    """Image files of any size, read on demand.
+
+    Args:
+      paths: the files.
+      size: height and width in `shape`, which images are usually resized to.
+      channels: as in `images.decode`, and so are `max_value` and `num_bits`.
+    """
 
     def __init__(
         self,
@@ -105,34 +111,36 @@ def _named_splits(directory: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def pictures(directory: pathlib.Path) -> list[pathlib.Path]:
-    """All pictures below a folder in an order of their own, not the file system's. Says once what
-    else is there, but for hidden files."""
-    found, passed_over = [], collections.Counter()
+    """All image files below a folder, sorted by their relative paths.
+
+    Warns once of other files and of linked folders, except hidden ones.
+    """
+    found, ignored = [], collections.Counter()
     for root, folders, names in os.walk(directory, onerror=_raise_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        # Which os.walk does not enter: they may lead back to where it came from.
-        passed_over["linked folder"] += sum(os.path.islink(os.path.join(root, f)) for f in folders)
+        # os.walk does not enter linked folders, because they could form a cycle.
+        ignored["linked folder"] += sum(os.path.islink(os.path.join(root, f)) for f in folders)
         for name in names:
             if name.startswith("."):
                 continue
             if name.lower().endswith(images_lib.SUFFIXES):
                 found.append(pathlib.Path(root, name))
             else:
-                passed_over[pathlib.Path(name).suffix.lower() or "without an ending"] += 1
+                ignored[pathlib.Path(name).suffix.lower() or "without an ending"] += 1
     if found:
-        _report_passed_over(directory, frozenset(passed_over.items()))
+        _warn_of_ignored(directory, frozenset(ignored.items()))
     return sorted(found, key=lambda path: path.relative_to(directory).as_posix())
 
 
-@functools.cache  # Said once, however often a folder is opened.
-def _report_passed_over(directory: pathlib.Path, counts: frozenset[tuple[str, int]]):
+@functools.cache  # once per folder, however often it is opened
+def _warn_of_ignored(directory: pathlib.Path, counts: frozenset[tuple[str, int]]):
     most = collections.Counter({kind: count for kind, count in counts if count}).most_common()
-    named = [f"{count} {kind}" for kind, count in most[:_MOST_NAMED]]
-    if rest := sum(count for _, count in most[_MOST_NAMED:]):
+    named = [f"{count} {kind}" for kind, count in most[:_MAX_NAMED]]
+    if rest := sum(count for _, count in most[_MAX_NAMED:]):
         named.append(f"{rest} other")
     if named:
         logging.warning(
-            "%s: passed over %s; pictures are %s",
+            "%s: ignored %s; image files are %s",
             *(directory, ", ".join(named), ", ".join(images_lib.SUFFIXES)),
         )
 
@@ -147,21 +155,21 @@ def _is_held_out(name: pathlib.PurePath) -> bool:
 
 
 def _survey(paths: Sequence[pathlib.Path]) -> tuple[int, int]:
-    """(size, channels) that suit a collection, from an even sample of it.
+    """Chooses (size, channels) for image files from an evenly spaced sample of them.
 
-    The size is the largest power of two that is no larger than the shorter side of half of the
-    pictures, and at most 256.
+    The size is the largest power of two that does not exceed the median of their shorter sides, and
+    at most 256.
     """
     sides, channels, fault = [], 1, None
     for index in np.unique(np.linspace(0, len(paths) - 1, _SAMPLE).astype(int)):
         try:
             height, width, found = images_lib.read_header(paths[index])
         except CorruptError as error:
-            fault = fault or error  # Reported, or skipped, when its turn comes.
+            fault = fault or error  # reported, or skipped, when the image is read
             continue
         sides.append(min(height, width))
         channels = max(channels, found)
     if not sides:
-        raise DataError(f"none of the pictures can be read, the first: {fault}")
+        raise DataError(f"none of the image files can be read, the first: {fault}")
     side = int(np.clip(np.median(sides), 1, _LARGEST))
     return 2 ** (side.bit_length() - 1), channels

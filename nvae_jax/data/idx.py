@@ -1,7 +1,7 @@
-"""MNIST's file format: a magic number, big-endian sizes, then raw bytes; often gzipped.
+"""Reads MNIST's file format, IDX: a magic number, big-endian sizes, then raw bytes; often gzipped.
 
-The first two bytes are zero, the third gives the type (8 is uint8), the fourth the number of
-dimensions; one 32-bit size per dimension follows.
+The first two bytes are zero, the third is the type (8 is uint8), the fourth the number of
+dimensions, followed by one 32-bit size per dimension.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _STEMS = {"train": "train", "test": "t10k"}
 
 
 class Idx:
-    """The format of a folder with MNIST's files, under any of the names in use."""
+    """The format of a folder with MNIST's files, under any of their usual names."""
 
     looks_like = "IDX files (train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz)"
 
     def find(self, directory: pathlib.Path) -> Mapping[str, pathlib.Path]:
-        """The image file of each split that is there."""
+        """Finds the image file of each split."""
         found = {split: _find(directory, stem) for split, stem in _STEMS.items()}
         return {split: path for split, path in found.items() if path}
 
     def open(
         self, found: pathlib.Path, split: str, channels: int, max_value: int = 0
     ) -> np.ndarray:
-        """All images of a split, uint8 (N, H, W, 1)."""
+        """Reads all images of a split, uint8 (N, H, W, 1)."""
         del split, channels, max_value
         return read_images(found)
 
@@ -53,10 +53,11 @@ def _find(directory: pathlib.Path, stem: str) -> pathlib.Path | None:
 
 
 def read_images(path: str | pathlib.Path) -> np.ndarray:
-    """All images of an IDX file as uint8 (N, H, W, 1).
+    """Reads all images of an IDX file, uint8 (N, H, W, 1).
 
-    Raises DataError naming the file and its fault: not an IDX file, another type, not three
-    dimensions, an empty set, truncated, damaged, or longer than it says.
+    Raises:
+      DataError: if it is not an IDX file, has another type, not three dimensions or no images, is
+        truncated or damaged, or is longer than its header says. The message names the file.
     """
     path = pathlib.Path(path)
     try:
@@ -72,7 +73,7 @@ def read_images(path: str | pathlib.Path) -> np.ndarray:
 
 def _read(path: pathlib.Path, file: BinaryIO) -> np.ndarray:
     packed = os.fstat(file.fileno()).st_size
-    # By content, not by name: browsers unpack .gz files and leave their names alone.
+    # Decided by content rather than name: browsers unpack .gz files without renaming them.
     is_packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     unpacked = gzip.GzipFile(fileobj=file) if is_packed else file
@@ -84,22 +85,22 @@ def _read(path: pathlib.Path, file: BinaryIO) -> np.ndarray:
     body = unpacked.read(expected)
     if len(body) < expected:
         raise DataError(f"{path}: truncated, {len(body)} of {expected} bytes of pixels")
-    # Of what follows no more than a byte is unpacked; reading to the end checks gzip's checksum.
+    # Only one further byte is unpacked; reading at the end also checks gzip's checksum.
     if unpacked.read(1):
-        raise DataError(f"{path}: has bytes after the last image; not as it says")
+        raise DataError(f"{path}: is longer than its header says, with bytes after the last image")
     return np.frombuffer(body, np.uint8).reshape(*shape, 1)
 
 
 def _read_header(path: pathlib.Path, content: bytes) -> tuple[int, ...]:
     if len(content) < 4:
-        raise DataError(f"{path}: truncated, {len(content)} bytes are no IDX header")
+        raise DataError(f"{path}: truncated, {len(content)} bytes are not an IDX header")
     zeros, dtype, ndim = struct.unpack(">HBB", content[:4])
     if zeros or dtype not in _TYPES:
         raise DataError(f"{path}: not an IDX file (starts with {content[:4].hex(' ')})")
     if dtype != _UINT8:
-        raise DataError(f"{path}: holds {_TYPES[dtype]}, where images must be uint8")
+        raise DataError(f"{path}: holds {_TYPES[dtype]}, but images must be uint8")
     if ndim != 3:
-        raise DataError(f"{path}: has {ndim} dimension(s), where images have 3 (count, H, W)")
+        raise DataError(f"{path}: has {ndim} dimension(s), but images have 3 (count, H, W)")
     if len(content) < _HEADER_BYTES:
-        raise DataError(f"{path}: truncated, {len(content)} bytes are no IDX header of images")
+        raise DataError(f"{path}: truncated, {len(content)} bytes are not an IDX header of images")
     return struct.unpack(">3I", content[4:])

@@ -1,4 +1,4 @@
-"""LMDB databases: those of the published NVAE code, and those that LSUN is distributed in."""
+"""Reads LMDB databases: those of the published NVAE code, and those of LSUN."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ _PATTERNS = {
 class Lmdb:
     """The format of a folder with train.lmdb and validation.lmdb (or LSUN's *_train_lmdb).
 
-    Records are encoded images, or the raw bytes of square colour images. Their keys are the
-    numbers from 0 in decimal, or anything.
+    Records are encoded images, or the raw bytes of square colour images. Keys are decimal numbers
+    from 0, or arbitrary.
     """
 
     looks_like = "train.lmdb and validation.lmdb"
 
     def find(self, directory: pathlib.Path) -> Mapping[str, pathlib.Path]:
-        """The database of each split that is there."""
+        """Finds the database of each split."""
         found = {}
         for split, patterns in _PATTERNS.items():
             paths = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
             if len(paths) > 1:
-                raise DataError(f"{directory}: which is it, {' or '.join(p.name for p in paths)}?")
+                names = " and ".join(path.name for path in paths)
+                raise DataError(f"{directory}: has {names}; only one can be the {split} split")
             if paths:
                 found[split] = paths[0]
         return found
@@ -44,7 +45,7 @@ class Lmdb:
     def open(
         self, found: pathlib.Path, split: str, channels: int, max_value: int = 0
     ) -> LmdbImages:
-        """Opens a split; `channels` 0 takes those of the first image."""
+        """Opens a split; with `channels` 0 it has as many channels as its first image."""
         del split
         return LmdbImages(found, channels, max_value)
 
@@ -82,7 +83,7 @@ class LmdbImages:
 
 
 class _Numbers:
-    """The keys "0", "1", ... without a list of millions of them."""
+    """The keys "0", "1", ..., without storing a list of millions of them."""
 
     def __init__(self, count: int):
         self._count = count
@@ -105,7 +106,7 @@ def _keys(path: pathlib.Path):
             return list(cursor.iternext(keys=True, values=False))
 
 
-# LMDB allows one open environment for a file and process; worker processes open their own.
+# LMDB allows one open environment per file and process; worker processes open their own.
 @functools.cache
 def _environment(path: str):
     lmdb = extras.load("lmdb", "lmdb", "an LMDB database")
@@ -123,7 +124,7 @@ def _environment(path: str):
 
 
 def _check_size(path: pathlib.Path):
-    """Reading a page behind the end of the file would end the process, with no error to catch."""
+    """Raises DataError for a truncated file, because LMDB would crash the process when reading."""
     file = path / "data.mdb" if path.is_dir() else path
     try:
         files.check_regular(file)
@@ -139,5 +140,5 @@ def _check_size(path: pathlib.Path):
 def _raw_image(record: bytes, where: str) -> np.ndarray:
     side = math.isqrt(len(record) // 3)
     if not side or 3 * side * side != len(record):
-        raise CorruptError(f"{where}: {len(record)} bytes are no square colour image")
+        raise CorruptError(f"{where}: {len(record)} bytes are not a square colour image")
     return np.frombuffer(record, np.uint8).reshape(side, side, 3)

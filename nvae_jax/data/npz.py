@@ -1,4 +1,4 @@
-"""Images in NumPy's .npz files."""
+"""Reads images in NumPy's .npz files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from nvae_jax.data import numpy_files
 from nvae_jax.data.spec import DataError
 
-# File name stems by split; downsampled ImageNet comes in ten parts.
+# {split: stems of its files}; downsampled ImageNet has ten training files.
 _STEMS = {
     "train": ["train", *(f"train_data_batch_{i}" for i in range(1, 11))],
     "validation": ["validation", "valid", "val", "val_data"],
@@ -21,15 +21,13 @@ _KEYS_BY_SPLIT = {"train": "x_train", "validation": "x_val", "test": "x_test"}
 
 
 class Npz:
-    """The format of a folder with train.npz and validation.npz or test.npz.
-
-    Also of a folder with a single .npz that has x_train and x_test in it.
-    """
+    """The format of a folder with train.npz and validation.npz or test.npz, or with a single .npz
+    file that contains x_train and x_test."""
 
     looks_like = "train.npz and validation.npz or test.npz (uint8 N, H, W, C under 'images')"
 
     def find(self, directory: pathlib.Path) -> Mapping[str, list[pathlib.Path]]:
-        """The files of each split."""
+        """Finds the files of each split."""
         found = {}
         for split, stems in _STEMS.items():
             paths = [directory / f"{stem}.npz" for stem in stems]
@@ -40,7 +38,7 @@ class Npz:
     def open(
         self, found: list[pathlib.Path], split: str, channels: int, max_value: int = 0
     ) -> np.ndarray:
-        """All images of a split, uint8 (N, H, W, C)."""
+        """Reads all images of a split, uint8 (N, H, W, C)."""
         del channels, max_value
         return np.concatenate([_read(path, split) for path in found])
 
@@ -63,12 +61,12 @@ def _read(path: pathlib.Path, split: str) -> np.ndarray:
 
 def _as_images(path: pathlib.Path, key: str, array: np.ndarray) -> np.ndarray:
     if array.dtype != np.uint8:
-        raise DataError(f"{path}: {key} is {array.dtype}, where images must be uint8")
+        raise DataError(f"{path}: {key} is {array.dtype}, but images must be uint8")
     if array.ndim == 2 and array.shape[1] and (side := round((array.shape[1] / 3) ** 0.5)):
-        if 3 * side * side == array.shape[1]:  # Downsampled ImageNet: rows, colour by colour.
+        if 3 * side * side == array.shape[1]:  # downsampled ImageNet: one colour plane per third
             array = array.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:
-        raise DataError(f"{path}: {key} has shape {array.shape}, where images are (N, H, W, C)")
+        raise DataError(f"{path}: {key} has shape {array.shape}, but images must be (N, H, W, C)")
     return array

@@ -1,4 +1,4 @@
-"""NumPy's files, .npz and .npy. Their headers are read first, and say how much they unpack to."""
+"""Reads NumPy's files, .npz and .npy, after checking in their headers how much they unpack to."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Choice = Callable[[list[str]], Iterable[str]]
 
 
 def load(path: str | pathlib.Path, choose: Choice = list) -> dict[str, np.ndarray]:
-    """Arrays of an `.npz` file by name, or that of an `.npy` file as `images`.
+    """Loads arrays of an `.npz` file by name; the array of an `.npy` file is named `images`.
 
     Args:
-      path: of the file.
-      choose: which of the names in an `.npz` to load.
+      path: the file.
+      choose: function that selects the names to load from the list of names in an `.npz` file.
 
     Raises:
-      DataError: no such file, damaged, not one of these, larger than a file of its size may be, or
-        of objects, which could run any code.
+      DataError: if there is no such file, it is damaged or of another type, it unpacks to much more
+        than its own size, or it contains Python objects, which could run any code.
     """
     path = pathlib.Path(path)
     try:
@@ -47,31 +47,31 @@ def load(path: str | pathlib.Path, choose: Choice = list) -> dict[str, np.ndarra
         raise
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}") from error
-    except Exception as error:  # zipfile, zlib and NumPy each have errors of their own.
+    except Exception as error:  # zipfile, zlib and NumPy raise errors of their own classes.
         raise DataError(f"{path} cannot be read as .npz or .npy: {_reason(error)}") from error
 
 
 def mapped(path: str | pathlib.Path) -> np.ndarray:
-    """The array of an `.npy` file, mapped into memory: read where it is used, and not before.
+    """Memory-maps the array of an `.npy` file: values are read when they are used.
 
     Raises:
-      DataError: as `load` does.
+      DataError: as `load`.
     """
     path = pathlib.Path(path)
     try:
         files.check_regular(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
-            raise ValueError("it is an archive, as .npz files are")
+            raise ValueError("it is an archive like an .npz file")
         return array
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}") from error
-    except Exception as error:  # As above.
+    except Exception as error:  # as in `load`
         raise DataError(f"{path} cannot be read as .npy: {_reason(error)}") from error
 
 
 def names(path: pathlib.Path) -> list[str]:
-    """The names of the arrays in an `.npz` file. Raises DataError as `load` does."""
+    """The names of the arrays in an `.npz` file. Raises DataError as `load`."""
     found = []
     load(path, lambda known: found.extend(known) or ())
     return found
@@ -81,7 +81,7 @@ def _load_npz(path, file, choose):
     with zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix(_END): info for info in archive.infolist()}
         chosen = list(choose(list(members)))
-        # What NumPy reads of a member, and then what that says it is.
+        # First the size of each member in the archive, then the size in the array's header.
         check_unpacked_size(sum(members[name].file_size for name in chosen), _size(file), path)
         check_unpacked_size(
             sum(_claimed_by(archive, members[name]) for name in chosen), _size(file), path
@@ -97,10 +97,10 @@ def _claimed_by(archive, member):
 
 
 def _claimed(file):
-    """Bytes of the array that the header of an .npy file claims; leaves the file behind it."""
+    """Size of the array in bytes according to the header of an .npy file, which it reads."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
-        raise ValueError(f"version {version} of the .npy format is not read")
+        raise ValueError(f"version {version} of the .npy format is not supported")
     shape, _, dtype = _HEADERS[version](file)
     return math.prod(shape) * dtype.itemsize
 

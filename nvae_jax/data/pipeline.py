@@ -1,9 +1,9 @@
 """Batches for training and evaluation, with Grain.
 
-Every batch is a function of (seed, step) alone: which examples, in which order, and every random
-number spent on them. Steps of one epoch cut one permutation of the data set into global batches;
-each host reads its own part of each. So the order is the same for any number of hosts, threads
-and worker processes, and the state of an iterator is the number of steps it has taken.
+Every training batch is a function of (seed, step): its examples, their order, and the random
+numbers of augmentation and binarisation. Each epoch splits a permutation of the data set into
+global batches, and each host reads its shard of each. Batches are therefore the same for any number
+of hosts, threads and worker processes, and the state of an iterator is its step.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from nvae_jax.data.spec import CorruptError, DataError, DataSpec
 
 Batch = dict[str, np.ndarray]
 
-# More processes would only take memory; batches do not depend on their number.
-WORKERS_A_CORE = 4
+# More worker processes would only use memory; batches do not depend on their number.
+WORKERS_PER_CORE = 4
 
-# With this many in a row unreadable, the fault is not that of single images.
-_MOST_SKIPPED = 20
-_REMEDY = "leave such images out with --config.data.skip_corrupt=true"
+# If so many consecutive images cannot be read, the cause is not in single images.
+_MAX_SKIPPED = 20
+_REMEDY = "skip such images with --config.data.skip_corrupt=true"
 
 
 class _TrainExample:
     """Maps a position in the sequence of all epochs to an example.
 
-    A class, so that worker processes can be sent one.
+    It is a class, so that it can be pickled for worker processes.
     """
 
     def __init__(self, images: sources.Images, spec: DataSpec, seed: int):
@@ -49,21 +49,21 @@ class _TrainExample:
         return {"image": image, "id": np.int64(index), "skipped": np.int64(skipped)}
 
     def _read(self, index: int) -> tuple[np.ndarray, int, int]:
-        """The image, its index, and how many unreadable ones it stands in for.
+        """Returns the image, its index, and the number of unreadable images it replaces.
 
-        Batches must keep their size, so an unreadable image is replaced by the next one after it.
+        Batches must keep their size, so an unreadable image is replaced by the next one.
         """
-        for skipped in range(_MOST_SKIPPED):
+        for skipped in range(_MAX_SKIPPED):
             try:
                 return _read(self._images, index, self._spec), index, skipped
             except CorruptError as error:
                 last = _skip_or_raise(error, self._spec)
             index = (index + 1) % len(self._images)
-        raise DataError(f"{_MOST_SKIPPED} images in a row cannot be read, the last: {last}")
+        raise DataError(f"{_MAX_SKIPPED} images in a row cannot be read, the last: {last}")
 
 
 class _EvalExample:
-    """Maps an index to an example, or past the end to one of zeros that the mask leaves out."""
+    """Maps an index to an example; indices past the end give zeros with mask False."""
 
     def __init__(self, images: sources.Images, spec: DataSpec, seed: int, length: int):
         self._images, self._spec, self._seed, self._length = images, spec, seed, length
@@ -86,11 +86,11 @@ class _EvalExample:
 
 
 class TrainIterator(Iterator[Batch]):
-    """Endless training batches of one host, with a state that any number of hosts can resume.
+    """Endless training batches of one host, with a state that any number of hosts can resume from.
 
     Attributes:
-      wait_seconds: time that callers of `next` have spent waiting for data so far.
-      skipped: unreadable images left out so far (only with `skip_corrupt`), this host's alone.
+      wait_seconds: seconds that calls of `next` have waited for data so far.
+      skipped: number of unreadable images skipped on this host so far (only with `skip_corrupt`).
     """
 
     def __init__(self, dataset: grain.MapDataset, spec: DataSpec, images: sources.Images):
@@ -102,7 +102,7 @@ class TrainIterator(Iterator[Batch]):
     def __next__(self) -> Batch:
         start = time.perf_counter()
         if self._batches is None:
-            # Random access: an iterator that starts at step t never reads what came before.
+            # The data set has random access, so starting at step t reads no earlier batches.
             self._batches = _prefetched(self._dataset[self._step :], self._spec)
         try:
             batch = next(self._batches)
@@ -114,11 +114,15 @@ class TrainIterator(Iterator[Batch]):
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """What a checkpoint keeps: plain numbers, the same on every host."""
+        """The state that a checkpoint stores: numbers that are the same on every host."""
         return {"step": self._step, "num_examples": self._num_examples}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a step. Raises DataError when the state is of a data set of another size."""
+        """Goes to the step of a state from `get_state`.
+
+        Raises:
+          DataError: if the number of training images has changed.
+        """
         if state["num_examples"] != self._num_examples:
             raise DataError(
                 f"data set {self._spec.name!r} has {self._num_examples} training images, but this "
@@ -137,22 +141,22 @@ class TrainIterator(Iterator[Batch]):
 def train_iterator(
     spec: DataSpec, *, batch_size: int, seed: int, shard_index: int = 0, shard_count: int = 1
 ) -> TrainIterator:
-    """Endless shuffled batches of the training split; every epoch in another order.
+    """Endless shuffled batches of the training split, in another order in every epoch.
 
     Args:
       spec: the data set.
-      batch_size: the global batch size; each of `shard_count` hosts gets its part.
-      seed: with the step, decides the order and all augmentation.
-      shard_index: this host.
-      shard_count: number of hosts. Concatenating their batches gives the same global batch
-        whatever their number. What is left of an epoch after full global batches is dropped.
+      batch_size: the global batch size, which is divided among `shard_count` hosts.
+      seed: determines, with the step, the order and all augmentation.
+      shard_index: index of this host.
+      shard_count: number of hosts. Concatenating their batches gives the same global batch for any
+        number. Examples of an epoch that do not fill a global batch are dropped.
 
     Returns:
-      An iterator of {"image": float32 (b, H, W, C) in [0, 1], "id": int64 (b,)} with
+      an iterator of {"image": float32 (b, H, W, C) in [0, 1], "id": int64 (b,)} with
       b = batch_size // shard_count; ids are indices into the training split.
 
     Raises:
-      DataError: for faulty data, or a batch size that does not fit it or the hosts.
+      DataError: if the data are faulty, or the batch size does not fit the data or the hosts.
     """
     local_size = _local_batch_size(batch_size, shard_index, shard_count)
     images, spec = _open(spec, "train")
@@ -161,7 +165,7 @@ def train_iterator(
         raise DataError(
             f"train.batch_size={batch_size}: data set {spec.name!r} has {length} images"
         )
-    # A sequence of its own per seed: Grain shuffles epoch e by seed + e.
+    # Grain shuffles epoch e with seed + e, so neighbouring seeds must be mapped far apart.
     order_seed = int(np.random.SeedSequence((seed,)).generate_state(1)[0])
     dataset = (
         grain.MapDataset.range(length)
@@ -185,15 +189,24 @@ def eval_batches(
     shard_count: int = 1,
     max_examples: int | None = None,
 ) -> Generator[Batch]:
-    """Every example of a split exactly once, in order; the same number of batches on every host.
+    """Batches with every example of a split exactly once, in order.
 
-    Args: as for `train_iterator`, and
-      max_examples: take only the first so many examples.
+    Args:
+      spec: the data set.
+      split: the split to read.
+      batch_size: the global batch size, which is divided among `shard_count` hosts.
+      seed: seed of binarisation.
+      shard_index: index of this host.
+      shard_count: number of hosts, all of which get the same number of batches.
+      max_examples: number of examples to read, from the first; None reads all.
 
     Yields:
-      {"image": float32 (b, H, W, C) in [0, 1], "mask": bool (b,), "id": int64 (b,)}. Examples
-      that fill up the last batch are zeros with mask False and id -1; so are, with their own id,
-      unreadable images under `skip_corrupt`, whose number is warned of at the end.
+      {"image": float32 (b, H, W, C) in [0, 1], "mask": bool (b,), "id": int64 (b,)}. The last batch
+      is filled up with zeros that have mask False and id -1. With `skip_corrupt`, unreadable images
+      are zeros with mask False and their own id, and a warning at the end counts them.
+
+    Raises:
+      DataError: as `train_iterator`, or if `max_examples` is less than 1.
     """
     local_size = _local_batch_size(batch_size, shard_index, shard_count)
     images, spec = _open(spec, split)
@@ -207,39 +220,39 @@ def eval_batches(
         .batch(local_size)
         .slice(slice(shard_index, None, shard_count))
     )
-    return _counted(_prefetched(dataset, spec), spec, images)
+    return _count_skipped(_prefetched(dataset, spec), spec, images)
 
 
 def eval_batch_size(batch_size: int, max_examples: int | None) -> int:
-    """`batch_size`, or less where so few examples are asked for: what fills a batch up costs as
-    much as an example."""
+    """Reduces `batch_size` to `max_examples` if that is less, because padding a batch costs as much
+    as real examples."""
     return batch_size if max_examples is None else min(batch_size, max(1, max_examples))
 
 
 def num_examples(spec: DataSpec, split: str) -> int:
-    """How many images a split has, counted in the data."""
+    """The number of images in a split, counted in the data."""
     return len(sources.open_images(spec, split))
 
 
 def describe(spec: DataSpec) -> DataSpec:
-    """Fills in image_size and channels from the data where they are 0 ("from the data")."""
+    """Replaces an image_size or a number of channels of 0 by that of the data."""
     if spec.image_size and spec.channels:
         return spec
     return _described(spec, sources.open_images(spec, "train"))
 
 
 def resolve_split(spec: DataSpec, split: str) -> str:
-    """The split to evaluate: "validation" where "test" is asked for and there is none."""
+    """Returns the split to evaluate: "validation" instead of "test" if there is no test split."""
     return sources.resolve_split(spec, split)
 
 
 def preview(spec: DataSpec, split: str, count: int) -> np.ndarray:
-    """The first `count` images as evaluation sees them (binarised with seed 0): (count, H, W, C).
+    """Reads the first `count` images of a split, or fewer if it has fewer, (N, H, W, C).
 
-    There are fewer when the split has fewer.
+    They are prepared as for evaluation; binarisation uses seed 0.
     """
-    here = dataclasses.replace(spec, workers=0)  # Too few to start processes for.
-    batches = eval_batches(here, split=split, batch_size=count, seed=0, max_examples=count)
+    spec = dataclasses.replace(spec, workers=0)  # not worth starting processes for few images
+    batches = eval_batches(spec, split=split, batch_size=count, seed=0, max_examples=count)
     batch = next(batches)
     batches.close()
     return batch["image"][batch["mask"]]
@@ -265,7 +278,7 @@ def _read(images: sources.Images, index: int, spec: DataSpec) -> np.ndarray:
     if image.shape != tuple(images.shape[1:]):
         raise CorruptError(
             f"data set {spec.name!r}: image {index} has shape {image.shape}, "
-            f"where the others have {tuple(images.shape[1:])}"
+            f"but the others have {tuple(images.shape[1:])}"
         )
     return image
 
@@ -277,9 +290,10 @@ def _skip_or_raise(error: CorruptError, spec: DataSpec) -> CorruptError:
     return error
 
 
-def _counted(
+def _count_skipped(
     batches: grain.DatasetIterator, spec: DataSpec, images: sources.Images
 ) -> Generator[Batch]:
+    """Passes batches on, and at the end warns of the number of skipped images."""
     skipped = 0
     try:
         for batch in batches:
@@ -290,7 +304,7 @@ def _counted(
     finally:
         batches.close()
     if skipped:
-        logging.warning("data set %s: %d unreadable image(s) left out", spec.name, skipped)
+        logging.warning("data set %s: %d unreadable image(s) skipped", spec.name, skipped)
 
 
 def _local_batch_size(batch_size: int, shard_index: int, shard_count: int) -> int:
@@ -305,8 +319,8 @@ def _prefetched(dataset: grain.MapDataset, spec: DataSpec) -> grain.DatasetItera
     options = grain.ReadOptions(num_threads=spec.threads, prefetch_buffer_size=spec.threads + 1)
     batches = dataset.to_iter_dataset(options)
     if spec.workers:
-        if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags; a notebook parses none.
+        if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags; notebooks parse none.
             flags.FLAGS.mark_as_parsed()
-        count = min(spec.workers, WORKERS_A_CORE * (os.cpu_count() or 1))
+        count = min(spec.workers, WORKERS_PER_CORE * (os.cpu_count() or 1))
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=count))
     return iter(batches)

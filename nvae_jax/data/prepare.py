@@ -1,4 +1,4 @@
-"""Turns what a user has, or what can be downloaded, into a data set to train on."""
+"""Prepares data sets from a user's files or by download."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def prepare(
 
     Args:
       name: a data set of `sources.py`.
-      data_dir: the folder of all prepared data sets; "" is the default one.
-      manual_dir: a folder with files of the data set, in any format that it can be read from.
-        Without one it is downloaded, where tensorflow-datasets knows how.
-      image_size: height and width to bring pictures to; 0 is the data set's own.
-      channels: 1 makes one's own pictures grey, 3 colours them; 0 leaves them as they are.
-      skip_corrupt: leave out unreadable images instead of stopping.
-      max_value: of pictures of more than 8 bits, the value that is white; 0: as they state.
+      data_dir: folder of all prepared data sets; "" uses the default folder.
+      manual_dir: folder with the data set's files, in any format that it can be read from. Without
+        one, the data set is downloaded if tensorflow-datasets supports it.
+      image_size: height and width to resize images to; 0 uses the data set's own size.
+      channels: 1 converts a folder's images to grey, 3 to colour; 0 leaves them as they are.
+      skip_corrupt: whether to skip unreadable images instead of stopping.
+      max_value: value of white in images of more than 8 bits; 0 uses the value that they state.
 
     Returns:
-      What was done and how to use it, in one line for the user.
+      one line for the user that says what was done and how to use it.
 
     Raises:
-      DataError: there is nothing to prepare from (it says what to put where), or a fault in the
-        data. Then nothing that looks like a data set is left behind.
+      DataError: if there are no files (the message says what to put where), or the data are faulty.
+        No incomplete data set is left behind.
     """
     source = sources.get_source(name)
     directory = paths.parse(data_dir or sources.DEFAULT_ROOT) / name
@@ -60,17 +60,17 @@ def prepare(
         return _without_files(spec, source, directory)
     if sources.locate(spec):
         return _convert(spec, directory)
-    if source.tfds:  # It knows the archives by name, and unpacks them.
+    if source.tfds:  # tensorflow-datasets recognises and unpacks the original archives.
         return _run_tfds(spec, source, source.tfds, directory)
     raise DataError(_nothing_found(spec, source))
 
 
 def _upload(spec: DataSpec, directory: BucketPath) -> str:
-    """Prepares on this machine, and copies the result; the manifest, which makes it one, last."""
+    """Prepares a data set locally and uploads it, the manifest last: it marks the end."""
     buckets.check(directory / records.MANIFEST, writable=True)
     with tempfile.TemporaryDirectory() as folder:
         built = pathlib.Path(folder, spec.name)
-        told = prepare(
+        message = prepare(
             spec.name,
             folder,
             manual_dir=spec.dir,
@@ -82,7 +82,7 @@ def _upload(spec: DataSpec, directory: BucketPath) -> str:
         found = [path for path in built.rglob("*") if path.is_file()]
         for path in sorted(found, key=lambda path: path.name == records.MANIFEST):
             (directory / path.relative_to(built)).upload(path)
-    return told.replace(str(built), str(directory))
+    return message.replace(str(built), str(directory))
 
 
 def _checked(manual_dir: str) -> str:
@@ -125,7 +125,7 @@ def _convert(spec: DataSpec, directory: pathlib.Path) -> str:
 def _run_tfds(
     spec: DataSpec, source: sources.Source, tfds_set: Tfds, directory: pathlib.Path
 ) -> str:
-    """Has tensorflow-datasets download and prepare, in a folder of its own for each data set."""
+    """Downloads and prepares a data set with tensorflow-datasets."""
     why = f"{_nothing_found(spec, source)}. To download it tensorflow-datasets"
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
@@ -137,17 +137,17 @@ def _run_tfds(
     config = tfds.download.DownloadConfig(manual_dir=spec.dir or None)
     try:
         builder.download_and_prepare(download_config=config)
-    except Exception as error:  # Network, disk, checksums, archives: each with its own errors.
+    except Exception as error:  # network, disk, checksums, archives: each raises its own classes
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise DataError(f"tensorflow-datasets could not prepare {spec.name}: {reason}") from error
     return f"Prepared {spec.name} with tensorflow-datasets. {_usage(spec, directory)}"
 
 
 def _nothing_found(spec: DataSpec, source: sources.Source) -> str:
-    where = f"nothing of it is in {spec.dir}" if spec.dir else "no --manual_dir is given"
+    where = f"none of its files is in {spec.dir}" if spec.dir else "no --manual_dir is given"
     hint = source.by_hand.replace("MANUAL_DIR", spec.dir or "MANUAL_DIR")
     advice = source.advice and f" ({source.advice})"
-    expected = hint or f"it may hold {sources.describe_formats(source)}{advice}"
+    expected = hint or f"it can hold {sources.describe_formats(source)}{advice}"
     return f"{spec.name}: {where}; {expected}"
 
 
@@ -158,7 +158,7 @@ def _summary(manifest: dict) -> str:
     )
     size, skipped = manifest["image_size"], manifest["skipped"]
     text = f"{manifest['name']}: {counts} images of {size}x{size}x{manifest['channels']}"
-    return f"{text}, {skipped} unreadable ones left out" if skipped else text
+    return f"{text}, {skipped} unreadable ones skipped" if skipped else text
 
 
 def _usage(spec: DataSpec, directory: pathlib.Path) -> str:

@@ -1,4 +1,4 @@
-"""Writes prepared data sets, as `records.py` reads them."""
+"""Writes prepared data sets, which `records.py` reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nvae_jax.data.records import MANIFEST, VERSION
 from nvae_jax.data.spec import CorruptError, DataError
 
 _SHARD_BYTES = 2**28
-_REMEDY = "leave such images out with --skip_corrupt"
+_REMEDY = "skip such images with --skip_corrupt"
 
 
 def write(
@@ -30,20 +30,20 @@ def write(
     name: str,
     skip_corrupt: bool = False,
 ) -> dict:
-    """Writes a data set, which comes into being as `directory` at the very end, or not at all.
+    """Writes a data set atomically: the folder `directory` appears when it is complete.
 
     Args:
-      directory: where it will be; must not exist.
-      splits: the images of each split, all of one shape.
-      name: the data set, for the manifest.
-      skip_corrupt: leave unreadable images out, and count them in the manifest.
+      directory: folder of the data set; it must not exist.
+      splits: the images of each split, all of the same shape.
+      name: name of the data set, for the manifest.
+      skip_corrupt: whether to skip unreadable images; the manifest counts them.
 
     Returns:
-      The manifest.
+      the manifest.
 
     Raises:
-      DataError: `directory` exists, or another process is writing it, or (unless skipped) an
-        image cannot be read, or a split is empty.
+      DataError: if `directory` exists or another process is writing it, a split is empty, or
+        (without `skip_corrupt`) an image cannot be read.
     """
     with _building(directory) as building:
         _, height, _, channels = next(iter(splits.values())).shape
@@ -59,13 +59,13 @@ def write(
 
 
 class _Encoder:
-    """Images as PNG bytes, in order, by all processors."""
+    """Encodes images as PNG in parallel threads, in their order."""
 
     def __init__(self, images: Images, shape: tuple[int, ...], skip_corrupt: bool):
         self._images, self._shape, self._skip = images, shape, skip_corrupt
 
     def encoded(self, split: str) -> Iterator[bytes]:
-        """The images without those that are left out; tells a terminal how far it is."""
+        """Yields the encoded images except skipped ones, and shows the progress on a terminal."""
         threads = os.cpu_count() or 1
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
         numbers = grain.MapDataset.range(len(self._images))
@@ -84,9 +84,9 @@ class _Encoder:
             if not self._skip:
                 raise
             warn_skipped(str(error))
-            return None  # Grain leaves it out.
+            return None  # Grain skips it.
         if image.shape != self._shape:
-            raise DataError(f"image {index} is {image.shape}, where others are {self._shape}")
+            raise DataError(f"image {index} is {image.shape}, but others are {self._shape}")
         return encode(image)
 
 
@@ -105,7 +105,7 @@ def _write_split(directory: pathlib.Path, split: str, records: Iterator[bytes]) 
 
 
 def _write_file(path: pathlib.Path, records: Iterator[bytes]) -> int:
-    # One record a group, so that reading one decompresses no others; PNG is compressed already.
+    # Groups of one record, so that reading one reads no others; PNG is already compressed.
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     count = size = 0
     try:
@@ -120,23 +120,23 @@ def _write_file(path: pathlib.Path, records: Iterator[bytes]) -> int:
 def _close(writer, path: pathlib.Path):
     try:
         writer.close()
-    except RuntimeError as error:  # A full disk, for one.
+    except RuntimeError as error:  # for example, if the disk is full
         reason = str(error).split("\n")[0]
         raise DataError(f"{path}: cannot be written ({reason})") from error
 
 
 @contextlib.contextmanager
 def _building(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder that becomes `directory` if all goes well, and that nothing takes for one before."""
+    """A context that yields a temporary folder, which is renamed to `directory` at its end."""
     if directory.exists():
-        raise DataError(f"{directory} is already there; name another place or remove it")
+        raise DataError(f"{directory} already exists; name another folder or remove it")
     directory.parent.mkdir(parents=True, exist_ok=True)
     building = directory.with_name(f".{directory.name}.incomplete")
     lock = directory.with_name(f".{directory.name}.lock")
-    taken = DataError(f"another process is preparing this data set ({lock})")
-    with files.locked(lock, taken):
+    refusal = DataError(f"another process is preparing this data set ({lock})")
+    with files.locked(lock, refusal):
         try:
-            shutil.rmtree(building, ignore_errors=True)  # Left by a run that was killed.
+            shutil.rmtree(building, ignore_errors=True)  # left by a process that was killed
             building.mkdir()
             yield building
             os.rename(building, directory)

@@ -1,9 +1,9 @@
-"""Prepared data sets: array_record files of PNG images at their final size, and a manifest.
+"""Reads prepared data sets: array_record files of PNG images at their final size, and a manifest.
 
-A data set is a folder. `record_writer.py` lets it appear under its name only when it is complete.
+A data set is a folder, which `record_writer.py` creates atomically:
 
-  manifest.json                        what is in it, with the size of every file
-  train-00000.array_record, ...        one PNG a record
+  manifest.json                        its content, with the size of every file
+  train-00000.array_record, ...        one PNG per record
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Records:
     looks_like = MANIFEST
 
     def find(self, directory: pathlib.Path) -> Mapping[str, pathlib.Path]:
-        """The splits of a prepared data set; none when `directory` is something else."""
+        """Finds the splits of a prepared data set; {} if `directory` is something else."""
         if not (directory / MANIFEST).is_file():
             return {}
         return dict.fromkeys(read_manifest(directory)["splits"], directory)
@@ -42,7 +42,7 @@ class Records:
     def open(
         self, found: pathlib.Path, split: str, channels: int, max_value: int = 0
     ) -> RecordImages:
-        """Opens a split. Its channels are those it was prepared with."""
+        """Opens a split, with the number of channels that it was prepared with."""
         del channels, max_value
         return RecordImages(found, split)
 
@@ -53,7 +53,7 @@ class RecordImages:
     def __init__(self, directory: pathlib.Path, split: str):
         manifest = read_manifest(directory)
         written = manifest["splits"][split]
-        _check_files(directory, written)  # One by one, so that an error can name the file.
+        _check_files(directory, written)
         self._paths = [str(directory / file["name"]) for file in written]
         self._ends = list(itertools.accumulate(file["count"] for file in written))
         self.shape = (self._ends[-1], *2 * (manifest["image_size"],), manifest["channels"])
@@ -65,11 +65,13 @@ class RecordImages:
     def __getitem__(self, index: int) -> np.ndarray:
         try:
             content = self._records[index]
-        except Exception as error:  # array_record has no errors of its own.
+        except Exception as error:  # array_record has no exception class of its own.
             raise CorruptError(f"{self._where(index)}: unreadable ({_brief(error)})") from error
         image = images_lib.decode(content, self._where(index))
         if image.shape != self.shape[1:]:
-            raise CorruptError(f"{self._where(index)}: {image.shape} is not {self.shape[1:]}")
+            raise CorruptError(
+                f"{self._where(index)}: has shape {image.shape} instead of {self.shape[1:]}"
+            )
         return image
 
     def _where(self, index: int) -> str:
@@ -79,13 +81,13 @@ class RecordImages:
 
 
 def read_manifest(directory: pathlib.Path) -> dict:
-    """The manifest of a prepared data set. Raises DataError when it is not a sound one."""
+    """Reads the manifest of a prepared data set. Raises DataError if it is not valid."""
     path = directory / MANIFEST
     try:
         with files.open_regular(path) as file:
             manifest = json.loads(file.read())
         if not isinstance(manifest, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         version = manifest["version"]
         if version == VERSION:
             _check_manifest(manifest)
@@ -101,28 +103,28 @@ def read_manifest(directory: pathlib.Path) -> dict:
 
 
 def _check_manifest(manifest: dict):
-    """Raises KeyError, or another error that says which value cannot be."""
+    """Raises KeyError for a missing value, or ValueError for an invalid one."""
     _require(isinstance(manifest["name"], str), "name")
     _require(_is_count(manifest["image_size"], math.isqrt(MAX_PIXELS)), "image_size")
     _require(_is_count(manifest["channels"]) and manifest["channels"] in (1, 3), "channels")
-    _require(_is_count(manifest["skipped"], least=0), "skipped")
+    _require(_is_count(manifest["skipped"], minimum=0), "skipped")
     _require(len(manifest["splits"]) > 0, "splits")
     for split, written in manifest["splits"].items():
         _require(isinstance(written, list) and written, f"files of {split}")
         for file in written:
-            # A plain name: a manifest is no reason to read what is elsewhere.
+            # Only plain names, so that a manifest cannot make us read files in other folders.
             _require(pathlib.PurePath(file["name"]).name == file["name"] != "", "name of a file")
             _require(_is_count(file["count"]), f"count of {file['name']}")
             _require(_is_count(file["bytes"]), f"bytes of {file['name']}")
 
 
-def _is_count(value, most: int = 2**62, least: int = 1) -> bool:
-    return type(value) is int and least <= value <= most
+def _is_count(value, maximum: int = 2**62, minimum: int = 1) -> bool:
+    return type(value) is int and minimum <= value <= maximum
 
 
 def _require(condition: object, what: str):
     if not condition:
-        raise ValueError(f"its {what} cannot be")
+        raise ValueError(f"its {what} is not valid")
 
 
 def _check_files(directory: pathlib.Path, written: list[dict]):
@@ -132,15 +134,15 @@ def _check_files(directory: pathlib.Path, written: list[dict]):
             raise DataError(f"{path} is missing; {_AGAIN}")
         if (size := path.stat().st_size) != file["bytes"]:
             kind = "truncated" if size < file["bytes"] else "changed"
-            raise DataError(f"{path}: {kind}, {size} bytes where {file['bytes']} were written")
+            raise DataError(f"{path}: {kind}, {size} bytes but {file['bytes']} were written")
         if (count := _count(path)) != file["count"]:
-            raise DataError(f"{path}: {count} images where the manifest says {file['count']}")
+            raise DataError(f"{path}: {count} images but the manifest says {file['count']}")
 
 
 def _count(path: pathlib.Path) -> int:
     try:
         return len(grain.sources.ArrayRecordDataSource(str(path)))
-    except Exception as error:  # As when reading.
+    except Exception as error:  # array_record has no exception class of its own.
         raise DataError(f"{path}: damaged record file ({_brief(error)})") from error
 
 

@@ -1,6 +1,6 @@
-"""The data sets by name: the formats each is found in, its published sizes, what is done to it.
+"""The data sets by name: their formats, published sizes and preprocessing.
 
-The only file that names data sets. A new one is one row of `SOURCES`.
+This is the only file that names data sets. To add one, add a row to `SOURCES`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from nvae_jax.data.spec import DataError, DataSpec
 from nvae_jax.data.tfds_set import Tfds
 from nvae_jax.data.tfrecords import TfRecords
 
-# Where prepared data sets are looked for, each in a folder of its name, if no place is given.
+# The default folder of prepared data sets, with one sub-folder per data set.
 DEFAULT_ROOT = "~/nvae_data"
-_copies: dict[pathlib.Path, pathlib.Path] = {}  # of places in buckets
+_copies: dict[pathlib.Path, pathlib.Path] = {}  # {folder in a bucket: its local copy}
 
 
 class Format(Protocol):
-    """A way in which images lie in a folder.
+    """A format of image data in a folder.
 
-    `looks_like` describes its files. `find` returns what `open` needs for each split that is in
-    the folder, without reading it; nothing for a folder of another format. `open` takes the
-    `DataSpec`'s channels and max_value, where these mean something to the format; those of sources
-    that are `deep` also num_bits, where that is more than 8.
+    `looks_like` describes its files for messages. `find` returns for each split in the folder what
+    `open` needs, without reading the images, or {} if the folder has another format. `open` gets
+    the `DataSpec`'s channels and max_value, which some formats ignore; formats of `deep` sources
+    also get num_bits if it is more than 8.
     """
 
     looks_like: str
@@ -55,20 +55,20 @@ class Source:
     """One data set.
 
     Attributes:
-      formats: what it can be read from, besides its prepared form; the first that fits is taken.
-      sizes: published numbers of images by split, only compared with what is found. A split may
-        have several: not all copies in use have the same number of images.
-      channels: 1 or 3; 0 takes what the data has.
-      size: height and width where the user names none; 0 takes what the data has.
-      resize: whether images are cropped and resized; else another size is an error.
-      deep: whether it may have more than 8 bits a value.
-      boxes: the crop (left, top, right, bottom) for images of a certain (H, W) before resizing;
-        the others are cropped to the largest square in their centre.
-      wrap: what becomes of the images after that.
-      place: where it is looked for, if no place is given, besides below `DEFAULT_ROOT`.
-      twin: another data set that it is often mistaken for, told apart by its sizes.
-      advice: the easiest way to get it, where there is one.
-      by_hand: what to put into MANUAL_DIR, where it cannot be downloaded.
+      formats: formats that it can be read from, in order of preference, besides its prepared form.
+      sizes: published numbers of images by split; another number gives a warning. A split can have
+        several, because not all copies in use have the same number of images.
+      channels: 1 or 3; 0 uses that of the data.
+      size: default height and width; 0 uses that of the data.
+      resize: whether images are cropped and resized; otherwise another size is an error.
+      deep: whether it can have more than 8 bits per value.
+      boxes: {(H, W): crop (left, top, right, bottom)} before resizing; images of other sizes are
+        cropped to the largest square in their centre.
+      wrap: a further transformation of the images.
+      place: a folder to search in addition to the one in `DEFAULT_ROOT`, if the user names none.
+      twin: another data set with which it is often confused; the sizes tell them apart.
+      advice: the easiest way to get it, for messages.
+      by_hand: what to put into MANUAL_DIR if it cannot be downloaded, for messages.
     """
 
     formats: tuple[Format, ...]
@@ -86,7 +86,7 @@ class Source:
 
     @property
     def tfds(self) -> Tfds | None:
-        """The format that tensorflow-datasets can prepare, if it can get this data set."""
+        """The format of tensorflow-datasets, if it supports this data set."""
         return next((one for one in self.formats if isinstance(one, Tfds)), None)
 
 
@@ -109,7 +109,7 @@ SOURCES: dict[str, Source] = {
         _MNIST_SIZES,
         channels=1,
         place="/usr/share/datasets/fashion-mnist",
-        advice="on Debian, apt-get install dataset-fashion-mnist is all it takes",
+        advice="on Debian, run apt-get install dataset-fashion-mnist",
     ),
     "stacked_mnist": Source(
         (Idx(), Npz(), Tfds("mnist", _TRAIN_TEST)),
@@ -124,23 +124,23 @@ SOURCES: dict[str, Source] = {
         channels=1,
         size=28,
         resize=True,
-        wrap=views.Inverted,  # Dark strokes on white, where the digit sets have the reverse.
+        wrap=views.Inverted,  # Its strokes are dark on white, unlike those of MNIST.
     ),
     "cifar10": Source(
         (Cifar(), Lmdb(), Npz(), Tfds("cifar10", _TRAIN_TEST)),
         {"train": (50_000,), "test": (10_000,)},
-        advice="unpacked, www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz is such a folder",
+        advice="unpack www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     ),
     "celeba64": Source(
         (CelebA(), Tfds("celeb_a", ("train", "validation", "test")), Lmdb(), Npz()),
         {"train": (162_770,), "validation": (19_867,), "test": (19_962,)},
         size=64,
         resize=True,
-        boxes={(218, 178): (15, 40, 163, 188)},  # The aligned pictures as they are distributed.
+        boxes={(218, 178): (15, 40, 163, 188)},  # for the aligned images as distributed
     ),
     "imagenet32": Source(
         (Tfds("downsampled_imagenet/32x32", _TRAIN_VALIDATION), TfRecords(5), Lmdb(), Folder()),
-        # Glow's copy, that of published results, and the archives first given out.
+        # Glow's copy, which published results use, and the original archives.
         {"train": (1_281_147, 1_281_149), "validation": (50_000, 49_999)},
         twin="imagenet32_downsampled",
         by_hand="ImageNet's terms must be accepted: with an account at image-net.org, take "
@@ -210,7 +210,7 @@ SOURCES: dict[str, Source] = {
 
 
 def get_source(name: str) -> Source:
-    """The row of a data set. Raises DataError that lists the known names."""
+    """Returns the row of a data set. Raises DataError, listing the known names, if unknown."""
     if name not in SOURCES:
         known = ", ".join(sorted(SOURCES))
         raise DataError(
@@ -221,9 +221,10 @@ def get_source(name: str) -> Source:
 
 
 def open_images(spec: DataSpec, split: str) -> Images:
-    """Opens one split of the data set of `spec`, warning when its size is not the published one.
+    """Opens one split of a data set, and warns if its size is not the published one.
 
-    Raises DataError for an unknown name or split, missing files, faulty files, an empty split.
+    Raises:
+      DataError: if the name or the split is unknown, files are missing or faulty, or it is empty.
     """
     source = get_source(spec.name)
     form, found = _find(spec)
@@ -236,36 +237,40 @@ def open_images(spec: DataSpec, split: str) -> Images:
         raise DataError(f"data set {spec.name!r}: its split {split!r} is empty")
     _compare_size(spec.name, split, len(images))
     if isinstance(form, Records):
-        return images  # Brought to size when it was prepared.
+        return images  # resized when it was prepared
     return _adapt(images, spec, source)
 
 
 def _depth(spec: DataSpec, source: Source, form: Format) -> dict[str, int]:
-    """What a format is told of more than 8 bits a value."""
+    """The arguments of `Format.open` for more than 8 bits per value."""
     if spec.num_bits <= 8:
         return {}
     if not source.deep or isinstance(form, Records):
-        held = "prepared data sets have" if source.deep else f"data set {spec.name!r} has"
+        subject = "prepared data sets have" if source.deep else f"data set {spec.name!r} has"
         raise DataError(
-            f"data.num_bits={spec.num_bits}: {held} 8 bits a value; more are read of grey pictures "
-            "(data.name=folder) and of arrays (data.name=arrays) themselves"
+            f"data.num_bits={spec.num_bits}: {subject} 8 bits per value; more are supported only "
+            "for grey image files (data.name=folder) and arrays (data.name=arrays), unprepared"
         )
     return {"num_bits": spec.num_bits}
 
 
 def fitted(images: Images, spec: DataSpec) -> Images:
-    """Pictures of any size, cropped and resized as those of the data set are, without padding."""
+    """Crops and resizes images of any size like those of the data set, without padding."""
     boxes = SOURCES[spec.name].boxes if spec.name in SOURCES else {}
-    return views.Resized(images, spec.image_size - 2 * spec.padding, boxes)
+    return views.Resized(images, spec.unpadded_size, boxes)
 
 
 def splits(spec: DataSpec) -> tuple[str, ...]:
-    """The names of the splits that a data set has where `spec` says it is."""
+    """The names of the splits that a data set has."""
     return tuple(_find(spec)[1])
 
 
 def resolve_split(spec: DataSpec, split: str) -> str:
-    """The split to evaluate: "validation" where "test" is asked for and there is none."""
+    """Returns the split to evaluate: "validation" instead of "test" if there is no test split.
+
+    Raises:
+      DataError: if there is no such split.
+    """
     known = splits(spec)
     if split == "test" and split not in known and "validation" in known:
         return "validation"
@@ -279,9 +284,9 @@ def _no_split(spec: DataSpec, split: str, known: tuple[str, ...]) -> str:
 
 
 def locate(spec: DataSpec) -> tuple[Format, Mapping[str, Any]] | None:
-    """The format that a data set is found in and what it found, by split; None without data."""
+    """Finds a data set: returns its format and {split: what `Format.open` needs}, or None."""
     source = get_source(spec.name)
-    for place in map(_at_hand, _places(spec, source)):
+    for place in map(_local, _places(spec, source)):
         for form in (Records(), *source.formats):
             if found := form.find(place):
                 if isinstance(form, Records):
@@ -290,8 +295,8 @@ def locate(spec: DataSpec) -> tuple[Format, Mapping[str, Any]] | None:
     return None
 
 
-def _at_hand(place: pathlib.Path) -> pathlib.Path:
-    """A place on this machine, for one in a bucket a copy that is made once a process."""
+def _local(place: pathlib.Path) -> pathlib.Path:
+    """A local folder; one in a bucket is copied once per process."""
     if place not in _copies:
         copy = mirror.local(place)
         if not copy.exists():
@@ -330,17 +335,17 @@ def _missing(spec: DataSpec) -> str:
     advice = source.advice and f" ({source.advice})"
     return (
         f"data set {spec.name!r} is not in {looked}{absent}{advice}. Name its folder with "
-        f"--config.data.dir=DIR: it may hold {describe_formats(source)}; or what "
-        f"launch/prepare_data.py --name={spec.name} makes"
+        f"--config.data.dir=DIR: it can hold {describe_formats(source)}; or the output of "
+        f"launch/prepare_data.py --name={spec.name}"
     )
 
 
 def describe_formats(source: Source) -> str:
-    """What the files of a data set may look like, for a message."""
+    """Describes the formats of a data set for a message."""
     return "; or ".join(form.looks_like for form in source.formats)
 
 
-@functools.cache  # Said once, however often a data set is opened.
+@functools.cache  # one warning, however often a data set is opened
 def _compare_size(name: str, split: str, found: int):
     source = SOURCES[name]
     published = source.sizes.get(split)
@@ -348,11 +353,11 @@ def _compare_size(name: str, split: str, found: int):
         return
     if source.twin and found in SOURCES[source.twin].sizes[split]:
         raise DataError(
-            f"data set {name!r}: {found} images in split {split} is the mark of {source.twin!r}, "
-            "and bits per dimension on the two are not comparable: use that name"
+            f"data set {name!r}: {found} images in split {split} indicate {source.twin!r}; bits "
+            f"per dimension of the two are not comparable: use the name {source.twin}"
         )
     logging.warning(
-        "data set %s: %d images in split %s, where %s are published: results are not "
+        "data set %s: %d images in split %s, but the published number is %s: results are not "
         "comparable with published ones.",
         *(name, found, split, " or ".join(map(str, published))),
     )
@@ -360,7 +365,7 @@ def _compare_size(name: str, split: str, found: int):
 
 def _adapt(images: Images, spec: DataSpec, source: Source) -> Images:
     if source.resize:
-        asked = spec.image_size and spec.image_size - 2 * spec.padding
+        asked = spec.image_size and spec.unpadded_size
         size = asked or source.size or min(images.shape[1:3])
         images = views.Resized(images, size, source.boxes)
     return source.wrap(images) if source.wrap else images

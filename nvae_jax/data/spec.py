@@ -1,4 +1,4 @@
-"""What the rest of the program may say about its data, and the error for faults in it."""
+"""The specification of a data set, and the errors for faulty data."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from nvae_jax import paths
 
 
 class DataError(ValueError):
-    """A fault in the data or in what was asked of it, told to the user in one line."""
+    """Faulty data or a request that they cannot satisfy; the message is one line for the user."""
 
 
 class CorruptError(DataError):
-    """A fault of one image only: with `skip_corrupt` it is counted and left out."""
+    """A fault of a single image; with `skip_corrupt` the image is skipped and counted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """One data set as the model sees it.
+    """A data set and how its images are prepared for the model.
 
     Attributes:
       name: a data set of `sources.py`.
-      dir: where its files are; "" is the data set's default place.
-      image_size: height and width that the model sees, padding included. 0: from the data.
-      channels: 1 (grey) or 3 (colour). 0: from the data.
+      dir: folder of its files; "" uses the data set's default folder.
+      image_size: height and width of the model's input, with padding; 0 uses that of the data.
+      channels: 1 (grey) or 3 (colour); 0 uses that of the data.
       padding: zeros on each side, included in `image_size`.
-      max_value: of pictures of more than 8 bits, the value that is white. 0: what the files state,
-        or else the largest of their bits, which is refused where it would make them nearly black.
-      num_bits: bits per colour; fewer than there are drops the low ones. More than 8 are read of
-        grey pictures and of arrays of 16 bits.
-      binarize: draw each pixel from Bernoulli(value / 255), anew every time it is read.
-      horizontal_flip: mirror half of the training images, at random.
-      skip_corrupt: count and leave out unreadable images instead of stopping.
-      workers: processes that read and decode; 0 uses threads of this process.
-      threads: reading threads (of this process, or of each worker). More than 2 pay only where
-        decoding dominates: they share one interpreter lock.
+      max_value: value of white in images of more than 8 bits; 0 uses the value that the files
+        state, or else the largest value of their bits, which is an error if the images would then
+        be nearly black.
+      num_bits: bits per image value; if the files have more, the low bits are dropped. More than 8
+        are supported for grey images and arrays of 16 bits.
+      binarize: whether to draw each pixel from Bernoulli(value / 255), anew whenever it is read.
+      horizontal_flip: whether to mirror training images with probability one half.
+      skip_corrupt: whether to skip and count unreadable images instead of stopping.
+      workers: number of processes that read and decode; 0 uses threads of this process.
+      threads: number of reading threads of this process, or of each worker. More than 2 help only
+        if decoding dominates, because they share one interpreter lock.
     """
 
     name: str
@@ -79,13 +80,23 @@ class DataSpec:
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
-        """Of images between their file and the model, over whose range their values lie."""
+        """The type of the images that readers return, over its full range."""
         return np.uint8 if self.num_bits <= 8 else np.uint16
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Shape (H, W, C) of one image as the model sees it."""
+        """Shape (H, W, C) of one image as the model sees it, with padding."""
         return (self.image_size, self.image_size, self.channels)
+
+    @property
+    def unpadded_size(self) -> int:
+        """Height and width of one image without padding."""
+        return self.image_size - 2 * self.padding
+
+    @property
+    def unpadded_shape(self) -> tuple[int, int, int]:
+        """Shape (H, W, C) of one image without padding."""
+        return (self.unpadded_size, self.unpadded_size, self.channels)
 
 
 def _require(condition, message: str):

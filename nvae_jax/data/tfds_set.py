@@ -1,4 +1,4 @@
-"""Data sets prepared by tensorflow-datasets, read without TensorFlow."""
+"""Reads data sets prepared by tensorflow-datasets, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from nvae_jax.data.spec import CorruptError, DataError
 
 
 class Tfds:
-    """The format of a folder that tensorflow-datasets has prepared a data set in.
+    """The format of a folder in which tensorflow-datasets has prepared a data set.
 
     Args:
-      name: its name there, with the configuration: "celeb_a_hq/256".
-      splits: the splits that are used.
-      validation_tenth: there is only "train"; a fixed permutation holds one in ten out for
-        "validation".
+      name: its name in tensorflow-datasets, with the configuration, such as "celeb_a_hq/256".
+      splits: the splits to use.
+      validation_tenth: whether there is only a "train" split, of which a fixed permutation holds
+        out one in ten for "validation".
     """
 
     def __init__(self, name: str, splits: tuple[str, ...], validation_tenth: bool = False):
@@ -29,14 +29,14 @@ class Tfds:
         self.looks_like = f"{name} as array_record files of tensorflow-datasets"
 
     def find(self, directory: pathlib.Path) -> Mapping[str, pathlib.Path]:
-        """The splits of the data set; none where it was not prepared."""
+        """Finds the splits of the data set; {} if it was not prepared in this folder."""
         prepared = any((directory / self.name).glob("*/dataset_info.json"))
         return dict.fromkeys(self._splits, directory) if prepared else {}
 
     def open(
         self, found: pathlib.Path, split: str, channels: int, max_value: int = 0
     ) -> images_lib.Images:
-        """Opens a split; `channels` 1 makes colour images grey."""
+        """Opens a split; with `channels` 1 colour images are converted to grey."""
         del max_value
         if not self._validation_tenth:
             return TfdsImages(self.builder(found), split, channels)
@@ -58,7 +58,7 @@ class TfdsImages:
         try:
             self._examples = builder.as_data_source(split=split)
             count = len(self._examples)
-        except Exception as error:  # The library raises all sorts, of several packages.
+        except Exception as error:  # the library raises exceptions of several packages
             raise DataError(f"{self._where}: cannot be opened ({_brief(error)})") from error
         self.shape = (count, 0, 0, channels)
         if count:
@@ -70,7 +70,7 @@ class TfdsImages:
     def __getitem__(self, index: int) -> np.ndarray:
         try:
             image = self._examples[index]["image"]
-        except Exception as error:  # As above; also of array_record, which has none of its own.
+        except Exception as error:  # as above
             raise CorruptError(f"{self._where} example {index}: {_brief(error)}") from error
         return images_lib.convert(image, self.shape[-1])
 

@@ -1,4 +1,4 @@
-"""TFRecord files in the layout of Glow's data: raw pixels with their shape."""
+"""Reads TFRecord files in the layout of Glow's data: raw pixels with their shape."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from nvae_jax.data.images import probe
 from nvae_jax.data.limits import MAX_PIXELS
 from nvae_jax.data.spec import CorruptError, DataError
 
-_HEADER = 12  # Length of the record (8 bytes) and its checksum (4); another follows the record.
-_FOOTER = 4
-_LONGEST = 3 * MAX_PIXELS + 1024  # a record
+_HEADER = 12  # length of the record (8 bytes) and its checksum (4)
+_FOOTER = 4  # checksum of the record's content
+_LONGEST = 3 * MAX_PIXELS + 1024  # bytes of a record
 
 
 class TfRecords:
@@ -24,7 +24,8 @@ class TfRecords:
 
     Each record is a tf.train.Example with "shape" (H, W, C) and "data", the bytes of the pixels.
 
-    `level` picks the files of size 2**level, "-r08-" in their names, where there are several.
+    Args:
+      level: selects the files with images of size 2**level; level 8 is "-r08-" in their names.
     """
 
     looks_like = "Glow's train/*.tfrecords and validation/*.tfrecords"
@@ -33,7 +34,7 @@ class TfRecords:
         self._level = level
 
     def find(self, directory: pathlib.Path) -> Mapping[str, Sequence[pathlib.Path]]:
-        """The files of each split that is there."""
+        """Finds the files of each split."""
         found = {
             split: sorted((directory / split).glob(f"*-r{self._level:02d}-s-*.tfrecords"))
             for split in ("train", "validation")
@@ -49,7 +50,7 @@ class TfRecords:
 
 
 class TfRecordImages:
-    """The images of some files, with random access: where each record lies is found once."""
+    """Random access to the images of some files, after finding the position of every record."""
 
     def __init__(self, paths: Sequence[pathlib.Path]):
         self._paths = paths
@@ -76,7 +77,7 @@ class TfRecordImages:
 
 
 def _scan(path: pathlib.Path) -> np.ndarray:
-    """Where the records of a file are: int64 (N, 2), offset and length."""
+    """Finds the records of a file: int64 (N, 2), offset and length of each."""
     spans, position = [], 0
     try:
         with files.open_regular(path) as file:
@@ -88,7 +89,9 @@ def _scan(path: pathlib.Path) -> np.ndarray:
                 if end > size:
                     raise DataError(f"{path}: truncated in record {len(spans)}")
                 if length > _LONGEST:
-                    raise DataError(f"{path}: record {len(spans)} of {length} bytes is no image")
+                    raise DataError(
+                        f"{path}: record {len(spans)} of {length} bytes is not an image"
+                    )
                 spans.append((position + _HEADER, length))
                 position = file.seek(end)
     except OSError as error:
@@ -111,5 +114,5 @@ def _parse(record: bytes, where: str) -> np.ndarray:
         or min(shape) < 1
         or math.prod(shape) != len(data)
     ):
-        raise CorruptError(f"{where}: {len(data)} bytes are no image of shape {shape}")
+        raise CorruptError(f"{where}: {len(data)} bytes are not an image of shape {shape}")
     return np.frombuffer(data, np.uint8).reshape(shape)

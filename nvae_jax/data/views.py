@@ -1,4 +1,4 @@
-"""Collections of images made of others, at the moment of reading."""
+"""Views of image collections that transform images when they are read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _NO_BOXES: Mapping[tuple[int, int], Box] = types.MappingProxyType({})
 
 
 class Resized:
-    """Images cropped and resized when they are read. Those of the right size stay as they are.
+    """Images cropped and resized to (size, size) when they are read, unless they have that size.
 
-    `boxes` has the crop for images of a certain (H, W); all others lose what is not in the largest
-    square in their centre.
+    `boxes` is {(H, W): crop}; images of other sizes are cropped to the largest square in their
+    centre.
     """
 
     def __init__(self, images: Images, size: int, boxes: Mapping[tuple[int, int], Box] = _NO_BOXES):
@@ -35,7 +35,7 @@ class Resized:
 
 
 class Subset:
-    """Some of the images, in a given order."""
+    """The images with the given indices, in that order."""
 
     def __init__(self, images: Images, indices: ArrayLike):
         self._images, self._indices = images, np.asarray(indices, np.int64)
@@ -49,7 +49,7 @@ class Subset:
 
 
 class Stacked:
-    """Three grey images as the colours of one, drawn by index: always the same three."""
+    """Colour images made of three grey ones; image i always has the same three, drawn at random."""
 
     def __init__(self, images: Images):
         self._images = images
@@ -64,7 +64,7 @@ class Stacked:
 
 
 class Inverted:
-    """Images with black and white exchanged."""
+    """Images with inverted values, so that black becomes white."""
 
     def __init__(self, images: Images):
         self._images, self.shape = images, images.shape
@@ -77,6 +77,6 @@ class Inverted:
 
 
 def validation_tenth(count: int, held_out: bool) -> np.ndarray:
-    """Indices of a fixed random tenth of `count` images (rounded down), or of the rest."""
-    order = np.random.RandomState(0).permutation(count)  # A stream that NumPy never changes.
+    """Indices of a fixed random tenth of `count` images (rounded down), or of the others."""
+    order = np.random.RandomState(0).permutation(count)  # NumPy never changes this stream.
     return np.sort(order[: count // 10] if held_out else order[count // 10 :])

@@ -13,7 +13,7 @@ class Bernoulli:
     logits: jax.Array
 
     def log_prob_pixels(self, x: jax.Array) -> jax.Array:
-        """Log mass of each pixel of `x` (B, H, W, C) in {0, 1}, in nats, as (B, H, W, C)."""
+        """Log probability of each pixel of `x` (B, H, W, C) in {0, 1}, in nats, (B, H, W, C)."""
         return x * self.logits - jax.nn.softplus(self.logits)
 
     def sample(self, key: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
@@ -22,7 +22,7 @@ class Bernoulli:
         return draw.astype(jnp.float32)
 
     def mean(self) -> jax.Array:
-        """The probability of a one at each pixel, (B, H, W, C)."""
+        """The probability of each pixel to be 1, (B, H, W, C)."""
         return jax.nn.sigmoid(self.logits)
 
     def moments(self) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""Gaussian pixels: a density on [-1, 1] rather than a mass on pixel values."""
+"""Gaussian pixels: a density on [-1, 1] rather than a probability of discrete pixel values."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ class GaussianPixels:
 
     @property
     def normal(self) -> Normal:
-        """The pixel distribution on [-1, 1], entries (B, H, W, C)."""
+        """The distribution of the pixels on [-1, 1], with parameters (B, H, W, C)."""
         return Normal.from_conv(self.logits)
 
     def log_prob_pixels(self, x: jax.Array) -> jax.Array:
@@ -33,8 +33,8 @@ class GaussianPixels:
         return _to_unit(self.normal.mean)
 
     def moments(self) -> tuple[jax.Array, jax.Array]:
-        """Mean and variance of each value, (B, H, W, C), in units of [0, 1] and not clipped to
-        it."""
+        """Mean and variance of each value, each (B, H, W, C), scaled to images in [0, 1] but not
+        clipped to that range."""
         return (self.normal.mean + 1.0) / 2.0, (self.normal.scale / 2.0) ** 2
 
 

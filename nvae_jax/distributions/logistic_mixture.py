@@ -1,5 +1,5 @@
-"""Mixtures of discretised logistics over pixels (Salimans et al., PixelCNN++, 2017): of RGB, with
-each colour conditioned on those before it, and of grey."""
+"""Mixtures of discretised logistics for pixels (Salimans et al., PixelCNN++, 2017), for RGB, where
+each colour is conditioned on the previous ones, and for grey."""
 
 import math
 
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax.typing import ArrayLike
 
-MIN_LOG_SCALE = -7.0  # of up to 8 bits
-# Below this much probability in a bin, float32 differences of sigmoids are noise.
+MIN_LOG_SCALE = -7.0  # for values of up to 8 bits
+# For a smaller probability of a bin, float32 differences of sigmoids are only rounding errors.
 MIN_BIN_MASS = 1e-5
-# Colours of [-1, 1] from here on count as the highest, which of 256 values the last two are: kept,
-# because the published numbers are defined so. Grey has every value by itself.
+# Colours in [-1, 1] above this count as the highest value. Of 256 values these are the last two;
+# published numbers are computed in this way. Grey values do not need it.
 PUBLISHED_HIGHEST = 0.99
 
 
@@ -42,7 +42,7 @@ class LogisticMixture:
         return self.logits[..., :m], means, log_scales, jnp.tanh(coefficients)
 
     def log_prob_pixels(self, x: jax.Array) -> jax.Array:
-        """Log mass of each RGB pixel of `x` (B, H, W, 3) in [0, 1], in nats, as (B, H, W)."""
+        """Log probability of each RGB pixel of `x` (B, H, W, 3) in [0, 1], in nats, (B, H, W)."""
         mixture_logits, means, log_scales, coefficients = self._components()
         x = (2.0 * x - 1.0)[..., None]  # (B, H, W, 3, 1): broadcasts over components
         means = _condition_means(means, coefficients, x[..., 0, :], x[..., 1, :])
@@ -65,14 +65,17 @@ class LogisticMixture:
         return _colour_recursion(means + temperature * jnp.exp(log_scales) * noise, coefficients)
 
     def mean(self) -> jax.Array:
-        """The image of averaged means and coefficients, (B, H, W, 3) in [0, 1]."""
+        """The images of the mixtures' averaged means and coefficients, (B, H, W, 3) in [0, 1]."""
         mixture_logits, means, _, coefficients = self._components()
         weights = jax.nn.softmax(mixture_logits)[..., None, :]
         return _colour_recursion((weights * means).sum(-1), (weights * coefficients).sum(-1))
 
     def moments(self) -> tuple[jax.Array, jax.Array]:
-        """Mean and variance of each value, (B, H, W, 3), in units of [0, 1], not clipped to it and
-        not rounded: those of the mixture of logistics, each colour given the one before it."""
+        """Mean and variance of each value, each (B, H, W, 3), scaled to images in [0, 1].
+
+        They are those of the continuous mixture of logistics, in which each colour depends on the
+        previous ones, without clipping and rounding.
+        """
         mixture_logits, means, log_scales, coefficients = self._components()
         red, green, blue = (means[..., i, :] for i in range(3))
         to_green, red_to_blue, green_to_blue = (coefficients[..., i, :] for i in range(3))
@@ -106,9 +109,9 @@ class GreyLogisticMixture:
         return mixture_logits, means, jnp.maximum(log_scales, _min_log_scale(self.num_bits))
 
     def log_prob_pixels(self, x: jax.Array) -> jax.Array:
-        """Log mass of each value of `x` (B, H, W, 1) in [0, 1], in nats, as (B, H, W)."""
+        """Log probability of each value of `x` (B, H, W, 1) in [0, 1], in nats, (B, H, W)."""
         mixture_logits, means, log_scales = self._components()
-        # Broadcasts over components.
+        # `x` broadcasts over components.
         per_component = _discretized_log_prob(2.0 * x - 1.0, means, log_scales, self.num_bits)
         return jax.nn.logsumexp(per_component + jax.nn.log_softmax(mixture_logits), axis=-1)
 
@@ -123,13 +126,13 @@ class GreyLogisticMixture:
         return _to_unit(mean + temperature * jnp.exp(log_scale) * noise)
 
     def mean(self) -> jax.Array:
-        """The image of averaged means, (B, H, W, 1) in [0, 1]."""
+        """The images of the mixtures' averaged means, (B, H, W, 1) in [0, 1]."""
         mixture_logits, means, _ = self._components()
         return _to_unit((jax.nn.softmax(mixture_logits) * means).sum(-1, keepdims=True))
 
     def moments(self) -> tuple[jax.Array, jax.Array]:
-        """Mean and variance of each value, (B, H, W, 1), in units of [0, 1], not clipped to it and
-        not rounded."""
+        """Mean and variance of each value, each (B, H, W, 1), scaled to images in [0, 1], without
+        clipping and rounding."""
         mixture_logits, means, log_scales = (a[..., None, :] for a in self._components())
         variances = _logistic_variance(log_scales)
         return _mixture_moments(jax.nn.softmax(mixture_logits), means, variances)
@@ -140,33 +143,36 @@ def _logistic_variance(log_scales):
 
 
 def _mixture_moments(weights, means, variances):
-    """Mean and variance in units of [0, 1] of mixtures over the last axis, in those of [-1, 1]."""
+    """Mean and variance, scaled to [0, 1], of mixtures over the last axis on [-1, 1]."""
     mean = (weights * means).sum(-1)
-    spread = (means - mean[..., None]) ** 2
-    return (mean + 1.0) / 2.0, (weights * (variances + spread)).sum(-1) / 4.0
+    between_components = (means - mean[..., None]) ** 2
+    return (mean + 1.0) / 2.0, (weights * (variances + between_components)).sum(-1) / 4.0
 
 
 def _draw_component(key, mixture_logits):
-    """One component of each pixel's mixture, as one-hot vectors (..., M)."""
+    """Draws a component of each pixel's mixture, as one-hot vectors (..., M)."""
     component = jax.random.categorical(key, mixture_logits)
     return jax.nn.one_hot(component, mixture_logits.shape[-1])
 
 
 def _condition_means(means, coefficients, red, green):
-    """Adds to each colour's mean (..., 3, M) its linear dependence on the colours before it."""
+    """Adds to each colour's mean (..., 3, M) its linear dependence on the previous colours."""
     green_mean = means[..., 1, :] + coefficients[..., 0, :] * red
     blue_mean = means[..., 2, :] + coefficients[..., 1, :] * red + coefficients[..., 2, :] * green
     return jnp.stack([means[..., 0, :], green_mean, blue_mean], axis=-2)
 
 
 def _min_log_scale(num_bits):
-    """The same width in bins for 8 bits and for all depths above."""
+    """The smallest log-scale, which for more than 8 bits is as many bins wide as for 8 bits."""
     return MIN_LOG_SCALE - math.log(2.0) * max(num_bits - 8, 0)
 
 
 def _discretized_log_prob(x, means, log_scales, num_bits, highest=None):
-    """Log mass of the bin around `x` in [-1, 1]; the outermost bins reach to infinity, the upper
-    one from values above `highest` on (up to 8 bits)."""
+    """Log probability of the bin around `x` in [-1, 1].
+
+    The lowest and the highest bin extend to infinity. For up to 8 bits all values above `highest`
+    belong to the highest bin.
+    """
     half_bin = 1.0 / (2**num_bits - 1)
     centered = x - means
     inverse_scale = jnp.exp(-log_scales)
@@ -184,8 +190,11 @@ def _discretized_log_prob(x, means, log_scales, num_bits, highest=None):
 
 
 def _published_inner(centered, upper, lower, log_scales, num_bits):
-    """Log mass of a bin between the outermost ones, as published numbers of up to 8 bits have it:
-    where float32 cannot tell it from noise, the density at its centre times its width."""
+    """Log probability of an inner bin for up to 8 bits, computed as for published numbers.
+
+    If the probability is too small for float32, it is the density at the bin's centre times its
+    width.
+    """
     mass = jax.nn.sigmoid(upper) - jax.nn.sigmoid(lower)
     middle = jnp.exp(-log_scales) * centered
     log_density = middle - log_scales - 2.0 * jax.nn.softplus(middle)
@@ -197,7 +206,8 @@ def _published_inner(centered, upper, lower, log_scales, num_bits):
 
 
 def _colour_recursion(values, coefficients):
-    """Colours in order from (..., 3) values, each clipped to [-1, 1] before the next sees it."""
+    """Computes the colours in order from (..., 3) values; each is clipped to [-1, 1] before the
+    next one depends on it."""
     red = jnp.clip(values[..., 0], -1.0, 1.0)
     green = jnp.clip(values[..., 1] + coefficients[..., 0] * red, -1.0, 1.0)
     blue = values[..., 2] + coefficients[..., 1] * red + coefficients[..., 2] * green
@@ -205,5 +215,5 @@ def _colour_recursion(values, coefficients):
 
 
 def _to_unit(x):
-    """[-1, 1] to [0, 1]; what lies outside is clipped."""
+    """Maps [-1, 1] to [0, 1] and clips values outside."""
     return (jnp.clip(x, -1.0, 1.0) + 1.0) / 2.0

@@ -19,19 +19,19 @@ def soft_clamp(x: jax.Array) -> jax.Array:
 
 @struct.dataclass
 class Normal:
-    """A diagonal Gaussian: a `mean` and a `scale` per variable; log densities are in nats."""
+    """A diagonal Gaussian with a `mean` and a standard deviation `scale` per variable."""
 
     mean: jax.Array
     scale: jax.Array
 
     @classmethod
     def from_conv(cls, params: jax.Array) -> Self:
-        """From a convolution's output (..., 2z): means first, then log-scales; in float32."""
+        """Makes a Normal from a convolution's output (..., 2z): means, then log-scales; float32."""
         mean, log_scale = jnp.split(params.astype(jnp.float32), 2, axis=-1)
         return cls(soft_clamp(mean), jnp.exp(soft_clamp(log_scale)) + MIN_SCALE)
 
     def sample(self, noise: jax.Array, temperature: ArrayLike = 1.0) -> jax.Array:
-        """mean + temperature * scale * noise, for standard normal `noise` of the mean's shape."""
+        """Returns mean + temperature * scale * noise, with standard normal `noise`."""
         return self.mean + temperature * self.scale * noise
 
     def log_prob(self, x: jax.Array) -> jax.Array:

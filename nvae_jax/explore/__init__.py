@@ -1,5 +1,5 @@
-"""A page to look into a trained model: `nvae-jax explore`.
+"""A web page to explore a trained model: `nvae-jax explore`.
 
-What it may ask for is in `requests.py`; `jobs.py` is the queue, `explorer.py` computes, `server.py`
-serves. The page is `page.html`, with `page.css` and `page.js`.
+`requests.py` defines the requests of the page, `jobs.py` queues them, `explorer.py` computes the
+answers, `server.py` is the web server. The page is `page.html`, with `page.css` and `page.js`.
 """

@@ -1,5 +1,7 @@
-"""What the page shows, computed from a run: always batches of one size, so that all programs are
-compiled at the start."""
+"""Computes what the page shows from a run.
+
+All batches have the same size, so that all programs can be compiled at the start.
+"""
 
 import functools
 import tempfile
@@ -28,24 +30,23 @@ from nvae_jax.explore import requests, uploads
 from nvae_jax.interpolate import slerp
 from nvae_jax.models.latents import GIVEN, POSTERIOR, PRIOR
 from nvae_jax.noise import describe_temperature, group_temperatures
-from nvae_jax.sample import describe_model, image_shape
 from nvae_jax.traverse import check_group
 
-MOST_DRAWN, MOST_BYTES = 32, 2**30  # results that are kept
-MOST_RECALIBRATED = 8  # sets of statistics that are kept in memory; all are on disk
+MAX_CACHED, MAX_CACHED_BYTES = 32, 2**30  # results kept in memory
+MAX_RECALIBRATED = 8  # recalibrated runs kept in memory; their statistics are also on disk
 
 Watch = Callable[[str, Iterable], Iterable]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures, and what they were made of.
+    """Images with their latents.
 
     Attributes:
-      run: with the batch statistics that they were drawn with.
+      run: the run, with the batch statistics used for these images.
       images: (N, H, W, C) in [0, 1].
       latents: a list of (N, h, w, z), coarsest first.
-      noise: the same, of which the prior makes these latents at temperature 1.
+      noise: the latents standardised by the prior, a list of (N, h, w, z).
     """
 
     run: Run
@@ -58,23 +59,24 @@ class Explorer:
     """Answers requests, one at a time.
 
     Args:
-      run: an `api.Run`; its batch size is the number of pictures of each kind.
+      run: an `api.Run`; its batch size is the number of images per panel.
     """
 
     def __init__(self, run: Run):
         self.run = run
         self._watch: Watch = lambda what, items: items
         size = capacity.example_bytes(run.experiment) * run.batch_size
-        self._drawn = functools.lru_cache(min(MOST_DRAWN, 2 + MOST_BYTES // size))(self._draw)
-        self._recalibrated = functools.lru_cache(MOST_RECALIBRATED)(self._recalibrate)
+        num_cached = min(MAX_CACHED, 2 + MAX_CACHED_BYTES // size)
+        self._drawn = functools.lru_cache(num_cached)(self._draw)
+        self._recalibrated = functools.lru_cache(MAX_RECALIBRATED)(self._recalibrate)
         self._moments = jax.jit(posterior_moments.make_moment_step(run.experiment.model))
 
     def describe(self) -> dict[str, Any]:
-        """What the page has to know of the run, as JSON."""
+        """Describes the run for the page, as JSON."""
         hierarchy = self.run.experiment.model.hierarchy
         return {
             "name": self.run.workdir.resolve().name,
-            "model": describe_model(self.run.experiment),
+            "model": self.run.experiment.describe(),
             "step": self.run.state.step,
             "num": self.run.batch_size,
             "scales": [hierarchy.size(s) for s in reversed(range(hierarchy.num_scales))],
@@ -84,11 +86,15 @@ class Explorer:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of a picture."""
-        return image_shape(self.run.experiment)
+        """(H, W, C) of an image, without padding."""
+        return self.run.experiment.data.unpadded_shape
 
     def compile(self, watch: Watch) -> None:
-        """Compiles all programs. `watch(what, items)` goes through the steps of long work."""
+        """Compiles all programs.
+
+        Args:
+          watch: as for `answer`.
+        """
         blank = images_lib.encode(pictures.to_range(np.zeros(self.image_shape), self.run.num_bits))
         image = requests.Picture(requests.Encode(blank, 0), 0)
         steps = [
@@ -107,19 +113,20 @@ class Explorer:
             experiment.model,
             state.variables,
             jax.random.key(0),
-            passes=3,  # the third is the first that adds to sums
+            passes=3,  # enough to compile all programs of a longer recalibration
             batch_size=size,
         )
 
     def answer(self, request: requests.Request, watch: Watch) -> dict[str, Any]:
-        """The answer as JSON, with PNGs and files in base64.
+        """Answers a request with JSON, in which PNGs and files are in base64.
 
         Args:
-          request: from `requests.parse`.
-          watch: (what, items) goes through the steps of long work; what it raises ends it.
+          request: a request from `requests.parse`.
+          watch: (what, items) -> items, which wraps the steps of long computations to show their
+            progress; an exception that it raises ends the computation.
 
         Raises:
-          ValueError: the run has no such group, scale or picture.
+          ValueError: if the run has no such group, scale or image.
         """
         self._watch = watch
         if isinstance(request, requests.Divergence):
@@ -135,7 +142,7 @@ class Explorer:
         }
 
     def draw(self, request: requests.Drawing) -> Drawn:
-        """The pictures that a request asks for. Raises ValueError as `answer`."""
+        """Computes the images of a request. Raises ValueError as `answer`."""
         return self._drawn(request)
 
     def _picture(self, picture: requests.Picture) -> tuple[Drawn, slice]:
@@ -202,7 +209,7 @@ class Explorer:
         return self._compose(run, PRIOR, np.ones(self.run.num_groups), noise)
 
     def _compose(self, run, sources, temperatures, latents, images=None) -> Drawn:
-        """Always with the latents of all groups: fewer would be another program."""
+        """Composes images, always with latents of all groups to use a single program."""
         sources = np.broadcast_to(sources, self.run.num_groups)
         return Drawn(run, *run.compose(sources, temperatures, latents=latents, images=images))
 
@@ -214,15 +221,15 @@ class Explorer:
 
     def _recalibrate(self, temperature) -> Run:
         what = f"recalibrating at temperature {describe_temperature(temperature)}"
-        # A single number has the name, and so the file, that it has everywhere else.
+        # Equal numbers become a single one, so that its statistics are found under the usual name.
         temperature = temperature if len(set(temperature)) > 1 else temperature[0]
         run = self.run.recalibrated(temperature, progress=lambda passes: self._watch(what, passes))
-        _ = run.variables  # computed here, where it is watched
+        _ = run.variables  # computed now, so that `watch` shows the progress
         return run
 
     def divergence(self, picture: requests.Picture) -> dict[str, Any]:
-        """The KL of each group in nats, of a picture and on average of held-out images where they
-        can be read, as JSON."""
+        """Returns the KL of each group in nats for an image, and the average over held-out images
+        if they can be read, as JSON."""
         averages, note = self._held_out
         nats = self._divergence(self._prepare(picture))
         return {"nats": nats, "held_out": averages, "note": note}
@@ -236,7 +243,7 @@ class Explorer:
         return self._divergence(self.run.prepare(images)), f"mean of {len(images)} held-out images"
 
     def _prepare(self, picture):
-        """The image of a picture as the model takes it: an uploaded one is itself."""
+        """Converts a picture to the model's input; for an uploaded one, the uploaded image."""
         request = picture.request
         if isinstance(request, requests.Encode):
             return self.run.prepare(
@@ -246,7 +253,7 @@ class Explorer:
         return self.run.prepare(drawn.images[row])
 
     def _divergence(self, images):
-        """Means over up to a batch of images."""
+        """The mean KL of each group over at most a batch of images."""
         missing = self.run.batch_size - len(images)
         padded = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.float32)])
         numbers = np.arange(self.run.batch_size)
@@ -255,8 +262,11 @@ class Explorer:
         return [float(kl.sum()) / len(images) for kl, *_ in sums]
 
     def file(self, picture: requests.Picture, ending: str) -> tuple[str, bytes]:
-        """(name, content) of a PNG of a picture, or of an npz of its latents that `decode` reads.
-        Both say what made them."""
+        """Makes a file of a picture: a PNG, or an .npz file of its latents for `decode`.
+
+        Returns:
+          (name, content) of the file, which contains the request as metadata.
+        """
         drawn, row = self._picture(picture)
         metadata = drawn.run.metadata(**requests.describe(picture.request), index=picture.index)
         name = f"{self.run.workdir.resolve().name}_{metadata['kind']}_{picture.index}.{ending}"
@@ -273,15 +283,16 @@ class Explorer:
 
 
 def explore_run(port: int, **run: Any) -> None:
-    """Serves the page of a run on 127.0.0.1 until a signal comes.
+    """Serves the page of a run on 127.0.0.1 until a signal stops it.
 
     Args:
-      port: 0 takes one that is free.
-      **run: of `api.load`; `batch_size` is the number of pictures of each kind.
+      port: port to listen on; 0 chooses a free one.
+      **run: arguments of `api.load`; `batch_size` is the number of images per panel.
 
     Raises:
-      ValueError: the port cannot be had, there is no such run, or the extra `explore` is missing.
+      ValueError: if the port is not available, there is no such run, or the extra `explore` is not
+        installed.
     """
     server = extras.load("nvae_jax.explore.server", "explore", "nvae-jax explore")
-    with server.listen(port) as listening:  # ahead of what takes long
+    with server.listen(port) as listening:  # checked before loading, which takes long
         server.serve(Explorer(api.load(**run)), listening)

@@ -1,4 +1,5 @@
-"""The queue of what windows ask for: one thread computes, and of each place the newest wins."""
+"""Queues requests: one thread computes, and a newer request for the same panel replaces an older
+one."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,17 +8,17 @@ from typing import Any
 
 
 class Superseded(Exception):
-    """Something newer was asked for, or nobody waits any more."""
+    """The job was replaced by a newer one, or nobody waits for its result."""
 
 
 @dataclass
 class Job:
-    """A call that waits, runs or is over.
+    """A call that is queued, running or finished.
 
     Attributes:
-      future: of its result.
-      cancelled: whether a running call is to stop where it can.
-      progress: how far a running call has come.
+      future: future of its result.
+      cancelled: whether it should stop as soon as possible.
+      progress: progress of the running call.
     """
 
     future: Future = field(init=False)
@@ -25,12 +26,12 @@ class Job:
     progress: dict[str, Any] = field(default_factory=dict)
 
     def cancel(self) -> None:
-        """Takes the call out of the queue, or stops it at its next step."""
+        """Removes the call from the queue, or stops it at its next step."""
         self.cancelled = True
         self.future.cancel()
 
     def watch(self, what: str, items: Iterable) -> Iterator:
-        """The items, one by one, counted in `progress`. Raises `Superseded` once cancelled."""
+        """Iterates over items and counts them in `progress`; raises `Superseded` if cancelled."""
         total = len(items) if isinstance(items, Sized) else None
         for done, item in enumerate(items):
             if self.cancelled:
@@ -40,11 +41,13 @@ class Job:
 
 
 class Jobs:
-    """Runs calls one at a time, first come, first served; a newer call of a place cancels the one
-    that is there. All methods are for one thread, that of the server.
+    """Runs calls one at a time, in the order of their submission.
+
+    A newer call for the same place cancels the older one. All methods must be called by the
+    server's thread.
 
     Attributes:
-      closed: whether nobody is to wait for a result any more.
+      closed: whether the server is stopping, so that results are no longer awaited.
     """
 
     def __init__(self):
@@ -55,15 +58,15 @@ class Jobs:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """How far the running call has come."""
+        """The progress of the running call."""
         return self._running.progress if self._running else {}
 
     def submit(self, place: Hashable, call: Callable[[Job], Any]) -> Job:
         """Queues `call(job)`.
 
         Args:
-          place: that the result is for, such as (window, panel).
-          call: computes it.
+          place: where the result will be shown, such as (window, panel).
+          call: function that computes it.
         """
         if place in self._newest:
             self._newest[place].cancel()
@@ -82,13 +85,13 @@ class Jobs:
             self._running = None
 
     def forget(self, place: Hashable, job: Job) -> None:
-        """Cancels a job that nobody waits for any more, if it is not over."""
+        """Cancels a job whose result nobody waits for, unless it is finished."""
         job.cancel()
         if self._newest.get(place) is job:
             del self._newest[place]
 
     def close(self) -> None:
-        """Cancels everything."""
+        """Cancels all jobs."""
         self.closed = True
         for job in self._newest.values():
             job.cancel()

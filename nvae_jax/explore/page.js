@@ -90,11 +90,11 @@ async function ask(card, request, shown = card) {
         return message.result;
       }
     }
-    throw new Error("The server broke off: is nvae-jax explore still running?");
+    throw new Error("The connection was lost: is nvae-jax explore still running?");
   } catch (error) {
     if (running.get(card) === controller) {
       const lost = error instanceof TypeError;
-      say(shown, lost ? "The server broke off: is nvae-jax explore still running?" : error.message, true);
+      say(shown, lost ? "The connection was lost: is nvae-jax explore still running?" : error.message, true);
     }
     return null;
   } finally {
@@ -236,7 +236,7 @@ async function upload(file) {
   if (!file) return;
   try {
     if (file.size > run.largest_upload) {
-      throw new Error(`the file is too large: at most ${run.largest_upload >> 20} MiB are taken`);
+      throw new Error(`the file is too large: at most ${run.largest_upload >> 20} MiB are allowed`);
     }
     say("chosen", `reading ${file.name} …`);
     const { image, note } = await (await post("api/upload", file)).json();

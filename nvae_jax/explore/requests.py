@@ -1,5 +1,5 @@
-"""What the page may ask for. Requests can be compared, and say everything that a picture depends
-on: the same request gives the same pictures."""
+"""The requests of the page. They are comparable and contain everything that images depend on, so
+that equal requests give equal images."""
 
 import base64
 import binascii
@@ -10,8 +10,8 @@ from typing import Any
 
 from nvae_jax.schema import LARGEST_INT
 
-DEEPEST = 30  # pictures made of pictures made of pictures ...
-Temperature = tuple[float, ...]  # one for all scales, or one a scale, coarsest first
+MAX_DEPTH = 30  # nesting of requests that start from the results of other requests
+Temperature = tuple[float, ...]  # one for all scales, or one per scale, coarsest first
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Encode:
-    """A draw of the latents of an image of the model's size, a PNG."""
+    """Encodes an image, a PNG of the model's size, by a posterior draw."""
 
     image: bytes
     seed: int
@@ -33,7 +33,7 @@ class Encode:
 
 @dataclass(frozen=True)
 class Picture:
-    """One of the pictures that a request gives."""
+    """One of the images that a request returns."""
 
     request: "Drawing"
     index: int
@@ -41,7 +41,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Redraw:
-    """A picture, and what it is with one group drawn again and the noise of the others kept."""
+    """A picture, and variations of it: one group is drawn anew, the others keep their noise."""
 
     of: Picture
     group: int
@@ -51,7 +51,7 @@ class Redraw:
 
 @dataclass(frozen=True)
 class Keep:
-    """The latents of a picture's first groups, and others drawn from the prior below them."""
+    """Images with the coarsest groups of a picture, and the other groups drawn from the prior."""
 
     of: Picture
     groups: int
@@ -61,7 +61,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class Interpolate:
-    """From one picture to another."""
+    """An interpolation from one picture to another."""
 
     start: Picture
     end: Picture
@@ -76,7 +76,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Download:
-    """A file of a picture: "png" of its pixels, or "npz" of its latents."""
+    """A file of a picture: a "png" of its pixels, or an "npz" of its latents."""
 
     of: Picture
     ending: str
@@ -89,14 +89,14 @@ KINDS = {**DRAWINGS, "divergence": Divergence, "download": Download}
 
 
 def parse(value: Any, kinds: Mapping[str, Any] = KINDS, depth: int = 0) -> Any:
-    """A request from JSON: {"kind": a name of `kinds`, and its fields}.
+    """Parses a request from JSON: {"kind": a key of `kinds`, and the fields of that class}.
 
     Raises:
-      ValueError: something is missing, unknown or of the wrong type, or pictures are made of
-        pictures more than `DEEPEST` times.
+      ValueError: if something is missing, unknown or of the wrong type, or requests are nested more
+        than `MAX_DEPTH` times.
     """
-    if depth > DEEPEST:
-        raise ValueError(f"made of pictures {depth} times over: start from a new one")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"requests are nested {depth} times: start from a new image")
     if not isinstance(value, dict) or str(value.get("kind")) not in kinds:
         raise ValueError(f"a request must have a kind: {', '.join(kinds)}")
     kind = kinds[value["kind"]]
@@ -109,7 +109,7 @@ def parse(value: Any, kinds: Mapping[str, Any] = KINDS, depth: int = 0) -> Any:
 
 
 def describe(value: Any) -> Any:
-    """A request as JSON for a file's metadata, images by their SHA-256."""
+    """Converts a request to JSON for a file's metadata; images are replaced by their SHA-256."""
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()[:16]
     if not is_dataclass(value):

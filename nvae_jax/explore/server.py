@@ -1,4 +1,4 @@
-"""The web server of the page. It listens on 127.0.0.1 alone, and answers no other site."""
+"""The web server of the page. It listens only on 127.0.0.1 and refuses requests of other sites."""
 
 import asyncio
 import json
@@ -25,8 +25,8 @@ from nvae_jax.explore.jobs import Job, Jobs, Superseded
 
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost")
-LARGEST_REQUEST = 2**25  # bytes, with images of the model's size in it
-SECONDS = 0.3  # from one word on progress to the next
+LARGEST_REQUEST = 2**25  # bytes, including images of the model's size
+SECONDS = 0.3  # between two progress messages
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; "
@@ -37,10 +37,10 @@ HEADERS = {
 
 
 class SameOrigin:
-    """Refuses what pages of other origins send: browsers say where a request comes from.
+    """Middleware that refuses requests of pages from other origins, which browsers declare.
 
     Args:
-      app: that answers the rest.
+      app: the application that answers other requests.
     """
 
     def __init__(self, app: ASGIApp):
@@ -64,11 +64,11 @@ class SameOrigin:
 
 
 def make_app(explorer: Explorer, jobs: Jobs) -> Starlette:
-    """The application.
+    """Makes the web application.
 
     Args:
-      explorer: that answers, in the thread of the `jobs`.
-      jobs: the queue.
+      explorer: answers the requests, in the thread of `jobs`.
+      jobs: the queue of requests.
     """
 
     async def describe(_):
@@ -89,7 +89,7 @@ def make_app(explorer: Explorer, jobs: Jobs) -> Starlette:
             message = json.loads(body)
             window, wanted = str(message["window"]), requests.parse(message["request"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            return _refusal(f"no request: {_line(error)}", 400)
+            return _refusal(f"not a request: {_line(error)}", 400)
         place = (window, message.get("place", type(wanted).__name__))
         job = jobs.submit(place, lambda job: explorer.answer(wanted, job.watch))
         stream = _follow(jobs, place, job)
@@ -129,9 +129,9 @@ def _refusal(message: str, status: int) -> Response:
 
 
 async def _body(request, limit, what):
-    """The content of a request. Raises HTTPException where it is more than `limit` bytes."""
+    """Reads the content of a request. Raises HTTPException if it exceeds `limit` bytes."""
     parts, size = [], 0
-    refusal = HTTPException(413, f"{what} is too large: at most {limit >> 20} MiB are taken")
+    refusal = HTTPException(413, f"{what} is too large: at most {limit >> 20} MiB are allowed")
     if int(request.headers.get("content-length") or 0) > limit:
         raise refusal
     async for part in request.stream():
@@ -143,8 +143,10 @@ async def _body(request, limit, what):
 
 
 async def _follow(jobs: Jobs, place: Any, job: Job) -> AsyncIterator[str]:
-    """A line of JSON again and again while a job waits or runs, and one with its outcome. Who does
-    not listen any more has the job cancelled."""
+    """Yields lines of JSON: the progress while a job is queued or running, then its outcome.
+
+    If the client closes the connection, the job is cancelled.
+    """
     done = asyncio.wrap_future(job.future)
     try:
         while not (done.done() or jobs.closed):
@@ -158,14 +160,14 @@ async def _follow(jobs: Jobs, place: Any, job: Job) -> AsyncIterator[str]:
 
 def _outcome(done):
     if not done.done():
-        return {"error": "the server stops"}
+        return {"error": "the server is stopping"}
     try:
         return {"result": done.result()}
     except (Superseded, asyncio.CancelledError):
         return {"superseded": True}
     except (ValueError, OSError) as error:
         return {"error": _line(error)}
-    except Exception as error:  # The server goes on: the next request may well be possible.
+    except Exception as error:  # The server continues, because other requests can still succeed.
         traceback.print_exception(error)
         return {"error": f"{type(error).__name__}: {_line(error)}"}
 
@@ -176,29 +178,29 @@ def _line(error):
 
 
 def listen(port: int) -> socket.socket:
-    """A socket that listens on 127.0.0.1.
+    """Opens a socket that listens on 127.0.0.1.
 
     Args:
-      port: 0 takes one that is free.
+      port: port to listen on; 0 chooses a free one.
 
     Raises:
-      ValueError: the port cannot be had.
+      ValueError: if the port is not available.
     """
     try:
         return socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"port {port} of {HOST} cannot be had ({reason}): name another --port"
+            f"port {port} of {HOST} is not available ({reason}): name another --port"
         ) from None
 
 
 class Server(uvicorn.Server):
-    """Serves the application; says nothing of what goes well.
+    """Serves the application and logs only warnings and errors.
 
     Args:
       app: the application.
-      jobs: its queue, which a signal closes: pages that wait would keep the server from ending.
+      jobs: its queue, which a signal closes; otherwise waiting pages would keep the server running.
     """
 
     def __init__(self, app: ASGIApp, jobs: Jobs):
@@ -215,31 +217,31 @@ class Server(uvicorn.Server):
         self._jobs = jobs
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Ends serving at a signal."""
+        """Stops serving after a signal."""
         self._jobs.closed = True
         super().handle_exit(sig, frame)
 
 
 def serve(explorer: Explorer, listening: socket.socket) -> None:
-    """Compiles, and serves the page until a signal comes.
+    """Compiles the programs and serves the page until a signal stops it.
 
     Args:
-      explorer: of the run.
-      listening: from `listen`.
+      explorer: the run's `Explorer`.
+      listening: the socket from `listen`.
 
     Raises:
-      Exception: whatever made compiling fail.
+      Exception: the exception with which compiling failed.
     """
     jobs = Jobs()
     server = Server(make_app(explorer, jobs), jobs)
     compiling = jobs.submit("compiling", lambda job: explorer.compile(job.watch)).future
 
-    def stop_where_it_failed(future):
+    def stop_if_failed(future):
         if not future.cancelled() and future.exception():
             jobs.closed = server.should_exit = True
 
-    compiling.add_done_callback(stop_where_it_failed)
-    print(f"http://{HOST}:{listening.getsockname()[1]}/ (Ctrl-C ends)", flush=True)
+    compiling.add_done_callback(stop_if_failed)
+    print(f"http://{HOST}:{listening.getsockname()[1]}/ (Ctrl-C stops it)", flush=True)
     try:
         server.run(sockets=[listening])
     finally:

@@ -1,5 +1,5 @@
-"""Trained models to start from: `pull` and `push`, over the Hugging Face Hub, a folder or a bucket.
+"""Shares trained models: `pull` and `push`, via the Hugging Face Hub, a folder or a bucket.
 
-`model_folder.py` says what a model is as files, `locations.py` where such files are, `card.py` what
-people read of one, and `transfer.py` turns them into a run directory and back.
+`model_folder.py` reads and writes a model as files, `locations.py` finds and publishes such files,
+`card.py` writes the model card, and `transfer.py` converts from and to run directories.
 """

@@ -1,4 +1,4 @@
-"""The model card: what people read of a model, written from the run's own numbers."""
+"""Writes the model card, a description of a model with the run's results."""
 
 import json
 from collections import Counter
@@ -8,9 +8,8 @@ from typing import Any
 import jax
 
 from nvae_jax import __version__, extras
-from nvae_jax.build import Experiment
+from nvae_jax.experiment import Experiment
 from nvae_jax.hub.model_folder import Model
-from nvae_jax.sample import describe_model
 from nvae_jax.trees import by_name
 
 TEXT = """\
@@ -27,7 +26,7 @@ TEXT = """\
 | data | `{data}`, {shape}{binarized} |
 | parameters | {parameters:,}, in {dtype}{averaged} |
 | latents | {latents} |
-| training | step {step:,} of {num_steps:,}, {batch_size} images a step{training} |
+| training | step {step:,} of {num_steps:,}, {batch_size} images per step{training} |
 | weights | {fingerprint} |
 
 ## Numbers
@@ -43,10 +42,10 @@ nvae-jax sample --workdir=runs/{name} --num=64 --temperature=0.7 --out=runs/{nam
 nvae-jax evaluate --workdir=runs/{name}
 ```
 
-`config.json` is the run's config, `model.safetensors` has its variables: data, of which loading
-executes nothing. Written by nvae_jax {version} with jax {jax}.
+`config.json` is the run's config and `model.safetensors` contains its variables; loading them
+executes no code. Written by nvae_jax {version} with jax {jax}.
 """
-NONE = "No evaluation of these weights is among the run's results (`nvae-jax evaluate`)."
+NONE = "The run has no evaluation of these weights (`nvae-jax evaluate`)."
 HEADER = """\
 | split | images | NELBO, nats | −log p, importance-weighted, nats | bits per dimension |
 |---|---|---|---|---|"""
@@ -62,19 +61,19 @@ def write(
     license: str = "",
     note: str = "",
 ) -> str:
-    """The card of a model.
+    """Writes the card of a model.
 
     Args:
-      experiment: of its config.
-      model: with the results of its evaluations.
-      name: what to call it.
-      source: what `pull` is to be given.
-      dtype: of the parameters in the file.
-      license: an identifier of the Hub, such as "apache-2.0", or "".
-      note: a paragraph of the person who pushes it, or "".
+      experiment: the `Experiment` of its config.
+      model: the model, with the results of its evaluations.
+      name: name of the model.
+      source: the name to pass to `pull`.
+      dtype: type of the parameters in the file.
+      license: identifier of a licence on the Hub, such as "apache-2.0", or "".
+      note: a paragraph by the person who pushes the model, or "".
 
     Returns:
-      Markdown, after the metadata that the Hub reads.
+      YAML metadata for the Hub, followed by Markdown.
     """
     config, snapshot = model.config, model.snapshot
     results = list((model.results or {}).values())
@@ -82,14 +81,14 @@ def write(
     return TEXT.format(
         metadata=_metadata(config.data.name, name, results, license),
         name=name,
-        description=describe_model(experiment),
+        description=experiment.describe(),
         note=f"\n{note.strip()}\n" if note.strip() else "",
         data=config.data.name,
         shape=f"{height}×{width}×{channels}",
         binarized=", binarised" if config.data.binarize else f", {config.data.num_bits} bits",
         parameters=sum(a.size for a in by_name(snapshot.collections["params"]).values()),
         dtype=dtype,
-        averaged=f" (a moving average, {config.train.ema_decay})" if config.train.ema_decay else "",
+        averaged=f" (an EMA, {config.train.ema_decay})" if config.train.ema_decay else "",
         latents=latents(experiment),
         step=snapshot.step,
         num_steps=config.train.num_steps,
@@ -104,14 +103,14 @@ def write(
 
 
 def latents(experiment: Experiment) -> str:
-    """How many groups of which shape there are, coarsest first."""
+    """Describes the number of groups of each shape, coarsest first."""
     shapes = Counter(experiment.model.latent_shapes())
     sizes = [f"{count} of {h}×{w}×{z}" for (h, w, z), count in shapes.items()]
     return f"groups: {', '.join(sizes)}"
 
 
 def _last_row(metrics, step):
-    """The training NELBO of the last row up to a step."""
+    """Describes the training NELBO in the last row up to a step."""
     rows = [json.loads(line) for line in metrics.splitlines()]
     bounds = [row["train/nelbo"] for row in rows if "train/nelbo" in row and row["step"] <= step]
     return f"; NELBO of the last row {bounds[-1]:.2f} nats" if bounds and bounds[-1] else ""
@@ -129,7 +128,7 @@ def _row(result):
 def usable_results(
     results: Mapping[str, dict[str, Any]], fingerprint: str
 ) -> dict[str, dict[str, Any]]:
-    """Those results that are of these weights, and have the numbers that the card shows."""
+    """Selects results of these weights that have all numbers shown in the card."""
     wanted = {"split", "num_examples", "nelbo", "neg_log_p", "num_iw_samples"}
     return {
         name: result
@@ -139,7 +138,7 @@ def usable_results(
 
 
 def _metadata(data: str, name: str, results: Iterable[Mapping[str, Any]], license: str) -> str:
-    """The card's YAML, by the Hub's own library."""
+    """The card's YAML metadata, made by the Hub's own library."""
     hub: Any = extras.load("huggingface_hub", "hub", "a model card")
     about: dict[str, Any] = {"license": license} if license else {}
     if measured := [_measured(hub, data, result) for result in results]:

@@ -1,4 +1,4 @@
-"""Where models are: shipped with the package, on the Hugging Face Hub, or in a folder."""
+"""Finds and publishes models: shipped with the package, on the Hugging Face Hub, or in a folder."""
 
 import contextlib
 import difflib
@@ -17,19 +17,19 @@ HUB = re.compile(r"hf://(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?/?")
 
 
 def names() -> list[str]:
-    """The models that are shipped with the package, sorted."""
+    """The names of the models that are shipped with the package, sorted."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{model_folder.WEIGHTS}"))
 
 
 @contextlib.contextmanager
 def fetched(name: str) -> Iterator[Path]:
-    """A context with the model folder that `name` stands for, on this machine.
+    """A context with a local model folder, downloaded if necessary.
 
     Args:
-      name: of a shipped model; hf://OWNER/NAME[@REVISION]; or a folder.
+      name: name of a shipped model, hf://OWNER/NAME[@REVISION], or a folder.
 
     Raises:
-      ValueError: there is no such model.
+      ValueError: if there is no such model.
     """
     if name in names():
         yield SHIPPED / name
@@ -44,31 +44,31 @@ def _folder(name):
     if path.is_dir():
         return path
     if path.exists():
-        raise ValueError(f"{name} is a file, where the folder of a model is wanted")
+        raise ValueError(f"{name} is a file, not the folder of a model")
     hint = ""
     if path.name == name:
         close = difflib.get_close_matches(name, names())
-        hint = f", and no shipped model of that name; there are {', '.join(close or names())}"
+        hint = f", and no shipped model of that name; known: {', '.join(close or names())}"
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        hint = f"; one of the Hugging Face Hub is hf://{name}"
+        hint = f"; for a model on the Hugging Face Hub, write hf://{name}"
     raise ValueError(f"there is no folder {name!r}{hint}")
 
 
 def publish(folder: Path, name: str, *, private: bool = False, overwrite: bool = False) -> str:
-    """Copies a model folder to `name`.
+    """Publishes a model folder.
 
     Args:
-      folder: that `model_folder.write` wrote.
-      name: hf://OWNER/NAME[@BRANCH], which is made where it is missing; or a folder.
-      private: whether a repository that is made is private.
-      overwrite: whether a folder with another model may be replaced. The Hub keeps what was there
-        in the repository's history.
+      folder: a folder written by `model_folder.write`.
+      name: hf://OWNER/NAME[@BRANCH], which is created if it does not exist, or a folder.
+      private: whether a newly created repository is private.
+      overwrite: whether to replace another model in a folder. (On the Hub the previous model stays
+        in the repository's history.)
 
     Returns:
-      where it is, for people.
+      the published location, for the user.
 
     Raises:
-      ValueError: the place will not do, or refuses it.
+      ValueError: if the location is not valid, or the Hub refuses the upload.
     """
     if name.startswith("hf:"):
         return _upload(folder, name, private)
@@ -80,31 +80,33 @@ def publish(folder: Path, name: str, *, private: bool = False, overwrite: bool =
 
 
 def check_target(name: str, folder: Path, *, overwrite: bool = False) -> Path:
-    """The folder that `name` stands for, which is new, empty, or holds the model in `folder`.
+    """Checks that the folder `name` is new, empty, or holds the model in `folder`, and returns it.
 
     Raises:
-      ValueError: it holds something else.
+      ValueError: if it holds something else.
     """
-    target = paths.check_writable(paths.parse(name, "NAME") / model_folder.WEIGHTS, "NAME")
-    there = target.parent
-    if not there.exists() or not any(there.iterdir()):
-        return there
-    if not target.exists() or (there / run_directory.CHECKPOINTS).exists():
+    weights = paths.check_writable(paths.parse(name, "NAME") / model_folder.WEIGHTS, "NAME")
+    target = weights.parent
+    if not target.exists() or not any(target.iterdir()):
+        return target
+    if not weights.exists() or (target / run_directory.CHECKPOINTS).exists():
         raise ValueError(
-            f"{there} is not empty, and no model that was pushed: name a new folder, nothing was "
-            "written"
+            f"{target} is not empty and holds no model that was pushed: name a new folder, nothing "
+            "was written"
         )
     own, other = (
-        model_folder.read_metadata(mirror.local(f / model_folder.WEIGHTS)) for f in (folder, there)
+        model_folder.read_metadata(mirror.local(f / model_folder.WEIGHTS)) for f in (folder, target)
     )
     if own != other and not overwrite:
-        raise ValueError(f"{there} holds another model: it stays, unless --overwrite is given")
-    return there
+        raise ValueError(f"{target} holds another model: it is replaced only with --overwrite")
+    return target
 
 
 def _parse(name):
     if not (found := HUB.fullmatch(name)):
-        raise ValueError(f"{name!r} is no repository of the Hub: write hf://OWNER/NAME[@REVISION]")
+        raise ValueError(
+            f"{name!r} is not a repository on the Hub: write hf://OWNER/NAME[@REVISION]"
+        )
     return found["id"], found["revision"]
 
 
@@ -113,8 +115,8 @@ def _hub() -> Any:
 
 
 @contextlib.contextmanager
-def _errors_naming(name):
-    """Says what the Hub refuses, which it does in many ways and lines, in one."""
+def _naming_errors(name):
+    """A context that turns every error of the Hub's library into a one-line ValueError."""
     try:
         yield
     except Exception as error:
@@ -125,7 +127,7 @@ def _errors_naming(name):
 
 def _download(name):
     (repository, revision), hub = _parse(name), _hub()
-    with _errors_naming(name):
+    with _naming_errors(name):
         folder = hub.snapshot_download(
             repository, revision=revision, allow_patterns=list(model_folder.PATTERNS)
         )
@@ -135,7 +137,7 @@ def _download(name):
 def _upload(folder, name, private):
     repository, branch = _parse(name)
     api = _hub().HfApi(library_name="nvae_jax")
-    with _errors_naming(name):
+    with _naming_errors(name):
         api.create_repo(repository, private=private, exist_ok=True)
         if branch:
             api.create_branch(repository, branch=branch, exist_ok=True)
@@ -144,14 +146,14 @@ def _upload(folder, name, private):
             folder_path=folder,
             revision=branch,
             commit_message="A model of nvae_jax",
-            delete_patterns=[f"{model_folder.RESULTS}/*.json"],  # of the model that was there
+            delete_patterns=[f"{model_folder.RESULTS}/*.json"],  # results of an earlier model
         )
     return str(commit.commit_url)
 
 
 @contextlib.contextmanager
 def beside(target: Path) -> Iterator[Path]:
-    """A context with a new folder on the file system of `target`, gone at the end."""
+    """A context with a temporary folder on the file system of `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         yield Path(folder)

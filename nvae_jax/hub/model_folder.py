@@ -1,10 +1,11 @@
-"""A trained model as files, which are data and nothing else: what `push` writes and `pull` reads.
+"""A trained model as files that contain only data: `push` writes them and `pull` reads them.
 
 config.json        the run's config, without paths of the machine that trained it
-model.safetensors  the variables, with their step and their fingerprint; the parameters may be
+model.safetensors  the variables, with their step and their fingerprint; the parameters can be
                    rounded to 16 bits
 README.md          the model card
-metrics.jsonl      rows of training, and eval/NAME.json, results of evaluation: where there are any
+metrics.jsonl      metrics of training (optional)
+eval/NAME.json     results of evaluation (optional)
 """
 
 import json
@@ -27,20 +28,20 @@ CONFIG, WEIGHTS, CARD = run_directory.CONFIG, "model.safetensors", "README.md"
 METRICS, RESULTS = run_directory.METRICS, "eval"
 PATTERNS = (CONFIG, WEIGHTS, CARD, METRICS, f"{RESULTS}/*.json")
 STEP, FINGERPRINT = "nvae_jax.step", "nvae_jax.weights"
-# What safetensors calls them: what --dtype does.
+# {name in safetensors: name in --dtype}
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 PATHS = {"data.dir": "", "train.init_from": "", "train.init_optimizer": False}
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What a model folder holds.
+    """The content of a model folder.
 
     Attributes:
-      config: of its run, on whatever devices there are.
-      snapshot: its variables.
+      config: the run's config.
+      snapshot: the variables.
       metrics: the text of metrics.jsonl.
-      results: {file name: result} of evaluation.
+      results: {file name: result} of evaluations.
     """
 
     config: ConfigDict
@@ -50,33 +51,45 @@ class Model:
 
 
 def safetensors(purpose: str = "a model's file") -> Any:
-    """The package, of the extra `hub`."""
+    """Imports the package safetensors, from the extra `hub`."""
     library = extras.load("safetensors", "hub", purpose)
     extras.load("safetensors.numpy", "hub", purpose)
     return library
 
 
 def shareable(config: ConfigDict) -> ConfigDict:
-    """The config without paths of this machine."""
+    """Removes paths of this machine from a config."""
     return schema.changed(config, PATHS)
 
 
 def rounded(snapshot: Snapshot, dtype: str) -> Snapshot:
-    """The snapshot, in NumPy, with parameters of float32 that `dtype` holds exactly."""
+    """Rounds parameters to `dtype` and returns the snapshot as float32 NumPy arrays.
+
+    Raises:
+      ValueError: if a parameter exceeds the range of `dtype`.
+    """
     variables = jax.tree.map(np.asarray, snapshot.variables)
-    with np.errstate(over="ignore"):  # infinity is refused
+    with np.errstate(over="ignore"):  # checked below
         params = jax.tree.map(
             lambda a: a.astype(jnp.dtype(dtype)).astype(a.dtype), variables["params"]
         )
     result = Snapshot(snapshot.step, {**variables, "params": params})
     if broken := result.nonfinite():
-        raise ValueError(f"--dtype={dtype} does not hold {broken[0]}: name bfloat16 or float32")
+        raise ValueError(
+            f"--dtype={dtype}: {broken[0]} exceeds its range: name bfloat16 or float32"
+        )
     return result
 
 
 def write(folder: Path, model: Model, card: str, dtype: str = "float32") -> None:
-    """Writes a model and its card to `folder`, which is there; parameters as `dtype`, which must
-    hold them exactly (`rounded`)."""
+    """Writes a model and its card to an existing folder.
+
+    Args:
+      folder: the folder.
+      model: the model.
+      card: text of the model card.
+      dtype: type of the stored parameters, which must be representable exactly (see `rounded`).
+    """
     metadata = {STEP: str(model.snapshot.step), FINGERPRINT: model.snapshot.fingerprint}
     kinds = {"params": jnp.dtype(dtype)}
     arrays = {
@@ -94,11 +107,11 @@ def write(folder: Path, model: Model, card: str, dtype: str = "float32") -> None
 
 
 def read(folder: Path) -> Model:
-    """The model in `folder`, every file of which is checked. Nothing of it is executed.
+    """Reads and checks the model in `folder`, without executing any code of it.
 
     Raises:
-      ValueError: a file is missing, damaged, of another program or of another model; one line.
-      OSError: a file cannot be read.
+      ValueError: if a file is missing, damaged, or belongs to another program or model; one line.
+      OSError: if a file cannot be read.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -116,7 +129,7 @@ def read(folder: Path) -> Model:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a weights file says of itself; {} where it cannot be read."""
+    """Reads the metadata of a weights file; {} if it cannot be read."""
     try:
         with _open(path) as file:
             return file.metadata() or {}
@@ -130,21 +143,21 @@ def _open(path):
     try:
         return library.safe_open(path, framework="numpy")
     except (library.SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}") from None
+        raise ValueError(f"{path} is not a safetensors file, or damaged: {error}") from None
 
 
 def _read_weights(path, wanted):
     with _open(path) as file:
         step, metadata = _read_step(file, path), file.metadata()
-        there = {name: file.get_slice(name) for name in file.keys()}
-        _check_arrays(path, there, by_name(wanted))
+        found = {name: file.get_slice(name) for name in file.keys()}
+        _check_arrays(path, found, by_name(wanted))
         arrays = [file.get_tensor(name).astype(np.float32) for name in by_name(wanted)]
     snapshot = Snapshot(step, jax.tree.unflatten(jax.tree.structure(wanted), arrays))
     if broken := snapshot.nonfinite():
         raise ValueError(f"{path} has NaN or infinity in {len(broken)} array(s), first {broken[0]}")
     if snapshot.fingerprint != metadata.get(FINGERPRINT):
         raise ValueError(
-            f"{path} is damaged or was changed: its arrays are not those that it was written with"
+            f"{path} is damaged or was changed: its arrays do not match their fingerprint"
         )
     return snapshot
 
@@ -152,49 +165,49 @@ def _read_weights(path, wanted):
 def _read_step(file, path):
     step = (file.metadata() or {}).get(STEP, "")
     if not re.fullmatch(r"\d{1,10}", step) or int(step) > schema.LARGEST_INT:
-        raise ValueError(f"{path} is of another program: its metadata names no {STEP}")
+        raise ValueError(f"{path} was not written by nvae_jax: its metadata have no {STEP}")
     return int(step)
 
 
-def _check_arrays(path, there, wanted):
-    """Refuses arrays that are not those of the config's model, before any of them is read."""
-    if there.keys() != wanted.keys():
-        lacking, unknown = wanted.keys() - there.keys(), there.keys() - wanted.keys()
-        problem = f"lacks {min(lacking)}" if lacking else f"has {min(unknown)} besides"
-        raise ValueError(f"{path} is not of the model in {CONFIG} beside it: it {problem}")
-    for name, array in there.items():
+def _check_arrays(path, found, wanted):
+    """Raises ValueError, before any array is read, if they do not fit the config's model."""
+    if found.keys() != wanted.keys():
+        lacking, unknown = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+        problem = f"lacks {min(lacking)}" if lacking else f"also has {min(unknown)}"
+        raise ValueError(f"{path} does not fit the model in its {CONFIG}: it {problem}")
+    for name, array in found.items():
         kind, shape = array.get_dtype(), tuple(array.get_shape())
         if shape != wanted[name].shape or kind not in DTYPES:
             raise ValueError(
-                f"{path} is not of the model in {CONFIG} beside it: {name} is {kind} {shape}, not "
+                f"{path} does not fit the model in its {CONFIG}: {name} is {kind} {shape}, not "
                 f"F32 {wanted[name].shape}"
             )
 
 
 def _read_metrics(path):
-    """The rows, each an object of JSON with a step."""
+    """Reads the rows, each a JSON object with a step, as text."""
     if not path.is_file():
         return ""
     lines = path.read_text().splitlines()
     for number, line in enumerate(lines, 1):
         row = _json(line)
         if not isinstance(row, dict) or type(row.get("step")) is not int:
-            raise ValueError(f"{path}, line {number}: it is no row of metrics with a step")
+            raise ValueError(f"{path}, line {number}: it is not a row of metrics with a step")
     return "".join(f"{line}\n" for line in lines)
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """{file name: result} of the folder's evaluations.
+    """Reads the results of evaluations in a folder as {file name: result}.
 
     Raises:
-      ValueError: a file holds no object of JSON.
+      ValueError: if a file does not contain a JSON object.
     """
     results = {}
     for path in sorted((folder / RESULTS).glob("*.json")):
         files.check_regular(path)
         results[path.name] = _json(path.read_text())
         if not isinstance(results[path.name], dict):
-            raise ValueError(f"{path} is no result of an evaluation: it holds no JSON object")
+            raise ValueError(f"{path} is not the result of an evaluation: it is not a JSON object")
     return results
 
 

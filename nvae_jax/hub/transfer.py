@@ -1,4 +1,4 @@
-"""A run directory from a model's files, and the files from a run directory."""
+"""Converts a model's files to a run directory, and a run to such files."""
 
 import os
 import tempfile
@@ -15,21 +15,21 @@ from nvae_jax.interop.conversion import data_state, fresh_state
 
 
 def pull(name: str, workdir: str | Path) -> Model:
-    """Makes a run directory of a model, at once or not at all.
+    """Makes a run directory of a model, atomically.
 
-    It is a run like any other for everything that evaluates and samples; training goes on from it,
-    with an optimiser without history.
+    It can be evaluated and sampled like any other run. Training can be resumed, with a fresh
+    optimiser state.
 
     Args:
-      name: of a shipped model (`locations.names`), hf://OWNER/NAME[@REVISION], or a folder.
-      workdir: a new or empty folder, or one that has this model already.
+      name: name of a shipped model (`locations.names`), hf://OWNER/NAME[@REVISION], or a folder.
+      workdir: a new or empty folder, or one that already holds this model.
 
     Returns:
       the model.
 
     Raises:
-      ValueError: there is no such model, a file of it will not do, or the folder holds something
-        else; one line.
+      ValueError: if there is no such model, a file of it is not valid, or the folder holds
+        something else; one line.
     """
     workdir = paths.parse(workdir, "workdir")
     with locations.fetched(name) as folder:
@@ -37,7 +37,7 @@ def pull(name: str, workdir: str | Path) -> Model:
         if _holds(workdir, model):
             return model
         if workdir.exists() and not workdir.is_dir():
-            raise ValueError(f"{workdir} is a file, where a run directory is wanted")
+            raise ValueError(f"{workdir} is a file, not a run directory")
         if workdir.exists() and any(workdir.iterdir()):
             raise ValueError(f"{workdir} is not empty: name a new folder, nothing was written")
         if paths.is_bucket(workdir):
@@ -50,7 +50,7 @@ def pull(name: str, workdir: str | Path) -> Model:
 
 
 def _holds(workdir, model):
-    """Whether the folder is a run that has this model among its checkpoints."""
+    """Whether the folder is a run with a checkpoint of this model."""
     try:
         _, found = checkpoint.load_run(workdir, model.snapshot.step)
     except ValueError:
@@ -89,24 +89,24 @@ def push(
     private: bool = False,
     overwrite: bool = False,
 ) -> str:
-    """Writes a run's model, with a card, to the Hub or a folder.
+    """Publishes a run's model, with a card, on the Hub or in a folder.
 
     Args:
       workdir: the run directory.
       name: hf://OWNER/NAME[@BRANCH] or a folder.
-      which: checkpoint; see `checkpoint.Checkpoints.restore`.
+      which: the checkpoint; see `checkpoint.Checkpoints.restore`.
       changes: {"section.key": value} in the config; see `run_directory.load_config`.
-      dtype: of the parameters in the file: float32, bfloat16 or float16.
-      license: an identifier of the Hub, for the card.
+      dtype: type of the parameters in the file: float32, bfloat16 or float16.
+      license: identifier of a licence on the Hub, for the card.
       note: a paragraph for the card.
-      private: whether a repository that is made is private.
-      overwrite: whether a folder with another model may be replaced.
+      private: whether a newly created repository is private.
+      overwrite: whether to replace another model in a folder.
 
     Returns:
-      where it is, for people.
+      the published location, for the user.
 
     Raises:
-      ValueError: there is no such checkpoint, or the place will not do.
+      ValueError: if there is no such checkpoint, or the location is not valid.
     """
     workdir = paths.parse(workdir, "workdir")
     experiment, snapshot = checkpoint.load_run(workdir, which, changes=changes)
@@ -114,17 +114,17 @@ def push(
     snapshot = model_folder.rounded(snapshot, dtype)
     results = card.usable_results(model_folder.read_results(workdir), snapshot.fingerprint)
     model = Model(config, snapshot, _rows(workdir, snapshot.step), results)
-    # What people are told to pull is no folder of this machine.
+    # The card must not name a local folder.
     source = name if name.startswith("hf:") else title(name)
-    about = {"name": title(name), "source": source, "dtype": dtype, "license": license}
-    text = card.write(experiment, model, note=note, **about)
+    fields = {"name": title(name), "source": source, "dtype": dtype, "license": license}
+    text = card.write(experiment, model, note=note, **fields)
     with tempfile.TemporaryDirectory() as folder:
         model_folder.write(Path(folder), model, text, dtype)
         return locations.publish(Path(folder), name, private=private, overwrite=overwrite)
 
 
 def title(name: str) -> str:
-    """The last word of a model's name, which its run directory and its card go by."""
+    """The last part of a model's name, used in its card and for its run directory."""
     return name.rstrip("/").partition("@")[0].rsplit("/", 1)[-1]
 
 

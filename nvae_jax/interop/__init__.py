@@ -1,1 +1,1 @@
-"""Reading and writing checkpoints of other programs."""
+"""Reads and writes checkpoints of the published PyTorch code."""

@@ -1,4 +1,4 @@
-"""The published command-line arguments and this project's config, in either direction."""
+"""Converts published command-line arguments to this project's config, and back."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from nvae_jax.configs import base
 
-CELLS = {  # arch_instance -> (bottom-up, top-down)
+CELLS = {  # arch_instance -> (bottom-up cell, top-down cell)
     "res_mbconv": ("residual", "inverted_residual"),
     "mbconv_res": ("inverted_residual", "residual"),
     "mbconv_sep": ("inverted_residual", "inverted_residual"),
@@ -16,7 +16,7 @@ CELLS = {  # arch_instance -> (bottom-up, top-down)
     "res_bnelu": ("residual_bn_elu", "residual_bn_elu"),
     "res_elu": ("residual_elu", "residual_elu"),
 }
-OPERATIONS = {  # our cell -> the published names of what is in it, per expansion
+OPERATIONS = {  # our cell -> function from expansion to the published names of its operations
     "residual": lambda expansion: ["res_bnswish", "res_bnswish"],
     "residual_bn_elu": lambda expansion: ["res_bnelu", "res_bnelu"],
     "residual_elu": lambda expansion: ["res_elu", "res_elu"],
@@ -63,10 +63,10 @@ TRAINING_KEYS = {  # published name -> our section and key
 
 
 def convert_args(args: Mapping[str, Any]) -> ConfigDict:
-    """The locked config that published command-line arguments describe.
+    """Converts published command-line arguments to a locked config.
 
     Raises:
-      ValueError: a needed argument is missing, or its value is one this project does not know.
+      ValueError: if a required argument is missing or has an unknown value.
     """
     args = {**ABSENT_IN_OLD, **args}
     config = base.get_config()
@@ -121,7 +121,7 @@ def _convert_model(config, args):
 
 
 def _convert_training(config, args):
-    """Settings of the objective and optimiser, where the arguments have them."""
+    """Sets the objective and the optimiser, as far as the arguments describe them."""
     for name, (section, key) in TRAINING_KEYS.items():
         if name in args:
             config[section][key] = float(args[name])
@@ -131,14 +131,14 @@ def _convert_training(config, args):
 
 
 def export_args(config: ConfigDict, steps_per_epoch: int = 1) -> dict[str, Any]:
-    """The published command-line arguments that describe `config`.
+    """Converts a config to published command-line arguments.
 
     Args:
       config: a ConfigDict.
-      steps_per_epoch: the published code counts in epochs.
+      steps_per_epoch: steps per epoch, because the published code counts in epochs.
 
     Raises:
-      ValueError: the published code has no such model; the message says what it lacks.
+      ValueError: if the published code does not support the model; the message says why.
     """
     model, training = config.model, config.train
     cells = (model.encoder_cell, model.decoder_cell)
@@ -165,7 +165,7 @@ def export_args(config: ConfigDict, steps_per_epoch: int = 1) -> dict[str, Any]:
 
 
 def _export_dataset(config):
-    """The published set of the same kind of images; our own sets have no name there."""
+    """The name of a published data set with the same kind of images."""
     data, likelihood = config.data, config.model.likelihood
     names = {ours: published for published, ours in DATASETS.items()}
     published = names.get((data.name, data.image_size))
@@ -183,14 +183,14 @@ def _export_dataset(config):
             f"{data.channels} channel(s) with padding {data.padding}"
         )
     if data.num_bits > 8:
-        raise ValueError(f"the published code has values of up to 8 bits, not of {data.num_bits}")
+        raise ValueError(f"the published code supports values of up to 8 bits, not {data.num_bits}")
     if likelihood == "logistic_mixture" and config.model.num_mixtures == 1:
         raise ValueError("one mixture component means the Gaussian in the published code")
     return published or f"{data.name}_{data.image_size}"
 
 
 def export_operations(config: ConfigDict) -> dict[str, list[str]]:
-    """What the published files say about the cells: {place: the operations of a cell there}."""
+    """The description of the cells in published files: {kind of cell: its operations}."""
     encoder, decoder = OPERATIONS[config.model.encoder_cell], OPERATIONS[config.model.decoder_cell]
     places = {"normal_enc": encoder(6), "down_enc": encoder(6)}
     places.update(normal_dec=decoder(6), up_dec=decoder(6))

@@ -1,7 +1,7 @@
-"""A published checkpoint becomes a run directory, and back.
+"""Converts a published checkpoint to a run directory, and back.
 
-The run directory also keeps the published arguments, in `published.json`: the way back needs them
-where this project's config has no such key.
+The run directory also stores the published arguments in `published.json`, because converting back
+needs arguments that have no key in this project's config.
 """
 
 import json
@@ -19,6 +19,7 @@ from nvae_jax import build, files, optim, paths, run_directory
 from nvae_jax.checkpoint import Checkpoints, load_snapshot
 from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataError
+from nvae_jax.experiment import Experiment
 from nvae_jax.interop import torch_checkpoint, torch_file
 from nvae_jax.interop.arguments import export_args, export_operations
 from nvae_jax.ops import compiler
@@ -33,21 +34,22 @@ def convert_file(
 ) -> int:
     """Makes a run directory of a published checkpoint.
 
-    Evaluation and sampling use it as it is. Resuming goes on at the published step with the same
-    schedules. What the file has no place for here starts afresh: the optimiser's moments and the
-    vectors of power iteration. The order of the data is this project's.
+    The run can be evaluated and sampled. Training resumes at the published step with the same
+    schedules, but with fresh optimiser moments, fresh vectors of power iteration, and this
+    project's order of the data.
 
     Args:
       torch_path: a published `.pt` file.
       workdir: a new or empty folder.
-      num_devices: that the model was trained on: the published batch size is that of one.
-      data_dir: where the data set is; "" is its usual place.
+      num_devices: number of devices that the model was trained on; the published batch size is per
+        device.
+      data_dir: folder of the data set; "" is its default folder.
 
     Returns:
-      the step that the checkpoint is of.
+      the step of the checkpoint.
 
     Raises:
-      ValueError: the file or the folder will not do; the message says why.
+      ValueError: if the file or the folder is not valid; the message says why.
     """
     if num_devices < 1:
         raise ValueError(f"num_devices must be at least 1, not {num_devices}")
@@ -65,8 +67,8 @@ def convert_file(
     _check_new(workdir)
     with run_directory.open_for_training(workdir, config), Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, data_state(config, published.step))
-        kept = {"args": published.args, "epoch": published.epoch}
-        files.write_json(paths.parse(workdir) / PUBLISHED, kept, default=str)
+        stored = {"args": published.args, "epoch": published.epoch}
+        files.write_json(paths.parse(workdir) / PUBLISHED, stored, default=str)
     return published.step
 
 
@@ -76,7 +78,7 @@ def _check_new(workdir):
 
 
 def _set_training(config, published, num_devices):
-    """The length of the run: the published code counts in epochs, this one in steps."""
+    """Sets the length of the run, which the published code counts in epochs, in steps."""
     args = published.args
     if "batch_size" in args:
         config.train.batch_size = int(args["batch_size"]) * num_devices
@@ -87,13 +89,13 @@ def _set_training(config, published, num_devices):
         config.optimizer.warmup_steps = round(per_epoch * args.get("warmup_epochs", 0))
 
 
-def fresh_state(experiment: build.Experiment, variables: VariableDict, step: int) -> State:
-    """A training state at `step` with the given variables and an optimiser without history.
+def fresh_state(experiment: Experiment, variables: VariableDict, step: int) -> State:
+    """Makes a training state with the given variables and a fresh optimiser state.
 
     Args:
-      experiment: from `build.build`.
+      experiment: an `Experiment`.
       variables: {"params": ..., "batch_stats": ...}.
-      step: updates that the variables have seen; learning rate and KL weight go on from there.
+      step: number of updates done, from which learning rate and KL weight continue.
     """
     return _creator(experiment.model, experiment.optimizer)(variables, step, experiment.seed)
 
@@ -121,9 +123,9 @@ def _fresh_state(model, optimizer, variables, step, seed):
 
 
 def data_state(config: ConfigDict, step: int) -> dict[str, int]:
-    """The position in the data after `step` steps, as `pipeline.TrainIterator` keeps it.
+    """The state of `pipeline.TrainIterator` after `step` steps.
 
-    Where the data are not there yet, the published number of training images stands in.
+    If the data set is not available, it uses the published number of training images.
     """
     spec = build.build_data(config)
     try:
@@ -144,31 +146,32 @@ def export_run(
 
     Args:
       workdir: a run directory.
-      torch_path: of a new file.
-      which: checkpoint; see `Checkpoints.restore`.
+      torch_path: a new file.
+      which: the checkpoint; see `Checkpoints.restore`.
       changes: {"section.key": value} in its config; see `run_directory.load_config`.
 
     Returns:
       the step of the checkpoint.
 
     Raises:
-      ValueError: there is no checkpoint, the published code has no such model, or the file exists.
+      ValueError: if there is no checkpoint, the published code does not support the model, or the
+        file exists.
     """
     workdir = paths.parse(workdir, "workdir")
     config = run_directory.load_config(workdir, changes)
     snapshot, position = load_snapshot(workdir, build.build_for_inference(config), which)
     steps_per_epoch = max(position["num_examples"] // config.train.batch_size, 1)
-    kept = _published(workdir)
+    stored = _read_published(workdir)
     published = torch_file.PublishedFile(
         state=torch_checkpoint.export_state(config, snapshot.variables),
-        args={**export_args(config, steps_per_epoch), **kept.get("args", {})},
-        epoch=kept.get("epoch", snapshot.step // steps_per_epoch),
+        args={**export_args(config, steps_per_epoch), **stored.get("args", {})},
+        epoch=stored.get("epoch", snapshot.step // steps_per_epoch),
         step=snapshot.step,
     )
     torch_file.write(torch_path, published, export_operations(config))
     return published.step
 
 
-def _published(workdir):
+def _read_published(workdir):
     path = paths.parse(workdir) / PUBLISHED
     return json.loads(path.read_text()) if path.is_file() else {}

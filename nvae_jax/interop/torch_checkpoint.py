@@ -1,7 +1,7 @@
-"""The published PyTorch code's names and layouts, mapped onto this project's variables.
+"""Maps the names and layouts of the published PyTorch code to this project's variables, and back.
 
-`leaves` lists, for a config, every published array with its place in our tree; everything else
-follows from that list, in either direction.
+For a config, `leaves` lists every published array and where it is in this project's tree of
+variables. Conversion in both directions uses that list.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -38,22 +38,22 @@ EXPORT_LAYOUTS = {  # published <- ours
 
 @dataclass(frozen=True)
 class Leaf:
-    """One published array: its names (the first that exists counts) and its place in our tree."""
+    """A published array and where it is in this project's tree of variables."""
 
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # published names; the first that exists is used
     collection: str  # "params" or "batch_stats"
     path: tuple[str, ...]
     index: int | None  # position along the leading axis of stacked groups
     layout: str  # key of LAYOUTS
 
     def name_in(self, arrays: Collection[str]) -> str | None:
-        """The name that `arrays` has it under, or None."""
+        """Its name among `arrays`, or None."""
         return next((name for name in self.names if name in arrays), None)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a module lives: its path, and its position in a stack of groups."""
+    """The location of a module: its path, and its index in a stack of groups."""
 
     path: tuple[str, ...]
     index: int | None = None
@@ -69,17 +69,17 @@ class _Place:
 def convert_state(
     state: Mapping[str, np.ndarray], args: Mapping[str, Any]
 ) -> tuple[ConfigDict, VariableDict]:
-    """Arrays under published names to a config and this project's variables.
+    """Converts arrays under published names to a config and this project's variables.
 
     Args:
-      state: a published state dict, as numpy arrays.
-      args: the published command-line arguments the model was trained with.
+      state: a published state dict, {name: NumPy array}.
+      args: the published command-line arguments with which the model was trained.
 
     Returns:
       (config, {"params": ..., "batch_stats": ...}).
 
     Raises:
-      ValueError: an argument is missing or unknown, or names or shapes do not fit the model that
+      ValueError: if an argument is missing or unknown, or names or shapes do not fit the model that
         the arguments describe; the message says which.
     """
     config = convert_args(args)
@@ -87,7 +87,7 @@ def convert_state(
     variables, used = convert_tree(config, state)
     extra = [n for n in state if n not in used and not n.endswith(IGNORED_SUFFIXES)]
     if extra:
-        raise ValueError(_misfit(extra, "not expected"))
+        raise ValueError(_explain_mismatch(extra, "not expected"))
     return config, variables
 
 
@@ -96,13 +96,18 @@ def convert_tree(
     arrays: Mapping[str, np.ndarray],
     collections: Sequence[str] = ("params", "batch_stats"),
 ) -> tuple[VariableDict, set[str]]:
-    """Arrays under published names (parameters, gradients, ...) as trees of our structure.
+    """Converts arrays under published names (parameters, gradients, ...) to this project's trees.
+
+    Args:
+      config: config of the model.
+      arrays: {published name: array}.
+      collections: collections to convert.
 
     Returns:
       ({collection: tree}, the set of names that were used).
 
     Raises:
-      ValueError: an array is missing, or groups that are stacked differ in shape.
+      ValueError: if an array is missing, or arrays to be stacked differ in shape.
     """
     found, used, missing = {}, set(), []
     for leaf in leaves(config, arrays):
@@ -116,12 +121,12 @@ def convert_tree(
         array = LAYOUTS[leaf.layout](np.asarray(arrays[name]))
         found.setdefault((leaf.collection, leaf.path), {})[leaf.index] = array
     if missing:
-        raise ValueError(_misfit(missing, "missing"))
+        raise ValueError(_explain_mismatch(missing, "missing"))
     return _assemble(found, collections), used
 
 
 def _check_shapes(config, state):
-    """Compares every array that is there with the shape that the config's model has it in."""
+    """Raises ValueError if an array has another shape than in the config's model."""
     expected, wrong = shapes(config), []
     for leaf in leaves(config, state):
         name = leaf.name_in(state)
@@ -133,11 +138,11 @@ def _check_shapes(config, state):
         if np.prod(given) != np.prod(wanted) if one_dimensional else given != wanted:
             wrong.append(f"{name} {given} instead of {wanted}")
     if wrong:
-        raise ValueError(_misfit(wrong, "of another shape"))
+        raise ValueError(_explain_mismatch(wrong, "of another shape"))
 
 
 def shapes(config: ConfigDict) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """{(collection, *path): shape} of the config's model."""
+    """The shapes of all variables of the config's model: {(collection, *path): shape}."""
     images = jnp.zeros((1, *image_shape(config)))
     init = build_model(config, devices=()).clone(unroll=1).init
     variables = jax.eval_shape(lambda: init(jax.random.key(0), images))
@@ -153,18 +158,18 @@ def _own_shape(leaf, expected):
 
 
 def export_state(config: ConfigDict, variables: VariableDict) -> dict[str, np.ndarray]:
-    """The reverse of `convert_state`: arrays under published names.
+    """Converts variables to arrays under published names, the reverse of `convert_state`.
 
     Args:
-      config: of the model.
+      config: config of the model.
       variables: {"params": ..., "batch_stats": ...}.
 
     Returns:
-      {name: float32 array} in the published layouts; counters of batch norms are left out.
+      {name: float32 array} in the published layouts, without the counters of batch norms.
 
     Raises:
-      ValueError: a model of a single group, for which the published name of one convolution is
-        not known.
+      ValueError: if the model has a single group, because the published name of one of its
+        convolutions is not known.
     """
     if build_hierarchy(config).is_single:
         raise ValueError("a model of one group cannot be exported: its published names are unknown")
@@ -177,7 +182,7 @@ def export_state(config: ConfigDict, variables: VariableDict) -> dict[str, np.nd
     return arrays
 
 
-def _misfit(names, what):
+def _explain_mismatch(names, what):
     return (
         "the state does not fit the model that its arguments describe: "
         f"{len(names)} array(s) {what}, first {', '.join(sorted(names)[:3])}"
@@ -200,10 +205,10 @@ def _assemble(found, collections):
 
 
 def leaves(config: ConfigDict, state: Mapping[str, np.ndarray]) -> Iterator[Leaf]:
-    """Every published array of the model that `config` describes.
+    """Yields every published array of the model that `config` describes.
 
-    `state` matters for the degenerate one-group model only, whose single convolution from z is
-    recognised by its shape.
+    `state` is only used for models of a single group, in which one convolution is recognised by its
+    shape because its name is not known.
     """
     hierarchy, model = build_hierarchy(config), config.model
     top_down = _group_places(hierarchy)
@@ -227,7 +232,7 @@ def leaves(config: ConfigDict, state: Mapping[str, np.ndarray]) -> Iterator[Leaf
 
 
 def _group_places(hierarchy: Hierarchy):
-    """Our place of each latent group, top-down; the first one is not part of a stack."""
+    """The place of each latent group, top-down; the first one is not part of a stack."""
     places = [_Place(("top_down", "first_group"))]
     for scale in range(hierarchy.num_scales - 1, -1, -1):
         skip = scale == hierarchy.num_scales - 1
@@ -242,7 +247,7 @@ def _encoder_leaves(hierarchy, model, top_down):
     numbers = iter(range(10**6))
     for scale, count in enumerate(hierarchy.groups):
         coarsest = scale == hierarchy.num_scales - 1
-        # Groups of this scale occupy a run of the top-down order, in reverse.
+        # Groups of this scale are contiguous in the top-down order, but reversed.
         last = len(top_down) - sum(hierarchy.groups[:scale]) - 1
         for group in range(count):
             place = _Place(("bottom_up", f"scale_{scale}"), group)
@@ -274,7 +279,7 @@ def _decoder_leaves(hierarchy, model, top_down):
 
 
 def _process_leaves(prefix, name, model, kind):
-    """Pre- and postprocessing: blocks of cells, the resampling one last or first in its block."""
+    """Pre- and postprocessing: blocks of cells, of which the last or the first one resamples."""
     resample = {"preprocess": "down", "postprocess": "up"}[name]
     per_block = model[f"{name}_cells"]
     for number in range(model.process_blocks * per_block):
@@ -298,7 +303,7 @@ def _cell(prefix, place, model, kind, resample=None):
     else:
         for i in range(2):
             if kind != "residual_elu":
-                # The file of a BN+ELU model was never seen: read and write it under either name.
+                # No published BN+ELU model was available, so both names are read and written.
                 names = ("bn_act",) if kind == "residual" else ("bn_act", "bn")
                 norms = [f"{prefix}._ops.{i}.{name}" for name in names]
                 yield from _norm(norms, place / "body" / f"norm_{i}")
@@ -311,7 +316,7 @@ def _cell(prefix, place, model, kind, resample=None):
 
 
 def _inverted_residual(prefix, place, up):
-    at = [f"{prefix}.{i + up}" for i in range(5)]  # an up cell has its upsampling as number 0
+    at = [f"{prefix}.{i + up}" for i in range(5)]  # in an up cell, number 0 is the upsampling
     yield from _norm(f"{at[0]}.bn", place / "norm_in")
     for number, name in ((1, "expand"), (2, "depthwise")):
         yield from _plain_conv(f"{at[number]}.conv.0", place / f"conv_{name}")

@@ -1,6 +1,6 @@
-"""Published checkpoint files, read with PyTorch's safe loader and nothing else.
+"""Reads published checkpoint files with PyTorch's safe loader, and writes them.
 
-PyTorch is an optional extra: it is imported when a file is read or written.
+PyTorch is an optional extra, which is imported when a file is read or written.
 """
 
 import argparse
@@ -22,7 +22,7 @@ LARGEST_COUNT = 2**31  # of updates: they are counted in int32
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """What a published checkpoint holds that is of use here."""
+    """The content of a published checkpoint that this project uses."""
 
     state: Mapping[str, np.ndarray]  # under published names, float32
     args: Mapping[str, Any]  # command-line arguments
@@ -31,11 +31,12 @@ class PublishedFile:
 
 
 def read(path: str | Path) -> PublishedFile:
-    """Reads a published checkpoint without running anything that it may contain.
+    """Reads a published checkpoint without running any code in it.
 
     Raises:
-      ValueError: PyTorch is not installed; there is no such file; it is no checkpoint; it lacks
-        something; or it asks for anything but tensors, plain values and `argparse.Namespace`.
+      ValueError: if PyTorch is not installed, there is no such file, it is not a published
+        checkpoint or incomplete, or it contains anything but tensors, plain values and
+        `argparse.Namespace`.
     """
     torch, path = _torch(), mirror.existing(paths.parse(path, "torch"))
     if not path.is_file():
@@ -43,15 +44,15 @@ def read(path: str | Path) -> PublishedFile:
     content = _load(torch, path)
     missing = [name for name in NEEDED if not isinstance(content, dict) or name not in content]
     if missing:
-        raise ValueError(f"{path} is no published checkpoint: it lacks {' and '.join(missing)}")
+        raise ValueError(f"{path} is not a published checkpoint: it lacks {' and '.join(missing)}")
     args, state = content["args"], content["state_dict"]
     if not isinstance(args, argparse.Namespace | dict) or not isinstance(state, dict):
         raise ValueError(
-            f"{path} is no published checkpoint: args or state_dict is of another kind"
+            f"{path} is not a published checkpoint: args or state_dict has the wrong type"
         )
     args = dict(args) if isinstance(args, dict) else dict(vars(args))
     if unnamed := [name for name in (*args, *state) if not isinstance(name, str)]:
-        raise ValueError(f"{path}: names must be text, not {unnamed[0]!r}")
+        raise ValueError(f"{path}: names must be strings, not {unnamed[0]!r}")
     return PublishedFile(
         state={name: _to_numpy(torch, path, name, value) for name, value in state.items()},
         args=args,
@@ -62,7 +63,7 @@ def read(path: str | Path) -> PublishedFile:
 
 def _load(torch, path):
     try:
-        # It warns of storages that only its own programmers can avoid.
+        # torch.load gives warnings about its own internals.
         with (
             warnings.catch_warnings(action="ignore"),
             torch.serialization.safe_globals([argparse.Namespace]),
@@ -72,24 +73,24 @@ def _load(torch, path):
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it asks for {asked[1]}" if asked else "it holds more than tensors and plain values"
         raise ValueError(f"{path} is refused, nothing in it was run: {what}") from None
-    except Exception as error:  # a damaged file can fail in any way
+    except Exception as error:  # reading a damaged file can raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is no PyTorch checkpoint: {reason[:200]}") from None
+        raise ValueError(f"{path} is not a PyTorch checkpoint: {reason[:200]}") from None
 
 
 def _to_numpy(torch, path, name, value):
     kind = _kind(torch, value)
     if kind != "plain":
-        raise ValueError(f"{path}: {name} is no plain array but {kind}")
+        raise ValueError(f"{path}: {name} is not a plain array but {kind}")
     value = value.detach()
     array = (value.float() if value.is_floating_point() else value).numpy()
     if not np.isfinite(array).all():
-        raise ValueError(f"{path}: {name} has NaN or infinity: these are no weights of a model")
+        raise ValueError(f"{path}: {name} has NaN or infinity: the weights cannot be used")
     return array
 
 
 def _kind(torch, value):
-    """ "plain", or what else a value of a state is."""
+    """Returns "plain" for an ordinary tensor, otherwise a description of the value."""
     if not isinstance(value, torch.Tensor):
         return type(value).__name__
     kinds = {
@@ -102,11 +103,11 @@ def _kind(torch, value):
 
 
 def _count(path, content, name):
-    """A number of epochs or updates; 0 where the file does not say."""
+    """Reads a number of epochs or updates; 0 if the file has none."""
     value = content.get(name)
     if value is None:
         return 0
-    # A comparison with NaN is false, too.
+    # The comparison is also false for NaN.
     if not isinstance(value, int | float) or not 0 <= value < LARGEST_COUNT:
         raise ValueError(f"{path}: {name} must be a whole number from 0, not {value!r}"[:300])
     return int(value)
@@ -116,12 +117,12 @@ def write(path: str | Path, published: PublishedFile, operations: Mapping[str, l
     """Writes a checkpoint in the published format.
 
     Args:
-      path: of a new file.
-      published: `PublishedFile`.
-      operations: from `arguments.export_operations`.
+      path: a new file.
+      published: the content to write.
+      operations: the result of `arguments.export_operations`.
 
     Raises:
-      ValueError: PyTorch is not installed, or the file exists.
+      ValueError: if PyTorch is not installed, or the file exists.
     """
     torch, path = _torch(), paths.parse(path, "torch")
     if path.exists():

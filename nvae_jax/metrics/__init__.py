@@ -1,1 +1,1 @@
-"""How good samples are: features of images, their statistics, and distances between them."""
+"""Metrics of sample quality: features of images, their statistics, and distances between them."""

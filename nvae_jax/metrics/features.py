@@ -1,5 +1,5 @@
-"""What samples and images are compared by: features of torch-fidelity's Inception network (extra
-`metrics`), or principal components, which need no weights."""
+"""Features by which samples and images are compared: those of torch-fidelity's Inception network
+(extra `metrics`), or principal components, which need no weights."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ import numpy as np
 from nvae_jax import extras, files, mirror, paths
 from nvae_jax.metrics import moments
 
-LARGEST_COMPONENTS_SIZE = 32  # pixels: larger images are averaged down before components are taken
-FIT_IMAGES = 20_000  # that components are fitted to, at most
+LARGEST_COMPONENTS_SIZE = 32  # larger images are averaged down before computing components, pixels
+FIT_IMAGES = 20_000  # largest number of images that components are fitted to
 
 
 class Features(Protocol):
-    """Maps images to vectors. `about` says what makes them, for files and people."""
+    """Maps images to feature vectors. `about` describes the features for files and messages."""
 
     size: int
     about: dict[str, Any]
@@ -25,16 +25,17 @@ class Features(Protocol):
 
 
 class Inception:
-    """The pool features (2,048) of the Inception network that FID, KID, precision and recall are
-    defined with, by torch-fidelity.
+    """The 2,048 pool features of torch-fidelity's Inception network, with which FID, KID, precision
+    and recall are defined.
 
     Args:
-      weights: its file.
-      sha256: that the file must have, or the first 8 digits or more; None: the published one's.
+      weights: file of the network's weights.
+      sha256: expected hash of the file, or at least its first 8 digits; None expects the published
+        file.
 
     Raises:
-      ValueError: torch-fidelity is not installed, there is no such file, its hash is another, or it
-        holds another network's weights.
+      ValueError: if torch-fidelity is not installed, there is no such file, its hash differs, or it
+        does not contain weights of this network.
     """
 
     size = 2048
@@ -45,7 +46,7 @@ class Inception:
         published = Path(url).stem.rpartition("-")[2]
         if not weights:
             raise ValueError(
-                f"--weights=FILE is missing: the file is {url}, and is never downloaded by itself"
+                f"--weights=FILE is missing: download {url}; it is never downloaded automatically"
             )
         weights = mirror.local(paths.parse(weights, "weights"))
         digest = _check_hash(weights, sha256 or published, url)
@@ -59,8 +60,10 @@ class Inception:
         }
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Features (B, 2048) float32 of images (B, H, W, C), uint8 or float in [0, 1]; grey ones
-        are repeated to three channels."""
+        """Computes features (B, 2048), float32, of images (B, H, W, C), uint8 or float in [0, 1].
+
+        Grey images are repeated to three channels.
+        """
         torch = extras.load("torch", "metrics", "fid")
         images = np.broadcast_to(images, (*images.shape[:3], 3)).transpose(0, 3, 1, 2)
         pixels = torch.from_numpy(np.ascontiguousarray(images))
@@ -70,8 +73,11 @@ class Inception:
             return self._of_floats(pixels.float() * 255).numpy()
 
     def _of_floats(self, pixels):
-        """The network refuses all but uint8: what it makes of them is replaced ahead of its first
-        layer by the same of `pixels`, not rounded."""
+        """Computes features of pixels that are not rounded.
+
+        The network accepts only uint8, so a hook replaces the input of its first layer, which was
+        computed from rounded pixels, by that of `pixels`.
+        """
         size = (self._network.INPUT_IMAGE_SIZE,) * 2
         resize = self._library.interpolate_bilinear_2d_like_tensorflow1x
         resized = (resize(pixels, size=size, align_corners=False) - 128) / 128
@@ -83,10 +89,10 @@ class Inception:
 def _library():
     try:
         return extras.load("torch_fidelity.feature_extractor_inceptionv3", "metrics", "fid")
-    except RuntimeError as error:  # torchvision beside a PyTorch that it was not built for
+    except RuntimeError as error:  # torchvision was built for another PyTorch
         raise ValueError(
-            f"fid: torch-fidelity cannot be imported ({_first_line(error)}): torch and torchvision "
-            "must be of releases, and of a build (CPU or CUDA), that belong together"
+            f"fid: torch-fidelity cannot be imported ({_first_line(error)}): the releases and "
+            "builds (CPU or CUDA) of torch and torchvision must match"
         ) from error
 
 
@@ -104,7 +110,7 @@ def _check_hash(weights, wanted, url):
     if not digest.startswith(wanted):
         raise ValueError(
             f"{weights} has the SHA-256 {digest[:16]}..., not {wanted}...: the published weights "
-            f"are {url}; others must be named by --weights_sha256"
+            f"are {url}; for others set --weights_sha256"
         )
     return digest
 
@@ -112,12 +118,12 @@ def _check_hash(weights, wanted, url):
 def _load(library, weights):
     torch = extras.load("torch", "metrics", "fid")
     try:
-        torch.load(weights, weights_only=True)  # the library's own way would run what is in there
+        torch.load(weights, weights_only=True)  # checked first: the library would run code in it
         name, layers = "inception-v3-compat", ["2048"]
         return library.FeatureExtractorInceptionV3(
             name, layers, feature_extractor_weights_path=str(weights)
         )
-    except Exception as error:  # another network's file can fail in any way
+    except Exception as error:  # loading another file can raise anything
         raise ValueError(
             f"{weights} holds no weights of the Inception network ({_first_line(error)})"
         ) from error
@@ -128,14 +134,15 @@ def _first_line(error):
 
 
 class PrincipalComponents:
-    """The first principal components of images, in units of [0, 1].
+    """The first principal components of images in [0, 1].
 
     Args:
-      batches: of images (B, H, W, C), uint8 or float in [0, 1]; the first 20,000 count.
-      num: components.
+      batches: batches of images (B, H, W, C), uint8 or float in [0, 1]; the components are fitted
+        to the first 20,000.
+      num: number of components.
 
     Raises:
-      ValueError: there are fewer images, or values of an image.
+      ValueError: if there are too few images, or too few values in an image.
     """
 
     def __init__(self, batches: Iterable[np.ndarray], num: int):
@@ -143,8 +150,8 @@ class PrincipalComponents:
         fitted = moments.pool(map(_flat, _first(batches, FIT_IMAGES, content)))
         if not 1 <= num <= min(fitted.count - 1, len(fitted.mean)):
             raise ValueError(
-                f"components={num}: there are {min(fitted.count - 1, len(fitted.mean))} of "
-                f"{fitted.count} images of {len(fitted.mean)} values"
+                f"components={num}: {fitted.count} images of {len(fitted.mean)} values have at "
+                f"most {min(fitted.count - 1, len(fitted.mean))}"
             )
         _, axes = np.linalg.eigh(fitted.covariance)
         self._axes, self.size = axes[:, ::-1][:, :num], num
@@ -153,16 +160,16 @@ class PrincipalComponents:
             "library": "none",
             "fitted_to": fitted.count,
             "fitted_sha256": content.hexdigest()[:16],
-            "resize": f"averaged down to at most {LARGEST_COMPONENTS_SIZE} pixels a side",
+            "resize": f"averaged down to at most {LARGEST_COMPONENTS_SIZE} pixels per side",
         }
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """(B, num) float64 of images (B, H, W, C), uint8 or float in [0, 1]."""
+        """Computes components (B, num), float64, of images (B, H, W, C), uint8 or in [0, 1]."""
         return _flat(images) @ self._axes
 
 
 def _first(batches, count, content):
-    """The first `count` images, whose bytes go into the hash `content`."""
+    """Yields the first `count` images and adds their bytes to the hash `content`."""
     for batch in batches:
         content.update(np.ascontiguousarray(batch[:count]).data)
         yield batch[:count]

@@ -1,8 +1,7 @@
-"""How good are samples? Their distances from images: FID (Heusel et al. 2017), KID (Bińkowski et
-al. 2018), precision and recall (Kynkäänniemi et al. 2019), and one that needs no weights.
+"""Distances of samples from reference images: FID (Heusel et al. 2017), KID (Bińkowski et al.
+2018), precision and recall (Kynkäänniemi et al. 2019), and a Fréchet distance without weights.
 
-Features of every thousand images are kept in files as soon as they are there, so that a call that
-was stopped goes on where it was.
+Features are saved for every thousand images, so that an interrupted call can be resumed.
 """
 
 import hashlib
@@ -18,6 +17,7 @@ import numpy as np
 
 from nvae_jax import (
     capacity,
+    checks,
     distributed,
     files,
     inputs,
@@ -25,11 +25,10 @@ from nvae_jax import (
     paths,
     pictures,
     reporting,
-    sample,
 )
-from nvae_jax.build import Experiment
 from nvae_jax.data import transforms
 from nvae_jax.data.spec import DataSpec
+from nvae_jax.experiment import Experiment
 from nvae_jax.image_sets import ImageSet, open_set
 from nvae_jax.metrics import statistics
 from nvae_jax.metrics.features import Features, Inception, PrincipalComponents
@@ -38,32 +37,34 @@ from nvae_jax.metrics.report import report
 from nvae_jax.prior_samples import PriorSamples
 from nvae_jax.state import Snapshot
 
-LEAST = 5  # images: precision and recall look at the third nearest of the others
+MIN_IMAGES = 5  # precision and recall use the third nearest of the other images
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What makes numbers comparable.
+    """A protocol of evaluation; only numbers of the same protocol are comparable.
 
     Attributes:
-      pixels: "uint8", as of image files, or "float": not rounded.
-      temperature: the only one allowed; None: any.
-      num_reference: images of the reference, at most; None: all.
+      pixels: "uint8" for rounded values, as in image files, or "float".
+      temperature: the only allowed temperature; None allows any.
+      num_reference: largest number of reference images; None uses all.
     """
 
     pixels: str
     temperature: float | None = None
     num_reference: int | None = None
 
-    def prepare(self, images: np.ndarray, spec: DataSpec) -> np.ndarray:
-        """Images as they are read (B, H, W, C), with the bits of the model, as uint8 or float."""
-        checked = inputs.check(images, spec) if len(images) else []
-        if not len(checked):
-            return self.rounded(np.zeros(images.shape, np.float32))
-        return self.rounded(np.stack([transforms.quantize(i, spec.num_bits) for i in checked]))
+    def prepare(self, images: np.ndarray, spec: DataSpec, source: str) -> np.ndarray:
+        """Reduces images (B, H, W, C) of the set `source` to the model's bits and rounds them if
+        the protocol does. Raises ValueError, naming the set, for images outside [0, 1]."""
+        if not len(images):
+            return self.round(np.zeros(images.shape, np.float32))
+        with checks.naming(source):
+            checked = inputs.check(images, spec)
+        return self.round(np.stack([transforms.quantize(i, spec.num_bits) for i in checked]))
 
-    def rounded(self, images: np.ndarray) -> np.ndarray:
-        """Images in [0, 1] as uint8, or as they are."""
+    def round(self, images: np.ndarray) -> np.ndarray:
+        """Rounds images in [0, 1] to uint8, or leaves them as they are."""
         return pictures.to_uint8(images) if self.pixels == "uint8" else images
 
 
@@ -89,30 +90,32 @@ def fid_run(
     overwrite: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Compares samples with a reference, and writes `fid.json` and `reference.npz` (the reference's
-    statistics and features, to be used again). A call that was stopped goes on where it was.
+    """Compares samples with a reference set.
+
+    Writes `fid.json` and `reference.npz` (statistics and features of the reference, for later
+    calls) to the folder `out`. An interrupted call is resumed by the same call.
 
     Args:
       workdir: the run directory.
-      experiment: from `build.build`.
+      experiment: an `Experiment`.
       state: a `state.Snapshot`, from `checkpoint.load_run`.
-      out: a folder.
+      out: output folder.
       features: "inception" or "pca".
-      weights: file of the Inception network.
-      weights_sha256: of that file, where it is not the published one.
-      components: of "pca", fitted to training images.
-      reference: what `image_sets.open_set` takes, or an `.npz` file of statistics.
-      protocol: a name in `PROTOCOLS`.
-      num: samples.
+      weights: file of the Inception network's weights.
+      weights_sha256: hash of that file, if it is not the published one.
+      components: number of principal components, which are fitted to training images.
+      reference: a set for `image_sets.open_set`, or an `.npz` file of statistics.
+      protocol: a key of `PROTOCOLS`.
+      num: number of samples.
       overwrite: whether to replace a result of other settings.
-      **options: of `PriorSamples`.
+      **options: settings of `PriorSamples`.
 
     Returns:
       the result, as written to `fid.json`; see docs/metrics.md.
 
     Raises:
-      ValueError: the weights or the reference are none, a number is out of range, or the files may
-        not be written.
+      ValueError: if the weights or the reference are not valid, a number is out of range, or the
+        files must not be written.
     """
     samples, out, spec = PriorSamples(num, **options), paths.parse(out), experiment.data
     with distributed.raise_together():
@@ -123,9 +126,7 @@ def fid_run(
         images = None if stored else open_set(spec, reference)
         num_reference = _count(images, chosen) if images else stored and stored.num
         metadata = {
-            "model": sample.describe_model(experiment),
-            "step": state.step,
-            "weights": state.fingerprint,
+            **experiment.metadata(state),
             "protocol": protocol,
             **made_by,
             "channels": "grey repeated to 3" if spec.channels == 1 else "as they are",
@@ -136,7 +137,7 @@ def fid_run(
         }
         written = [out / "fid.json", *([out / "reference.npz"] if images else [])]
         outputs.check(written, metadata, inputs=[reference], overwrite=overwrite)
-        # Features once as they are computed, and the reference's again to be kept.
+        # Features of both sets are saved once, and those of the reference again in reference.npz.
         capacity.check_disk(out, num=(num + 2 * (num_reference or 0), 4 * compute.size))
     notes = _warnings(num, num_reference, compute.size)
     unfinished = out / f"unfinished-{_digest(metadata)}"
@@ -160,19 +161,19 @@ def fid_run(
 
 def _reference_statistics(parts, images, spec, protocol, compute):
     batches = images.batches(PART, parts.num, parts.first_missing())
-    prepared = (protocol.prepare(batch, spec) for _, batch in batches)
+    prepared = (protocol.prepare(batch, spec, images.name) for _, batch in batches)
     parts.add(prepared, compute, f"features of {images.name}")
     return parts.statistics()
 
 
 def _sample_statistics(parts, draw, protocol, compute):
-    """`draw(first=number)` gives batches of samples from that number on."""
+    """Statistics of samples; `draw(first=number)` draws batches from that number on."""
     first = parts.first_missing()
     if 0 < first < parts.num:
-        reporting.log(f"going on with sample {first}")
+        reporting.log(f"resuming at sample {first}")
     if first < parts.num:
         batches = regroup(draw(first=first))
-        parts.add(map(protocol.rounded, batches), compute, "features of samples")
+        parts.add(map(protocol.round, batches), compute, "features of samples")
     return parts.statistics()
 
 
@@ -183,16 +184,16 @@ def _check(experiment, protocol, samples):
     samples.check(experiment)
     only = chosen.temperature
     if only is not None and (np.asarray(samples.temperature) != only).any():
-        raise ValueError(f"the protocol {protocol} is of temperature {only:g} alone")
+        raise ValueError(f"the protocol {protocol} requires temperature {only:g}")
     if chosen.pixels == "float" and samples.decoder != "mean":
-        raise ValueError(f"the protocol {protocol} is of the decoder's mean")
+        raise ValueError(f"the protocol {protocol} requires decoder=mean")
     _check_num(samples.num, "num")
     return chosen
 
 
 def _check_num(num, what):
-    if num < LEAST:
-        raise ValueError(f"{what}: there must be at least {LEAST} images, not {num}")
+    if num < MIN_IMAGES:
+        raise ValueError(f"{what}: there must be at least {MIN_IMAGES} images, not {num}")
 
 
 def _count(images: ImageSet, protocol):
@@ -206,15 +207,16 @@ def _features(spec, protocol, name, weights, sha256, components) -> Features:
         return Inception(weights, sha256)
     if name != "pca":
         raise ValueError(f"unknown features {name!r}; known: inception, pca")
-    training = open_set(spec, "train").batches(PART)
-    return PrincipalComponents((protocol.prepare(batch, spec) for _, batch in training), components)
+    training = open_set(spec, "train")
+    batches = (protocol.prepare(batch, spec, training.name) for _, batch in training.batches(PART))
+    return PrincipalComponents(batches, components)
 
 
 def _warnings(num, num_reference, size):
-    """What of the counts makes numbers mean nothing; printed, too."""
-    counts = {"samples": num, "images of the reference": num_reference}
+    """Prints and returns warnings of too few images for meaningful numbers."""
+    counts = {"samples": num, "reference images": num_reference}
     found = [
-        f"{count} {what} for {size} features: the number means nothing"
+        f"{count} {what} for {size} features: the result is meaningless"
         for what, count in counts.items()
         if count is not None and count <= size
     ]
@@ -228,8 +230,8 @@ def _digest(metadata):
 
 
 def peak_memory() -> dict[str, float | None]:
-    """The most memory that this process, and its first device, have had, in GB; None of a device
-    that does not tell."""
+    """The peak memory of this process and of its first device, in GB; None if the device does not
+    report it."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size *= 1 if sys.platform == "darwin" else 1024
     device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

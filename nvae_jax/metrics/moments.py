@@ -1,4 +1,4 @@
-"""Mean and covariance of features, pooled exactly over parts, and the Fréchet distance of two."""
+"""Mean and covariance of features, computed exactly in parts, and the Fréchet distance."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Moments:
-    """What Gaussians are fitted with; all in float64.
+    """The moments of a set of vectors, in float64.
 
     Attributes:
-      count: vectors, N.
+      count: number of vectors, N.
       mean: (F,).
       scatter: (F, F), the sum of the outer products of deviations from the mean.
     """
@@ -24,13 +24,13 @@ class Moments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Self:
-        """The moments of vectors (N, F)."""
+        """Computes the moments of vectors (N, F)."""
         features = np.asarray(features, np.float64)
         deviations = features - features.mean(0)
         return cls(len(features), features.mean(0), deviations.T @ deviations)
 
     def merge(self, other: Self) -> Self:
-        """The moments of both sets of vectors together, as if taken at once (Chan et al. 1983)."""
+        """Computes the moments of the union of both sets, exactly (Chan et al. 1983)."""
         count, shift = self.count + other.count, other.mean - self.mean
         correction = np.outer(shift, shift) * (self.count * other.count / count)
         mean = self.mean + shift * (other.count / count)
@@ -38,21 +38,22 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """(F, F), with N - 1 in the denominator."""
+        """The covariance (F, F), with N - 1 in the denominator."""
         return self.scatter / (self.count - 1)
 
 
 def pool(parts: Iterable[np.ndarray]) -> Moments:
-    """The moments of all features of the parts (N, F), which are visited one after the other."""
+    """Computes the moments of all features in several parts (N, F), reading each part once."""
     return reduce(Moments.merge, map(Moments.of, parts))
 
 
 def frechet_distance(
     mean: np.ndarray, covariance: np.ndarray, other_mean: np.ndarray, other_covariance: np.ndarray
 ) -> float:
-    """|difference of means|² + trace(A + B - 2 (AB)^½) of two Gaussians of F dimensions."""
+    """The Fréchet distance |difference of means|² + trace(A + B - 2 (AB)^½) of two Gaussians with
+    means (F,) and covariances A and B (F, F)."""
     shift = mean - other_mean
-    # The trace of the root of AB is the sum of its eigenvalues' roots.
+    # The trace of the square root of AB is the sum of the square roots of its eigenvalues.
     eigenvalues = np.linalg.eigvals(covariance @ other_covariance).real
     roots = np.sqrt(np.maximum(eigenvalues, 0)).sum()
     return float(shift @ shift + np.trace(covariance) + np.trace(other_covariance) - 2 * roots)

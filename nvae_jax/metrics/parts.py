@@ -1,4 +1,4 @@
-"""Features of many images, kept in files a thousand at a time, so that long work can be stopped."""
+"""Features of many images, saved in files of a thousand each, so that a stopped run can resume."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,16 +12,16 @@ from nvae_jax.metrics import moments
 from nvae_jax.metrics.features import Features
 from nvae_jax.metrics.statistics import Statistics
 
-PART = 1000  # images whose features are kept together
+PART = 1000  # images per file
 PIECE = 50  # images whose features are computed at a time
 
 
 class Parts:
-    """Features of images, in a file for every `PART` of them.
+    """Features of images, in one file per `PART` images.
 
     Args:
-      folder: of the files.
-      num: images in all.
+      folder: folder of the files.
+      num: number of images in all files together.
     """
 
     def __init__(self, folder: Path, num: int):
@@ -31,19 +31,19 @@ class Parts:
         return self._folder / f"{start:08d}.npy"
 
     def first_missing(self) -> int:
-        """The number of the first image whose features are not there yet, the same on all hosts;
-        `num` where all are."""
+        """The number of the first image without features, the same on all hosts; `num` if there
+        are all."""
         starts = range(0, self.num, PART)
         missing = next((s for s in starts if not self._path(s).exists()), self.num)
         return min(distributed.all_gather(missing))
 
     def add(self, parts: Iterable[np.ndarray], features: Features, what: str) -> None:
-        """Computes what is missing. The processes of a cluster take turns.
+        """Computes missing features. The processes of a cluster divide the parts among them.
 
         Args:
-          parts: the images (B, H, W, C) of each `PART` from number `first_missing()` on.
-          features: of images.
-          what: is being done, in words.
+          parts: the images (B, H, W, C) of each part, from number `first_missing()` on.
+          features: the function that computes features.
+          what: description for the progress bar.
         """
         first = self.first_missing()
         with progress.bar(what, unit="image", total=self.num - first) as bar:
@@ -55,9 +55,9 @@ class Parts:
         distributed.barrier(what)
 
     def statistics(self) -> Statistics:
-        """Of all images, pooled in their order: whoever computed the parts, the result is one."""
-        there = [p for p in map(self._path, range(0, self.num, PART)) if p.exists()]
-        parts = [np.load(mirror.local(path), mmap_mode="r") for path in there]
+        """Computes the statistics of all images, in the order of their numbers."""
+        existing = [p for p in map(self._path, range(0, self.num, PART)) if p.exists()]
+        parts = [np.load(mirror.local(path), mmap_mode="r") for path in existing]
         pooled = moments.pool(part for part in parts if len(part))
         return Statistics(pooled.count, pooled.mean, pooled.covariance, np.concatenate(parts))
 
@@ -70,13 +70,13 @@ def _write(path, images, features):
 
 
 def regroup(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Batches (B, H, W, C) of any sizes as such of `PART` images, and a rest."""
-    kept = []
+    """Regroups batches (B, H, W, C) of any sizes into batches of `PART`; the last is smaller."""
+    pending = []
     for batch in batches:
-        kept.append(batch)
-        while sum(map(len, kept)) >= PART:
-            together = np.concatenate(kept)
-            yield together[:PART]
-            kept = [together[PART:]]
-    if kept and sum(map(len, kept)):
-        yield np.concatenate(kept)
+        pending.append(batch)
+        while sum(map(len, pending)) >= PART:
+            joined = np.concatenate(pending)
+            yield joined[:PART]
+            pending = [joined[PART:]]
+    if pending and sum(map(len, pending)):
+        yield np.concatenate(pending)

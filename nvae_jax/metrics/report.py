@@ -1,4 +1,4 @@
-"""What `fid` says: the numbers, and beside them all that they depend on."""
+"""Prints the results of `fid` with everything that they depend on."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def report(result: Mapping[str, Any], written: Iterable[Path]) -> None:
-    """Prints a result of `fid.fid_run` in some lines."""
+    """Prints a result of `fid.fid_run` and the paths of the written files."""
     if "fid" in result:
         print(f"FID {result['fid']:.4f}")
     else:
@@ -31,10 +31,10 @@ def report(result: Mapping[str, Any], written: Iterable[Path]) -> None:
     )
     print(f"reference: {result['reference']}, {known or 'an unknown number of'} images")
     weights = result.get("weights_sha256")
-    whose = "" if result.get("weights_published", True) else ", NOT the published weights"
+    note = "" if result.get("weights_published", True) else ", NOT the published weights"
     print(
         f"features: {result['features']} ({result['library']}"
-        + (f", weights {weights[:16]}{whose}" if weights else "")
+        + (f", weights {weights[:16]}{note}" if weights else "")
         + f"), resize {result['resize']}, channels {result['channels']}, {result['bits']} bits"
     )
     device = result["peak_device_memory_gb"]

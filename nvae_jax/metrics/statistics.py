@@ -1,4 +1,4 @@
-"""Statistics of features: what is stored of a set of images, and the distances between two."""
+"""Statistics of the features of a set of images: reading, writing, distances between two sets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,28 +10,40 @@ import numpy as np
 from nvae_jax import extras, inputs, paths, pictures
 from nvae_jax.metrics import moments
 
-KID_SUBSET = 1000  # images of each of KID's subsets, where there are as many
-# What a file says of how its statistics were made.
+KID_SUBSET = 1000  # images per subset of KID, if there are as many
+# The metadata of statistics in a file.
 ABOUT = ("features", "library", "weights_sha256", "weights_published", "fitted_to", "resize")
 ABOUT += ("fitted_sha256", "feature_size", "pixels", "reference", "num_reference")
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Features of a set of images, or what somebody stored of them."""
+    """Statistics of the features of a set of images.
+
+    Attributes:
+      num: number of images, N; None if unknown.
+      mean: (F,).
+      covariance: (F, F).
+      features: (N, F); None if a file has only mean and covariance.
+    """
 
     num: int | None
     mean: np.ndarray
     covariance: np.ndarray
-    features: np.ndarray | None  # (N, F)
+    features: np.ndarray | None
 
 
 def compare(samples: Statistics, reference: Statistics, *, inception: bool) -> dict[str, Any]:
-    """The distances of samples from a reference.
+    """Computes the distances of samples from a reference.
+
+    Args:
+      samples: statistics of the samples.
+      reference: statistics of the reference.
+      inception: whether the features are those of the Inception network.
 
     Returns:
-      with `inception`, by torch-fidelity's formulas, `fid`, and where the reference has features
-      `kid`, `kid_std` (over subsets), `kid_subset_size`, `precision` and `recall`; otherwise
+      with `inception`, computed by torch-fidelity: `fid`, and if the reference has features `kid`,
+      `kid_std` (over subsets), `kid_subset_size`, `precision` and `recall`. Otherwise
       `frechet_distance`.
     """
     pair = [(s.mean, s.covariance) for s in (samples, reference)]
@@ -53,7 +65,7 @@ def _by_features(samples, reference):
     both = [torch.from_numpy(np.ascontiguousarray(f)) for f in (samples, reference)]
     size = min(KID_SUBSET, len(samples), len(reference))
     distance = kid.kid_features_to_metric(*both, kid_subset_size=size, verbose=False)
-    # In pieces: all distances at once would take 40 GB for 50,000 images.
+    # Computed in batches: all distances at once would need 40 GB for 50,000 images.
     rates = prc.prc_features_to_metric(*both, save_cpu_ram=True, prc_batch_size=1000, verbose=False)
     return {
         "kid": distance[kid.KEY_METRIC_KID_MEAN],
@@ -65,11 +77,16 @@ def _by_features(samples, reference):
 
 
 def load(path: str | Path, about: Mapping[str, Any]) -> Statistics | None:
-    """What an `.npz` file has of a reference: `mu` and `sigma`, and if this command wrote it also
-    `features` and what made them. None for a file of something else.
+    """Loads the statistics of a reference from an `.npz` file with `mu` and `sigma`.
+
+    A file written by `save` also has the features and metadata. For other files the result is None.
+
+    Args:
+      path: the file.
+      about: {name: value}, the expected metadata.
 
     Raises:
-      ValueError: it is of other features.
+      ValueError: if the statistics are of other features, or not finite.
     """
     path = paths.parse(path)
     if path.suffix.lower() != ".npz" or not path.is_file():
@@ -78,14 +95,14 @@ def load(path: str | Path, about: Mapping[str, Any]) -> Statistics | None:
     if not {"mu", "sigma"} <= arrays.keys():
         return None
     for name, value in about.items():
-        there = arrays[name].tolist() if name in arrays else value
-        if there != value:
-            raise ValueError(f"{path} is of other statistics: {name} is {there!r}, not {value!r}")
+        stored = arrays[name].tolist() if name in arrays else value
+        if stored != value:
+            raise ValueError(f"{path} has other statistics: {name} is {stored!r}, not {value!r}")
     mean, covariance = arrays["mu"], arrays["sigma"]
     size = about["feature_size"]
     if mean.shape != (size,) or covariance.shape != (size, size):
         raise ValueError(
-            f"{path} has mu {mean.shape} and sigma {covariance.shape}, where there are {size} "
+            f"{path} has mu {mean.shape} and sigma {covariance.shape}, but there are {size} "
             "features"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
@@ -96,7 +113,7 @@ def load(path: str | Path, about: Mapping[str, Any]) -> Statistics | None:
 
 
 def save(path: Path, stored: Statistics, metadata: Mapping[str, Any]) -> None:
-    """Writes what `load` reads, with those of `metadata` that say how it was made."""
+    """Writes statistics for `load`, with the metadata that describe the features."""
     about = {name: metadata[name] for name in ABOUT if name in metadata}
     arrays = {"mu": stored.mean, "sigma": stored.covariance, "features_of_images": stored.features}
     pictures.save_arrays(path, **arrays, **about)

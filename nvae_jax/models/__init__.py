@@ -1,1 +1,1 @@
-"""The network: towers, latent groups, cells, layers, flows. Modules take hyperparameters only."""
+"""The network: towers, latent groups, cells, layers and flows. Modules never see a config."""

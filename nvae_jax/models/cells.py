@@ -1,6 +1,6 @@
-"""Cells: out = skip(x) + 0.1 · SE(body(x)), and the kinds of body (paper, section 3.1, figure 3).
+"""Residual cells, skip(x) + 0.1 · SE(body(x)), and their kinds (paper, section 3.1, figure 3).
 
-To add a kind: a module here that maps (x, train) to `features` channels, and a row in `BODIES`.
+To add a kind, write a module that maps (x, train) to `features` channels and add a row to `BODIES`.
 """
 
 from collections.abc import Callable
@@ -23,16 +23,26 @@ from nvae_jax.ops.portable import Portable
 from nvae_jax.ops.portable.normalization import swish
 
 RESIDUAL_SCALE = 0.1
-# Expansion of the inverted residual: in the towers, and in pre- and postprocessing.
+# Expansion factor of inverted residuals in the towers, and in pre- and postprocessing.
 TOWER_EXPANSION, PROCESS_EXPANSION = 6, 3
 
 
 class ResidualBody(nn.Module):
-    """Twice [batch norm →] activation → conv 3; `resample` is None, "down" or "up"."""
+    """Two times [batch norm →] activation → 3×3 convolution.
+
+    Attributes:
+      features: number of output channels.
+      resample: None, "down" or "up".
+      expansion: not used; all bodies have the same signature.
+      activation: the activation function.
+      use_norm: whether to use batch norm.
+      conv: factory of convolutions.
+      norm: factory of batch norms.
+    """
 
     features: int
     resample: str | None = None
-    expansion: int = 1  # of no use here; the bodies share one signature
+    expansion: int = 1
     activation: Callable[[Any], Any] = swish
     use_norm: bool = True
     conv: Callable[..., nn.Module] = Conv
@@ -49,14 +59,15 @@ class ResidualBody(nn.Module):
             if i == 0 and self.resample == "up":
                 x = upsample_nearest(x)
             stride = 2 if i == 0 and self.resample == "down" else 1
-            # Without batch norm the scale of the activations has to come from the first batch.
+            # Without batch norm, the first batch determines the scale of the activations.
             conv = partial(self.conv, data_init=not self.use_norm, name=f"conv_{i}")
             x = conv(self.features, 3, stride=stride)(x)
         return x
 
 
 class InvertedResidualBody(nn.Module):
-    """Expand, convolve depthwise 5×5, project (Sandler et al. 2018), batch norm around each."""
+    """An inverted residual (Sandler et al. 2018): expansion, 5×5 depthwise convolution and
+    projection, with batch norm before, between and after them."""
 
     features: int
     resample: str | None = None
@@ -83,16 +94,16 @@ class InvertedResidualBody(nn.Module):
         norms = [self.norm(name=f"norm_{name}") for name in ("in", "expand", "depthwise", "out")]
         fixed = [None if train else norm.gain_and_shift() for norm in norms]
         if None not in fixed:
-            return self._between_fixed_norms(x, (expand, depthwise, project), fixed)
-        # An up cell doubles its input first. Everything ahead of the depthwise convolution acts on
-        # single pixels, so doubling after it gives the same numbers for a quarter of the work.
+            return self._apply_with_fixed_norms(x, (expand, depthwise, project), fixed)
+        # An up cell upsamples its input first. Everything before the depthwise convolution acts on
+        # single pixels, so upsampling there gives the same result for a quarter of the work.
         copies = 4 if up else 1
         x = expand(norms[0](x, train, copies))
         x = depthwise(norms[1](x, train, copies, swish))
         x = project(norms[2](x, train, activation=swish))
         return norms[3](x, train)
 
-    def _between_fixed_norms(self, x, convs, norms):
+    def _apply_with_fixed_norms(self, x, convs, norms):
         depthwise, kernels = convs[1], [conv.get_variable("params", "kernel") for conv in convs]
         return depthwise.ops.inverted_residual(
             x.astype(depthwise.dtype),
@@ -113,10 +124,10 @@ BODIES = {
 
 
 def body(kind: str) -> Callable[..., nn.Module]:
-    """The body factory called `kind`.
+    """Returns the body factory of a kind of cell.
 
     Raises:
-      ValueError: no such kind; the message lists those there are.
+      ValueError: if the kind is unknown; the message lists the known ones.
     """
     if kind not in BODIES:
         raise ValueError(f"unknown cell {kind!r}; known: {', '.join(BODIES)}")
@@ -124,7 +135,7 @@ def body(kind: str) -> Callable[..., nn.Module]:
 
 
 class Cell(nn.Module):
-    """One residual cell. "down" halves the resolution, "up" doubles it."""
+    """One residual cell; `resample` "down" halves the resolution, "up" doubles it."""
 
     features: int
     kind: str = "residual"
@@ -133,7 +144,7 @@ class Cell(nn.Module):
     squeeze_excitation: bool = True
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
-    # Of squeeze and excitation.
+    # These two are used by squeeze and excitation.
     precision: Any = None
     ops: Ops = Portable()
 
@@ -158,7 +169,7 @@ class Cell(nn.Module):
 
 
 class SkipDown(nn.Module):
-    """Halves the resolution: each pixel of a 2×2 block gives a quarter of the output channels."""
+    """Halves the resolution: each pixel of a 2×2 block yields a quarter of the output channels."""
 
     features: int
     conv: Callable[..., nn.Module] = Conv
@@ -186,5 +197,5 @@ class SkipUp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, H, W, C) to (B, 2H, 2W, features)."""
-        # A 1×1 convolution without bias commutes with resampling: do it where pixels are few.
+        # A 1×1 convolution without bias commutes with upsampling, and is cheaper before it.
         return upsample_bilinear(self.conv(self.features, 1, use_bias=False, name="conv")(x))

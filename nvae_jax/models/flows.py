@@ -1,4 +1,4 @@
-"""Flows of the posterior: additive autoregressive steps of volume 1 (paper, section 3.2)."""
+"""Normalizing flows of the posterior: volume-preserving autoregressive steps (paper, sec. 3.2)."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,22 +10,27 @@ import numpy as np
 from nvae_jax.models.layers import Conv
 
 HIDDEN_PER_LATENT = 6
-# By name: whether a half turns the raster order around, and whether a convolution's mask is strict.
-FLIPPED = {"forward": False, "backward": True}
-STRICT = {"conv_in": True, "conv_depthwise": False, "conv_out": False}
-# A lower initial log-scale of the last one makes the flow start close to the identity.
+FLIPPED = {"forward": False, "backward": True}  # whether a half reverses the raster order
+STRICT = {"conv_in": True, "conv_depthwise": False, "conv_out": False}  # of the causal masks
+# The lower initial log-scale of the last convolution makes the flow start close to the identity.
 LOG_SCALE_SHIFT = {"conv_in": 0.0, "conv_depthwise": 0.0, "conv_out": -np.log(10.0)}
 
 
 def causal_mask(
     shape: Sequence[int], *, strict: bool, flipped: bool, latent_channels: int
 ) -> np.ndarray:
-    """0/1 mask for a kernel (k, k, in, out) that is causal in raster order.
+    """Makes a 0/1 mask that makes a kernel (k, k, in, out) causal in raster order.
 
-    Taps before the centre are open, those after it are shut. At the centre, with consecutive
-    hidden channels belonging to one latent channel, an output of latent channel i sees latent
-    channels < i (strict) or <= i. A depthwise kernel (in = 1) sees its own channel there, unless
-    strict. `flipped` turns the raster order around; channels keep theirs.
+    Taps before the centre are 1 and those after it are 0. At the centre, consecutive hidden
+    channels belong to one latent channel, and an output of latent channel i depends on the latent
+    channels < i (strict) or <= i. A depthwise kernel (in = 1) depends there on its own channel
+    unless strict.
+
+    Args:
+      shape: (k, k, in, out).
+      strict: whether an output must not depend on its own position and channel.
+      flipped: whether to reverse the raster order; the order of channels stays.
+      latent_channels: number of latent channels.
     """
     k, _, fan_in, fan_out = shape
     mask = np.zeros((k * k, fan_in, fan_out), np.float32)
@@ -43,13 +48,14 @@ def causal_mask(
 
 
 def _mask(convolution, flipped, shape):
-    # Latents are the narrow side; the channels of a depthwise kernel have no order.
+    # The smaller of in and out is the number of latent channels. (The mask of a depthwise kernel
+    # does not depend on it.)
     latents = min(shape[2:])
     return causal_mask(shape, strict=STRICT[convolution], flipped=flipped, latent_channels=latents)
 
 
 class FlowHalf(nn.Module):
-    """z ← z - μ(z), where μ at a position sees only positions (and latents) ahead of it."""
+    """z ← z - μ(z), where μ at a position depends only on earlier positions and channels."""
 
     flipped: bool
     conv: Callable[..., nn.Module] = Conv
@@ -72,7 +78,7 @@ class FlowHalf(nn.Module):
 
 
 class FlowPair(nn.Module):
-    """Two halves, the second in reversed raster order, so that every position sees every other."""
+    """Two halves, the second in reverse raster order: all positions depend on each other."""
 
     conv: Callable[..., nn.Module] = Conv
 

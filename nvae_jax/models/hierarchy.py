@@ -1,4 +1,4 @@
-"""The arithmetic of the latent hierarchy: how many groups, at which resolution, of which width."""
+"""The latent hierarchy: the number of groups, their resolutions and their widths."""
 
 import math
 from dataclasses import dataclass
@@ -10,19 +10,31 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """Scales are counted from the finest, 0, to the coarsest, `num_scales` - 1 (paper, section 3).
+    """Scales and groups of the latents (paper, section 3).
+
+    Scales are numbered from the finest, 0, to the coarsest, `num_scales` - 1.
+
+    Attributes:
+      image_size: height and width of the images, with padding.
+      num_scales: number of scales.
+      num_groups: number of groups of the finest scale.
+      latent_channels: number of channels of each group.
+      process_blocks: number of times that preprocessing halves the resolution.
+      adaptive_groups: whether each scale has half as many groups as the next finer one; otherwise
+        all have the same number.
+      min_groups: smallest number of groups of a scale, with `adaptive_groups`.
 
     Raises:
-      ValueError: a count is not positive, or the image cannot be halved as often as asked.
+      ValueError: if a number is not positive, or the image size cannot be halved so often.
     """
 
     image_size: int
     num_scales: int
-    num_groups: int  # groups of the finest scale
+    num_groups: int
     latent_channels: int
     process_blocks: int
-    adaptive_groups: bool = False  # each coarser scale has half the groups of the one below it
-    min_groups: int = 1  # ... but at least this many
+    adaptive_groups: bool = False
+    min_groups: int = 1
 
     def __post_init__(self):
         for name in ("image_size", "num_scales", "num_groups", "latent_channels", "min_groups"):
@@ -40,7 +52,7 @@ class Hierarchy:
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Groups per scale, finest first."""
+        """The number of groups of each scale, finest first."""
         counts = [self.num_groups]
         while len(counts) < self.num_scales:
             halved = max(counts[-1] // 2, self.min_groups)
@@ -49,11 +61,12 @@ class Hierarchy:
 
     @property
     def is_single(self) -> bool:
-        """One group in all: the degenerate case, which has no towers."""
+        """Whether there is only one group: a degenerate case without towers."""
         return self.groups == (1,)
 
     def factor(self, scale: int) -> int:
-        """How many times coarser than the image, and wider than at full size, a scale is."""
+        """The factor by which a scale's resolution is smaller, and its width larger, than at the
+        image's resolution."""
         return 2 ** (self.process_blocks + scale)
 
     def size(self, scale: int) -> int:
@@ -74,11 +87,11 @@ class Hierarchy:
 
     @property
     def num_latents(self) -> int:
-        """Latent variables of one image, over all groups."""
+        """The number of latent variables of one image, over all groups."""
         return sum(map(math.prod, self.latent_shapes()))
 
     def split_latents(self, flat: jax.Array) -> list[jax.Array]:
-        """Splits (B, num_latents) into one (B, h, w, z) array a group, top-down."""
+        """Splits (B, num_latents) into one (B, h, w, z) array per group, top-down."""
         shapes = self.latent_shapes()
         ends = list(accumulate(map(math.prod, shapes)))
         parts = jnp.split(flat, ends[:-1], axis=1)

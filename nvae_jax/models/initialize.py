@@ -1,8 +1,8 @@
-"""A model's first variables, without compiling one random generator for every parameter.
+"""Initialises a model's variables quickly.
 
-Flax's `Module.init` is right too, and takes minutes: it draws each parameter on its own, in a pass
-of the model. Here one draw serves all parameters that are random, and the modules that own them
-make their first values of it, for all groups of a scale at once.
+Flax's `Module.init` takes minutes, because it runs the model and compiles a random generator for
+every parameter. Here all random parameters share one draw, from which their modules compute the
+initial values, for all groups of a scale at once.
 """
 
 import math
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def compiled(model: "NVAE", key: jax.Array, images: jax.Array | np.ndarray) -> VariableDict:
-    """What `initialize` gives, compiled here unless an outer `jit` compiles it."""
+    """Calls `initialize` compiled, unless an outer `jit` compiles it already."""
     if any(isinstance(value, Tracer) for value in (key, images)):
         return initialize(model, key, images)
-    if not model.needs_data_init:  # so that one program serves every batch size
+    if not model.needs_data_init:  # one program then serves every batch size
         images = np.zeros((1, *images.shape[1:]), np.float32)
     platform = jax.default_backend()
-    program = _program(model, platform)  # pyright: ignore[reportArgumentType]: it can be hashed
+    program = _program(model, platform)  # pyright: ignore[reportArgumentType]: it is hashable
     return program(key, images)
 
 
@@ -42,39 +42,53 @@ def _program(model, platform):
 
 
 def initialize(model: "NVAE", key: jax.Array, images: jax.Array | np.ndarray) -> VariableDict:
-    """Fresh variables of `model`; jit it.
+    """Initialises the variables of a model. Use it under `jit`; see `compiled`.
 
     Args:
       model: an `NVAE`.
       key: a PRNG key.
-      images: (B, H, W, C) in [0, 1]. Values and batch size matter only if `model.needs_data_init`.
+      images: (B, H, W, C) in [0, 1]; values and batch size matter only if `model.needs_data_init`.
 
     Returns:
       {"params": ..., "batch_stats": ...}.
     """
     draw_key, latent_key = jax.random.split(key)
     shapes, modules = describe_variables(model, images.shape[1:])
-    values = _first_values(draw_key, {**shapes["params"], **shapes["batch_stats"]}, modules)
+    values = _initial_values(draw_key, {**shapes["params"], **shapes["batch_stats"]}, modules)
     variables = {
         collection: traverse_util.unflatten_dict({p: values[p] for p in tree if p in values})
         for collection, tree in shapes.items()
     }
     if model.needs_data_init or shapes["params"].keys() - values.keys():
-        # Parameters that their modules give no first values of come from initialisers in a pass.
+        # Parameters of modules without `initial_values` are initialised by running the model.
         rngs = {"params": latent_key, "latent": latent_key}
-        # The scans are kept as loops: unrolling them would only make compilation longer.
+        # Groups run in loops, because unrolling them would only make compilation longer.
         _, changed = model.clone(unroll=1).apply(variables, images, mutable=["params"], rngs=rngs)
         variables = {**variables, **changed}
     return variables
 
 
-def _first_values(key, shapes, modules) -> dict[tuple[str, ...], jax.Array]:
-    """{path: array} for those variables {path: shape} that {path: module} have first values of."""
+def _initial_values(key, shapes, modules) -> dict[tuple[str, ...], jax.Array]:
+    """Computes the initial values of variables.
+
+    Args:
+      key: a PRNG key.
+      shapes: {path: shape} of the variables.
+      modules: {path: module} of the modules that own them.
+
+    Returns:
+      {path: array} of the variables whose modules have the method `initial_values`.
+    """
     modules = {path: m for path, m in modules.items() if hasattr(m, "initial_values")}
-    mine, draws = defaultdict(dict), defaultdict(dict)
+    by_module, draws = defaultdict(dict), defaultdict(dict)
     for path, shape in shapes.items():
-        mine[path[:-1]][path[-1]] = shape
-    random = sorted((*p, name) for p, o in modules.items() for name in o.RANDOM if name in mine[p])
+        by_module[path[:-1]][path[-1]] = shape
+    random = sorted(
+        (*path, name)
+        for path, module in modules.items()
+        for name in module.RANDOM
+        if name in by_module[path]
+    )
     sizes = [math.prod(shapes[path]) for path in random]
     parts = jnp.split(jax.random.uniform(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
     for path, part in zip(random, parts, strict=True):
@@ -82,5 +96,5 @@ def _first_values(key, shapes, modules) -> dict[tuple[str, ...], jax.Array]:
     return {
         (*path, name): value
         for path, module in modules.items()
-        for name, value in module.initial_values(mine[path], draws[path]).items()
+        for name, value in module.initial_values(by_module[path], draws[path]).items()
     }

@@ -1,8 +1,8 @@
-"""The kernels that a model convolves with, made of its parameters all at once.
+"""Computes all effective kernels of a model from its parameters at once.
 
-`layers.Conv` makes its own in the pass, one group of a scale after the other. Training needs them
-for the spectral penalty too, and takes them from here: the groups' kernels are then normalised as
-the stacks that the parameters come in, which is less to compile and to run.
+During a pass, `layers.Conv` computes its own kernel, one group of a scale after the other. Training
+needs the kernels for the spectral penalty too, so it computes them here: the kernels of a scale's
+groups are normalised as one stacked array, which compiles and runs faster.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,15 @@ from nvae_jax.models.parameter_modules import describe_variables
 
 
 def effective_kernels(model: NVAE, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Masked and weight-normalised kernels of all convolutions.
+    """Computes the masked and weight-normalised kernels of all convolutions.
 
     Args:
       model: an `NVAE`.
       params: its parameters.
 
     Returns:
-      the tree `params` with nothing left but `kernel` (k, k, in, out), groups stacked ahead.
+      the tree `params` reduced to the arrays `kernel` (k, k, in, out), with a leading axis for
+      stacked groups.
     """
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
     size, channels = model.hierarchy.image_size, params["stem"]["kernel"].shape[-2]
@@ -40,7 +41,7 @@ def effective_kernels(model: NVAE, params: Mapping[str, Any]) -> dict[str, Any]:
 def with_kernels(
     model: NVAE, params: Mapping[str, Any], kernels: Mapping[str, Any]
 ) -> tuple[NVAE, dict[str, Any]]:
-    """`model` and `params`, so changed that it convolves with `kernels` as they are."""
+    """Returns a model and parameters that convolve with the given `kernels` directly."""
     flat, given = traverse_util.flatten_dict(params), traverse_util.flatten_dict(kernels)
     flat = {path: array for path, array in flat.items() if path[-1] != "log_scale"}
     return model.clone(conv=PlainConv), traverse_util.unflatten_dict({**flat, **given})

@@ -1,4 +1,4 @@
-"""A latent group: prior, posterior relative to it, flows, and the step of the top-down state."""
+"""A latent group: prior, residual posterior, flows, and the update of the top-down state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,32 +13,42 @@ from nvae_jax.models.cells import Cell
 from nvae_jax.models.flows import FlowPair
 from nvae_jax.models.layers import Conv
 
-# Where a group's z comes from, in a pass that says so for each group. A number between the first
-# two mixes their draws: 0.3 is 0.7 times that of the prior and 0.3 times that of the posterior.
+# Sources of a group's z in a pass that specifies one for each group. A number between the first two
+# mixes their draws: 0.3 is 0.7 times the prior's draw plus 0.3 times the posterior's.
 PRIOR, POSTERIOR, GIVEN = 0, 1, 2
 
 
 @struct.dataclass
 class GroupTerms:
-    """What one group contributes to the bound; without a posterior only `z` is there. A pass that
-    names each group's source has no bound: it tells the distributions instead."""
+    """The z of one group and its terms of the ELBO.
+
+    Without a posterior there is only `z`. A pass that specifies a source for each group has no
+    ELBO terms, but the distributions.
+    """
 
     z: jax.Array  # (B, h, w, z), after the flows
     kl: Any = None  # (B, z) nats, summed over pixels
     log_q: Any = None  # (B,) nats
     log_p: Any = None  # (B,) nats
     prior: Any = None  # Normal, (B, h, w, z)
-    posterior: Any = None  # Normal, ahead of the flows
+    posterior: Any = None  # Normal, (B, h, w, z), before the flows
 
 
 class LatentGroup(nn.Module):
     """One group of the top-down network (paper, sections 2 and 3.2).
 
     Attributes:
-      width: channels of the top-down state.
-      encoder_width: channels of the recorded bottom-up feature.
-      first: the coarsest group: standard prior, no cells, posterior from the feature alone.
-      use_state: whether the new state is made from state and z, or from z alone.
+      width: number of channels of the top-down state.
+      encoder_width: number of channels of the bottom-up feature map.
+      latent_channels: number of channels of z.
+      num_cells: number of cells before the prior.
+      num_flows: number of flow pairs of the posterior.
+      residual_posterior: whether the posterior's parameters are relative to the prior's.
+      first: whether this is the coarsest group, with a standard normal prior, no cells, and a
+        posterior that depends on the feature map only.
+      use_state: whether the new state depends on the old state and z, or on z only.
+      cell: factory of cells.
+      conv: factory of convolutions.
     """
 
     width: int
@@ -59,14 +69,15 @@ class LatentGroup(nn.Module):
         inputs: tuple[jax.Array | None, jax.Array, jax.Array, jax.Array | None],
         train: bool,
     ) -> tuple[jax.Array, GroupTerms]:
-        """Draws z and moves the state on.
+        """Draws z and updates the state.
 
         Args:
           state: (B, h, w, width).
-          inputs: the bottom-up feature (B, h, w, encoder_width) or None to draw from the prior;
-            standard normal noise (B, h, w, z); the prior's temperature, a scalar; None, or where
-            z comes from, a scalar: the temperature is then that of either, and the noise of a
-            GIVEN group is z itself.
+          inputs: a tuple of the bottom-up feature map (B, h, w, encoder_width), or None to draw
+            from the prior; standard normal noise (B, h, w, z); the prior's temperature, a scalar;
+            and None or the source of z, a scalar. With a source, the temperature applies to prior
+            and posterior, and the noise of a GIVEN group is z itself.
+          train: whether batch norm uses batch statistics.
 
         Returns:
           the new state, and `GroupTerms`.
@@ -106,7 +117,7 @@ class LatentGroup(nn.Module):
         log_q = posterior.log_prob(z)
         z = self._flow(z)
         log_p = prior.log_prob(z)
-        # The KL between the Gaussians is not that of the flow's output: one sample estimates it.
+        # With flows the KL has no closed form and is estimated from one sample.
         kl = log_q - log_p if self.num_flows else posterior.kl(prior)
         pixels = (1, 2)
         return GroupTerms(

@@ -21,25 +21,25 @@ DATA_INIT_SCALE = 0.2
 
 
 def fan_in(kernel_shape: Sequence[int]) -> int:
-    """Inputs per output of a kernel (k, k, in, out) or (in, out), stacked or not."""
+    """The number of inputs per output of a kernel (k, k, in, out) or (in, out), stacked or not."""
     trailing = kernel_shape[-4:] if len(kernel_shape) >= 4 else kernel_shape[-2:]
     return math.prod(trailing[:-1])
 
 
 def fan_in_uniform(key: jax.Array, shape: Sequence[int], fan_in: int) -> jax.Array:
-    """Uniform on ±1/sqrt(fan_in), the initialiser of every kernel and bias."""
+    """Draws uniformly from ±1/sqrt(fan_in): the initialiser of all kernels and biases."""
     limit = 1.0 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
 
 
 def fan_in_from_unit(unit: jax.Array, fan_in: int) -> jax.Array:
-    """What `fan_in_uniform` draws, of numbers that are uniform on [0, 1)."""
+    """Scales numbers that are uniform on [0, 1) to the distribution of `fan_in_uniform`."""
     return (2.0 * unit - 1.0) / math.sqrt(fan_in)
 
 
 def per_channel(vector: jax.Array) -> jax.Array:
-    """A vector (C,) in a shape that multiplies (B, H, W, C) and kernels (k, k, in, C); stacked
-    ones (groups, C) multiply stacked kernels."""
+    """Reshapes a vector (C,) so that it broadcasts with (B, H, W, C) and kernels (k, k, in, C);
+    stacked vectors (groups, C) broadcast with stacked kernels."""
     return vector[..., None, None, None, :]
 
 
@@ -47,14 +47,21 @@ class Conv(nn.Module):
     """A k×k convolution with (k-1)/2 zeros on every side, weight-normalised by default.
 
     Attributes:
-      features: output channels.
+      features: number of output channels.
       kernel_size: k.
-      depthwise: one kernel a channel; `features` must be the input's channels.
-      upsample: double the input by nearest neighbours first; for depthwise convolutions.
-      mask: maps the kernel's shape (k, k, in, out) to a 0/1 array that multiplies it.
-      log_scale_shift: added to the initial log-scale.
-      data_init: the first batch sets log-scale and bias so that each output channel has mean 0 and
-        standard deviation 1/5 (Salimans & Kingma 2016); that batch is the one `init` is given.
+      stride: stride in both directions.
+      depthwise: whether each channel has a kernel of its own; `features` must then be the number of
+        input channels.
+      upsample: whether to upsample the input by nearest neighbours first (depthwise only).
+      use_bias: whether to add a bias.
+      weight_norm: whether the kernel is weight-normalised.
+      mask: function from the kernel's shape (k, k, in, out) to a 0/1 array that multiplies it.
+      log_scale_shift: constant added to the initial log-scale.
+      data_init: whether the batch given to `init` determines log-scale and bias, so that each
+        output channel has mean 0 and standard deviation 1/5 (Salimans & Kingma 2016).
+      dtype: dtype of the computation.
+      precision: precision of products, as in `lax.dot`.
+      ops: the operations to use.
     """
 
     features: int
@@ -71,17 +78,24 @@ class Conv(nn.Module):
     precision: Any = None
     ops: Ops = Portable()
 
-    RANDOM: ClassVar = ("kernel", "bias")  # parameters that begin as draws
+    RANDOM: ClassVar = ("kernel", "bias")  # parameters with random initial values
 
     def initial_values(
         self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """The first values of the parameters {name: shape}, which have a leading axis where groups
-        are stacked, of `draws`, uniform on [0, 1), for those that are random."""
+        """Computes the initial values of this module's variables.
+
+        Args:
+          shapes: {name: shape}, with a leading axis for stacked groups.
+          draws: {name: array} of numbers uniform on [0, 1) for the names in `RANDOM`.
+
+        Returns:
+          {name: initial value}.
+        """
         limits = fan_in(shapes["kernel"])
         values = {name: fan_in_from_unit(unit, limits) for name, unit in draws.items()}
         if "log_scale" in shapes:
-            values["log_scale"] = self._first_log_scale(values["kernel"])
+            values["log_scale"] = self._initial_log_scale(values["kernel"])
         return values
 
     def masked(self, kernel: jax.Array) -> jax.Array:
@@ -91,8 +105,8 @@ class Conv(nn.Module):
         mask = self.mask(kernel.shape[-4:])
         return kernel * mask.reshape((1,) * (kernel.ndim - 4) + mask.shape)
 
-    def _first_log_scale(self, kernel):
-        """Keeps the norms about as drawn."""
+    def _initial_log_scale(self, kernel):
+        """The log-scale at which the normalised kernel has almost the same norms as the draw."""
         return jnp.log(kernel_norm(self.masked(kernel)) + 0.01) + self.log_scale_shift
 
     @nn.compact
@@ -113,7 +127,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", fan_in_uniform, shape, fan_in(shape))
         if not self.weight_norm:
             return self.masked(kernel)
-        log_scale = self.param("log_scale", lambda _: self._first_log_scale(kernel))
+        log_scale = self.param("log_scale", lambda _: self._initial_log_scale(kernel))
         return weight_norm([self.masked(kernel)], [log_scale])[0]
 
     def _convolve(self, x, kernel):
@@ -121,7 +135,7 @@ class Conv(nn.Module):
         return name_conv_output(self._apply(self._operation(), x, kernel))
 
     def _operation(self):
-        """The function of (x, kernel)."""
+        """The convolution as a function of (x, kernel)."""
         if self.upsample:
             return partial(self.ops.upsample_depthwise_conv, precision=self.precision)
         convolve = self.ops.depthwise_conv if self.depthwise else self.ops.conv
@@ -140,10 +154,11 @@ class Conv(nn.Module):
 
 
 class PlainConv(Conv):
-    """A convolution with its kernel as it is, and with a bias where the variables have one.
+    """A convolution without weight norm and mask, and with a bias if the variables have one.
 
     Attributes:
-      apply_kernel: (convolve, x, kernel) -> convolve(x, kernel), however devices share them.
+      apply_kernel: (convolve, x, kernel) -> convolve(x, kernel) for sharded kernels; None for
+        kernels that every device has.
     """
 
     apply_kernel: Callable[..., jax.Array] | None = None
@@ -164,13 +179,16 @@ class BatchNorm(nn.Module):
     """Batch norm over (B, H, W), with the statistics in float32.
 
     Under `jit` with a sharded batch the statistics are those of the global batch. The running
-    variance takes the unbiased batch variance, normalisation the biased one.
+    variance averages the unbiased batch variance; normalisation uses the biased one.
 
     Attributes:
-      momentum: weight of the batch in the running statistics; 1 makes them the batch's own.
-      groups: equal parts of the batch, in order, that are normalised each by its own statistics.
-        With more than one, the updated running statistics are (groups, C): their mean is what is
-        meant, and cheaper to take once for all batch norms (`steps.training_loss`).
+      momentum: weight of the batch in the running statistics; with 1 they become the batch's own.
+      epsilon: constant added to the variance.
+      groups: number of equal, consecutive parts of the batch that are normalised separately. With
+        more than one, the updated running statistics are (groups, C); `steps.training_loss`
+        averages them for all batch norms at once, which is cheaper.
+      dtype: dtype of the output.
+      ops: the operations to use.
     """
 
     momentum: float = 0.05
@@ -184,10 +202,10 @@ class BatchNorm(nn.Module):
     def initial_values(
         self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """As `Conv.initial_values`; of the running statistics too."""
+        """Computes initial values as `Conv.initial_values`, including the running statistics."""
         del draws
-        starts = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
-        return {name: jnp.full(shape, starts[name], jnp.float32) for name, shape in shapes.items()}
+        values = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
+        return {name: jnp.full(shape, values[name], jnp.float32) for name, shape in shapes.items()}
 
     @nn.compact
     def __call__(
@@ -197,37 +215,44 @@ class BatchNorm(nn.Module):
         copies: int = 1,
         activation: Callable[[jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
-        """Normalises `x` (B, H, W, C), and applies `activation`. `copies` counts how often each
-        value occurs in the array whose statistics are meant: 4 ahead of a nearest-neighbour
-        doubling."""
+        """Normalises `x` (B, H, W, C) and applies `activation`.
+
+        Args:
+          x: (B, H, W, C).
+          train: whether to use batch statistics instead of the running ones.
+          copies: number of times that each value counts in the unbiased variance: 4 if `x` will be
+            upsampled by nearest neighbours, otherwise 1.
+          activation: activation function, or None.
+        """
         shape = (x.shape[-1],)
 
-        def start(name):
+        def initial(name):
             return self.initial_values({name: shape}, {})[name]
 
-        scale, bias = (self.param(name, lambda _, n=name: start(n)) for name in ("scale", "bias"))
+        scale, bias = (self.param(name, lambda _, n=name: initial(n)) for name in ("scale", "bias"))
         running_mean, running_var = (
-            self.variable("batch_stats", name, start, name) for name in ("mean", "var")
+            self.variable("batch_stats", name, initial, name) for name in ("mean", "var")
         )
         if not train:
             moments = running_mean.value, running_var.value
             y = affine(x, *coefficients(scale, bias, *moments, self.epsilon)).astype(self.dtype)
             return activation(y) if activation else y
-        y, mean, var = self._by_batch(x, scale, bias, activation, running_mean.value)
+        y, mean, var = self._normalize_batch(x, scale, bias, activation, running_mean.value)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             count = copies * x[..., 0].size // self.groups
             unbiased = var * (count / max(count - 1, 1))
-            running_mean.value = self._moved(running_mean.value, mean)
-            running_var.value = self._moved(running_var.value, unbiased)
+            running_mean.value = self._update(running_mean.value, mean)
+            running_var.value = self._update(running_var.value, unbiased)
         return y.astype(self.dtype)
 
     def gain_and_shift(self) -> tuple[jax.Array, jax.Array] | None:
-        """The gain and the shift (C,) by the running statistics, or None where there are none."""
+        """The gain and the shift (C,) of batch norm with the running statistics, or None if the
+        variables have none."""
         scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
         mean, var = (self.get_variable("batch_stats", name) for name in ("mean", "var"))
         return None if mean is None else coefficients(scale, bias, mean, var, self.epsilon)
 
-    def _by_batch(self, x, scale, bias, activation, center):
+    def _normalize_batch(self, x, scale, bias, activation, center):
         def normalize(x):
             options = dict(activation=activation, center=center)
             return self.ops.batch_norm(x, scale, bias, self.epsilon, **options)
@@ -238,7 +263,7 @@ class BatchNorm(nn.Module):
         y, mean, var = jax.vmap(normalize)(parts)
         return y.reshape(x.shape), mean, var
 
-    def _moved(self, running, batch):
+    def _update(self, running, batch):
         running = jnp.broadcast_to(running, batch.shape)
         return running + self.momentum * (batch - running)
 
@@ -247,8 +272,9 @@ class SqueezeExcitation(nn.Module):
     """Scales channels by a gate computed from their means (Hu et al. 2018).
 
     Attributes:
-      scale: multiplies what is gated.
-      precision: of its products, as in `lax.dot`.
+      scale: factor of the gated channels.
+      precision: precision of products, as in `lax.dot`.
+      ops: the operations to use.
     """
 
     scale: float = 1.0
@@ -257,7 +283,7 @@ class SqueezeExcitation(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
-        """skip + scale · gated x, for arrays (B, H, W, C)."""
+        """Returns skip + scale · gated x, for arrays (B, H, W, C)."""
         channels = x.shape[-1]
         hidden = max(channels // 16, 4)
         reduce = Dense(hidden, name="reduce")(channels)
@@ -266,7 +292,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class Dense(nn.Module):
-    """The parameters of a dense layer, with the convolutions' initialisers."""
+    """The parameters of a dense layer, with the same initialiser as convolutions."""
 
     features: int
 
@@ -275,7 +301,7 @@ class Dense(nn.Module):
     def initial_values(
         self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """As `Conv.initial_values`."""
+        """Computes initial values as `Conv.initial_values`."""
         return {
             name: fan_in_from_unit(unit, fan_in(shapes["kernel"])) for name, unit in draws.items()
         }
@@ -289,21 +315,25 @@ class Dense(nn.Module):
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
-    """Doubles (B, H, W, C) by repeating each pixel in a 2×2 block."""
+    """Upsamples (B, H, W, C) by repeating each pixel in a 2×2 block."""
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
 
 
 def upsample_bilinear(x: jax.Array) -> jax.Array:
-    """Doubles (B, H, W, C) bilinearly with aligned corners: output i reads i·(n-1)/(2n-1)."""
+    """Upsamples (B, H, W, C) bilinearly by 2 with aligned corners: output i is at the input
+    coordinate i·(n-1)/(2n-1)."""
     return _double(_double(x, 1), 2)
 
 
 def _double(x, axis):
-    """Doubles one axis (of n) linearly: output 2j reads j - j/(2n-1), and output 2j + 1 as far
-    behind j as the last but j-th reads ahead. Sums of neighbours, of which the derivative is sums
-    of neighbours too: a product with a matrix of weights is what some compilers cannot do."""
+    """Upsamples one axis of size n linearly by 2.
+
+    Output 2j is at the input coordinate j - j/(2n-1); the outputs 2j + 1 are its mirror image. It
+    is written as weighted sums of neighbours, whose gradient is of the same form, because some
+    compilers cannot compile a product with a matrix of weights.
+    """
     n = x.shape[axis]
     shape = [n if a == axis else 1 for a in range(x.ndim)]
     ahead = (np.arange(n, dtype=np.float32) / (2 * n - 1)).reshape(shape)
@@ -316,6 +346,6 @@ def _double(x, axis):
 
 
 def _shifted(x, axis, by):
-    """x moved on by one (1) or back (-1) along an axis, with a zero where nothing comes from."""
+    """Shifts x by one entry forward (1) or backward (-1) along an axis and fills in a zero."""
     padding = [(by, -by, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)]
     return jax.lax.pad(x, jnp.zeros((), x.dtype), padding)

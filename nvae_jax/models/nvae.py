@@ -1,4 +1,4 @@
-"""NVAE: bottom-up tower, ONE top-down pass (the posterior is optional), pre- and postprocessing."""
+"""The NVAE: bottom-up tower, top-down tower with or without posterior, pre- and postprocessing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -29,42 +29,62 @@ from nvae_jax.ops.portable import Portable
 
 @struct.dataclass
 class Output:
-    """What a pass with posterior gives: per example and per group, nothing reduced but pixels."""
+    """The output of a pass with posterior, per example and per group.
 
-    logits: jax.Array  # (B, H, W, params), the likelihood's parameters
-    kl: jax.Array  # (B, groups) nats, top-down
-    log_q: jax.Array  # (B,) nats, log q(z | x) of the drawn z
-    log_p: jax.Array  # (B,) nats, log p(z) of the drawn z
-    kl_per_channel: jax.Array  # (groups, z) nats, mean over the batch
-    latents: tuple[jax.Array, ...]  # one (B, h, w, z) a group, top-down
+    Attributes:
+      logits: (B, H, W, params), the likelihood's parameters.
+      kl: (B, groups) in nats, top-down.
+      log_q: (B,) in nats, log q(z | x) of the drawn z.
+      log_p: (B,) in nats, log p(z) of the drawn z.
+      kl_per_channel: (groups, z) in nats, averaged over the batch.
+      latents: a tuple with one (B, h, w, z) array per group, top-down.
+    """
+
+    logits: jax.Array  # (B, H, W, params)
+    kl: jax.Array  # (B, groups)
+    log_q: jax.Array  # (B,)
+    log_p: jax.Array  # (B,)
+    kl_per_channel: jax.Array  # (groups, z)
+    latents: tuple[jax.Array, ...]  # (B, h, w, z) each
 
 
 @struct.dataclass
 class Draw:
-    """What a pass gives whose groups each name their source; tuples have an entry a group."""
+    """The output of a pass with a source for each group; tuples have one entry per group."""
 
     logits: jax.Array  # (B, H, W, params), the likelihood's parameters
-    latents: tuple[jax.Array, ...]  # (B, h, w, z)
-    prior: tuple[Normal, ...]  # of (B, h, w, z), given the groups above
-    posterior: tuple[Normal | None, ...]  # the same, ahead of the flows; None without features
+    latents: tuple[jax.Array, ...]  # (B, h, w, z) each
+    prior: tuple[Normal, ...]  # (B, h, w, z) each, given the coarser groups
+    posterior: tuple[Normal | None, ...]  # likewise, before the flows; None without features
 
 
 class NVAE(nn.Module):
     """The whole model (paper, section 3).
 
     Attributes:
-      hierarchy: scales, groups, resolutions.
-      output_channels: parameters per pixel of the likelihood.
-      encoder_cell, decoder_cell: names in `cells.BODIES`.
+      hierarchy: scales, groups and resolutions.
+      output_channels: number of the likelihood's parameters per pixel.
+      encoder_width: number of channels of the stem.
+      decoder_width: number of channels of the top-down tower at the image's resolution.
+      preprocess_cells: cells per block of preprocessing.
+      postprocess_cells: cells per block of postprocessing.
+      encoder_cells_per_group: cells per group in the bottom-up tower.
+      decoder_cells_per_group: cells per group in the top-down tower.
+      encoder_cell: name in `cells.BODIES` of the bottom-up cells.
+      decoder_cell: name in `cells.BODIES` of the top-down cells.
+      squeeze_excitation: whether cells use squeeze and excitation.
+      residual_posterior: whether the posterior's parameters are relative to the prior's.
       num_flows: pairs of flow steps per group.
-      unroll: groups of a scale that one loop iteration computes; a large number unrolls them all.
-      remat: what the backward pass computes again, one of `remat.POLICIES`.
-      dtype: of activations and convolutions; parameters and statistics stay float32.
-      precision: of all products, as in `lax.dot`.
-      ops: what the parts are computed with.
+      unroll: groups per iteration of the loop over a scale's groups; a large number unrolls them.
+      remat: what the backward pass recomputes, one of `remat.POLICIES`.
+      dtype: dtype of activations and convolutions; parameters and statistics stay float32.
+      precision: precision of all products, as in `lax.dot`.
+      ops: the operations to use.
       bn_momentum: weight of a batch in the running statistics.
-      norm_groups: parts of a batch with batch-norm statistics of their own; see `BatchNorm`.
-      conv, norm: factories of the parts; `kernels` and `folding` put plainer ones in their place.
+      norm_groups: number of parts of a batch that batch norm normalises separately; see
+        `BatchNorm`.
+      conv: factory of convolutions; `kernels` and `folding` replace it by a simpler one.
+      norm: factory of batch norms, likewise.
     """
 
     hierarchy: Hierarchy
@@ -158,13 +178,14 @@ class NVAE(nn.Module):
 
     @nn.nowrap
     def init(self, rngs: Any, x: jax.Array, *args: Any, **kwargs: Any) -> VariableDict | FrozenDict:
-        """Fresh variables, those that a run begins with, in seconds; see `initialize`.
+        """Initialises the variables as a training run does, in seconds; see `initialize`.
 
         Args:
           rngs: a PRNG key, or {"params": key}.
           x: (B, H, W, C) in [0, 1]; values and B matter only if `needs_data_init`.
-          *args: as in `__call__`; no variable depends on them.
-          **kwargs: the same. With others (such as `method`) Flax's own `init` runs, for minutes.
+          *args: arguments of `__call__`, which do not affect the variables.
+          **kwargs: likewise. With other arguments (such as `method`) Flax's own `init` runs, which
+            takes minutes.
 
         Returns:
           {"params": ..., "batch_stats": ...}, float32.
@@ -180,19 +201,21 @@ class NVAE(nn.Module):
 
     @property
     def needs_data_init(self) -> bool:
-        """Whether `init` must be given a real batch: cells without batch norm start from data."""
+        """Whether `init` needs a real batch, because cells without batch norm are initialised from
+        data."""
         return "residual_elu" in (self.encoder_cell, self.decoder_cell)
 
     def __call__(
         self, x: jax.Array, train: bool = False, noise: Sequence[jax.Array] | None = None
     ) -> Output:
-        """Infers z from images and decodes it.
+        """Draws z from the posterior given images and decodes it.
 
         Args:
           x: (B, H, W, C) in [0, 1].
-          train: batch statistics (and their running update, if `batch_stats` is mutable).
-          noise: one standard normal (B, h, w, z) array a group, top-down; None draws them from the
-            rng stream `latent`.
+          train: whether batch norm uses batch statistics and, if `batch_stats` is mutable, updates
+            the running statistics.
+          noise: a list with one standard normal (B, h, w, z) array per group, top-down; None draws
+            noise from the rng stream `latent`.
 
         Returns:
           `Output`.
@@ -200,8 +223,11 @@ class NVAE(nn.Module):
         return self.decode(self.encode(x, train), train, noise)
 
     def encode(self, x: jax.Array, train: bool = False) -> tuple[list[jax.Array], ...]:
-        """The bottom-up features of `x` (B, H, W, C) in [0, 1], for `decode`: of each scale,
-        coarsest first, a list of (B, h, w, C), one a group."""
+        """Computes the bottom-up feature maps of `x` (B, H, W, C) in [0, 1] for `decode`.
+
+        Returns:
+          a tuple with a list for each scale, coarsest first, with one (B, h, w, C) array per group.
+        """
         size = self.hierarchy.image_size
         checks.array("images", x, ("B", size, size, "C"), float)
         return self.bottom_up(self.preprocess(self.stem(2.0 * x - 1.0), train), train)
@@ -212,7 +238,8 @@ class NVAE(nn.Module):
         train: bool = False,
         noise: Sequence[jax.Array] | None = None,
     ) -> Output:
-        """Draws z from the posterior given `encode`'s features, and decodes it to an `Output`."""
+        """Draws z from the posterior given the features from `encode`, and decodes it to an
+        `Output`; for `train` and `noise` see `__call__`."""
         noise = self._noise(noise, features[0][0].shape[0])
         state, terms = self.top_down(features, noise, self._temperatures(1.0), train)
         kl = jnp.stack([t.kl for t in terms], axis=1)  # (B, groups, z)
@@ -232,16 +259,20 @@ class NVAE(nn.Module):
         temperature: ArrayLike = 1.0,
         train: bool = False,
     ) -> jax.Array:
-        """The likelihood's parameters (B, H, W, params) of a draw from the prior.
+        """Draws from the prior and returns the likelihood's parameters (B, H, W, params).
 
         Args:
-          num: how many images, where no noise is given.
-          noise: one standard normal (B, h, w, z) array a group, top-down.
-          temperature: multiplies the prior's scale; a scalar, or one a group.
-          train: use batch statistics.
+          num: number of images; required without noise.
+          noise: a list with one standard normal (B, h, w, z) array per group, top-down; None draws
+            noise from the rng stream `latent`.
+          temperature: factor of the prior's standard deviation; a scalar, or one per group.
+          train: whether batch norm uses batch statistics.
+
+        Raises:
+          ValueError: if there is neither `num` nor `noise`.
         """
         if noise is None and num is None:
-            raise ValueError("sample_logits needs num, how many images, or noise, an array a group")
+            raise ValueError("sample_logits needs num (of images) or noise (one array per group)")
         noise = self._noise(noise, num)
         state, _ = self.top_down(None, noise, self._temperatures(temperature), train)
         return self._image(state, train)
@@ -253,15 +284,16 @@ class NVAE(nn.Module):
         temperature: ArrayLike = 1.0,
         features: Sequence[Sequence[jax.Array]] | None = None,
     ) -> Draw:
-        """Draws each group from its own source, and decodes: partial reconstructions, given z.
+        """Draws each group from a source of its own and decodes, for example for partial
+        reconstructions.
 
         Args:
-          noise: one (B, h, w, z) array a group, top-down: standard normal, or where the group is
-            GIVEN, z itself.
-          source: (groups,) of `latents.PRIOR`, `POSTERIOR` and `GIVEN`, or of numbers between the
-            first two, which mix both draws; may be traced.
-          temperature: multiplies the scale that z is drawn with; a scalar, or one a group.
-          features: what `encode` returns; None where no group comes from the posterior.
+          noise: a list with one (B, h, w, z) array per group, top-down: standard normal noise, or z
+            itself if the group is GIVEN.
+          source: (groups,), each `latents.PRIOR`, `POSTERIOR` or `GIVEN`, or a number between the
+            first two, which mixes both draws; can be traced.
+          temperature: factor of the standard deviation of all draws; a scalar, or one per group.
+          features: the features from `encode`; None if no group comes from the posterior.
 
         Returns:
           `Draw`.
@@ -287,12 +319,12 @@ class NVAE(nn.Module):
     def _noise(self, noise, batch):
         shapes = [(batch, *shape) for shape in self.latent_shapes()]
         if noise is None:
-            # One draw for all groups: each call of the generator takes long to compile.
+            # All groups share one draw, because each call of the generator takes long to compile.
             flat = jax.random.normal(self.make_rng("latent"), (batch, self.hierarchy.num_latents))
             return self.hierarchy.split_latents(flat)
         given = [tuple(n.shape) for n in noise]
         if [s[1:] for s in given] != [s[1:] for s in shapes]:
-            raise ValueError(f"noise has shapes {given}, the latent groups want {shapes}")
+            raise ValueError(f"noise has shapes {given}, but the latent groups have {shapes}")
         for group, value in enumerate(noise):
             checks.array(
                 f"noise of group {group}", value, (len(noise[0]), *shapes[group][1:]), float

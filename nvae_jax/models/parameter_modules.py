@@ -1,4 +1,4 @@
-"""The modules that parameters belong to, which know how they begin and what is convolved with."""
+"""Finds the shape of every variable and the module that owns it."""
 
 from collections.abc import Sequence
 from functools import cache, partial
@@ -11,26 +11,26 @@ from flax import traverse_util
 
 from nvae_jax.ops.portable import Portable
 
-if TYPE_CHECKING:  # which itself begins with `initialize`
+if TYPE_CHECKING:  # nvae imports initialize, which imports this module
     from nvae_jax.models.nvae import NVAE
 
 
 def describe_variables(
     model: "NVAE", image_shape: Sequence[int]
 ) -> tuple[dict[str, dict[tuple[str, ...], tuple[int, ...]]], dict[tuple[str, ...], Any]]:
-    """What a model's variables are, without any array.
+    """Describes a model's variables without computing any array.
 
     Args:
       model: an `NVAE`.
       image_shape: (H, W, C).
 
     Returns:
-      the shapes of its variables {collection: {path: shape}}, those of groups stacked on a leading
-      axis; and {path: module} of the modules that own them, unbound.
+      ({collection: {path: shape}}, with a leading axis for stacked groups; {path: module} of the
+      unbound modules that own the variables).
     """
-    # In loops, a module of each scale stands for all its groups.
+    # With loops over groups, one module per scale owns the variables of all its groups.
     looped, shape = model.clone(unroll=1, ops=Portable()), tuple(image_shape)
-    return _describe_variables(looped, shape)  # pyright: ignore[reportArgumentType]: it can be hashed
+    return _describe_variables(looped, shape)  # pyright: ignore[reportArgumentType]: it is hashable
 
 
 @cache  # tracing a pass of the model takes a second at published size
@@ -45,7 +45,8 @@ def _describe_variables(model, image_shape):
         images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         shapes = jax.eval_shape(partial(nn.Module.init, model), jax.random.key(0), images)
     flat = {collection: _flat_shapes(tree) for collection, tree in shapes.items()}
-    # In order: with a set's, another in every process, no program would be found in the cache.
+    # Sorted, because the order of a set differs between processes, and programs in another order
+    # would not be found in the compilation cache.
     paths = sorted({path[:-1] for tree in flat.values() for path in tree})
     return {"batch_stats": {}, **flat}, {p: modules[p].clone(parent=None, name=None) for p in paths}
 

@@ -1,4 +1,4 @@
-"""The cells between images and the towers (paper, figure 2)."""
+"""Pre- and postprocessing: the cells between images and the towers (paper, figure 2)."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import jax
 
 
 class Preprocess(nn.Module):
-    """Blocks of (cells - 1) same-size cells and one down cell."""
+    """Blocks of (num_cells - 1) cells that keep the resolution, followed by one down cell."""
 
     num_blocks: int
     num_cells: int
@@ -25,7 +25,7 @@ class Preprocess(nn.Module):
 
 
 class Postprocess(nn.Module):
-    """Blocks of one up cell and then same-size cells."""
+    """Blocks of one up cell, followed by (num_cells - 1) cells that keep the resolution."""
 
     num_blocks: int
     num_cells: int

@@ -1,15 +1,15 @@
-"""What the backward pass keeps of the forward pass, and what it computes again.
+"""Rematerialisation: which intermediates are stored for the backward pass, and which recomputed.
 
-Memory against time (paper, section 3.1, "reducing the memory requirements"):
+The policies trade memory for time (paper, section 3.1, "reducing the memory requirements"):
 
-  none      keeps every intermediate that a gradient wants.
-  norm_act  keeps the outputs of convolutions; batch norms, activations and gates are computed
-            again: the paper's trick, for next to no time.
-  cell      keeps the input of every cell.
-  group     keeps the input of every group of a scale, and of every cell outside the groups.
+  none      stores every intermediate that a gradient needs.
+  norm_act  stores the outputs of convolutions and recomputes batch norms, activations and gates:
+            the paper's method, which costs almost no time.
+  cell      stores the input of every cell.
+  group     stores the input of every group of a scale, and of every cell outside the groups.
 
-All keep the mean and the variance of every batch norm: they are small, and over many devices each
-costs a round of communication.
+All store the mean and the variance of every batch norm: they are small, and recomputing them would
+need communication between devices.
 """
 
 from collections.abc import Callable
@@ -26,18 +26,18 @@ _CONV_OUTPUT = "conv_output"
 
 
 def name_conv_output(y: jax.Array) -> jax.Array:
-    """Names a convolution's output, so that the policy `norm_act` keeps it."""
+    """Names a convolution's output, so that the policy `norm_act` stores it."""
     return checkpoint_name(y, _CONV_OUTPUT)
 
 
 def remat_cell(policy: str, cell: partial, looped: bool = False) -> partial:
-    """A cell factory whose cells keep what the policy says.
+    """Wraps a cell factory so that its cells follow a policy.
 
     Args:
       policy: one of `POLICIES`.
       cell: a `functools.partial` of a module with __call__(x, train).
-      looped: whether the cell is in the body of a loop. There the compiler cannot merge the second
-        computation with the first; elsewhere it would, and has to be stopped.
+      looped: whether the cell is in the body of a loop, where the compiler cannot merge the
+        recomputation with the first computation. Elsewhere it must be prevented from doing so.
     """
     if policy == "none":
         return cell
@@ -48,7 +48,7 @@ def remat_cell(policy: str, cell: partial, looped: bool = False) -> partial:
 def remat_group(
     policy: str, group: Callable[..., nn.Module], cell: partial, looped: bool
 ) -> tuple[Callable[..., nn.Module], partial]:
-    """A group's module and the cell factory for it, one of which keeps what the policy says.
+    """Wraps a group's module or the factory of its cells, as the policy requires, and returns both.
 
     Args:
       policy: one of `POLICIES`.
@@ -64,11 +64,11 @@ def remat_group(
 
 
 def _remat(policy, module, train, looped):
-    """`train` is the argument's place in __call__, the module itself being 0."""
-    kept = (STATISTICS, _CONV_OUTPUT) if policy == "norm_act" else (STATISTICS,)
+    """Wraps a module; `train` is the index of that argument of __call__, where `self` is 0."""
+    stored = (STATISTICS, _CONV_OUTPUT) if policy == "norm_act" else (STATISTICS,)
     return nn.remat(
         module,
-        policy=jax.checkpoint_policies.save_only_these_names(*kept),
+        policy=jax.checkpoint_policies.save_only_these_names(*stored),
         static_argnums=(train,),
         prevent_cse=not looped,
     )

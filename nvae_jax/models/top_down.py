@@ -1,4 +1,4 @@
-"""The top-down tower, which draws the groups of latents, coarsest first, and computes with them."""
+"""The top-down tower, which draws the latent groups, coarsest first."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -32,7 +32,7 @@ class TopDown(nn.Module):
     def initial_values(
         self, shapes: Mapping[str, Sequence[int]], draws: Mapping[str, jax.Array]
     ) -> Mapping[str, jax.Array]:
-        """As `layers.Conv.initial_values`."""
+        """Computes initial values as `layers.Conv.initial_values`."""
         del shapes
         return draws
 
@@ -48,13 +48,15 @@ class TopDown(nn.Module):
         """Runs all groups.
 
         Args:
-          features: what `BottomUp` returns, or None to draw every group from the prior.
-          noise: one (B, h, w, z) array a group.
+          features: the features from `BottomUp`, or None to draw every group from the prior.
+          noise: a list with one (B, h, w, z) array per group.
           temperature: (groups,).
-          source: None, or (groups,) of `latents.PRIOR`, `POSTERIOR` and `GIVEN`.
+          train: whether batch norm uses batch statistics.
+          source: None, or (groups,), each `latents.PRIOR`, `POSTERIOR` or `GIVEN`.
 
         Returns:
-          the state after the last group (B, h, w, width), and one `GroupTerms` a group.
+          the state after the last group (B, h, w, width), and a list with one `GroupTerms` per
+          group.
         """
         top = self.hierarchy.num_scales - 1
         state, terms = self._start(noise[0].shape[0]), []
@@ -97,11 +99,11 @@ class TopDown(nn.Module):
 
 
 def _group_inputs(hierarchy, scale, features, noise, temperature, source):
-    """A list with (feature or None, noise, temperature, source or None) of each of a scale's
-    groups."""
+    """The inputs of a scale's groups: a list of (feature or None, noise, temperature, source or
+    None)."""
     scales = hierarchy.scale_of_group()
-    mine = slice(scales.index(scale), scales.index(scale) + hierarchy.groups[scale])
+    groups = slice(scales.index(scale), scales.index(scale) + hierarchy.groups[scale])
     nothing = [None] * hierarchy.groups[scale]
     feature = nothing if features is None else features[hierarchy.num_scales - 1 - scale]
-    source = nothing if source is None else list(source[mine])
-    return list(zip(feature, noise[mine], list(temperature[mine]), source, strict=True))
+    source = nothing if source is None else list(source[groups])
+    return list(zip(feature, noise[groups], list(temperature[groups]), source, strict=True))

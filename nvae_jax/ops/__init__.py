@@ -1,1 +1,1 @@
-"""What runs where: `interface` says what there is, `choice` who gets which."""
+"""Operations, implemented for each platform: `interface` defines them, `choice` selects one."""

@@ -1,4 +1,4 @@
-"""Operations of programs that are lowered for several platforms at once, such as exported ones."""
+"""Operations for programs that are lowered for several platforms at once, such as exported ones."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +13,8 @@ from nvae_jax.ops.portable import Portable
 
 @dataclass(frozen=True)
 class MultiPlatform(Portable):
-    """What `Cpu` has where a program is lowered for CPUs, and what `Portable` has elsewhere. Not to
-    be differentiated."""
+    """Uses `Cpu` where a program is lowered for CPUs, and `Portable` elsewhere. It cannot be
+    differentiated."""
 
     def depthwise_conv(self, x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
         return _by_platform("depthwise_conv", x, kernel, options)

@@ -1,6 +1,6 @@
-"""Which operations a run gets, by the name that its config gives them and by its devices.
+"""Chooses the implementation of operations by its name in the config and by the devices.
 
-To add some: a folder with a class of `Ops` and a row in `IMPLEMENTATIONS`.
+To add one, write a subclass of `Ops` in a folder of its own and add a row to `IMPLEMENTATIONS`.
 """
 
 import importlib
@@ -20,10 +20,10 @@ class Implementation:
     """A class of operations, and where it runs.
 
     Attributes:
-      path: of its module and its name there; imported only where it is chosen.
-      platform: of JAX's devices; None: any.
-      alone: whether on a single device only.
-      slowdown: what a run without it loses, to be said where it could have been had.
+      path: (module, name of the class); it is imported only when it is used.
+      platform: platform of the devices that it runs on; None means any.
+      alone: whether it runs only on a single device.
+      slowdown: what running without it costs, for a warning if it is not available.
     """
 
     path: tuple[str, str]
@@ -32,22 +32,22 @@ class Implementation:
     slowdown: str = ""
 
     def supports(self, devices: Sequence[Any]) -> bool:
-        """Whether it runs on these devices; what runs anywhere suits an empty list too."""
+        """Whether it runs on these devices; an empty list stands for any devices."""
         platforms = {device.platform for device in devices}
         fits = self.platform is None or platforms == {self.platform}
         return fits and (len(devices) == 1 or not self.alone)
 
     def where(self) -> str:
-        """Where it runs, in words."""
+        """Describes where it runs, for messages."""
         return f"{'one' if self.alone else 'any'} {str(self.platform).upper()} device"
 
     def make(self) -> Ops:
-        """Imports and makes the operations."""
+        """Imports the class and makes an instance."""
         module, name = self.path
         return getattr(importlib.import_module(f"nvae_jax.ops.{module}"), name)()
 
 
-# From the slowest to the fastest.
+# {name in the config: implementation}, from the slowest to the fastest
 IMPLEMENTATIONS = {
     "portable": Implementation(("portable", "Portable")),
     "cpu": Implementation(("cpu", "Cpu"), "cpu"),
@@ -65,14 +65,14 @@ NAMES = (AUTO, *IMPLEMENTATIONS)
 
 
 def choose(name: str, devices: Sequence[Any]) -> Ops:
-    """The `Ops` that a config calls `name`, for these devices.
+    """Returns the `Ops` named in a config, for these devices.
 
     Args:
-      name: one of `NAMES`; "auto" takes the fastest that the devices can have.
-      devices: a sequence; () gives what runs anywhere.
+      name: one of `NAMES`; "auto" chooses the fastest one that runs on the devices.
+      devices: the devices; () stands for any devices.
 
     Raises:
-      ValueError: the devices cannot have it; the message says why.
+      ValueError: if it does not run on the devices; the message says why.
     """
     if name != AUTO:
         if problem := _problem(name, devices):
@@ -84,16 +84,16 @@ def choose(name: str, devices: Sequence[Any]) -> Ops:
             if not ops.problem():
                 return ops
             _report_slowdown(one.slowdown, ops.problem())
-    raise AssertionError("Portable suits all devices and has no problem")
+    raise AssertionError("Portable runs on all devices")
 
 
 def runs(name: str, devices: Sequence[Any]) -> bool:
-    """Whether `choose` can give the devices what a config calls `name`."""
+    """Whether the implementation named in a config runs on these devices."""
     return name not in IMPLEMENTATIONS or not _problem(name, devices)
 
 
 def _problem(name, devices):
-    """What keeps the devices from having one of `IMPLEMENTATIONS`, in words, or None."""
+    """Explains why one of `IMPLEMENTATIONS` does not run on the devices; None if it does."""
     one = IMPLEMENTATIONS[name]
     if devices and not one.supports(devices):
         return f"it runs on {one.where()}, not on {len(devices)} ({devices[0].platform})"
@@ -102,5 +102,5 @@ def _problem(name, devices):
 
 @cache
 def _report_slowdown(what, problem):
-    """Says so once; on the only device there is, so in one process only."""
+    """Warns once."""
     logging.warning("%s: %s", what, problem)

@@ -1,4 +1,4 @@
-"""Options of the compiler, by platform; for `jax.jit(..., compiler_options=options(platform))`."""
+"""Compiler options by platform, for `jax.jit(..., compiler_options=options(platform))`."""
 
 import os
 from functools import cache
@@ -6,26 +6,26 @@ from typing import Any
 
 import jax
 
-# XLA's CPU backend hands matrix products, reductions and single convolutions to a library. For
-# convolutions its own kernels are up to three times faster (gradients at 16x16 and 32x32).
+# XLA's CPU backend calls a library for matrix products, reductions and single convolutions. For
+# convolutions XLA's own kernels are up to three times faster (gradients at 16x16 and 32x32).
 CPU = {
     "xla_cpu_experimental_ynn_fusion_type": ",".join(
         f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "INDIVIDUAL_DOT", "REDUCE")
     ),
-    # Where there are such registers; depthwise convolutions run a fifth faster with them.
+    # On processors with such registers depthwise convolutions run a fifth faster.
     "xla_cpu_prefer_vector_width": 512,
-    # As fast as with LLVM's level 3, and a tenth less to wait for.
+    # Programs are as fast as with LLVM's level 3, and compile in a tenth less time.
     "xla_backend_optimization_level": 1,
 }
 
-# Not by way of MLIR. Without the C++ kernels a training step is thousands of small loops: emitted
-# directly they run as fast, and take a seventh less time to compile.
-_DIRECTLY = {"xla_cpu_use_fusion_emitters": False}
-CPU_PORTABLE = {**CPU, **_DIRECTLY}
-CPU_RUNS_ONCE = {"xla_backend_optimization_level": 0, **_DIRECTLY}
+# Without the C++ kernels a training step consists of thousands of small loops. Emitted directly
+# instead of via MLIR, they run as fast and compile in a seventh less time.
+_WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False}
+CPU_PORTABLE = {**CPU, **_WITHOUT_MLIR}
+CPU_RUNS_ONCE = {"xla_backend_optimization_level": 0, **_WITHOUT_MLIR}
 
-# What accelerators want beside their compilers' defaults: nothing that was seen to pay so far.
-# Each entry says what it was seen to do, measured by benchmarks/accelerator.py --variant=….
+# For accelerators no option has been measured to help so far. An entry must say what it was
+# measured to gain (benchmarks/accelerator.py --variant=…).
 GPU, GPU_RUNS_ONCE = {}, {}
 TPU = {}
 
@@ -34,13 +34,15 @@ TPU = {}
 def options(
     platform: str, *, runs_once: bool = False, unrolled: bool = False
 ) -> dict[str, Any] | None:
-    """The options of a platform ("cpu", "gpu", "tpu") that this version of XLA knows; None where
-    that leaves none. What XLA_FLAGS sets stays as it is set there.
+    """Returns the compiler options of a platform that this version of XLA supports, or None.
+
+    Options that XLA_FLAGS sets are left out, so that XLA_FLAGS takes precedence.
 
     Args:
-      platform: where the program runs.
-      runs_once: whether its compilation takes longer than its run.
-      unrolled: whether it is thousands of small loops, as a training step without C++ kernels is.
+      platform: "cpu", "gpu" or "tpu".
+      runs_once: whether compiling the program takes longer than running it.
+      unrolled: whether it consists of thousands of small loops, like a training step without C++
+        kernels.
     """
     usual, if_unrolled, if_once = {
         "cpu": (CPU, CPU_PORTABLE, CPU_RUNS_ONCE),

@@ -1,7 +1,7 @@
-"""What differs by platform: the operations that models and their penalties are made of.
+"""The interface of operations with an implementation per platform.
 
-`portable` has all of them in plain JAX. A platform's folder has a class of its own that puts faster
-ones in their place, and can be deleted: `choice` decides which of them a run gets.
+`portable` implements all of them in plain JAX. The folder of a platform has a class with faster
+implementations of some, and can be deleted. `choice` decides which class a run uses.
 """
 
 from abc import ABC, abstractmethod
@@ -16,19 +16,19 @@ from nvae_jax.ops import compiler
 
 
 class Ops(ABC):
-    """The operations. Arrays are float32 or bfloat16 and sums are accumulated in float32.
+    """The operations. Arrays are float32 or bfloat16, and sums are accumulated in float32.
 
-    Instances are hashable and equal where they do the same: modules have them as an attribute.
-    Everything can be differentiated, mapped by `vmap`, and is compiled in the function that calls.
-    `precision` is that of products, as in `lax.dot`.
+    Instances are hashable, and equal if they compute the same, because modules have them as an
+    attribute. All operations support differentiation, `vmap` and `jit`. `precision` is the
+    precision of products, as in `lax.dot`.
     """
 
     def problem(self) -> str | None:
-        """Why these operations cannot run on this machine, as a phrase, or None."""
+        """Explains in a phrase why these operations cannot run here; None if they can."""
         return None
 
     def compiler_options(self, platform: str) -> dict[str, Any] | None:
-        """Compiler options of a training step made of these operations; see `compiler.options`."""
+        """The compiler options of a training step with these operations; see `compiler.options`."""
         return compiler.options(platform, unrolled=True)
 
     @abstractmethod
@@ -40,7 +40,8 @@ class Ops(ABC):
         Args:
           x: (B, H, W, C).
           kernel: (k, k, C, O), k odd, dtype of x.
-          stride: in both directions. The padding does not depend on it.
+          stride: stride in both directions. The padding does not depend on it.
+          precision: precision of products.
 
         Returns:
           (B, ceil(H / stride), ceil(W / stride), O), dtype of x.
@@ -55,20 +56,22 @@ class Ops(ABC):
         Args:
           x: (B, H, W, C).
           kernel: (k, k, 1, C), k odd.
-          stride: 1 or 2, in both directions. The padding does not depend on it.
+          stride: stride in both directions, 1 or 2. The padding does not depend on it.
+          precision: precision of products.
 
         Returns:
           (B, ceil(H / stride), ceil(W / stride), C), dtype of x.
 
         Raises:
-          ValueError: for shapes or a stride other than these.
+          ValueError: for other shapes or strides.
         """
 
     @abstractmethod
     def upsample_depthwise_conv(
         self, x: jax.Array, kernel: jax.Array, *, precision: PrecisionLike = None
     ) -> jax.Array:
-        """`depthwise_conv` of x repeated twice along H and W, (B, 2 H, 2 W, C)."""
+        """Applies `depthwise_conv` to x with each pixel repeated in a 2×2 block; returns
+        (B, 2 H, 2 W, C)."""
 
     @abstractmethod
     def batch_norm(
@@ -87,15 +90,16 @@ class Ops(ABC):
 
         Args:
           x: (..., C).
-          scale, bias: (C,), float32.
-          epsilon: added to the variance.
-          activation: applied to what is normalised; None: nothing.
-          center: (C,), about where the mean is, such as a running mean: mean and variance are sums
-            of one pass over x - center, of which nothing cancels then. None: 0.
+          scale: (C,), float32.
+          bias: (C,), float32.
+          epsilon: constant added to the variance.
+          activation: activation function, or None.
+          center: (C,), an estimate of the mean, such as the running mean. Mean and variance are
+            computed in one pass over x - center, which avoids cancellation. None stands for 0.
 
         Returns:
-          (..., C), dtype of x; the mean (C,) and the biased variance (C,), through which no
-          gradient passes.
+          the normalised array (..., C), dtype of x; the mean (C,) and the biased variance (C,),
+          through which no gradient passes.
         """
 
     @abstractmethod
@@ -108,14 +112,18 @@ class Ops(ABC):
         scale: float,
         precision: PrecisionLike = None,
     ) -> jax.Array:
-        """skip + scale · x · gate: squeeze and excitation (Hu et al. 2018) in a residual sum.
+        """Returns skip + scale · x · gate, a residual sum with squeeze and excitation (Hu et al.
+        2018).
+
+        The gate is sigmoid(relu(m · K + b) · K' + b'), where m is the mean of x over H and W.
 
         Args:
-          skip, x: (B, H, W, C).
+          skip: (B, H, W, C).
+          x: (B, H, W, C).
           reduce: (K (C, R), b (R,)), float32.
-          expand: (K' (R, C), b' (C,)), float32. The gate is sigmoid(relu(means · K + b) · K' + b')
-            of the means of x over H and W.
+          expand: (K' (R, C), b' (C,)), float32.
           scale: a number.
+          precision: precision of products.
 
         Returns:
           (B, H, W, C), dtype of x.
@@ -132,16 +140,18 @@ class Ops(ABC):
         upsample: bool = False,
         precision: PrecisionLike = None,
     ) -> jax.Array:
-        """The body of an inverted residual cell whose statistics are fixed: norm, 1×1 convolution,
-        norm, swish, depthwise convolution, norm, swish, 1×1 convolution, norm (paper, section 3.1,
-        figure 3a).
+        """Applies the body of an inverted residual cell with fixed batch-norm statistics.
+
+        It consists of norm, 1×1 convolution, norm, swish, depthwise convolution, norm, swish, 1×1
+        convolution and norm (paper, section 3.1, figure 3a).
 
         Args:
           x: (B, H, W, C).
           kernels: (1, 1, C, E), (k, k, 1, E) with k odd, and (1, 1, E, O), dtype of x.
-          norms: four pairs (gain, shift) of vectors, float32: gain · x + shift.
-          stride: of the depthwise convolution, 1 or 2.
-          upsample: the depthwise convolution sees its input doubled by nearest neighbours.
+          norms: four pairs (gain, shift) of vectors, float32; a norm is gain · x + shift.
+          stride: stride of the depthwise convolution, 1 or 2.
+          upsample: whether to upsample the depthwise convolution's input by nearest neighbours.
+          precision: precision of products.
 
         Returns:
           (B, H', W', O), dtype of x.
@@ -151,12 +161,12 @@ class Ops(ABC):
     def weight_norm(
         self, kernels: Sequence[jax.Array], log_scales: Sequence[jax.Array]
     ) -> list[jax.Array]:
-        """exp(log_scale) · v / (‖v‖ + 1e-5), the norm being that of each output channel (Salimans &
-        Kingma 2016, with the log of the scale as parameter).
+        """Returns exp(log_scale) · v / (‖v‖ + 1e-5) for each kernel v, with the norm of each output
+        channel (Salimans & Kingma 2016, but with a log-scale as parameter).
 
         Args:
-          kernels: a list of v (k, k, in, out), stacked ones with a leading axis; float32.
-          log_scales: a list of (out,), stacked ones with a leading axis.
+          kernels: a list of float32 (k, k, in, out), or stacks of them with a leading axis.
+          log_scales: a list of (out,), or stacks of them with a leading axis.
 
         Returns:
           a list of arrays in the shapes of the kernels.
@@ -166,29 +176,29 @@ class Ops(ABC):
     def spectral_penalty(
         self, kernels: Any, vectors: Mapping[str, jax.Array], rounds: int
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
-        """The sum of all convolutions' largest singular values, as (out × rest) matrices (paper,
-        section 3.2), by power iteration in full float32.
+        """Computes the sum of the largest singular values of all convolutions, as (out × rest)
+        matrices (paper, section 3.2), by power iteration in full float32.
 
         Args:
-          kernels: from `models.kernels.effective_kernels`, (k, k, in, out), stacked or not.
-          vectors: what the last step left, or `regularizers.init_spectral_vectors`.
-          rounds: of power iteration, at least 1.
+          kernels: kernels from `models.kernels.effective_kernels`, (k, k, in, out), stacked or not.
+          vectors: vectors from the previous step, or from `regularizers.init_spectral_vectors`.
+          rounds: number of rounds of power iteration, at least 1.
 
         Returns:
-          the penalty, with gradient through the kernels only; the kernels, to be used from here on
-          (the gradient of the penalty is added to that of what they are used for); the new vectors.
+          the penalty, whose gradient passes through the kernels only; the kernels, which the model
+          must use instead of the argument, so that both gradients are added; the new vectors.
         """
 
     @abstractmethod
     def unstack(self, tree: Any, length: int) -> list[Any]:
-        """The `length` entries of a tree of arrays with a leading axis, as a list of trees."""
+        """Splits a tree of arrays with a leading axis of size `length` into a list of trees."""
 
     @abstractmethod
     def global_norm(self, tree: Any) -> jax.Array:
-        """The Euclidean norm of all entries of a tree of arrays."""
+        """The Euclidean norm, (), of all entries of a tree of arrays together."""
 
     @abstractmethod
     def optimizer_step(
         self, optimizer: Any, gradients: Any, state: Any, params: Any, accept: ArrayLike
     ) -> tuple[Any, Any]:
-        """A step of an `optim.Optimizer`: (params, state), the old ones where not `accept`."""
+        """Applies an `optim.Optimizer`; returns (params, state), the old ones unless `accept`."""

@@ -1,1 +1,1 @@
-"""What training needs on devices that are not there: memory, arithmetic, communication."""
+"""Plans training on devices that this machine does not have: memory, operations, communication."""

@@ -1,4 +1,4 @@
-"""Counts the collectives in the text of a compiled program: what devices send each other."""
+"""Counts the collectives of a compiled program, the communication between devices."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,19 +13,19 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-SMALL = 64 * 1024  # bytes: below, the time of a collective is its latency
+SMALL = 64 * 1024  # bytes; the time of a smaller collective is its latency
 
 
 @dataclass
 class Collectives:
-    """Collectives of one run of a program on one device, by kind.
+    """Collectives of one execution of a program on one device, by kind.
 
     Attributes:
-      count: how many.
-      bytes: size of their results.
-      small: how many have results below `SMALL` bytes.
-      uncounted_loops: loops that hold collectives and do not say how often they run; once is
-        counted.
+      count: number of collectives.
+      bytes: total size of their results.
+      small: number of collectives with results below `SMALL` bytes.
+      uncounted_loops: number of loops with collectives whose number of iterations is unknown; they
+        are counted as one iteration.
     """
 
     count: Counter = field(default_factory=Counter)
@@ -35,10 +35,11 @@ class Collectives:
 
 
 def count_collectives(program: Program) -> Collectives:
-    """Counts the collectives of a program; the body of a loop counts as often as it runs.
+    """Counts the collectives of a program; the body of a loop is counted for each iteration.
 
-    Of an asynchronous pair the end is counted. Of branches, of which one runs, all are. What TPUs'
-    compiler splits over several fusions, to compute meanwhile, is one.
+    Of an asynchronous pair the end is counted. All branches are counted, although only one runs. A
+    collective that the TPU compiler splits over several fusions, to overlap it with computation, is
+    counted once.
     """
     total = Collectives()
     _add(total, program, program.entry, times=1, chains=set())
@@ -46,7 +47,7 @@ def count_collectives(program: Program) -> Collectives:
 
 
 def _add(total, program, name, times, chains):
-    """Adds a computation's collectives, and whether there were any."""
+    """Adds a computation's collectives to `total` and returns whether there were any."""
     found = False
     for instruction in program.computations.get(name, {}).values():
         base = instruction.operation.removesuffix("-done")
@@ -61,7 +62,7 @@ def _add(total, program, name, times, chains):
             total.small[base] += times * (instruction.bytes < SMALL)
             continue
         if instruction.operation.endswith(("-done", "-update")):
-            continue  # names the computation that its start has named
+            continue  # refers to the same computation as its start
         trips = program.trips(instruction) if instruction.operation == "while" else 1
         inner = times * (trips or 1)
         within = [_add(total, program, callee, inner, chains) for callee in instruction.callees]

@@ -1,4 +1,5 @@
-"""Compiles a config's training step for GPUs or TPUs that need not exist, and reports on it."""
+"""Compiles a config's training step for GPUs or TPUs that this machine need not have, and reports
+memory, collectives and kernels."""
 
 import re
 import time
@@ -16,16 +17,16 @@ from nvae_jax.planning.topology import Topology
 
 @dataclass(frozen=True)
 class Compiled:
-    """One device's share of a compiled step.
+    """A compiled step on one device.
 
     Attributes:
       arguments: bytes of state and images.
       outputs: bytes of the new state and the metrics.
-      aliased: bytes of outputs that take the place of arguments.
-      temporaries: bytes in between.
+      aliased: bytes of outputs that overwrite arguments.
+      temporaries: bytes of temporary arrays.
       collectives: `Collectives`.
-      kernels: `KernelCounts`; of meaning on GPUs only.
-      seconds: that it took to compile.
+      kernels: `KernelCounts`, for GPUs only.
+      seconds: time to compile it.
     """
 
     arguments: int
@@ -38,20 +39,20 @@ class Compiled:
 
     @property
     def total(self) -> int:
-        """Bytes of memory that a device needs."""
+        """The memory that a device needs, in bytes."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 class OutOfMemory(Exception):
-    """The compiler could not place the program in a device's memory; the message is its own."""
+    """The program does not fit a device's memory; the message is the compiler's."""
 
 
 def compile_step(config: ConfigDict, topology: Topology) -> Compiled:
-    """Compiles a config's training step for a topology and returns what a device needs for it.
+    """Compiles a config's training step for a topology.
 
     Raises:
-      ValueError: a bad config, no compiler, or one that fails.
-      OutOfMemory: the compiler found no room.
+      ValueError: for an invalid config, or if there is no compiler or it fails.
+      OutOfMemory: if the program does not fit the memory.
     """
     lowered = _lower_step(config, topology)
     start = time.monotonic()
@@ -60,10 +61,10 @@ def compile_step(config: ConfigDict, topology: Topology) -> Compiled:
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise OutOfMemory(str(error)) from error
-        raise ValueError(f"the compiler for {topology.name} fails: {error}") from error
+        raise ValueError(f"the compiler for {topology.name} failed: {error}") from error
     seconds = time.monotonic() - start
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory and text  # which not every backend gives, but those of GPUs and TPUs do
+    assert memory and text  # available for GPUs and TPUs, though not for every backend
     program = hlo.parse(text)
     return Compiled(
         arguments=memory.argument_size_in_bytes,
@@ -79,37 +80,38 @@ def compile_step(config: ConfigDict, topology: Topology) -> Compiled:
 def _lower_step(config, topology):
     config = estimate.planning_config(config)
     experiment = build.build(config, topology.devices())
-    size, parts = experiment.loop.batch_size, experiment.loop.accumulation_steps
-    sharding.check_batch_size(experiment.mesh, size, "train.batch_size", parts)
+    size, micro_batches = experiment.loop.batch_size, experiment.loop.accumulation_steps
+    sharding.check_batch_size(experiment.mesh, size, "train.batch_size", micro_batches)
     step = experiment.train_step()
     traced = step.trace(experiment.abstract_state(), experiment.abstract_images())
     return traced.lower(lowering_platforms=(topology.platform,))
 
 
 def report(config: ConfigDict, topology: Topology) -> tuple[list[str], bool]:
-    """What the compiler of a topology says of a config's training step.
+    """Compiles a config's training step for a topology and reports what the compiler says.
 
     Returns:
-      (lines of text, whether a device has room).
+      (lines of text, whether it fits a device's memory).
 
     Raises:
-      ValueError: a bad config, a batch that the devices cannot share, or no compiler that succeeds.
+      ValueError: for an invalid config, a batch that cannot be divided among the devices, or if
+        there is no compiler or it fails.
     """
     images = config.train.batch_size / topology.num_devices
     lines = [
         f"{topology.name}: {topology.num_devices} devices of {topology.hbm / GB:.1f} GB, "
-        f"{images:g} images a device, {config.model.dtype}, remat {config.model.remat}"
+        f"{images:g} images per device, {config.model.dtype}, remat {config.model.remat}"
     ]
     try:
         step = compile_step(config, topology)
     except OutOfMemory as error:
         return [*lines, f"cannot fit: {_first_line(error)}"], False
-    fits = step.total <= topology.hbm  # the GPUs' compiler does not refuse
+    fits = step.total <= topology.hbm  # the GPU compiler raises no error if it does not
     lines += [
-        f"GB a device: arguments {step.arguments / GB:.2f}, temporaries "
-        f"{step.temporaries / GB:.2f}, outputs beside the arguments "
-        f"{(step.outputs - step.aliased) / GB:.2f}; in all {step.total / GB:.2f}: "
-        f"{'there is room' if fits else 'cannot fit'}",
+        f"GB per device: arguments {step.arguments / GB:.2f}, temporaries "
+        f"{step.temporaries / GB:.2f}, outputs that overwrite no argument "
+        f"{(step.outputs - step.aliased) / GB:.2f}; in total {step.total / GB:.2f}: "
+        f"{'it fits' if fits else 'cannot fit'}",
         *_collective_lines(step.collectives),
         *_kernel_lines(step.kernels, topology),
         f"compiled in {step.seconds:.0f} s",
@@ -123,10 +125,10 @@ def _first_line(error):
 
 
 def _collective_lines(collectives):
-    lines = ["collectives a step:" + ("" if collectives.count else " none")]
+    lines = ["collectives per step:" + ("" if collectives.count else " none")]
     lines += [
-        f"  {kind}: {collectives.count[kind]:,}, {collectives.bytes[kind] / 1e6:,.1f} MB; of them "
-        f"{collectives.small[kind]:,} below {SMALL // 1024} KiB"
+        f"  {kind}: {collectives.count[kind]:,}, {collectives.bytes[kind] / 1e6:,.1f} MB; "
+        f"{collectives.small[kind]:,} of them below {SMALL // 1024} KiB"
         for kind in sorted(collectives.count)
     ]
     if collectives.uncounted_loops:
@@ -135,12 +137,12 @@ def _collective_lines(collectives):
 
 
 def _kernel_lines(kernels, topology):
-    """Of GPUs: a TPU's compiler says no more than what its cores do, one after the other."""
+    """Describes the kernels of a step; only for GPUs, because TPU programs have no kernels."""
     if topology.platform != "cuda":
         return []
     moving, launching = topology.seconds(kernels)
     lines = [
-        f"kernels a step: {kernels.count:,}, which read and write {kernels.bytes / GB:.1f} GB: "
+        f"kernels per step: {kernels.count:,}, which read and write {kernels.bytes / GB:.1f} GB: "
         f"{1e3 * moving:.1f} ms for the bytes and {1e3 * launching:.1f} ms for launching"
     ]
     if kernels.uncounted_loops:

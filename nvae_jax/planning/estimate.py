@@ -1,4 +1,4 @@
-"""What training with a config needs on each device, judged from the traced step alone."""
+"""Estimates the memory and operations of training on each device from the traced step."""
 
 import math
 from dataclasses import dataclass
@@ -13,30 +13,30 @@ from nvae_jax import build, sharding
 from nvae_jax.planning.flops import count_flops
 from nvae_jax.planning.liveness import peak_bytes
 
-# Programs are traced once, with a batch that is prime and larger than any other dimension: what
-# grows with the batch are the arrays whose size it divides.
+# Programs are traced once, with a prime batch size larger than any other dimension. Arrays whose
+# size it divides are those that grow with the batch.
 EXAMPLES = 10_007
 GB = 1e9  # bytes
 
 
 class Setting(NamedTuple):
-    """The settings that decide how much memory training takes."""
+    """The settings that determine the memory of training."""
 
     dtype: str
     remat: str
     fsdp: int
-    parts: int  # accumulation steps
+    micro_batches: int  # train.accumulation_steps
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What one device needs to train with a setting.
+    """The memory that one device needs to train with a setting.
 
     Attributes:
-      state: bytes of parameters, optimiser and statistics.
-      activations: bytes of arrays that grow with the batch, when most are alive.
-      peak: bytes of all arrays beside the state (activations, gradients, casts of parameters),
-        when most are alive; that may be another moment.
+      state: bytes of parameters, optimiser state and statistics.
+      activations: peak bytes of arrays that grow with the batch.
+      peak: peak bytes of all arrays besides the state (activations, gradients, casts of
+        parameters), possibly at another time.
     """
 
     state: int
@@ -45,7 +45,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Bytes of state and of all other arrays together."""
+        """The total memory in bytes."""
         return self.state + self.peak
 
 
@@ -53,7 +53,7 @@ class Estimator:
     """Estimates for one config; every combination of dtype and remat is traced once.
 
     Raises:
-      ValueError: a bad config, or one whose image shape is that of its data.
+      ValueError: if the config is not valid, or does not contain the image shape.
     """
 
     def __init__(self, config: ConfigDict):
@@ -65,21 +65,21 @@ class Estimator:
 
     @property
     def num_params(self) -> int:
-        """How many numbers are trained."""
+        """The number of trained parameters."""
         return sum(math.prod(p.shape) for p in jax.tree.leaves(self.state.params))
 
     def need(self, setting: Setting, devices: int) -> MemoryEstimate:
-        """The memory that each of so many devices needs with a setting.
+        """Estimates the memory that each of `devices` devices needs with a setting.
 
         Raises:
-          ValueError: the devices do not share the batch evenly.
+          ValueError: if the batch cannot be divided among the devices.
         """
         mesh = planned_mesh(devices, setting.fsdp)
-        sharding.check_batch_size(mesh, self._images, "train.batch_size", setting.parts)
-        examples = self._images // (mesh.size * setting.parts)
+        sharding.check_batch_size(mesh, self._images, "train.batch_size", setting.micro_batches)
+        examples = self._images // (mesh.size * setting.micro_batches)
         traced = (setting.dtype, setting.remat, examples)
-        # Parts of a batch: the sum of their gradients is one array more a parameter.
-        sums = bytes_on_device(self.state.params, mesh) if setting.parts > 1 else 0
+        # With micro-batches, the sum of their gradients needs a further array per parameter.
+        sums = bytes_on_device(self.state.params, mesh) if setting.micro_batches > 1 else 0
         return MemoryEstimate(
             state=bytes_on_device(self.state, mesh),
             activations=self._peak(*traced, fixed=0),
@@ -87,18 +87,20 @@ class Estimator:
         )
 
     def _gathered(self, setting, mesh):
-        """Bytes of whole kernels that are kept to the backward pass. Where convolutions' inputs are
-        computed again there, kernels are gathered again, a few at a time."""
+        """Bytes of gathered kernels that are stored for the backward pass.
+
+        With rematerialisation, kernels are gathered again there, only a few at a time.
+        """
         if setting.remat != "none":
             return 0
-        shared = (p for p in jax.tree.leaves(self.state.params) if sharding.is_shared(mesh, p))
-        return sum(p.size for p in shared) * jax.numpy.dtype(build.DTYPES[setting.dtype]).itemsize
+        sharded = (p for p in jax.tree.leaves(self.state.params) if sharding.is_sharded(mesh, p))
+        return sum(p.size for p in sharded) * jax.numpy.dtype(build.DTYPES[setting.dtype]).itemsize
 
     def flops(self, setting: Setting, devices: int) -> int:
-        """Floating-point operations that each device does in a training step."""
-        examples = self._images // (devices * setting.parts)
+        """The number of floating-point operations of each device per training step."""
+        examples = self._images // (devices * setting.micro_batches)
         jaxpr = self._trace(setting.dtype, setting.remat)
-        return setting.parts * count_flops(jaxpr, lambda n: rescaled(n, examples))
+        return setting.micro_batches * count_flops(jaxpr, lambda n: rescaled(n, examples))
 
     def _peak(self, dtype, remat, examples, fixed):
         return peak_bytes(
@@ -120,14 +122,15 @@ class Estimator:
 
 
 def planning_config(config: ConfigDict) -> ConfigDict:
-    """A copy of the config to plan with: latent groups run in loops, as they do on accelerators.
+    """Returns a copy of the config for planning, in which latent groups run in loops, as on
+    accelerators.
 
     Raises:
-      ValueError: the image shape is not in the config.
+      ValueError: if the config does not contain the image shape.
     """
     if not (config.data.image_size and config.data.channels):
         raise ValueError(
-            "the config takes its image shape from the data; to plan, give it: for example "
+            "the config takes its image shape from the data; for planning set it, for example "
             "--config.data.image_size=64 --config.data.channels=3"
         )
     config = build.resolve(config).copy_and_resolve_references()
@@ -136,13 +139,13 @@ def planning_config(config: ConfigDict) -> ConfigDict:
 
 
 def planned_mesh(devices: int, fsdp: int, data: int = -1) -> AbstractMesh:
-    """A mesh of so many devices, none of which has to exist."""
+    """Makes an abstract mesh of so many devices, which need not exist."""
     shape = sharding.mesh_shape(sharding.MeshSettings(data, fsdp), devices)
     return AbstractMesh(shape, sharding.AXES)
 
 
 def bytes_on_device(arrays: Any, mesh: Mesh | AbstractMesh) -> int:
-    """Bytes on each device of a mesh, of a tree of arrays sharded as a training state is."""
+    """The size in bytes, on each device of a mesh, of a tree of arrays sharded like a state."""
     placed = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(s.shard_shape(a.shape), a.dtype),
         arrays,
@@ -157,9 +160,12 @@ def num_bytes(array: jax.ShapeDtypeStruct) -> int:
 
 
 def rescaled(count: int, examples: int, fixed: float = 1) -> int:
-    """Bytes or operations of a program traced with `EXAMPLES` examples, as they are for `examples`.
+    """Converts bytes or operations from a program traced with `EXAMPLES` examples to `examples`.
 
-    `fixed` multiplies what does not grow with the number of examples.
+    Args:
+      count: the number for the traced program.
+      examples: number of examples.
+      fixed: factor of numbers that do not grow with the number of examples.
     """
     per_example, rest = divmod(count, EXAMPLES)
     return int(count * fixed) if rest else per_example * examples

@@ -1,4 +1,4 @@
-"""Floating-point operations of a traced program: its convolutions and matrix products."""
+"""Counts the floating-point operations of a traced program: convolutions and matrix products."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,16 +8,16 @@ from jax.extend import core
 
 
 def count_flops(jaxpr: core.Jaxpr | core.ClosedJaxpr, rescaled: Callable[[int], int] = int) -> int:
-    """Multiplications and additions, two a product; everything else is not counted.
+    """Counts the multiplications and additions of products; other operations are not counted.
 
     Args:
-      jaxpr: of `jax.make_jaxpr(f)(...)` or `jax.jit(f).trace(...)`. Of `Experiment.portable`: what
-        kernels in C++ or Pallas do is not seen.
-      rescaled: applied to the operations of each product.
+      jaxpr: the jaxpr from `jax.make_jaxpr(f)(...)` or `jax.jit(f).trace(...)`. Use
+        `Experiment.portable`, because operations of C++ and Pallas kernels are not counted.
+      rescaled: function applied to the number of operations of each product.
 
     Returns:
-      an integer. Of branches, the one with most is counted: of a choice by platform, that is the
-      one that calls the library. A loop whose length the program does not say counts once.
+      the number of operations. Of several branches, the one with the most operations is counted. A
+      loop of unknown length is counted as one iteration.
     """
     return _count(getattr(jaxpr, "jaxpr", jaxpr), rescaled)
 
@@ -38,14 +38,14 @@ def _count(jaxpr, rescaled):
 
 
 def _dot(eqn):
-    """2 · |output| · |contracted axes|."""
+    """2 · |output| · |contracted axes|, the operations of a matrix product."""
     (contracted, _), _ = eqn.params["dimension_numbers"]
     shape = eqn.invars[0].aval.shape
     return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[a] for a in contracted)
 
 
 def _convolution(eqn):
-    """2 · |output| · products an output, less those with the zeros of a dilated input."""
+    """2 · |output| · products per output, without those with the zeros of a dilated input."""
     kernel, params = eqn.invars[1].aval.shape, eqn.params
     per_output = math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
     gaps = math.prod(params["lhs_dilation"])
@@ -53,7 +53,7 @@ def _convolution(eqn):
 
 
 def subprograms(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
-    """The jaxprs inside an equation: bodies of loops, branches, calls."""
+    """Yields the jaxprs inside an equation: bodies of loops, branches and calls."""
     for value in eqn.params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
             if isinstance(part, core.ClosedJaxpr):

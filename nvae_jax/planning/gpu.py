@@ -11,25 +11,25 @@ from jax.experimental import topologies
 from nvae_jax.planning.kernels import KernelCounts
 from nvae_jax.sharding import Devices
 
-ACHIEVED = 0.9  # of a card's bandwidth, by a large copy on an H100 and on an H200
-LAUNCH = 2.5e-6  # seconds that a kernel takes on an H100 beside what it reads and writes
+ACHIEVED = 0.9  # fraction of the bandwidth that a large copy reaches on an H100 and on an H200
+LAUNCH = 2.5e-6  # seconds for a kernel on an H100, in addition to its reads and writes
 
 
 @dataclass(frozen=True)
 class Card:
-    """A kind of GPU, by its maker's data sheet and XLA's descriptions of its targets.
+    """A GPU model, from NVIDIA's data sheet and XLA's target descriptions.
 
     Attributes:
-      name: in full.
-      capability: its CUDA compute capability, (major, minor).
-      cores: streaming multiprocessors.
-      lanes: float32 operations that each does in a clock.
-      clock: GHz.
-      memory: bytes.
-      bandwidth: of the memory, bytes a second.
-      cache: bytes of L2.
-      shared: bytes of shared memory, of a multiprocessor and of a block at most.
-      threads: of a multiprocessor, at most.
+      name: the full name.
+      capability: the CUDA compute capability, (major, minor).
+      cores: number of streaming multiprocessors.
+      lanes: float32 operations per clock of each multiprocessor.
+      clock: in GHz.
+      memory: in bytes.
+      bandwidth: of the memory, in bytes per second.
+      cache: size of the L2 cache in bytes.
+      shared: maximum bytes of shared memory per multiprocessor and per block.
+      threads: maximum number per multiprocessor.
     """
 
     name: str
@@ -83,13 +83,13 @@ _NAME = re.compile(r"(\w+)(?::(?:([1-9]\d*)x)?([1-9]\d*))?")
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs of one kind: as many on each of some hosts."""
+    """Hosts with the same number of GPUs of one model each."""
 
     kind: str
     hosts: int = 1
     per_host: int = 1
 
-    platform = "cuda"  # that programs are lowered for
+    platform = "cuda"  # the platform that programs are lowered for
 
     @property
     def name(self) -> str:
@@ -99,7 +99,7 @@ class Cluster:
 
     @property
     def card(self) -> Card:
-        """The kind of GPU."""
+        """The GPU model."""
         return CARDS[self.kind]
 
     @property
@@ -114,15 +114,15 @@ class Cluster:
 
     @property
     def compiler_options(self) -> dict[str, Any] | None:
-        """Options to compile without a GPU that kernels are timed on; None: XLA_FLAGS has them."""
+        """Options to compile without a GPU for autotuning; None if XLA_FLAGS sets them."""
         known = "--xla_gpu_autotune_level=" in os.environ.get("XLA_FLAGS", "")
         return None if known else {"xla_gpu_autotune_level": 0}
 
     def devices(self) -> Devices:
-        """Devices to build a mesh of, which programs can be compiled for but not run on.
+        """Devices for a mesh. Programs can be compiled for them, but cannot run on them.
 
         Raises:
-          ValueError: JAX's CUDA plugin is not installed.
+          ValueError: if JAX's CUDA plugin is not installed.
         """
         if not any(
             e.name.startswith("xla_cuda") for e in metadata.entry_points(group="jax_plugins")
@@ -131,7 +131,7 @@ class Cluster:
                 "a GPU topology needs XLA's GPU compiler, which is not installed: "
                 "pip install 'nvae_jax[gpu]'"
             )
-        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # it would look for a driver
+        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # the check needs a driver
         return topologies.get_topology_desc(
             platform="cuda",
             target_config=target_config(self.card),
@@ -139,9 +139,9 @@ class Cluster:
         ).devices
 
     def seconds(self, kernels: KernelCounts) -> tuple[float, float]:
-        """Seconds that kernels take (to move their bytes, to be launched).
+        """Estimates how many seconds kernels take, as (to move their bytes, to be launched).
 
-        Their sum was within a fifth of what was measured on an H100.
+        The sum was within 20% of what was measured on an H100.
         """
         return kernels.bytes / (ACHIEVED * self.card.bandwidth), kernels.count * LAUNCH
 
@@ -155,7 +155,7 @@ def parse(name: str) -> Cluster | None:
 
 
 def target_config(card: Card) -> str:
-    """A `Card` as XLA's text format for it (GpuTargetConfigProto of stream_executor)."""
+    """A `Card` in XLA's text format (stream_executor's GpuTargetConfigProto)."""
     major, minor = card.capability
     return f"""
         gpu_device_info {{

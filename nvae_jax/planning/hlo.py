@@ -1,4 +1,4 @@
-"""The text of a compiled program (XLA's HLO), read into computations and their instructions."""
+"""Parses the text of a compiled program (XLA's HLO) into computations and their instructions."""
 
 import math
 import re
@@ -23,11 +23,11 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-      name: that other lines call its result by.
-      type: of the result, such as f32[8,4]{1,0} or a tuple of such.
-      operation: such as fusion.
-      rest: what follows its opening parenthesis: operands and attributes.
-      is_root: whether its result is that of the computation.
+      name: the name by which other lines refer to its result.
+      type: type of the result, such as f32[8,4]{1,0} or a tuple of types.
+      operation: for example fusion.
+      rest: the text after the opening parenthesis: operands and attributes.
+      is_root: whether its result is the result of the computation.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
-        """Names of the instructions whose results it takes."""
+        """Names of the instructions whose results are its operands."""
         return _OPERAND.findall(self.rest.partition(")")[0])
 
     @property
@@ -53,13 +53,13 @@ class Instruction:
 
     @property
     def branches(self) -> list[str]:
-        """Names of the computations of which it runs one."""
+        """Names of the computations of a conditional, of which one runs."""
         found = _BRANCHES.search(self.rest)
         return found[1].replace("%", "").split(", ") if found else _EITHER.findall(self.rest)
 
     @property
     def chain(self) -> str | None:
-        """What TPUs' compiler calls the parts of one collective by, where it has split it."""
+        """The id that the TPU compiler gives to all parts of a collective that it splits."""
         found = _CHAIN.search(self.rest)
         return found[1] if found else None
 
@@ -76,17 +76,17 @@ class Program:
 
     Attributes:
       computations: {name: {name: `Instruction`}}.
-      entry: the name of the one that runs first.
+      entry: the name of the computation that runs first.
     """
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
     def trips(self, loop: Instruction) -> int | None:
-        """How often a loop runs, or None where that is unknown.
+        """The number of iterations of a loop, or None if it is unknown.
 
-        The compiler says it, or it is the one constant that the loop's condition compares the
-        counter with: JAX's loops count up from 0.
+        Either the compiler wrote it into the program, or it is the only constant in the loop's
+        condition, with which the counter is compared: JAX's loops count up from 0.
         """
         if known := _TRIPS.search(loop.rest):
             return int(known[1])
@@ -102,7 +102,7 @@ def parse(text: str) -> Program:
     """Parses the text that `Compiled.as_text()` returns.
 
     Raises:
-      ValueError: it has no entry.
+      ValueError: if the text has no entry computation.
     """
     computations, entry, current = {}, None, None
     for line in text.splitlines():

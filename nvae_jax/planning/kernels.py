@@ -1,13 +1,13 @@
-"""Kernels that a compiled GPU program launches and bytes that they move, read out of its text."""
+"""Counts the kernels that a compiled GPU program launches, and the bytes that they move."""
 
 from dataclasses import dataclass
 
 from nvae_jax.planning.hlo import Program
 
-# What runs nothing on the device.
+# Operations that run nothing on the device.
 _FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all"}
 _FREE |= {"opt-barrier", "partition-id", "replica-id"}
-# What reads no more of its first operand than it gives.
+# Operations that read no more of their first operand than they return.
 _SLICES = {"slice", "dynamic-slice", "gather"}
 
 
@@ -16,10 +16,10 @@ class KernelCounts:
     """What one run of a program launches on one device.
 
     Attributes:
-      count: kernels, copies and calls of libraries.
-      bytes: of device memory that they read and write. Of an array that a loop takes a slice of,
-        or updates a slice of in place, the slice counts.
-      uncounted_loops: loops that do not say how often they run; once is counted.
+      count: number of kernels, copies and library calls.
+      bytes: how much device memory they read and write. If a loop reads a slice of an array, or
+        updates a slice in place, only the slice is counted.
+      uncounted_loops: loops with an unknown number of iterations; one iteration is counted.
     """
 
     count: int = 0
@@ -63,7 +63,7 @@ def _of(program, computation, instruction):
 
 
 def _bytes(computation, instruction):
-    """Moved by an operation that is a kernel of its own."""
+    """Bytes read and written by an operation that is a kernel by itself."""
     operands = [computation[name] for name in instruction.operands if name in computation]
     if instruction.operation in _SLICES:
         return 2 * instruction.bytes
@@ -84,7 +84,7 @@ def _fusion_bytes(body):
 
 
 def _results(body):
-    """The instructions that a fusion gives the results of."""
+    """The instructions whose results a fusion returns."""
     root = next(instruction for instruction in body.values() if instruction.is_root)
     return [body[name] for name in root.operands] if root.operation == "tuple" else [root]
 
@@ -97,7 +97,7 @@ def _written(body, result):
 
 
 def _read(body, users, instruction):
-    """Bytes of a fusion's argument that it reads."""
+    """How many bytes of one of its arguments a fusion reads."""
     total = 0
     for user in users[instruction.name]:
         first = user.operands[0] == instruction.name

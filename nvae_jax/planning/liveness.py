@@ -1,4 +1,4 @@
-"""How much memory a traced program needs, judged by which of its arrays are alive at once."""
+"""Estimates the memory of a traced program from which of its arrays are alive at the same time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,19 +13,16 @@ def peak_bytes(
     size: Callable[[Any], int],
     aliased: int = 0,
 ) -> int:
-    """The most memory that a program's own arrays take, its arguments not counted.
+    """Estimates the peak memory of a program in bytes, without its arguments.
 
-    It is judged as if every operation ran in the order in which it was traced and wrote its result
-    to memory. Compilers fuse operations, so that some results are never written; they also lay
-    arrays out with gaps, and run independent parts in another order.
+    The estimate assumes that the operations run in the order in which they were traced, and that
+    each writes its result to memory. Compilers fuse operations, so that some results are never
+    written; they also pad arrays, and run independent parts in another order.
 
     Args:
       jaxpr: of `jax.make_jaxpr(f)(...)` or `jax.jit(f).trace(...)`.
       size: maps an abstract array to bytes.
-      aliased: so many of the first results are written over arguments, and take nothing.
-
-    Returns:
-      bytes.
+      aliased: this number of results, the first ones, overwrite arguments and need no memory.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     in_place = {v for v in jaxpr.outvars[:aliased] if isinstance(v, core.Var)}
@@ -33,14 +30,14 @@ def peak_bytes(
 
 
 def _peak(jaxpr, size, in_place, known):
-    """`known` holds the peaks of subprograms, many of which occur often."""
+    """`known` caches the peaks of subprograms, many of which occur often."""
     dies = _last_uses(jaxpr)
     sizes, alive, peak = {}, 0, 0
     for position, eqn in enumerate(jaxpr.eqns):
         results = {v: 0 if v in in_place else size(v.aval) for v in eqn.outvars}
         written = sum(results.values())
         inside = max((_remembered(sub, size, known) for sub in subprograms(eqn)), default=0)
-        # What a call returns is among the arrays inside; a scan stacks what its body returns.
+        # The results of a call are among the arrays inside; a scan stacks the results of its body.
         needed = written + inside if eqn.primitive.name == "scan" else max(written, inside)
         peak = max(peak, alive + needed)
         sizes.update(results)
@@ -56,7 +53,7 @@ def _remembered(jaxpr, size, known):
 
 
 def _last_uses(jaxpr):
-    """{position of an equation: the variables of which it is the last use}."""
+    """{position of an equation: the variables that are used there for the last time}."""
     last = {}
     for position, eqn in enumerate(jaxpr.eqns):
         last.update({v: position for v in [*eqn.invars, *eqn.outvars] if isinstance(v, core.Var)})

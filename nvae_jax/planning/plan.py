@@ -1,6 +1,6 @@
-"""Whether a config fits devices that are not rented yet, how fast it may be, what to change.
+"""Estimates whether a config fits devices that need not be present, how fast it is, what to change.
 
-These are estimates; `compiled.report` asks the compiler of a device.
+The numbers are estimates; `compiled.report` takes them from the compiler of a device.
 """
 
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ from nvae_jax.planning.estimate import (
 )
 
 TERA = 1e12
-# What estimates fall short by: the compiler of TPUs took 1.1 to 1.3 times as much for five of the
-# six published configs, and 1.55 times for the sixth.
+# Estimates are too low: the TPU compiler needed 1.1 to 1.3 times as much memory for five of the six
+# published configs, and 1.55 times as much for the sixth.
 HEADROOM = 0.3
-MOST = 10**6  # devices, GB and TFLOP/s: more than there will be
+MAX = 10**6  # limit on devices, GB and TFLOP/s
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Budget:
     """The devices to train on.
 
     Attributes:
-      devices: how many.
-      hbm: GB (10^9 bytes) of memory each.
-      rate: TFLOP/s each, or None.
+      devices: their number.
+      hbm: memory of each in GB (10^9 bytes).
+      rate: TFLOP/s of each, or None.
     """
 
     devices: int
@@ -41,16 +41,16 @@ class Budget:
     rate: float | None = None
 
     def __post_init__(self):
-        if not 1 <= self.devices <= MOST:
-            raise ValueError(f"--devices must be at least 1 and at most {MOST}, not {self.devices}")
+        if not 1 <= self.devices <= MAX:
+            raise ValueError(f"--devices must be at least 1 and at most {MAX}, not {self.devices}")
         for flag, value, unit in (("hbm", self.hbm, "GB"), ("rate", self.rate, "TFLOP/s")):
-            if value is not None and not 0 < value <= MOST:
+            if value is not None and not 0 < value <= MAX:
                 raise ValueError(
-                    f"--{flag} must be a positive number of {unit}, at most {MOST}, not {value:g}"
+                    f"--{flag} must be a positive number of {unit}, at most {MAX}, not {value:g}"
                 )
 
     def fits(self, need: MemoryEstimate) -> bool:
-        """Whether a device has room for a `MemoryEstimate`, with `HEADROOM` to spare."""
+        """Whether a `MemoryEstimate` leaves `HEADROOM` of a device's memory free."""
         return need.total <= (1 - HEADROOM) * self.hbm * GB
 
 
@@ -58,14 +58,14 @@ def report(config: ConfigDict, budget: Budget) -> tuple[list[str], bool]:
     """Reports whether a config fits the devices, and with which settings it would.
 
     Args:
-      config: a ConfigDict; its data need not be there.
+      config: a ConfigDict; its data set is not read.
       budget: a `Budget`.
 
     Returns:
       (lines of text, whether any setting fits).
 
     Raises:
-      ValueError: a bad config, or a batch that the devices cannot share.
+      ValueError: for an invalid config, or a batch that cannot be divided among the devices.
     """
     requested = _requested(config, budget)
     estimator = Estimator(config)
@@ -78,7 +78,7 @@ def report(config: ConfigDict, budget: Budget) -> tuple[list[str], bool]:
 
 
 def _requested(config, budget):
-    """The `Setting` that the config has."""
+    """The `Setting` of the config."""
     batch_size, devices = config.train.batch_size, budget.devices
     if batch_size % devices:
         fewer = max(n for n in range(1, devices + 1) if batch_size % n == 0)
@@ -92,7 +92,7 @@ def _requested(config, budget):
         dtype=config.model.dtype,
         remat=config.model.remat,
         fsdp=planned_mesh(devices, mesh.fsdp, mesh.data).shape["fsdp"],
-        parts=config.train.accumulation_steps,
+        micro_batches=config.train.accumulation_steps,
     )
 
 
@@ -101,8 +101,8 @@ def choose(
 ) -> Setting | None:
     """The first `Setting` that fits, or None.
 
-    Preferred is what changes least: first the config as it is but for remat, then parameters
-    shared among devices, then bfloat16, and last accumulation, which batch norm notices.
+    Small changes are preferred: first only `model.remat`, then sharded parameters, then bfloat16,
+    and last gradient accumulation, which changes the results of batch norm.
     """
     for setting in candidates(batch_size, budget.devices, requested):
         if budget.fits(estimator.need(setting, budget.devices)):
@@ -111,13 +111,13 @@ def choose(
 
 
 def candidates(batch_size: int, devices: int, requested: Setting) -> Iterator[Setting]:
-    """Settings to try in order of preference, from the requested one on."""
+    """Settings to try, in order of preference; the first is the requested one."""
     images = batch_size // devices
-    for parts in _doubled(requested.parts, images):
+    for micro_batches in _doubled(requested.micro_batches, images):
         for dtype in dict.fromkeys((requested.dtype, "bfloat16")):
             for fsdp in _doubled(requested.fsdp, devices):
                 for remat in POLICIES:
-                    yield Setting(dtype, remat, fsdp, parts)
+                    yield Setting(dtype, remat, fsdp, micro_batches)
 
 
 def _doubled(first, limit):
@@ -135,19 +135,19 @@ def _header(estimator, config, budget, requested):
     trees = (state.params, state.opt_state, state)
     params, optimizer, everything = (bytes_on_device(tree, mesh) / GB for tree in trees)
     return [
-        f"{estimator.num_params:,} parameters; {config.train.batch_size} images a step on "
+        f"{estimator.num_params:,} parameters; {config.train.batch_size} images per step on "
         f"{budget.devices} device(s) of {budget.hbm:g} GB, {requested.dtype}, "
-        f"fsdp={requested.fsdp}, accumulation_steps={requested.parts}",
-        f"state of a device: parameters {params:.2f} GB, optimiser {optimizer:.2f} GB, "
+        f"fsdp={requested.fsdp}, accumulation_steps={requested.micro_batches}",
+        f"state on a device: parameters {params:.2f} GB, optimiser {optimizer:.2f} GB, "
         f"the rest {everything - params - optimizer:.2f} GB",
     ]
 
 
 def _table(estimator, batch_size, budget, requested):
-    """A line a remat policy. The peak is that of activations, gradients and all else."""
+    """One line per remat policy. The peak includes activations, gradients and everything else."""
     columns = ["remat", "activations", "peak", "with state", "", "TFLOP"]
     columns += ["seconds", "images/s"] if budget.rate else []
-    lines = ["GB a device, and a step's TFLOP a device (estimates):", _row(columns)]
+    lines = ["GB per device, and TFLOP per step and device (estimates):", _row(columns)]
     for remat in POLICIES:
         setting = requested._replace(remat=remat)
         need = estimator.need(setting, budget.devices)
@@ -172,7 +172,7 @@ def _choice(setting, need, budget):
         "model.dtype": setting.dtype,
         "mesh.data": budget.devices // setting.fsdp,
         "mesh.fsdp": setting.fsdp,
-        "train.accumulation_steps": setting.parts,
+        "train.accumulation_steps": setting.micro_batches,
     }
     text = " ".join(f"--config.{key}={value}" for key, value in flags.items())
     return ["", f"fits with {need.total / GB:.2f} GB of {budget.hbm:g}:", text]
@@ -181,20 +181,20 @@ def _choice(setting, need, budget):
 def explain_no_fit(
     estimator: Estimator, batch_size: int, budget: Budget, requested: Setting
 ) -> list[str]:
-    """The lines that say that no setting fits, and which devices would do."""
+    """The lines that say that no setting fits, and which devices would suffice."""
     *_, smallest = candidates(batch_size, budget.devices, requested)
     need = estimator.need(smallest, budget.devices)
     return [
         "",
         f"cannot fit: even remat={smallest.remat}, {smallest.dtype}, mesh.fsdp={smallest.fsdp} and "
-        f"accumulation_steps={smallest.parts} want {need.total / GB:.2f} GB of {budget.hbm:g} "
-        f"(less {HEADROOM:.0%})",
+        f"accumulation_steps={smallest.micro_batches} need {need.total / GB:.2f} GB of "
+        f"{budget.hbm:g} (less {HEADROOM:.0%})",
         f"it would fit on {_enough(estimator, batch_size, budget, requested)}",
     ]
 
 
 def _enough(estimator, batch_size, budget, requested):
-    """Devices that would do: more of the same, or as many with more memory."""
+    """Devices that would suffice: more of the same, or the same number with more memory."""
     *_, smallest = candidates(batch_size, budget.devices, requested)
     gigabytes = estimator.need(smallest, budget.devices).total / GB / (1 - HEADROOM)
     larger = f"{budget.devices} device(s) of {gigabytes:.3g} GB"

@@ -1,4 +1,4 @@
-"""Names of GPUs and TPU slices to compile for: their compilers run on any CPU."""
+"""Names of the GPUs and TPU slices to compile for; their compilers run on any CPU."""
 
 from nvae_jax.planning import gpu, tpu
 
@@ -9,7 +9,7 @@ def parse(name: str) -> Topology:
     """The `gpu.Cluster` or `tpu.Slice` that a name such as h100:8 or v5e:4x4 stands for.
 
     Raises:
-      ValueError: the name is of another form; the message says which forms there are.
+      ValueError: if the name has another form; the message lists the possible forms.
     """
     found = gpu.parse(name) or tpu.parse(name)
     if found is None:

@@ -1,4 +1,4 @@
-"""TPU slices to compile for: their compiler is in the package libtpu, and runs on any CPU."""
+"""TPU slices to compile for; their compiler is in the package libtpu, and runs on any CPU."""
 
 import importlib.util
 import math
@@ -17,10 +17,10 @@ class Generation:
     """A generation of TPUs.
 
     Attributes:
-      hbm: GiB of memory a chip, before what the system keeps for itself.
-      accelerator: what a slice is called, without its size.
-      cores_in_name: whether that size counts cores, two a chip, and not chips.
-      options: of the topology.
+      hbm: GiB of memory per chip, including what the system reserves.
+      accelerator: the name of a slice, without its size.
+      cores_in_name: whether the size counts cores, two per chip, instead of chips.
+      options: options of the topology.
     """
 
     hbm: int
@@ -30,7 +30,7 @@ class Generation:
 
 
 GENERATIONS = {
-    # Both cores of a chip as one device, as Cloud TPU has them.
+    # Both cores of a chip are one device, as on Cloud TPU.
     "v4": Generation(32, "v4", cores_in_name=True, options=(("chip_config_name", "megacore"),)),
     "v5e": Generation(16, "v5litepod"),
     "v5p": Generation(95, "v5p", cores_in_name=True),
@@ -46,12 +46,12 @@ class Slice:
     generation: str
     shape: tuple[int, ...]
 
-    platform = "tpu"  # that programs are lowered for
+    platform = "tpu"  # the platform that programs are lowered for
     compiler_options = None
 
     @property
     def name(self) -> str:
-        """The name of the topology as libtpu takes it."""
+        """The name of the topology in libtpu."""
         return f"{self.generation}:{'x'.join(map(str, self.shape))}"
 
     @property
@@ -65,10 +65,10 @@ class Slice:
         return GENERATIONS[self.generation].hbm * 2**30
 
     def devices(self) -> Devices:
-        """Devices to build a mesh of, which programs can be compiled for but not run on.
+        """Devices for a mesh. Programs can be compiled for them, but cannot run on them.
 
         Raises:
-          ValueError: libtpu is not installed, or there is no such slice.
+          ValueError: if libtpu is not installed, or there is no such slice.
         """
         if importlib.util.find_spec("libtpu") is None:
             raise ValueError(
@@ -77,7 +77,7 @@ class Slice:
             )
         _pretend_to_be_on(self)
         options: dict[str, Any] = dict(GENERATIONS[self.generation].options)
-        if math.prod(self.shape[:2]) < 4:  # a host has four chips, if the slice does
+        if math.prod(self.shape[:2]) < 4:  # otherwise each host has four chips
             options["chips_per_host_bounds"] = (*self.shape, 1)[:3]
         try:
             description = topologies.get_topology_desc(
@@ -97,7 +97,7 @@ def parse(name: str) -> Slice | None:
 
 
 def _pretend_to_be_on(slice_):
-    """Variables without which libtpu asks the cloud where it runs, for minutes."""
+    """Sets the variables without which libtpu queries the cloud's metadata server for minutes."""
     generation = GENERATIONS[slice_.generation]
     size = slice_.num_devices * (2 if generation.cores_in_name else 1)
     os.environ.update(
@@ -105,5 +105,5 @@ def _pretend_to_be_on(slice_):
         TPU_ACCELERATOR_TYPE=f"{generation.accelerator}-{size}",
         TPU_WORKER_HOSTNAMES="localhost",
         TPU_WORKER_ID="0",
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # to compile takes no chip that others might want
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # compiling occupies no chip
     )

@@ -1,4 +1,5 @@
-"""One HTML page about a run, in a file that can be mailed: `report_run` in `write.py`.
+"""One HTML page about a run, in a single file that can be mailed: `report_run` in `write.py`.
 
-`measure.py` finds what is to be said, `sections.py` says it, `page.py` has HTML's own parts.
+`measure.py` computes the contents, `sections.py` turns them into text, tables and pictures, and
+`page.py` makes HTML of these.
 """

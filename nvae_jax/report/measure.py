@@ -1,4 +1,4 @@
-"""What a report says of a run: found here, said in `sections.py`."""
+"""Computes the contents of a report about a run; `sections.py` presents them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,23 +14,23 @@ from nvae_jax.history import Series
 from nvae_jax.hub.model_folder import read_results
 from nvae_jax.reconstruct import groups_by_scale, reconstruct_partially
 
-RECONSTRUCTED = 8  # images whose reconstructions are shown
-NEIGHBOURS = 5
-SCORED = 200  # images of each split, whose scores are compared
+RECONSTRUCTED = 8  # number of images with reconstructions
+NEIGHBOURS = 5  # nearest training images per sample
+SCORED = 200  # images per split for the comparison of scores
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a report is to have.
+    """Settings of a report.
 
     Attributes:
-      split: of the data set.
-      max_examples: images that numbers are of.
-      temperatures: of samples.
-      num: samples of each.
-      nearest: whether samples are compared with all training images.
-      passes: of recalibration; None takes the config's.
-      seed: of all draws.
+      split: the split of the data set.
+      max_examples: how many of its images are measured.
+      temperatures: the temperatures of samples.
+      num: number of samples at each temperature.
+      nearest: whether to compare samples with all training images.
+      passes: passes of recalibration; None takes the config's number.
+      seed: the seed of all draws.
     """
 
     split: str = "test"
@@ -44,17 +44,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that there is to say. What needs data that are not there is None, and `missing` why.
+    """The contents of a report. A part whose data are missing is None; `missing` has the reason.
 
     Attributes:
-      metrics: of training, over its steps.
-      results: of evaluations of these weights.
+      metrics: training metrics by step.
+      results: the evaluations of these weights.
       samples: {(temperature, whether recalibrated): images (N, H, W, C)}.
-      latents: what `analyze.measure` gives.
-      reconstructions: (images, numbers of groups, copies (K, N, H, W, C)).
-      neighbours: (rows of the grid, its columns, median distances).
+      latents: the result of `analyze.measure`.
+      reconstructions: (images, numbers of groups, reconstructions (K, N, H, W, C)).
+      neighbours: (images of the grid, number of its columns, median distances).
       scores: {split: {score: values (N,)}} of training and held-out images, see `scores.score`.
-      missing: {section: why}.
+      missing: {section: reason}.
     """
 
     metrics: Mapping[str, Series]
@@ -68,7 +68,7 @@ class Findings:
 
 
 def measure(run: Run, settings: Settings) -> Findings:
-    """Finds all of it; what cannot be had is left out, with the reason."""
+    """Computes all parts; a part that cannot be computed is left out, with the reason."""
     found: dict[str, Any] = {}
     missing = {}
     samples = draw_samples(run, settings)
@@ -89,7 +89,7 @@ def measure(run: Run, settings: Settings) -> Findings:
 
 
 def draw_samples(run: Run, settings: Settings) -> dict[tuple[float, bool], np.ndarray]:
-    """The same noise at each temperature, with the statistics of training and recalibrated ones."""
+    """Samples from the same noise at each temperature, each time also with recalibration."""
     samples = {}
     for temperature in progress.bar("sampling", settings.temperatures, unit="temperature"):
         recalibrated = run.recalibrated(temperature, passes=settings.passes)
@@ -124,7 +124,7 @@ def _scores(run, settings, samples):
 
 
 def _neighbours(run, settings, samples):
-    """Of the recalibrated samples at the lowest temperature, which are nearest to anything."""
+    """For recalibrated samples at the lowest temperature, which are the nearest to the data."""
     spec, rows = run.experiment.data, RECONSTRUCTED
     sampled = samples[min(settings.temperatures), True]
     split = pipeline.resolve_split(spec, settings.split)

@@ -1,4 +1,4 @@
-"""The parts of a page that is one file: tables, pictures inside, and the frame around all."""
+"""The HTML of a page in a single file: tables, embedded pictures, and the page around them."""
 
 import base64
 import html
@@ -11,8 +11,8 @@ from PIL import Image
 
 from nvae_jax import files, pictures
 
-LARGEST = 128  # pixels a side of one picture of a grid: a page must be small enough to mail
-WIDEST = 520  # pixels that a grid of small pictures is shown at, at least
+MAX_SIZE = 128  # pixels per side of each image in a grid: a page must be small enough to mail
+MIN_WIDTH = 520  # pixels at which a grid of small images is shown
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c1e21; background: #fff; margin: 0 auto;
   max-width: 1080px; padding: 1.5rem; }
@@ -56,26 +56,26 @@ FRAME = """<!doctype html>
 
 
 def frame(title: str, body: str, settings: Mapping[str, Any]) -> str:
-    """The whole page. `settings` are what made it, for a later call to read."""
-    # "</script>" in a text would end the element.
+    """The whole page. It contains the settings that made it, which a later call reads."""
+    # "</script>" in a string would end the element.
     packed = files.to_json(settings).replace("<", "\\u003c")
     return FRAME.format(title=html.escape(title), style=STYLE, settings=packed, body=body)
 
 
 def section(name: str, title: str, *parts: str) -> str:
-    """A part of the page with a heading."""
+    """A section of the page, with a heading."""
     return (
         f'<section id="{name}">\n<h2>{html.escape(title)}</h2>\n' + "\n".join(parts) + "</section>"
     )
 
 
 def paragraph(text: str, quiet: bool = False) -> str:
-    """Text without markup."""
+    """A paragraph of text, which is escaped; `quiet` ones are smaller and grey."""
     return f"<p{' class=quiet' if quiet else ''}>{html.escape(text)}</p>"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table; numbers stand to the right."""
+    """A table; columns of numbers are right-aligned."""
     rows = [list(row) for row in rows]
     numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
     head = "".join(_cell("th", text, number) for text, number in zip(header, numeric, strict=True))
@@ -98,30 +98,29 @@ def _number(value):
 
 
 def details(summary: str, text: str) -> str:
-    """Text that is shown on demand."""
+    """Text that is hidden until a click on the summary."""
     summary, text = html.escape(summary), html.escape(text)
     return f"<details><summary>{summary}</summary><pre>{text}</pre></details>"
 
 
 def chart(svg: str, description: str) -> str:
-    """A chart, from its SVG."""
+    """A figure of a chart, given as SVG."""
     source, text = _data("image/svg+xml", svg.encode()), html.escape(description)
     return f'<figure><img class="chart" src="{source}" alt="{text}"></figure>'
 
 
 def grid(images: np.ndarray, caption: str, columns: int | None = None, wide: bool = False) -> str:
-    """Images (N, H, W, C) in [0, 1] as one picture with a caption; `wide` ones have a line to
-    themselves."""
+    """Images (N, H, W, C) in [0, 1] as one picture with a caption; `wide` ones fill the width."""
     small = [_shrunk(image) for image in pictures.to_uint8(images)]
     pixels = pictures.image_grid(np.stack(small), columns)
     picture, file = Image.fromarray(pixels), io.BytesIO()
-    if images.shape[-1] == 1:  # few colours, which PNG packs best
+    if images.shape[-1] == 1:  # PNG is smallest for few colours
         picture.convert("L").save(file, "PNG", optimize=True)
         kind = "image/png"
     else:
         picture.save(file, "WEBP", quality=92)
         kind = "image/webp"
-    width = max(picture.width, min(WIDEST, 4 * picture.width))
+    width = max(picture.width, min(MIN_WIDTH, 4 * picture.width))
     style = f' style="max-width: {width}px"' if wide else ""
     return (
         f'<figure{style}><img class="pixels" src="{_data(kind, file.getvalue())}" '
@@ -130,15 +129,15 @@ def grid(images: np.ndarray, caption: str, columns: int | None = None, wide: boo
 
 
 def _shrunk(image):
-    if max(image.shape[:2]) <= LARGEST:
+    if max(image.shape[:2]) <= MAX_SIZE:
         return image
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    picture.thumbnail((MAX_SIZE, MAX_SIZE), Image.Resampling.LANCZOS)
     return np.asarray(picture).reshape(picture.height, picture.width, -1)
 
 
 def row(*figures: str) -> str:
-    """Figures side by side, as many as the window has room for."""
+    """Figures side by side, wrapped to the width of the window."""
     return '<div class="row">' + "\n".join(figures) + "</div>"
 
 

@@ -1,4 +1,4 @@
-"""The sections of a report, each from what was found to HTML."""
+"""The sections of a report as HTML."""
 
 import importlib.metadata
 import json
@@ -19,7 +19,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def overview(run: Run, found: Findings) -> str:
-    """The model, and its most important numbers."""
+    """Describes the model, with its most important numbers."""
     config, state = run_directory.load_config(run.workdir), run.state
     height, width, channels = run.experiment.image_shape
     count = sum(array.size for array in by_name(state.collections["params"]).values())
@@ -29,7 +29,7 @@ def overview(run: Run, found: Findings) -> str:
         ["latents", latents(run.experiment)],
         ["parameters", f"{count:,}"],
         ["step", f"{state.step:,} of {config.train.num_steps:,}"],
-        ["batch", f"{config.train.batch_size} images a step"],
+        ["batch", f"{config.train.batch_size} images per step"],
         ["weights", state.fingerprint],
     ]
     return page.section("overview", "Model", page.table(["", ""], rows), *_headline(found))
@@ -42,14 +42,14 @@ def _headline(found):
     bound = last["rate"] + last["reconstruction"]
     text = (
         f"NELBO {bound:.2f} nats = reconstruction {last['reconstruction']:.2f} + KL "
-        f"{last['rate']:.2f}, of the first {found.latents['num_examples']:,} images of "
-        f"{found.latents['split']!r} (one draw an image)."
+        f"{last['rate']:.2f}, for the first {found.latents['num_examples']:,} images of "
+        f"{found.latents['split']!r} (one draw per image)."
     )
     return [page.paragraph(text)]
 
 
 def curves(found: Findings, charts: Any) -> str:
-    """The metrics of training."""
+    """Training metrics over the steps."""
     if not found.metrics:
         return page.section("training", "Training", _none("the run has no metrics.jsonl"))
     parts = [page.chart(charts.to_svg(figure), text) for text, figure in _curves(found, charts)]
@@ -70,29 +70,29 @@ def samples(found: Findings) -> str:
         figures = [page.grid(drawn[t], f"temperature {t:g}, {title}") for t in drawn]
         rows.append(page.row(*figures))
     text = (
-        "Draws of the prior, the same noise everywhere. Recalibrated: batch-norm statistics are "
-        "those of samples at this temperature, not those of training."
+        "Samples from the prior, all from the same noise. Recalibrated: the batch-norm statistics "
+        "were computed on samples at this temperature, and are not the ones of training."
     )
     return page.section("samples", "Samples", page.paragraph(text, quiet=True), *rows)
 
 
 def reconstructions(run: Run, found: Findings) -> str:
-    """Images beside what parts of their latents say of them."""
+    """Images, and their reconstructions from a part of their latents."""
     if not found.reconstructions:
         return _missing("reconstructions", "Reconstructions by scale", found)
     images, groups, copies = found.reconstructions
     rows = np.concatenate([images[None], copies])
     hierarchy = run.experiment.model.hierarchy
     sizes = [hierarchy.size(scale) for scale in reversed(range(hierarchy.num_scales))]
-    text = "From top to bottom: images; then what becomes of none of an image's latents"
-    text += "".join(f", of those to {size}×{size}" for size in sizes[:-1])
-    text += f" and of all ({groups[-1]} groups), where the others are drawn from the prior."
+    text = "From top to bottom: images; then their reconstructions from none of their latents"
+    text += "".join(f", from those up to {size}×{size}" for size in sizes[:-1])
+    text += f" and from all ({groups[-1]} groups). The other latents are drawn from the prior."
     grid = page.grid(rows.reshape(-1, *rows.shape[2:]), text, len(images), wide=True)
     return page.section("reconstructions", "Reconstructions by scale", grid)
 
 
 def latent_groups(found: Findings, charts: Any) -> str:
-    """KL and active units by group, rate and distortion, and what the prior does not know."""
+    """KL and active units by group, rate and distortion, and the prior-posterior gap."""
     if not (summary := found.latents):
         return _missing("latents", "Latents", found)
     rows = [
@@ -109,7 +109,7 @@ def latent_groups(found: Findings, charts: Any) -> str:
         page.table([*header, "prior mismatch, nats (at least)"], rows),
         page.chart(charts.to_svg(charts.draw(summary)), "KL, active units and rate"),
         page.chart(charts.to_svg(charts.draw_rate_distortion(points)), "rate and distortion"),
-        "<h3>Why samples can be bad while reconstructions are good</h3>",
+        "<h3>Why samples can be bad although reconstructions are good</h3>",
         page.paragraph(_sentence(analyze.explain_gap(summary))),
         page.chart(charts.to_svg(charts.draw_prior_gap(summary, points)), "prior-posterior gap"),
         page.paragraph(GAP, quiet=True),
@@ -117,11 +117,11 @@ def latent_groups(found: Findings, charts: Any) -> str:
 
 
 GAP = (
-    "Left: of the KL of each group, at least the red part says nothing about the image: the "
-    "posteriors of all images together are not where the prior draws (in means, variances and "
-    "correlations of channels; other dependences are not seen). Right: the Fréchet distance "
+    "Left: at least the red part of the KL of each group carries no information about the image, "
+    "because the mean posterior of all images differs from the prior (in means, variances and "
+    "correlations of channels; other dependences are not measured). Right: the Fréchet distance "
     "to the data of images whose first groups come from the posterior and the others from the "
-    "prior: on the left end samples, on the right end reconstructions (without recalibration, at "
+    "prior: samples on the left, reconstructions on the right (without recalibration, at "
     "temperature 1)."
 )
 
@@ -131,58 +131,58 @@ def _sentence(text):
 
 
 def neighbours(found: Findings, settings: Settings) -> str:
-    """The training images nearest to samples."""
+    """Samples with the training images nearest to them."""
     title = "Nearest training images"
     if not found.neighbours:
         return _missing("neighbours", title, found)
     images, columns, medians = found.neighbours
     temperature = min(settings.temperatures)
     caption = (
-        f"Left: recalibrated samples at temperature {temperature:g}, each beside the "
-        f"{NEIGHBOURS} training images nearest to it. Right: the same for held-out images."
+        f"Left: recalibrated samples at temperature {temperature:g}, each followed by its "
+        f"{NEIGHBOURS} nearest training images. Right: the same for held-out images."
     )
-    distances = ", ".join(f"{value:.4f} of {name}" for name, value in medians.items())
+    distances = ", ".join(f"{value:.4f} for {name}" for name, value in medians.items())
     text = (
         f"Median distance to the nearest training image (root mean square difference): "
-        f"{distances}. A model that copies has samples much nearer than held-out images, which "
-        "cannot have been copied."
+        f"{distances}. If a model copies training images, its samples are much nearer to them than "
+        "held-out images, which it cannot have copied."
     )
     grid = page.grid(images, caption, columns, wide=True)
     return page.section("neighbours", title, page.paragraph(text), grid)
 
 
 def scores(found: Findings, charts: Any) -> str:
-    """Results of evaluation, and scores of training images beside those of held-out ones."""
+    """Results of evaluation, and the scores of training and held-out images side by side."""
     rows = [
         [r["split"], r["num_examples"], r["num_iw_samples"], r["nelbo"], r["neg_log_p"]]
         + [r.get("bits_per_dim", r.get("density_bits_per_dim", float("nan")))]
         for r in found.results
     ]
     header = ["split", "images", "K", "NELBO, nats", "−log p, nats", "bits/dim"]
-    text = "These weights have not been evaluated: nvae-jax evaluate writes what stands here."
+    text = "These weights have not been evaluated: nvae-jax evaluate writes the results shown here."
     body = page.table(header, rows) if rows else page.paragraph(text)
     return page.section("scores", "Scores", body, *_of_images(found, charts))
 
 
 def _of_images(found, charts):
-    """Scores of single images."""
+    """Mean scores of images in each split, and a chart of the ELBO of single images."""
     if not found.scores:
-        return [_none(found.missing.get("scores", "it was not asked for"))]
+        return [_none(found.missing.get("scores", "it was not requested"))]
     first = next(iter(found.scores.values()))
     names = [name for name in first if "bits_per_dim" not in name]
     rows = [[name, *(float(s[name].mean()) for s in found.scores.values())] for name in names]
     count = len(first["elbo"])
     text = (
-        f"Means over the first {count:,} images of each split, in nats, one draw an image: ELBO, "
-        "KL by scale (0 is the finest), the bound with the coarse latents of the image alone, and "
-        "the likelihood ratio. A training split far above the held-out one speaks of overfitting."
+        f"Means over the first {count:,} images of each split, in nats, one draw per image: ELBO, "
+        "KL by scale (0 is the finest), the bound with only the coarse latents of the image, and "
+        "the likelihood ratio. An ELBO much higher on training images is a sign of overfitting."
     )
     chart = page.chart(charts.to_svg(charts.draw_scores(found.scores)), "ELBO of single images")
     return [page.paragraph(text), page.table(["score", *found.scores], rows), chart]
 
 
 def config(run: Run) -> str:
-    """What differs from the defaults, and the whole config."""
+    """The values that differ from the defaults, and the whole config."""
     whole = run_directory.load_config(run.workdir)
     flat = schema.flatten(whole)
     changed = {key: value for key, value in flat.items() if value != schema.DEFAULTS[key]}
@@ -197,21 +197,21 @@ def config(run: Run) -> str:
 
 
 def versions() -> str:
-    """What the report was made with."""
+    """The versions and devices that the report was made with."""
     rows = [["nvae_jax", __version__], ["Python", platform.python_version()]]
     rows += [[name, importlib.metadata.version(name)] for name in PACKAGES]
     devices = sorted({device.device_kind for device in jax.devices()})
     rows.append(["devices", f"{jax.device_count()} × {', '.join(devices)}"])
     rows.append(["system", f"{platform.system()} {platform.machine()}"])
-    text = "Of this report; training may have had others."
+    text = "Used for this report; training may have used others."
     return page.section(
         "versions", "Versions", page.paragraph(text, True), page.table(["", ""], rows)
     )
 
 
 def _missing(name, title, found: Findings):
-    return page.section(name, title, _none(found.missing.get(name, "it was not asked for")))
+    return page.section(name, title, _none(found.missing.get(name, "it was not requested")))
 
 
 def _none(reason):
-    return page.paragraph(f"Not here: {reason}.", quiet=True)
+    return page.paragraph(f"Not available: {reason}.", quiet=True)

@@ -9,7 +9,6 @@ from nvae_jax.api import Run
 from nvae_jax.noise import group_temperatures
 from nvae_jax.report import page, sections
 from nvae_jax.report.measure import Settings, measure
-from nvae_jax.sample import describe_model
 
 SPLITS = ("train", "validation", "test")
 NAMES = ("training", "samples", "reconstructions", "latents", "neighbours", "scores", "config")
@@ -18,20 +17,20 @@ NAMES = ("training", "samples", "reconstructions", "latents", "neighbours", "sco
 def report_run(
     run: Run, out: str | Path, settings: Settings | None = None, *, overwrite: bool = False
 ) -> None:
-    """Writes one HTML file about a run, with all its pictures inside.
+    """Writes a single HTML file about a run, with its pictures embedded.
 
-    It has curves of training, samples at each temperature with and without recalibration,
-    reconstructions by scale, what the latents do, nearest training images, results of evaluation,
-    scores, the config and versions. What needs data that are not there says so in its place.
+    The page has training curves, samples at each temperature with and without recalibration,
+    reconstructions by scale, an analysis of the latents, nearest training images, results of
+    evaluation, scores, the config and versions. A section whose data are missing says so.
 
     Args:
       run: an `api.Run`.
       out: a path that ends in .html.
       settings: None takes the defaults.
-      overwrite: whether to replace a page of other settings.
+      overwrite: whether to replace a page that was made with other settings.
 
     Raises:
-      ValueError: the file may not be written, or a setting is out of range.
+      ValueError: if the file must not be replaced, or a setting is out of range.
     """
     settings, out = settings or Settings(), paths.parse(out)
     charts = extras.load("nvae_jax.latent_charts", "plots", "a report")
@@ -55,7 +54,7 @@ def report_run(
         sections.config(run),
         sections.versions(),
     ]
-    title = describe_model(run.experiment)
+    title = run.experiment.describe()
     with files.atomic_write(out) as temporary:
         temporary.write_text(page.frame(title, _body(title, parts), metadata), encoding="utf-8")
     print(f"written to {out} ({out.stat().st_size / 1e6:.1f} MB)")

@@ -1,1 +1,1 @@
-"""Restoration: what images could have been of which only a part is known, without training."""
+"""Restoration: samples of complete images given the known part of each, without training."""

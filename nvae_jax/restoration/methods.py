@@ -1,4 +1,4 @@
-"""The two ways to draw images given what is known of them: mixed latents, and optimised ones."""
+"""The two methods that sample images given their known part: mixed and optimised latents."""
 
 from functools import partial
 from typing import Any
@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nvae_jax.build import Experiment
+from nvae_jax.experiment import Experiment
 from nvae_jax.models.latents import POSTERIOR
 from nvae_jax.noise import image_keys, latent_noise
 
-LARGEST_START = 3.0  # of noise that optimisation starts from
-FIRST_SCALE = 0.1  # of the noise around it
+MAX_START = 3.0  # limit on the mean that optimisation starts from
+INITIAL_SCALE = 0.1  # standard deviation that optimisation starts from
 
 
 class Restorer:
-    """The compiled methods of one model.
+    """The compiled methods for one model.
 
-    Each takes a batch: `observed`, an `Observed`; `start` (B, H, W, C), first guesses; `index`
-    (B,), the images' numbers, on which and on the key the draws depend. It gives images (B,
-    samples, H, W, C) in [0, 1], without padding.
+    Each takes a batch with `observed`, an `Observed`; `start` (B, H, W, C), first guesses; and
+    `index` (B,), the numbers of the images. The draws depend on these numbers and on the key. It
+    returns images (B, samples, H, W, C) in [0, 1], without padding.
     """
 
     def __init__(self, experiment: Experiment):
@@ -30,18 +30,19 @@ class Restorer:
         self.optimize = jax.jit(self._optimize)
 
     def _mix(self, variables, key, batch, *, spread, steps, shares, temperatures, trust):
-        """Encodes the image, mixes z of each group with the prior's, decodes, puts in what is
-        known, and starts again: as Prost et al. ("Inverse problem regularization with hierarchical
-        variational autoencoders", ICCV 2023) alternate between z and x.
+        """Repeats: encodes the image, mixes the latents z of each group with draws from the prior,
+        decodes them, and inserts the known part. Prost et al. ("Inverse problem regularization
+        with hierarchical variational autoencoders", ICCV 2023) alternate in this way between z and
+        x.
 
         Args:
-          variables: the model's.
+          variables: of the model.
           key: of the draws.
-          batch: see above.
-          spread: (samples,), that multiplies the temperatures of each sample.
-          steps: rounds.
-          shares: (groups,), of the posterior in z.
-          temperatures: (groups,), of both draws.
+          batch: see the class.
+          spread: (samples,), a factor for the temperatures of each sample.
+          steps: number of repetitions.
+          shares: (groups,), the weight of the posterior in z.
+          temperatures: (groups,), for the draws from posterior and prior.
           trust: see `Observed.restore`.
         """
         apply = partial(self._model.apply, variables)
@@ -60,17 +61,17 @@ class Restorer:
         return jnp.moveaxis(jax.lax.map(one_sample, _numbered(spread)), 0, 1)
 
     def _optimize(self, variables, key, batch, *, spread, steps, learning_rate):
-        """Fits a Gaussian q to the posterior of the prior's noise given what is known, y, and draws
-        from it: Adam maximises E_q[log p(y | z)] - KL(q || p), in which the decoder makes an image
-        of standard normal noise. The encoder only says where to start.
+        """Fits a Gaussian q to the posterior of the prior's noise z given the known part y, and
+        samples from it. Adam maximises E_q[log p(y | z)] - KL(q || p), where p is standard normal
+        and the decoder maps z to an image. The encoder only provides the starting point.
 
         Args:
-          variables: the model's.
+          variables: of the model.
           key: of the draws.
-          batch: see above.
-          spread: (samples,), that multiplies q's scale for each sample.
-          steps: of Adam.
-          learning_rate: its first; a cosine takes it to 0.
+          batch: see the class.
+          spread: (samples,), a factor for the scale of q for each sample.
+          steps: number of steps of Adam.
+          learning_rate: initial learning rate; it decreases to 0 along a cosine.
         """
         keys = image_keys(key, batch["index"])
 
@@ -97,7 +98,7 @@ class Restorer:
             drawn = decode(q, _fold(keys, steps + sample[0]), sample[1])
             return batch["observed"].restore(drawn)
 
-        def cosine(number):  # not optax's, for which `steps` would have to be static
+        def cosine(number):  # optax's would need a static `steps`
             return learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * number / steps))
 
         optimizer = optax.adam(cosine)
@@ -106,7 +107,7 @@ class Restorer:
         return jnp.moveaxis(jax.lax.map(one_sample, _numbered(spread)), 0, 1)
 
     def _start(self, variables, images):
-        """q around the noise that the encoder says makes `images`."""
+        """The initial q: its mean is the noise of which, by the encoder, `images` are decoded."""
         apply = partial(self._model.apply, variables)
         zeros = [jnp.zeros((len(images), *shape)) for shape in self._model.latent_shapes()]
         sources = jnp.full(len(zeros), POSTERIOR)
@@ -114,11 +115,12 @@ class Restorer:
         draw: Any = apply(zeros, sources, 1.0, features, method="compose")
         pairs = zip(draw.latents, draw.prior, strict=True)
         means = [(z - p.mean) / p.scale for z, p in pairs]
-        means = [jnp.clip(m, -LARGEST_START, LARGEST_START) for m in means]
-        return {"mean": means, "log_scale": [jnp.full_like(m, jnp.log(FIRST_SCALE)) for m in means]}
+        means = [jnp.clip(m, -MAX_START, MAX_START) for m in means]
+        scales = [jnp.full_like(m, jnp.log(INITIAL_SCALE)) for m in means]
+        return {"mean": means, "log_scale": scales}
 
     def _to_model(self, images, keys):
-        """Padded, and of a model of binary images drawn from Bernoulli(value), as its data are."""
+        """Pads images; for a model of binary images, first draws each pixel from Bernoulli."""
         if self._spec.binarize:
             draw = jax.vmap(jax.random.bernoulli)
             images = draw(_fold(keys, 0), images).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""What is known of an image: some of its pixels, its means over blocks, its values plus noise."""
+"""What is known of an image: some of its pixels, means over blocks, or values with noise."""
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,16 @@ from jax.typing import ArrayLike
 from nvae_jax.likelihoods import ImageDistribution, crop
 from nvae_jax.restoration.smooth import enlarge, fill, shrink
 
-# A decoder that is surer of a pixel than rounding to 8 bits leaves it, (1 / 255)^2 / 12, would not
-# give way to what is known, and divides by nothing.
-LEAST_VARIANCE = 1e-6
-DECAY, REACH = 0.95, 60  # of the decoder's errors from pixel to pixel, and how many pixels far
+# About the variance of rounding to 8 bits, (1 / 255)^2 / 12. With a smaller variance, the decoder's
+# pixels would not be corrected by what is known, and with 0 there would be a division by 0.
+MIN_VARIANCE = 1e-6
+DECAY, REACH = 0.95, 60  # the decoder's errors decay by this factor per pixel, up to REACH pixels
 
 
 @struct.dataclass
 class Observed:
-    """y = M S x + n for images x (B, H, W, C) in [0, 1]: S takes means over blocks of `scale`
-    pixels each way, M leaves pixels out, and n is Gaussian noise."""
+    """y = M S x + n for images x (B, H, W, C) in [0, 1]: S takes means over blocks of `scale` x
+    `scale` pixels, M removes the unknown pixels, and n is Gaussian noise."""
 
     values: jax.Array | np.ndarray  # y (B, H / scale, W / scale, C)
     known: jax.Array | np.ndarray  # (B, H / scale, W / scale, 1), 1 or 0
@@ -27,9 +27,9 @@ class Observed:
     exact: bool = struct.field(pytree_node=False, default=False)  # no noise, and no blocks
 
     def log_prob(self, pixels: ImageDistribution) -> jax.Array:
-        """log p(y | z) in nats, (B,), given p(x | z). It is that distribution's own where single
-        pixels are known without noise, and otherwise that of a Gaussian of its moments, whose
-        blocks err as one."""
+        """log p(y | z) in nats, (B,), for the distribution p(x | z) in `pixels`. It is exact if
+        single pixels are known without noise. Otherwise p(x | z) is approximated by a Gaussian with
+        the same moments, with fully correlated errors within a block."""
         if self.exact:
             edge = pixels.padding
             padded = jnp.pad(self.values, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
@@ -42,14 +42,14 @@ class Observed:
         return jnp.where(self.known > 0, terms, 0.0).sum((1, 2, 3))
 
     def restore(self, pixels: ImageDistribution, trust: ArrayLike = 0.0) -> jax.Array:
-        """E[x | y, z], (B, H, W, C) in [0, 1]: the mean of p(x | z), of Gaussian pixels, and what y
-        says of its error. Errors of neighbours are alike, so this is carried on to where nothing is
-        known. What is known without noise comes out as it is.
+        """E[x | y, z], (B, H, W, C) in [0, 1]: the mean of p(x | z), with pixels taken to be
+        Gaussian, corrected by y. Errors of neighbouring pixels are similar, so corrections spread
+        to unknown pixels. Pixels that are known without noise keep their values.
 
         Args:
           pixels: p(x | z).
-          trust: pixels' standard deviation is taken to be at least so many times the noise's, where
-            z is only a guess.
+          trust: lower limit on the standard deviation of pixels, as a multiple of the noise's; it
+            is needed if z is only a guess.
         """
         mean, variance = _moments(pixels)
         seen, own = self._see(mean, jnp.maximum(variance, trust**2 * self.variance))
@@ -58,10 +58,10 @@ class Observed:
         return jnp.clip(mean + enlarge(error, self.scale), 0.0, 1.0)
 
     def _see(self, mean, variance):
-        """Mean and variance of S x, where all pixels of a block err together."""
+        """Mean and variance of S x, with fully correlated errors within a block."""
         return shrink(mean, self.scale), shrink(jnp.sqrt(variance), self.scale) ** 2
 
 
 def _moments(pixels):
     mean, variance = (crop(array, pixels.padding) for array in pixels.moments())
-    return mean, jnp.maximum(variance, LEAST_VARIANCE)
+    return mean, jnp.maximum(variance, MIN_VARIANCE)

@@ -1,4 +1,4 @@
-"""Restores images with a trained model as the prior, without training: `api.restore`."""
+"""Restores images with a trained model as the prior, without further training."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,9 +16,9 @@ from nvae_jax.restoration.degradation import observe
 if TYPE_CHECKING:  # which imports this file
     from nvae_jax.api import Run
 
-MOST_STEPS = 100_000
-FAINT = 0.03  # difference of neighbours below which smooth continuation is better than a model
-# Of each method, what is used where nothing is said.
+MAX_STEPS = 100_000
+FAINT = 0.03  # difference of neighbouring pixels below which smooth fill is better than a model
+# The default settings of each method.
 METHODS: dict[str, dict[str, Any]] = {
     "mix": {"steps": 10, "alpha": 0.1, "temperature": 1.0, "trust": 0.3},
     "optimize": {"steps": 200, "learning_rate": 0.05, "temperature": 1.0},
@@ -29,9 +29,9 @@ class Restored(NamedTuple):
     """Images in [0, 1], float32.
 
     Attributes:
-      best: (N, H, W, C), what comes closest to the originals: drawn at temperature 0 and, unless
-        there is noise, nearer to the plain restoration the less contrast there is.
-      samples: (N, num_samples, H, W, C), what they could have been.
+      best: (N, H, W, C), estimates with a small error: drawn at temperature 0 and, without noise,
+        blended with the plain restoration, the more the less contrast an image has.
+      samples: (N, num_samples, H, W, C), possible originals.
     """
 
     best: np.ndarray
@@ -50,37 +50,37 @@ def restore(
     seed: int = 0,
     **settings: Any,
 ) -> Restored:
-    """Draws what images could have been of which only a part is known.
+    """Samples possible originals of images of which only a part is known.
 
     Args:
       run: an `api.Run`.
-      images: (N, H, W, C) in [0, 1] as they are known, of the run's size or, with `scale`, of
-        1 / scale of it; with `noise`, float values may lie outside [0, 1]. Values at unknown pixels
-        do not matter, and may be NaN.
-      mask: of the known pixels, 1 or True: (H, W) or (N, H, W), as large as `images`; None: all.
-      scale: each known pixel is the mean of a block of so many pixels each way.
-      noise: standard deviation of Gaussian noise on what is known, in units of [0, 1].
-      method: "mix" or "optimize"; see `methods.Restorer`. None takes what restores photographs
-        best: "optimize" with noise, otherwise "mix".
-      num_samples: how many draws an image.
-      seed: of the draws.
-      **settings: of the method; `METHODS` has what they are otherwise. Of both `steps`, and
-        `temperature`, which multiplies the spread of the draws: one number, of "mix" also one a
-        scale, coarsest first. Of "mix" `alpha`, the prior's share in each group's z, one or one a
-        scale; and `trust`, how far its guesses may be from noisy pixels: their standard deviation
-        as a fraction of the noise's. Of "optimize" `learning_rate`.
+      images: the known values (N, H, W, C) in [0, 1], of the run's size or, with `scale`, of
+        1 / scale of it; with `noise`, float values may lie outside [0, 1]. Values of unknown pixels
+        are ignored, and can be NaN.
+      mask: (H, W) or (N, H, W), as large as `images`: 1 or True for known pixels. None: all are.
+      scale: each known pixel is the mean of a block of `scale` x `scale` pixels.
+      noise: standard deviation of Gaussian noise on the known values, in units of [0, 1].
+      method: "mix" or "optimize"; see `methods.Restorer`. None takes the better one for
+        photographs: "optimize" with noise, otherwise "mix".
+      num_samples: samples per image.
+      seed: seed of the draws.
+      **settings: settings of the method; the defaults are in `METHODS`. Both have `steps` and
+        `temperature`, which multiplies the spread of the draws: one number or, for "mix", one per
+        scale, coarsest first. "mix" also has `alpha`, the weight of the prior in the latents of
+        each group, one number or one per scale, and `trust`, the standard deviation of its guesses
+        as a fraction of the noise's. "optimize" also has `learning_rate`.
 
     Returns:
       `Restored`.
 
     Raises:
-      ValueError: images, mask or settings that do not fit each other or the model.
+      ValueError: if images, mask or settings do not fit each other or the model.
     """
     method = method or default_method(noise)
     settings = check_settings(method, settings, run.experiment.model.hierarchy, num_samples)
     spread = settings.pop("spread")
     observed = observe(images, run.experiment.data, mask=mask, scale=scale, noise=noise)
-    run.check_room(len(observed.values) * (num_samples + 1))
+    run.check_memory(len(observed.values) * (num_samples + 1))
     step = partial(
         getattr(run.restorer, method),
         run.variables,
@@ -98,19 +98,19 @@ def restore(
 
 
 def default_method(noise: float) -> str:
-    """The method that restores photographs best."""
+    """The better method for photographs with this noise."""
     return "optimize" if noise else "mix"
 
 
 def lean(images: np.ndarray, plain: np.ndarray, contrast: np.ndarray) -> np.ndarray:
-    """Between the model's images and plain ones (N, H, W, C): where there is hardly any `contrast`
-    (N,), nothing is better than smooth continuation; with more the model knows better."""
+    """Blends the model's images with plain restorations (N, H, W, C): with hardly any `contrast`
+    (N,) the plain ones are better, with more the model's are."""
     share = contrast / (contrast + FAINT**2)
     return plain + share[:, None, None, None] * (images - plain)
 
 
 def given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are not None, which stands for what is used where nothing is said."""
+    """The settings that are not None; None stands for the default."""
     return {name: value for name, value in settings.items() if value is not None}
 
 
@@ -127,29 +127,29 @@ def check_settings(
         if name not in chosen:
             raise ValueError(f"method {method!r} has no {name}, only {', '.join(sorted(chosen))}")
         chosen[name] = value
-    if not 1 <= chosen["steps"] <= MOST_STEPS:
-        raise ValueError(f"steps must be from 1 to {MOST_STEPS}, not {chosen['steps']}")
+    if not 1 <= chosen["steps"] <= MAX_STEPS:
+        raise ValueError(f"steps must be from 1 to {MAX_STEPS}, not {chosen['steps']}")
     if method == "mix":
         temperature, alpha = chosen.pop("temperature"), chosen.pop("alpha")
-        chosen["shares"] = 1 - by_group(hierarchy, "alpha", _inside("alpha", alpha, 1))
-        temperature = _inside("temperature", temperature, np.inf)
+        chosen["shares"] = 1 - by_group(hierarchy, "alpha", _numbers("alpha", alpha, 1))
+        temperature = _numbers("temperature", temperature, np.inf)
         chosen["temperatures"] = by_group(hierarchy, "temperature", temperature)
-        return {**chosen, "trust": _one("trust", chosen["trust"], 10), "spread": 1.0}
-    chosen["learning_rate"] = _one("learning_rate", chosen["learning_rate"], 1)
-    spread = _one("temperature", chosen.pop("temperature"), np.inf)
+        return {**chosen, "trust": _number("trust", chosen["trust"], 10), "spread": 1.0}
+    chosen["learning_rate"] = _number("learning_rate", chosen["learning_rate"], 1)
+    spread = _number("temperature", chosen.pop("temperature"), np.inf)
     return {**chosen, "spread": spread}
 
 
-def _one(name, value, largest):
-    """One number from 0 to `largest`."""
-    values = _inside(name, value, largest)
+def _number(name, value, largest):
+    """Checks that `value` is one number from 0 to `largest`."""
+    values = _numbers(name, value, largest)
     if len(values) != 1:
         raise ValueError(f"{name} must be one number, not {value}")
     return values[0]
 
 
-def _inside(name, value, largest):
-    """Numbers from 0 to `largest`, as an array (K,)."""
+def _numbers(name, value, largest):
+    """Checks that `value` is one or several numbers from 0 to `largest`; an array (K,)."""
     values = np.atleast_1d(np.asarray(value, np.float32))
     if not (np.isfinite(values).all() and (values >= 0).all() and (values <= largest).all()):
         upper = "be finite and not negative" if largest == np.inf else f"be from 0 to {largest:g}"

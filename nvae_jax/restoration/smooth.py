@@ -1,4 +1,4 @@
-"""Smooth continuations: of what is known over unknown pixels, and to a higher resolution."""
+"""Smooth interpolation: into unknown pixels, and to a higher resolution."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from nvae_jax.likelihoods import ImagesT
 
 
 def fill(values: ArrayLike, known: ArrayLike, decay: float, rounds: int) -> jax.Array:
-    """Unknown pixels of (B, H, W, C) as `decay` times the mean of their four neighbours.
+    """Fills unknown pixels of (B, H, W, C) with `decay` times the mean of their four neighbours.
 
-    Jacobi's method solves Laplace's equation or, with `decay` below 1, a screened one, in which
-    what is known fades with the distance.
+    Jacobi's method solves Laplace's equation or, with `decay` below 1, the screened Poisson
+    equation, in which the influence of known pixels decreases with the distance.
 
     Args:
-      values: (B, H, W, C); what unknown ones start from.
-      known: (B, H, W, 1), true where a value stays.
+      values: (B, H, W, C); those of unknown pixels are the initial values.
+      known: (B, H, W, 1), true for pixels that keep their values.
       decay: from 0 to 1.
-      rounds: of the method, each of which reaches one pixel further; none where all is known.
+      rounds: iterations, each of which reaches one pixel further; none are done if all are known.
     """
     values, known = jnp.asarray(values), jnp.asarray(known) > 0
 
@@ -33,8 +33,8 @@ def fill(values: ArrayLike, known: ArrayLike, decay: float, rounds: int) -> jax.
 
 
 def enlarge(values: ArrayLike, scale: int) -> jax.Array:
-    """(B, h, w, C) at `scale` times the resolution by bicubic interpolation, with means over blocks
-    put right: they are the values given."""
+    """Enlarges (B, h, w, C) to `scale` times the resolution by bicubic interpolation, corrected so
+    that the means over blocks are the given values."""
     values = jnp.asarray(values)
     if scale == 1:
         return values
@@ -43,18 +43,18 @@ def enlarge(values: ArrayLike, scale: int) -> jax.Array:
 
 
 def bicubic(values: ArrayLike, scale: int) -> jax.Array:
-    """(B, h, w, C) at `scale` times the resolution."""
+    """Enlarges (B, h, w, C) to `scale` times the resolution by bicubic interpolation."""
     b, h, w, c = jnp.shape(values)
     return jax.image.resize(values, (b, h * scale, w * scale, c), "cubic")
 
 
 def shrink(images: ImagesT, scale: int) -> ImagesT:
-    """Means over blocks of `scale` pixels each way, of (B, H, W, C)."""
+    """Means of (B, H, W, C) over blocks of `scale` x `scale` pixels."""
     b, h, w, c = images.shape
     blocks: Any = images.reshape(b, h // scale, scale, w // scale, scale, c)
     return blocks.mean((2, 4))
 
 
 def grow(images: ImagesT, scale: int) -> ImagesT:
-    """Each pixel of (B, h, w, C) as a block of `scale` pixels each way."""
+    """Repeats each pixel of (B, h, w, C) as a block of `scale` x `scale` pixels."""
     return images.repeat(scale, 1).repeat(scale, 2)

@@ -75,7 +75,7 @@ def test_what_takes_too_long_is_named_and_the_rest_measured(scripts, results, tm
     runner.run([program(scripts, "late", lambda _: late.wait(30)), program(scripts, "good")])
     late.set()
     found = rows(tmp_path)
-    assert found["late"]["problem"] == "not compiled in the time there was"
+    assert found["late"]["problem"] == "not compiled in the available time"
     assert found["good"]["ms"] == 1.0 and found["good"]["ran_beside_compilations"] == 1
 
 

@@ -1,4 +1,4 @@
-"""A run that the runs in buckets are compared with, and what they are compared by."""
+"""The local run that runs in buckets are compared with, and the comparison."""
 
 import json
 
@@ -35,7 +35,7 @@ def whole(tmp_path_factory):
 
 
 def rows(folder):
-    """Of metrics.jsonl, without the columns that depend on the clock."""
+    """The rows of metrics.jsonl, without the columns that depend on the clock."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     timed = reporting.TIMES
     return [{name: value for name, value in row.items() if name not in timed} for row in found]
@@ -48,7 +48,7 @@ def saved(workdir):
 
 
 def assert_same_run(one, other):
-    """Of two run directories: the same rows and the same last state, bit for bit."""
+    """Asserts that two run directories have the same rows and, bit for bit, the same last state."""
     assert rows(one) == rows(other)
     one, other = saved(one), saved(other)
     jax.tree.map(np.testing.assert_array_equal, one[0], other[0])

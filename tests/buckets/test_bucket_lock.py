@@ -13,8 +13,8 @@ REFUSAL = "another process is training there"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(bucket_lock, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(bucket_lock, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(bucket_lock, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(bucket_lock, "EXPIRY_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def elsewhere(monkeypatch):
 
 
 def hold(bucket):
-    return bucket_lock.held(bucket / ".lock", REFUSAL)
+    return bucket_lock.locked(bucket / ".lock", REFUSAL)
 
 
 def test_one_holds_it_and_lets_it_go(bucket, capsys):
@@ -45,14 +45,14 @@ def test_a_live_lock_of_another_host_is_seen_without_clocks(bucket, elsewhere, c
         with pytest.raises(ValueError, match=REFUSAL), hold(bucket):
             pass
     (line,) = capsys.readouterr().err.splitlines()
-    assert "waiting up to 1 s to see whether it lives" in line
+    assert "waiting up to 1 s to see whether it is alive" in line
 
 
 def test_a_lock_that_a_dead_process_left_is_taken_at_once(commands, bucket, capsys):
     code = (
         "import os, sys\n"
         "from nvae_jax import bucket_lock, buckets\n"
-        "with bucket_lock.held(buckets.BucketPath(sys.argv[1]), ''):\n"
+        "with bucket_lock.locked(buckets.BucketPath(sys.argv[1]), ''):\n"
         "    os._exit(9)\n"
     )
     with commands.start(code, bucket / ".lock", environment=dict(os.environ)) as dead:
@@ -86,7 +86,7 @@ def test_of_several_that_see_a_lock_left_behind_one_takes_it(bucket, monkeypatch
     def take():
         barrier.wait()
         try:
-            results.append(bucket_lock._take(bucket / ".lock", REFUSAL))
+            results.append(bucket_lock._acquire(bucket / ".lock", REFUSAL))
         except ValueError as error:
             results.append(str(error))
 

@@ -65,18 +65,18 @@ def test_a_file_appears_whole_or_not_at_all(bucket):
 
 def test_files_that_grow_are_uploaded_whole(bucket):
     (bucket / "rows").write_text("1\n")
-    outbox = files.Outbox(bucket)
-    rows = outbox.fetch("rows")
+    synced = files.SyncedFolder(bucket)
+    rows = synced.fetch("rows")
     with open(rows, "a") as file:
         file.write("2\n")
     assert (bucket / "rows").read_text() == "1\n"
-    outbox.upload()
+    synced.upload()
     assert (bucket / "rows").read_text() == "1\n2\n"
     (bucket / "rows").unlink()
-    outbox.upload()  # nothing has changed here
+    synced.upload()  # nothing has changed here
     assert not (bucket / "rows").exists()
     rows.write_text("3\n4\n5\n")
-    outbox.close()
+    synced.close()
     assert (bucket / "rows").read_text() == "3\n4\n5\n" and not rows.exists()
 
 
@@ -112,8 +112,8 @@ def test_results_of_other_settings_stay(bucket):
     files.write_json(written[2], {"seed": 1})
     outputs.check(written, {"seed": 1})
     for path in written:
-        with pytest.raises(ValueError, match=r"a\.\w+ holds another result: seed is 1 there"):
+        with pytest.raises(ValueError, match=r"a\.\w+ holds another result: seed is 1 in the file"):
             outputs.check([path], {"seed": 2})
-    with pytest.raises(ValueError, match="is read, so it cannot be written to"):
+    with pytest.raises(ValueError, match="is an input, so it cannot be an output"):
         outputs.check(written, {"seed": 1}, inputs=[bucket / "a.npz"])
     assert sorted(path.name for path in bucket.iterdir()) == ["a.json", "a.npz", "a.png"]

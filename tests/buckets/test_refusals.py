@@ -61,7 +61,7 @@ RUN = ["--config=configs/digits.py", "--workdir=gs://bucket/run"]
 def test_credentials_and_permission(commands, refusing, command, flags):
     status, address = refusing
     line = the_line(commands.run(command, *flags, **variables(address)))
-    missing = "no credentials that it takes: run `gcloud auth application-default login`"
+    missing = "no valid credentials: run `gcloud auth application-default login`"
     assert (missing if status == 401 else "no permission (") in line
     assert "does not have storage.objects.get access" in line
 

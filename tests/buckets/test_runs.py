@@ -101,7 +101,7 @@ def test_another_process_is_kept_out_and_another_folder_left_alone(bucket):
     with run_directory.open_for_training(workdir, config_for()):
         pass
     (bucket / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty and no run directory"):
+    with pytest.raises(ValueError, match="is not empty and not a run directory"):
         train.train(config_for(), bucket / "other")
     assert [path.name for path in (bucket / "other").iterdir()] == ["notes.txt"]
 

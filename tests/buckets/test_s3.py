@@ -8,13 +8,13 @@ from nvae_jax.buckets import BucketError, BucketPath
 
 def test_one_writer(s3):
     folder = s3 / "locked" / ".lock"
-    with bucket_lock.held(folder, "somebody trains there"):
+    with bucket_lock.locked(folder, "somebody trains there"):
         with pytest.raises(FileExistsError):
             (folder / "1").create(b"")
         with pytest.raises(ValueError, match="somebody trains there"):
-            with bucket_lock.held(folder, "somebody trains there"):
+            with bucket_lock.locked(folder, "somebody trains there"):
                 pass
-    with bucket_lock.held(folder, "somebody trains there"):
+    with bucket_lock.locked(folder, "somebody trains there"):
         assert [path.name for path in folder.iterdir()] == ["2"]
 
 

@@ -108,7 +108,7 @@ def test_a_job_is_preempted_loses_a_process_and_is_cancelled(submit):
     saved = [int(path.name) for path in (job.workdir / "checkpoints").glob("[0-9]*")]
     assert max(saved) == max(after)
     assert re.findall("task ([01]) ended with status 143", job.log()).count("1") == 2
-    assert job.log().count("queueing the job again") == 2
+    assert job.log().count("requeueing the job") == 2
     job.wait(lambda: not list(job.folder.glob(".restarts-*")))
 
 

@@ -1,4 +1,4 @@
-"""Small real data sets, written on the spot."""
+"""Small data sets in their real formats, written by the tests."""
 
 import gzip
 import io

@@ -93,10 +93,10 @@ def test_the_range_of_sixteen_bits(tmp_path):
     twelve = opened(tmp_path, "train", max_value=4000, num_bits=12)
     np.testing.assert_array_equal(twelve >> 4, np.floor(np.round(array * 16.38375) / 16)[..., None])
     for options, message in [
-        ({"num_bits": 10}, "values from .* to 4000, where 10 bits are 0 to 1023: say .*max_value"),
+        ({"num_bits": 10}, "values from .* to 4000, but 10 bits are 0 to 1023: set .*max_value"),
         ({"num_bits": 12, "max_value": 3999}, "max_value says 0 to 3999"),
-        ({"num_bits": 14, "max_value": 4000}, "has 12 bits a value .* data.num_bits=14 asks"),
-        ({"num_bits": 12, "max_value": 70000}, "more than its 16 bits can say"),
+        ({"num_bits": 14, "max_value": 4000}, "has 12 bits per value .* data.num_bits=14 asks"),
+        ({"num_bits": 12, "max_value": 70000}, "exceeds the range of its 16 bits"),
     ]:
         with pytest.raises(DataError, match=message):
             opened(tmp_path, "train", **options)
@@ -105,11 +105,11 @@ def test_the_range_of_sixteen_bits(tmp_path):
 @pytest.mark.parametrize(
     ("array", "options", "message"),
     [
-        (np.zeros((2, 8, 8), np.float32), {}, "is float32, where images are uint8 or uint16"),
+        (np.zeros((2, 8, 8), np.float32), {}, "is float32, but images must be uint8 or uint16"),
         (np.zeros((2, 8, 8), np.int64), {}, "is int64"),
         (np.zeros((2, 3, 8, 8), np.uint8), {}, r"has shape \(2, 3, 8, 8\).*channels come last"),
         (np.zeros((8, 8), np.uint8), {}, "has shape"),
-        (np.zeros((2, 8, 8), np.uint8), {"num_bits": 9}, "is uint8, where data.num_bits=9 asks"),
+        (np.zeros((2, 8, 8), np.uint8), {"num_bits": 9}, "is uint8, but data.num_bits=9 asks"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, array, options, message):

@@ -50,12 +50,12 @@ def test_twelve_bits_need_the_key(kind, encode):
     assert not isinstance(caught.value, CorruptError)
     np.testing.assert_array_equal(images.decode(content, "scan", max_value=4095), SCALED_12)
     assert images.decode(content, "scan", max_value=65535).max() == 16
-    with pytest.raises(DataError, match="scan: has values from 0 to 4095, where .*max_value.*1023"):
+    with pytest.raises(DataError, match="scan: has values from 0 to 4095, but .*max_value.*1023"):
         images.decode(content, "scan", max_value=1023)
 
 
 def test_ranges_that_the_bits_cannot_have(encode):
-    with pytest.raises(DataError, match="max_value=99999 is more than its 16 bits can say"):
+    with pytest.raises(DataError, match="max_value=99999 exceeds the range of its 16 bits"):
         images.decode(encode(VALUES_12), "scan", max_value=99999)
     with pytest.raises(DataError, match="nearly black"):
         images.decode(encode(VALUES_12, "TIFF", tiffinfo={341: 1e9}), "scan")
@@ -125,12 +125,12 @@ def test_deep_pictures_that_do_not_fit(encode):
         return str(caught.value)
 
     grey = np.zeros((4, 4, 1), np.uint8)
-    assert "scan: has 8 bits a value, and data.num_bits=12 asks for more" in refused(encode(grey))
-    assert "colours of 16 bits are read with 8" in refused(colours(np.repeat(VALUES_12, 3, -1)))
+    assert "scan: has 8 bits per value, but data.num_bits=12 asks for more" in refused(encode(grey))
+    assert "16-bit colours are read with 8" in refused(colours(np.repeat(VALUES_12, 3, -1)))
     assert "colours" not in refused(encode(np.repeat(grey, 3, -1)))
     message = refused(encode(VALUES_12), num_bits=10)
-    assert "values from 0 to 4095, where 10 bits are 0 to 1023: say which is white" in message
-    assert "has 12 bits a value (0 to 4095)" in refused(
+    assert "values from 0 to 4095, but 10 bits are 0 to 1023: set white" in message
+    assert "has 12 bits per value (0 to 4095)" in refused(
         with_significant_bits(encode(VALUES_12), 12), num_bits=14
     )
     assert "data.channels=3" in refused(encode(VALUES_12), channels=3)

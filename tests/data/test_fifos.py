@@ -31,5 +31,5 @@ def test_a_fifo_is_not_waited_for(form, fifo, files, tmp_path, read):
     for name in files:
         (tmp_path / name).write_bytes(b"")
     os.mkfifo(tmp_path / fifo)
-    with pytest.raises(DataError, match=f"{fifo}.*is a FIFO, where a file is wanted"):
+    with pytest.raises(DataError, match=f"{fifo}.*is a FIFO, not a file"):
         read(form, tmp_path, "train")

@@ -67,10 +67,10 @@ def test_what_is_passed_over_is_counted_and_said_once(pictures, tmp_path, monkey
     monkeypatch.setattr(folder.logging, "warning", lambda text, *values: said.append(text % values))
     for _ in range(2):
         Folder().find(pictures)
-    assert len(said) == 1 and said[0].startswith(f"{pictures}: passed over 2 .gif, ")
+    assert len(said) == 1 and said[0].startswith(f"{pictures}: ignored 2 .gif, ")
     for kind in ("1 .heic", "1 .txt", "1 without an ending", "1 linked folder"):
         assert kind in said[0]
-    assert "pictures are .bmp, .jpeg" in said[0]
+    assert "image files are .bmp, .jpeg" in said[0]
 
 
 def test_bmp_and_tiff_are_read(tmp_path, encode, colour_images):
@@ -131,7 +131,7 @@ def test_pictures_are_cropped_in_the_centre(pictures, colour_images):
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="'folder' is not in .*it may hold pictures"):
+    with pytest.raises(DataError, match="'folder' is not in .*it can hold pictures"):
         sources.open_images(DataSpec("folder", dir=str(tmp_path)), "train")
 
 

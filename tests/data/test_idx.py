@@ -69,10 +69,10 @@ def test_no_damaged_byte_raises_anything_else(tmp_path, idx_bytes):
     "content, message",
     [
         (b"\x89PNG\r\n\x1a\n" * 4, "not an IDX file"),
-        (struct.pack(">HBB3I", 0, 0x0D, 3, 1, 1, 1) + bytes(4), "float, where images must be"),
+        (struct.pack(">HBB3I", 0, 0x0D, 3, 1, 1, 1) + bytes(4), "float, but images must be"),
         (struct.pack(">HBBI", 0, 8, 1, 12) + bytes(12), r"1 dimension\(s\)"),
         (struct.pack(">HBB3I", 0, 8, 3, 0, 28, 28), "is empty"),
-        (struct.pack(">HBB3I", 0, 8, 3, 1, 2, 2) + bytes(5), "has bytes after the last image"),
+        (struct.pack(">HBB3I", 0, 8, 3, 1, 2, 2) + bytes(5), "with bytes after the last image"),
         (struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**16, 2**16) + bytes(5), "claims to unpack"),
         (struct.pack(">HBB3I", 0, 8, 3, 9, 28, 28) + bytes(5), "truncated, 5 of 7056"),
     ],
@@ -95,9 +95,7 @@ def test_gzip_bombs_are_refused(tmp_path, count, monkeypatch):
 
     monkeypatch.setattr(gzip.GzipFile, "read", counted)
     content = gzip.compress(struct.pack(">HBB3I", 0, 8, 3, count, 28, 28) + bytes(2**24))
-    with pytest.raises(
-        DataError, match="bomb.gz: (has bytes after|claims to unpack to 1644167168)"
-    ):
+    with pytest.raises(DataError, match="bomb.gz: (is longer than|claims to unpack to 1644167168)"):
         idx.read_images(write(tmp_path / "bomb.gz", content))
     assert sum(unpacked) < 2000
 

@@ -64,7 +64,7 @@ def test_lmdb_truncated(tmp_path, colour_images, read):
 
 def test_lmdb_of_something_else(tmp_path, read):
     write_lmdb(tmp_path / "train.lmdb", [b"12345"])
-    with pytest.raises(DataError, match="train.lmdb record 0: 5 bytes are no square"):
+    with pytest.raises(DataError, match="train.lmdb record 0: 5 bytes are not a square"):
         read(Lmdb(), tmp_path, "train")
     write_lmdb(tmp_path / "validation.lmdb", [])
     with pytest.raises(DataError, match="validation.lmdb: has no records"):

@@ -48,7 +48,7 @@ def test_npz_truncated(tmp_path, colour_images, read):
     "arrays, message",
     [
         ({"labels": np.zeros(3, np.uint8)}, "has none of the arrays"),
-        ({"images": np.zeros((2, 8, 8, 3), np.float32)}, "float32, where images must be uint8"),
+        ({"images": np.zeros((2, 8, 8, 3), np.float32)}, "float32, but images must be uint8"),
         ({"images": np.zeros((2, 8, 8, 4), np.uint8)}, "shape"),
         ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, "shape"),
         ({"images": np.zeros((8,), np.uint8)}, "shape"),

@@ -67,7 +67,7 @@ def test_files_of_other_kinds(tmp_path):
         "objects.npz": "Object arrays cannot be loaded",
         "torn.npz": "cannot be read as .npz or .npy",
         "version.npy": "cannot be read as .npz or .npy",
-        "fifo.npz": "is a FIFO, where a file is wanted",
+        "fifo.npz": "is a FIFO, not a file",
         "absent.npz": "there is no file .*absent.npz",
     }
     for name, complaint in complaints.items():

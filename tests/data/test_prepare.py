@@ -52,7 +52,7 @@ def test_corrupt_pictures_stop_it_or_are_counted(pictures, tmp_path):
         prepare("folder", str(out), manual_dir=str(pictures), image_size=16)
     assert list(out.iterdir()) == []
     said = prepare("folder", str(out), manual_dir=str(pictures), image_size=16, skip_corrupt=True)
-    assert "2 unreadable ones left out" in said
+    assert "2 unreadable ones skipped" in said
 
 
 def test_padded_sets_are_prepared_without_their_padding(idx_dir, tmp_path, grey_images):
@@ -109,7 +109,7 @@ def test_lsun_at_a_size(tmp_path, encode, colour_images):
 
 
 def test_files_that_are_there_but_not_of_the_set(tmp_path):
-    with pytest.raises(DataError, match=f"ffhq256: nothing of it is in {tmp_path}; download"):
+    with pytest.raises(DataError, match=f"ffhq256: none of its files is in {tmp_path}; download"):
         prepare("ffhq256", str(tmp_path / "out"), manual_dir=str(tmp_path))
 
 

@@ -88,7 +88,7 @@ def test_evaluation_masks_and_counts_them(spec, monkeypatch):
     mask = np.concatenate([batch["mask"] for batch in batches])
     assert set(ids[mask]) == set(range(COUNT)) - BROKEN
     assert set(ids[~mask]) == BROKEN | {-1}
-    assert said[-1].endswith("3 unreadable image(s) left out")
+    assert said[-1].endswith("3 unreadable image(s) skipped")
 
 
 def test_a_folder_that_disappears_stops_all_the_same(spec, tmp_path):

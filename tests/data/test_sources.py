@@ -44,7 +44,9 @@ def test_other_than_published_size_is_a_warning(idx_dir, monkeypatch):
     for _ in range(3):
         sources.open_images(DataSpec("mnist", dir=str(idx_dir)), "train")
     sources.open_images(DataSpec("digits"), "train")
-    assert len(said) == 1 and "23 images in split train, where 60000" in said[0]
+    assert (
+        len(said) == 1 and "23 images in split train, but the published number is 60000" in said[0]
+    )
 
 
 def test_digits_are_whole_disjoint_and_recognisable():
@@ -82,7 +84,7 @@ def test_the_two_imagenets_are_told_apart(count, name, other, tmp_path, monkeypa
     monkeypatch.setattr(Lmdb, "open", lambda *_: Many())
     for split in ("train", "validation"):
         (tmp_path / f"{split}.lmdb").mkdir()
-    with pytest.raises(DataError, match=f"is the mark of '{other}'"):
+    with pytest.raises(DataError, match=f"indicate '{other}'"):
         sources.open_images(DataSpec(name, dir=str(tmp_path), channels=3), "train")
     opened = sources.open_images(DataSpec(other, dir=str(tmp_path), channels=3), "train")
     assert len(opened) == count

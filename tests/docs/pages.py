@@ -1,4 +1,4 @@
-"""The pages, and the commands that stand in them: in ```bash blocks and `in a line`."""
+"""The pages, and the commands in them: in ```bash blocks and `inline`."""
 
 import re
 import shlex
@@ -26,7 +26,7 @@ class Line:
 
     @property
     def command(self):
-        """The command of `nvae-jax` that it calls, or None."""
+        """The command of `nvae-jax` in the line, or None."""
         found = PYTHON_COMMAND.search(self.text)
         return found and found.group(1)
 
@@ -37,19 +37,19 @@ class Line:
 
     @property
     def scripts(self):
-        """Files of launch/ and benchmarks/ that it names."""
+        """The files of launch/ and benchmarks/ in the line."""
         return SCRIPT.findall(self.text)
 
     @property
     def script_options(self):
-        """The options of a script, without those of the command that the script runs."""
+        """The options of a script, without those of the command that it runs."""
         own = SCRIPT.split(self.text)[1].partition(" -- ")[0]
         words = shlex.split(own, comments=True)
         return [word.partition("=")[0] for word in words if word.startswith("--")]
 
 
 def command_lines(page):
-    """Every `Line` of a page that calls the project."""
+    """Every `Line` of a page that calls a command or script of the project."""
     text = page.read_text()
     blocks = "\n".join(BLOCK.findall(text)).replace("\\\n", " ").splitlines()
     spans = [" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", text))]

@@ -17,7 +17,7 @@ NUMBERS = ("int", "float")
 
 
 def fault(arguments):
-    """What is wrong with the arguments of a command, or None."""
+    """The error of a command's arguments, or None."""
     flags.FLAGS.unparse_flags()
     given = [_filled_in(argument) for argument in arguments if argument != "--config.KEY=VALUE"]
     try:

@@ -1,4 +1,4 @@
-"""Every command line in README.md, CONTRIBUTING.md and docs/ is one that the commands take."""
+"""Every command line in README.md, CONTRIBUTING.md and docs/ is valid."""
 
 import json
 import re
@@ -45,5 +45,5 @@ def test_scripts_take_their_options():
 
 
 def test_the_pages_are_read():
-    """A change of the pages' form that hides their commands from these tests is seen here."""
+    """Fails if a change of the pages' format hides their commands from these tests."""
     assert len(LINES) > 40 and len(COMMANDS) == len(list((ROOT / "launch").glob("[a-z]*.py")))

@@ -1,4 +1,4 @@
-"""The files, and the functions written as `module.function`, that the pages name are there."""
+"""The files and the functions (as `module.function`) in the pages exist."""
 
 import re
 
@@ -44,7 +44,7 @@ def test_included_files_exist():
 
 
 def test_links_of_readme_lead_somewhere():
-    """Those of the pages in docs/ are checked where these are built."""
+    """Links in docs/ are checked when the pages are built."""
     text = (ROOT / "README.md").read_text()
     links = re.findall(r"\]\((?!http)([^)#]+)|src=\"(.+?)\"", text)
     assert len(links) > 10

@@ -1,4 +1,4 @@
-"""What GitHub, pre-commit and citation tools read."""
+"""The files for GitHub, pre-commit and citation tools."""
 
 import re
 

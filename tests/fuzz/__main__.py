@@ -1,4 +1,4 @@
-"""Makes wrong calls of every command, by the tables of cases.py, and counts what goes wrong.
+"""Makes invalid calls of every command, from the tables in cases.py, and counts the faults.
 
 python -m tests.fuzz [--only=WORD] [--sample=N] [--seed=N] [--jobs=N] [--list] [ID ...]
 
@@ -65,7 +65,7 @@ def choose(options, one):
 
 
 def run(chosen, judges):
-    """Makes the calls, prints the faults and the counts; 1 where there are faults."""
+    """Makes the calls, and prints the faults and the counts; returns 1 if there are faults."""
     free, counts, begin = queue.SimpleQueue(), collections.Counter(), time.monotonic()
     for one in judges:
         free.put(one)

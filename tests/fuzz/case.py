@@ -1,4 +1,4 @@
-"""A wrong call, and what is right about an answer to it."""
+"""An invalid call, and what the answer must be."""
 
 import dataclasses
 import shlex
@@ -38,7 +38,7 @@ class Case:
 
     @property
     def id(self):
-        """To run it alone."""
+        """The command line that runs this case only."""
         words = "\0".join((self.command, *self.flags, self.what))
         return f"{zlib.crc32(words.encode(errors='surrogateescape')):08x}"
 
@@ -68,5 +68,5 @@ READERS = [command for command, flags in CALLS.items() if "--workdir=run" in fla
 
 
 def call(command, *flags, statuses=REFUSED, **fields):
-    """A right call of a command with something wrong about it."""
+    """A valid call of a command, changed to an invalid one."""
     return Case(command, (*CALLS[command].split(), *flags), statuses, **fields)

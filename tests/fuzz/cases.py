@@ -28,7 +28,7 @@ def every(flags_of, options_of, *, count=100, seed=0):
 
 
 def mixed(cases, count, seed):
-    """Calls of the tools with two things wrong at once."""
+    """Calls of the tools with two errors at once."""
     draw = random.Random(seed)
     wrong = {command: [case for case in cases if case.command == command] for command in READERS}
     for _ in range(count):

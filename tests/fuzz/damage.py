@@ -14,12 +14,12 @@ from PIL import Image
 
 
 def cut(path):
-    """The first half stays."""
+    """Removes the second half."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def garble(path):
-    """As long as before."""
+    """Changes bytes, but not the length."""
     path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
 
 
@@ -52,7 +52,7 @@ def become_loop(path):
 
 
 def become_zeros(path):
-    """A link to a device that never ends."""
+    """Replaces the file by a link to an endless device."""
     remove(path)
     os.symlink("/dev/zero", path)
 
@@ -67,12 +67,12 @@ CONTENT = {name: ANY_FILE[name] for name in ("cut", "garble", "empty", "remove")
 
 
 def text(content):
-    """Another text in its place."""
+    """Replaces the file by another text."""
     return lambda path: path.write_bytes(content.encode(errors="surrogateescape"))
 
 
 def copy_of(name):
-    """A copy of a file of the world, one folder above."""
+    """Replaces the file by a copy of another one, from the folder above."""
     return lambda path: shutil.copy(path.parents[1] / name, path)
 
 
@@ -81,7 +81,7 @@ def appended(content):
 
 
 def arrays(**changes):
-    """Arrays of an .npz file changed; None leaves one out, a function gets the one there is."""
+    """Changes arrays of an .npz file; None removes one, a function maps the old one to the new."""
 
     def damage(path):
         stored = dict(np.load(path))
@@ -95,7 +95,7 @@ def arrays(**changes):
 
 
 def every_array(change):
-    """All arrays of an .npz file changed."""
+    """Changes all arrays of an .npz file."""
 
     def damage(path):
         changed = {name: change(array) for name, array in dict(np.load(path)).items()}
@@ -105,7 +105,7 @@ def every_array(change):
 
 
 def each(pattern, function):
-    """What `function` does to a file, done to those of a folder that match."""
+    """Applies `function` to the files of a folder that match."""
 
     def damage(folder):
         found = [*folder.glob(pattern)]
@@ -117,12 +117,12 @@ def each(pattern, function):
 
 
 def replaced_array(change):
-    """That of an .npy file changed."""
+    """Changes the array of an .npy file."""
     return lambda path: np.save(path, change(np.load(path)))
 
 
 def keys(**changes):
-    """Keys of a JSON file changed: `section__key=value`; `REMOVED` leaves one out."""
+    """Changes keys of a JSON file: `section__key=value`; `REMOVED` removes one."""
 
     def damage(path):
         stored = json.loads(path.read_text())
@@ -144,7 +144,7 @@ REMOVED = object()
 
 
 def picture(mode, size, form="PNG", **options):
-    """Another picture in its place."""
+    """Replaces the file by another picture."""
     return lambda path: Image.new(mode, size).save(path, form, **options)
 
 
@@ -175,7 +175,7 @@ def npz_bomb(name):
 
 
 def whole_array(function):
-    """What a function makes of the array in an .npy file."""
+    """Applies a function to the array in an .npy file."""
     return lambda path: np.save(path, function(np.load(path)))
 
 
@@ -187,7 +187,7 @@ def npy_bomb(path):
 
 
 def gzip_bomb(path):
-    """Three gigabytes in three megabytes."""
+    """A file of three megabytes that unpacks to three gigabytes."""
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(struct.pack(">HBB3I", 0, 8, 3, 12_000_000, 16, 16))
         for _ in range(3072):

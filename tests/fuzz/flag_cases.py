@@ -1,4 +1,4 @@
-"""Wrong flags and wrong config keys, of every command."""
+"""Invalid flags and config keys of every command."""
 
 from nvae_jax import schema
 from tests.fuzz.case import CALLS, EITHER, READERS, REFUSED, RIGHT, Case, call
@@ -80,7 +80,7 @@ NO_VALUES = ("train.num_steps", "train.num_steps=1=2", "train.num_steps=[1]")
 
 
 def of_flags(flags_of):
-    """Every flag of every command with every wrong value of its type.
+    """Every flag of every command with every invalid value of its type.
 
     Args:
       flags_of: {command: {flag: its type, or the list of its choices}}.
@@ -112,7 +112,7 @@ def _values(command, flag, kind):
 
 
 def of_keys():
-    """Every key of the config with every wrong value, as a flag and in a config file."""
+    """Every key of the config with every invalid value, as a flag and in a config file."""
     for key, default in schema.DEFAULTS.items():
         for value in KEY_VALUES:
             if key not in UNREAD and (key, value) not in ENDLESS:
@@ -141,6 +141,6 @@ def of_keys():
 
 
 def _trainer(key, statuses):
-    """The command that judges a key: where training would be another program, planning will do."""
+    """The command that checks a key: `plan` if `train` would compile another program."""
     same_program = key.startswith(("data.", "eval.", "distributed.", "log.", "checkpoint."))
     return "train" if statuses == REFUSED or same_program else "plan"

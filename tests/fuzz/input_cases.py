@@ -1,4 +1,4 @@
-"""Damaged inputs of the tools, damaged data sets, outputs that are inputs."""
+"""Damaged inputs of the tools, damaged data sets, and outputs that are also inputs."""
 
 import os
 from pathlib import Path
@@ -196,7 +196,7 @@ def of_data():
 
 
 def of_outputs():
-    """Outputs that are inputs, that were there before, or that cannot be written."""
+    """Outputs that are also inputs, that existed before, or that cannot be written."""
     yield call("encode", "--out=images.npz")
     yield call("encode", "--out=./run/../images.npz")
     yield call("encode", "--out=run/config.json")

@@ -1,4 +1,4 @@
-"""Runs a case in a copy of the world, and says what is wrong with what happened."""
+"""Runs a case in a copy of the world, and finds the faults of the answer."""
 
 import fnmatch
 import hashlib
@@ -97,7 +97,7 @@ class Judge:
 
 
 def parse_help(text):
-    """{flag: type} of what a command's --help prints."""
+    """{flag: type} from the output of a command's --help."""
     flags = {}
     for block in re.split(r"\n  (?=--)", text)[1:]:
         optional, name = re.match(r"--(\[no\])?([\w.]+):", block).groups()
@@ -113,13 +113,13 @@ def parse_help(text):
 
 
 def options_of(script):
-    """Names of a launcher's --flag=VALUE options but the run's own."""
+    """Names of a launcher's --flag=VALUE options, except for those of the run."""
     code = (ROOT / "launch" / script).read_text()
     return re.search(r'^read_options "([a-z -]*)"', code, re.MULTILINE)[1].split()
 
 
 def digests(folder):
-    """{path: what is there} of all that is below a folder, without following links."""
+    """{path: content} of everything below a folder, without following links."""
     found = {}
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
@@ -152,14 +152,14 @@ def _does_not_fit(case, done):
 
 
 def lost(case, before, after):
-    """The files that are no longer what they were."""
+    """The files that were changed."""
     for path, what in before.items():
         if after.get(path) != what and not _may_change(case, path):
             yield "lost", path
 
 
 def left(case, before, after):
-    """What a refused call has written."""
+    """The files that a refused call has written."""
     new = [path for path in after if path not in before and not _may_change(case, path)]
     if new:
         yield "left", f"{new[0]} and {len(new) - 1} more" if len(new) > 1 else new[0]

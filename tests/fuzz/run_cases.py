@@ -1,4 +1,4 @@
-"""Config files that are none, and damaged run directories."""
+"""Invalid config files, and damaged run directories."""
 
 from pathlib import Path
 
@@ -114,7 +114,7 @@ BAD_RUNS = {
 
 
 def of_config_files():
-    """Config files that are none."""
+    """Invalid config files."""
     for what, code in CONFIG_FILES.items():
         damaged = {"config.py": text(code.replace("{config}", TINY))}
         for command in ("train", "plan"):
@@ -133,7 +133,7 @@ WRONG_LENGTHS = {  # flags of a call with --extend: words of its refusal
 
 
 def of_starts():
-    """Runs that start from others, and runs that are made longer."""
+    """Runs that start from others, and runs that are extended."""
     source = "--config.train.init_from=run"
     for file, functions in RUN_FILES.items():
         for name, function in functions.items():

@@ -1,4 +1,4 @@
-"""Wrong calls of the launchers, with --dry-run."""
+"""Invalid calls of the launchers, with --dry-run."""
 
 from tests.fuzz.case import EITHER, REFUSED, RIGHT, Case
 from tests.fuzz.flag_cases import INVALID

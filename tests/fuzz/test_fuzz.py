@@ -1,4 +1,4 @@
-"""A sample of the wrong calls; `python -m tests.fuzz` makes them all."""
+"""A sample of the invalid calls; `python -m tests.fuzz` makes them all."""
 
 import random
 
@@ -42,7 +42,7 @@ def test_there_are_cases_for_every_flag_and_key(known):
 
 
 def test_the_judge_sees_what_is_wrong(one):
-    """Calls that are right, said to be wrong ones; and what only a right call may do to files."""
+    """Valid calls declared as invalid ones; and changes of files that only valid calls may make."""
     accepted = call("prepare_data", "--help")
     assert one.judge(accepted) == ([("accepted", "0")], 0, "")
     unnamed = call("prepare_data", "--image_size=two", names=("channels",))

@@ -1,4 +1,4 @@
-"""What a wrong call is made on: a small run and inputs of every kind.
+"""The files that invalid calls use: a small run and inputs of every kind.
 
 Every call gets a copy as its working directory:
 

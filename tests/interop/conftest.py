@@ -38,7 +38,7 @@ def small_config():
 
 @pytest.fixture(scope="session")
 def small_variables(small_config):
-    """Its fresh variables."""
+    """Its initial variables."""
     model = build.build_model(small_config)
     images = np.zeros((1, 32, 32, 1), np.float32)
     return jax.jit(lambda key: initialize(model, key, images))(jax.random.key(1))
@@ -46,7 +46,7 @@ def small_variables(small_config):
 
 @pytest.fixture
 def mnist_dir(tmp_path):
-    """MNIST's files with twelve images to train on and as many to test."""
+    """MNIST's files with twelve training and twelve test images."""
     folder = tmp_path / "mnist_data"
     folder.mkdir()
     images = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 28, 28), np.uint8)

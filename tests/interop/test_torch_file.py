@@ -59,10 +59,10 @@ def test_other_files(tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         torch_file.read(tmp_path / "absent.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(ValueError, match="text.pt is (no PyTorch checkpoint|refused)"):
+    with pytest.raises(ValueError, match="text.pt is (not a PyTorch checkpoint|refused)"):
         torch_file.read(tmp_path / "text.pt")
     (tmp_path / "empty.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match="no PyTorch checkpoint"):
+    with pytest.raises(ValueError, match="not a PyTorch checkpoint"):
         torch_file.read(tmp_path / "empty.pt")
 
 
@@ -71,10 +71,10 @@ def test_other_files(tmp_path):
     [
         ({"state_dict": {}}, "lacks args"),
         ([1, 2], "lacks state_dict and args"),
-        ({"state_dict": {}, "args": 3}, "of another kind"),
-        ({"state_dict": {"a": "text"}, "args": {}}, "a is no plain array but str"),
-        ({"state_dict": {3: torch.ones(2)}, "args": {}}, "names must be text, not 3"),
-        ({"state_dict": {}, "args": {("b",): 1}}, "names must be text, not"),
+        ({"state_dict": {}, "args": 3}, "has the wrong type"),
+        ({"state_dict": {"a": "text"}, "args": {}}, "a is not a plain array but str"),
+        ({"state_dict": {3: torch.ones(2)}, "args": {}}, "names must be strings, not 3"),
+        ({"state_dict": {}, "args": {("b",): 1}}, "names must be strings, not"),
         ({"state_dict": {"a": torch.tensor([1.0, np.nan])}, "args": {}}, "a has NaN or infinity"),
         ({"state_dict": {"a": torch.ones(2).to_sparse()}, "args": {}}, "array but sparse"),
         ({"state_dict": {"a": torch.ones(2) * 1j}, "args": {}}, "array but complex"),

@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from nvae_jax import build
 from nvae_jax.models import cells
-from nvae_jax.models.initialize import _first_values, initialize
+from nvae_jax.models.initialize import _initial_values, initialize
 from nvae_jax.models.parameter_modules import describe_variables
 from tests.conftest import tiny_config
 
@@ -214,7 +214,7 @@ def initialized_by_modules(model, key, images):
     draw_key, latent_key = jax.random.split(key)
     rngs = {"params": latent_key, "latent": latent_key}
     shapes, modules = describe_variables(model, images.shape[1:])
-    values = _first_values(draw_key, {**shapes["params"], **shapes["batch_stats"]}, modules)
+    values = _initial_values(draw_key, {**shapes["params"], **shapes["batch_stats"]}, modules)
     drawn = {path: v for path, v in values.items() if path[-1] in modules[path[:-1]].RANDOM}
     params = traverse_util.unflatten_dict(drawn)
     _, variables = model.apply(

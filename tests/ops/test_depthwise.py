@@ -171,7 +171,7 @@ def test_native_is_compiled_once_a_machine(fresh_native):
     """Also where processes begin together; by a compiler that writes what it was called for."""
     compiler, calls = fresh_native / "compiler", fresh_native / "calls"
     compiler.write_text(f'sleep 0.1; for last; do :; done; echo "$last" | tee -a {calls} > "$last"')
-    compiled = partial(shared_library._kept_or_compiled, fresh_native / "native", "kernels")
+    compiled = partial(shared_library._cached_or_compiled, fresh_native / "native", "kernels")
     with ThreadPoolExecutor(2) as pool:
         libraries = list(pool.map(compiled, [["sh", str(compiler)]] * 2))
     libraries.append(compiled(["sh", str(compiler)]))

@@ -115,7 +115,7 @@ def test_without_a_folder_to_keep_it_nothing_is_left_behind(place, compiled, sai
     assert answer() == 42
     assert compiled[0].startswith(str(place / "temporary"))
     assert not list((place / "temporary").iterdir())
-    assert len(said) == 1 and "for this process alone" in said[0]
+    assert len(said) == 1 and "for this process only" in said[0]
 
 
 def test_a_kept_one_is_used_where_nothing_can_be_written(place, compiled, said, monkeypatch):

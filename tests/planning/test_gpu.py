@@ -57,9 +57,9 @@ def report(monkeypatch, name, gigabytes):
 
 def test_kernels_bytes_and_the_time_that_they_take(monkeypatch):
     lines, fits = report(monkeypatch, "h100", 6.0)
-    assert fits and "in all 6.00: there is room" in lines[1]
+    assert fits and "in total 6.00: it fits" in lines[1]
     assert lines[3] == (
-        "kernels a step: 10,000, which read and write 63.0 GB: 20.9 ms for the bytes and 25.0 ms "
+        "kernels per step: 10,000, which read and write 63.0 GB: 20.9 ms for the bytes and 25.0 ms "
         "for launching"
     )
     assert lines[4] == "  and more in 1 loop(s) of unknown length"
@@ -67,4 +67,4 @@ def test_kernels_bytes_and_the_time_that_they_take(monkeypatch):
 
 def test_what_does_not_fit_a_card_is_said(monkeypatch):
     lines, fits = report(monkeypatch, "l4", 30.0)
-    assert not fits and "in all 30.00: cannot fit" in lines[1]
+    assert not fits and "in total 30.00: cannot fit" in lines[1]

@@ -130,8 +130,8 @@ def test_state_is_known_exactly(estimator):
 
 
 def test_policies_and_devices_save_memory(estimator):
-    def need(remat, devices=1, fsdp=1, parts=1):
-        return estimator.need(Setting("float32", remat, fsdp, parts), devices)
+    def need(remat, devices=1, fsdp=1, micro_batches=1):
+        return estimator.need(Setting("float32", remat, fsdp, micro_batches), devices)
 
     needs = [need(remat) for remat in POLICIES]
     activations = [n.activations for n in needs]
@@ -141,7 +141,7 @@ def test_policies_and_devices_save_memory(estimator):
         # All that grows with the batch, and nothing else, is divided among devices or in parts.
         assert need(remat, 4).activations < 0.3 * need(remat).activations
         assert need(remat, 4).state == need(remat).state
-        assert need(remat, 1, parts=4).activations == need(remat, 4).activations
+        assert need(remat, 1, micro_batches=4).activations == need(remat, 4).activations
         shared = need(remat, 4, fsdp=4)
         assert shared.state < need(remat, 4).state and shared.peak < need(remat, 4).peak
         assert shared.activations == need(remat, 4).activations <= need(remat, 4).peak
@@ -167,7 +167,7 @@ class Fake:
     def need(self, setting, devices):
         weight = {"none": 16, "norm_act": 8, "cell": 4, "group": 2}[setting.remat]
         half = 2 if setting.dtype == "bfloat16" else 1
-        examples = 16 // devices / setting.parts
+        examples = 16 // devices / setting.micro_batches
         activations = weight * examples / half
         return MemoryEstimate(
             *(int(plan.GB * n) for n in (1 / setting.fsdp, activations, activations))
@@ -199,7 +199,7 @@ def test_what_cannot_fit_is_said_with_what_would():
     requested = Setting("float32", "none", 1, 1)
     refusal = " ".join(plan.explain_no_fit(Fake(), 16, plan.Budget(8, 1.55), requested))
     assert "cannot fit: even remat=group, bfloat16, mesh.fsdp=8" in refusal
-    assert "want 1.12 GB of 1.55 (less 30%)" in refusal
+    assert "need 1.12 GB of 1.55 (less 30%)" in refusal
     assert "16 such devices with remat=group, bfloat16, mesh.fsdp=16" in refusal
     assert "8 device(s) of 1.61 GB" in refusal
 
@@ -288,8 +288,8 @@ def test_what_the_compiler_says(estimator, monkeypatch):
     monkeypatch.setattr(tpu.Slice, "platform", "cpu")
     slice_ = tpu.Slice("v5e", (1, 1))
     lines, fits = compiled.report(tiny_config(model={"remat": "cell"}), slice_)
-    assert fits and lines[0].startswith("v5e:1x1: 1 devices of 17.2 GB, 16 images a device")
-    assert "collectives a step: none" in lines
+    assert fits and lines[0].startswith("v5e:1x1: 1 devices of 17.2 GB, 16 images per device")
+    assert "collectives per step: none" in lines
     arguments, temporaries = (float(n) for n in re.findall(r"(?:ts|es) ([\d.]+)", lines[1])[:2])
     need = estimator.need(Setting("float32", "cell", 1, 1), 1)
     assert need.state / plan.GB == pytest.approx(arguments, abs=0.01)
@@ -308,8 +308,8 @@ def test_what_is_too_large_is_said(monkeypatch):
     slice_ = tpu.Slice("v5e", (2, 2))
     monkeypatch.setattr(compiled, "compile_step", lambda *_: compiled_step(12.3))
     lines, fits = compiled.report(tiny_config(), slice_)
-    assert fits and "in all 12.30: there is room" in lines[1]
-    assert "  all-reduce: 11, 0.0 MB; of them 11 below 64 KiB" in lines
+    assert fits and "in total 12.30: it fits" in lines[1]
+    assert "  all-reduce: 11, 0.0 MB; 11 of them below 64 KiB" in lines
     assert "  and more in 1 loop(s) of unknown length" in lines
 
     def refuse(*_):

@@ -26,7 +26,7 @@ def compile_shared(name, data, fsdp):
     config = tiny_config(model=model, train={"batch_size": 32}, mesh=mesh)
     state = build.build(config, devices).abstract_state()
     planned = estimate.planned_mesh(data * fsdp, fsdp)
-    shared = [p for p in jax.tree.leaves(state.params) if sharding.is_shared(planned, p)]
+    shared = [p for p in jax.tree.leaves(state.params) if sharding.is_sharded(planned, p)]
     kept = estimate.bytes_on_device(state, planned)
     return compiled.compile_step(config, target), DTYPE * sum(p.size for p in shared), kept
 

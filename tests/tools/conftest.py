@@ -1,4 +1,4 @@
-"""A run directory of a tiny random model of digits, for everything that uses a trained one."""
+"""A run directory of a tiny random model of digits, for tests that use a trained model."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def tiny_run_config():
-    """16×16 binarised digits, 2 scales of 2 groups, width 4, all of which compiles fast."""
+    """16×16 binarised digits, 2 scales of 2 groups, width 4; it compiles fast."""
     config = digits.get_config()
     config.model.update(process_blocks=1, num_scales=2, num_groups=2, latent_channels=2)
     config.model.update(encoder_width=4, decoder_width=4, decoder_cell="residual", unroll=1)
@@ -48,12 +48,12 @@ def make_run(tiny_run_config):
 
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory, make_run):
-    """The run directory of that model."""
+    """The run directory of the tiny model."""
     return make_run(tmp_path_factory.mktemp("runs") / "tiny")
 
 
 def random_variables_of(config):
-    """Variables with something to say: all of them, statistics included, are drawn at random."""
+    """Random variables of a model, including its statistics, so that all of them matter."""
     rng, flat = np.random.default_rng(0), {}
     for path, shape in shapes(config).items():
         draw = rng.normal(size=shape).astype(np.float32)
@@ -75,13 +75,13 @@ def random_variables():
 
 @pytest.fixture(scope="session")
 def run(workdir):
-    """It, loaded."""
+    """The loaded run."""
     return api.load(workdir)
 
 
 @pytest.fixture(scope="session")
 def small_run(make_run, tmp_path_factory):
-    """One of half as many groups, one a scale, whose programs compile in half the time."""
+    """A run with one group per scale, whose programs compile in half the time."""
     return api.load(make_run(tmp_path_factory.mktemp("runs") / "small", model={"num_groups": 1}))
 
 

@@ -90,7 +90,7 @@ def test_the_gap_is_explained():
     points = [{"groups": k, "frechet": f} for k, f in ((0, 9.0), (1, 8.0), (3, 2.0), (4, 1.0))]
     text = analyze.explain_gap({"kl": 20.0, "prior_gap": 5.0, "rate_distortion": points})
     assert "at least 5.00 of 20.00 nats of KL (25%)" in text
-    assert "9 of samples and 1 of reconstructions" in text
+    assert "9 for samples and 1 for reconstructions" in text
     assert text.endswith("falls most once the posterior gives group 1 to 2")
 
 

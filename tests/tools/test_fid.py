@@ -130,7 +130,7 @@ def test_features_are_those_of_the_library(weights):
 
 def test_weights_that_are_none(weights, tmp_path):
     path, digest = weights
-    with pytest.raises(ValueError, match="--weights=FILE is missing: the file is https://github"):
+    with pytest.raises(ValueError, match="--weights=FILE is missing: download https://github"):
         Inception(None)
     with pytest.raises(ValueError, match=f"SHA-256 {digest[:16]}..., not 6726825d...: the publ"):
         Inception(path)
@@ -159,7 +159,7 @@ def test_principal_components_keep_distances():
     assert list(np.argsort(-found.var(0))) == [0, 1, 2, 3]
     large = PrincipalComponents([np.random.default_rng(0).random((5, 64, 64, 1))], 2)
     assert large(np.ones((1, 64, 64, 1))).shape == (1, 2)
-    with pytest.raises(ValueError, match="components=5: there are 4 of 30 images of 4 values"):
+    with pytest.raises(ValueError, match="components=5: 30 images of 4 values have at most 4"):
         PrincipalComponents([images], 5)
 
 
@@ -246,7 +246,7 @@ def test_inception_on_random_weights(loaded, weights, tmp_path, capsys, monkeypa
         result = fid.fid_run(*loaded, out=out, protocol=protocol, **options)
         said = capsys.readouterr()
         assert result["pixels"] == pixels and result["num"] == 5 and result["num_reference"] == 6
-        assert "5 samples for 2048 features: the number means nothing" in said.err
+        assert "5 samples for 2048 features: the result is meaningless" in said.err
         assert all(np.isfinite(result[n]) for n in ("fid", "kid", "precision", "recall"))
         assert "NOT the published weights" in said.out and f"protocol {protocol}" in said.out
     with np.load(tmp_path / "standard" / "reference.npz") as file:
@@ -262,10 +262,10 @@ def test_inception_on_random_weights(loaded, weights, tmp_path, capsys, monkeypa
     ("options", "message"),
     [
         ({"num": 4}, "num: there must be at least 5 images, not 4"),
-        ({"protocol": "published", "temperature": 0.7}, "published is of temperature 1 alone"),
-        ({"protocol": "published", "decoder": "sample"}, "published is of the decoder's mean"),
+        ({"protocol": "published", "temperature": 0.7}, "published requires temperature 1"),
+        ({"protocol": "published", "decoder": "sample"}, "published requires decoder=mean"),
         ({"protocol": "own"}, "unknown protocol 'own'; known: standard, published"),
-        ({"reference": "tset"}, "'tset' is no file or folder"),
+        ({"reference": "tset"}, "'tset' is neither a file or folder"),
         ({"features": "clip"}, "unknown features 'clip'; known: inception, pca"),
         ({"components": 0}, "components=0"),
     ],

@@ -94,7 +94,9 @@ def test_rounding_is_of_the_parameters_and_is_refused_where_they_do_not_fit(run)
     ):
         assert (own == np.asarray(other)).all()
     full["params"][name] = {**full["params"][name], "kernel": kernel + 1e6}
-    with pytest.raises(ValueError, match="--dtype=float16 does not hold params/image_head/kernel"):
+    with pytest.raises(
+        ValueError, match="--dtype=float16: params/image_head/kernel exceeds its range"
+    ):
         model_folder.rounded(model_folder.Snapshot(0, full), "float16")
 
 
@@ -124,7 +126,7 @@ def change(arrays, name, value):
 
 FAULTS = {
     "lacks params/image_head/bias": lambda a: {k: v for k, v in a.items() if k != BIAS},
-    "has params/extra besides": lambda a: change(a, "params/extra", np.zeros(1, np.float32)),
+    "also has params/extra": lambda a: change(a, "params/extra", np.zeros(1, np.float32)),
     r"bias is F32 \(3,\), not F32 \(1,\)": lambda a: change(a, BIAS, np.zeros(3, np.float32)),
     r"bias is I32 \(1,\), not F32": lambda a: change(a, BIAS, np.zeros(1, np.int32)),
     "NaN or infinity in 1 array": lambda a: change(a, BIAS, np.full(1, np.nan, np.float32)),
@@ -158,19 +160,23 @@ def of_another_program(path):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("model.safetensors", cut, "no safetensors file, or a damaged one"),
-        ("model.safetensors", pickled, "no safetensors file, or a damaged one"),
-        ("model.safetensors", of_another_program, "metadata names no nvae_jax.step"),
+        ("model.safetensors", cut, "not a safetensors file, or damaged"),
+        ("model.safetensors", pickled, "not a safetensors file, or damaged"),
+        ("model.safetensors", of_another_program, "metadata have no nvae_jax.step"),
         ("model.safetensors", Path.unlink, "holds no model: it has no model.safetensors"),
         ("config.json", Path.unlink, "holds no model: it has no config.json"),
-        ("config.json", lambda p: p.write_text("{"), "config.json cannot be used: it is no JSON"),
+        (
+            "config.json",
+            lambda p: p.write_text("{"),
+            "config.json cannot be used: it is not valid JSON",
+        ),
         (
             "config.json",
             lambda p: p.write_text(p.read_text().replace('"digits"', '"nothing"')),
             "nothing",
         ),
         ("metrics.jsonl", lambda p: p.write_text("[1]\n"), "metrics.jsonl, line 1"),
-        ("eval/own.json", lambda p: p.write_text("<html>"), "own.json is no result"),
+        ("eval/own.json", lambda p: p.write_text("<html>"), "own.json is not the result"),
     ],
 )
 def test_every_wrong_file_is_one_line_and_makes_no_run(copy, tmp_path, name, damage, message):
@@ -184,8 +190,8 @@ def test_every_wrong_file_is_one_line_and_makes_no_run(copy, tmp_path, name, dam
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digit", "no folder 'digit', and no shipped model of that name; there are digits"),
-        ("someone/model", "is hf://someone/model"),
+        ("digit", "no folder 'digit', and no shipped model of that name; known: digits"),
+        ("someone/model", "write hf://someone/model"),
         ("hf://someone", "write hf://OWNER/NAME"),
         ("", "empty"),
     ],
@@ -259,7 +265,7 @@ def test_the_hub_gets_the_folder(pushed, monkeypatch):
     [
         ((), "NAME is missing"),
         (("a", "b"), "unexpected argument 'b'"),
-        (("digit", "--workdir=W"), "there are digits"),
+        (("digit", "--workdir=W"), "known: digits"),
     ],
 )
 def test_wrong_calls_of_the_command_are_one_line(commands, words, message, tmp_path):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvae_jax import inputs, pictures
+from nvae_jax import encode, inputs, nearest, pictures, score
 from nvae_jax.data import images as images_lib
 from nvae_jax.data.spec import DataSpec
+from nvae_jax.restoration import masks, results
 
 GREY = DataSpec("digits", image_size=20, padding=2, binarize=True)
 COLOUR = DataSpec("folder", image_size=8, channels=3, num_bits=5)
@@ -116,7 +117,7 @@ def test_values_of_more_than_eight_bits(tmp_path):
         np.testing.assert_array_equal(inputs.to_model(given, deep), expected)
     for given, message in [
         (values.astype(np.uint8), "float in .0, 1. or uint16, not uint8"),
-        (values + np.uint16(1), "are from 0 to 4095, not to 4096"),
+        (values + np.uint16(1), "must be from 0 to 4095, but some reach 4096"),
         (values.astype(np.float32), "divide by 4095"),
     ]:
         given.flat[0] = 4096 if given.dtype == np.uint16 else given.flat[0]
@@ -162,16 +163,34 @@ def test_faulty_files(tmp_path):
         "torn.npz": "cannot be read",
         "torn.npy": "cannot be read",
         "torn.png": "not a PNG, JPEG, WebP, BMP or TIFF",
-        "script.eps": "no images that are read here",
-        "animation.gif": "no images that are read here",
+        "script.eps": "no images of a known type",
+        "animation.gif": "no images of a known type",
         "disguised.png": "not a PNG, JPEG, WebP, BMP or TIFF",
-        "fifo.png": "is a FIFO, where a file is wanted",
-        "fifo.npz": "is a FIFO, where a file is wanted",
-        "empty": "no images that are read here",
+        "fifo.png": "is a FIFO, not a file",
+        "fifo.npz": "is a FIFO, not a file",
+        "empty": "no images of a known type",
     }
     for name, complaint in complaints.items():
         with pytest.raises(ValueError, match=complaint):
             inputs.load(tmp_path / name, COLOUR)[0]
+
+
+@pytest.mark.parametrize("command", ["select", "nearest", "score", "decode", "restore", "mask"])
+def test_an_error_about_the_content_of_a_file_names_the_file(run, tmp_path, command):
+    path, nan = str(tmp_path / "nan.npy"), np.full((3, 16, 16, 1), np.nan, np.float32)
+    np.save(path, nan)
+    latents = [np.full((3, *shape), np.nan) for shape in run.latent_shapes]
+    out = tmp_path / "out"
+    calls = {
+        "select": lambda: inputs.select(run.experiment, images=path),
+        "nearest": lambda: nearest.load_or_draw_samples(run, 3, file=path),
+        "score": lambda: score.score_run(run, out, images=path),
+        "decode": lambda: encode.decode_run(run, latents, out, source=path),
+        "restore": lambda: results.restore_run(run, nan, out, source=path, noise=0.1),
+        "mask": lambda: masks.load(path, 16, 3),
+    }
+    with pytest.raises(ValueError, match=r"nan.npy: (images|latents|mask) must be"):
+        calls[command]()
 
 
 def test_selection_from_the_data_set(run, images):

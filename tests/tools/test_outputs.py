@@ -33,7 +33,9 @@ def test_the_same_settings_may_make_them_again(written):
 def test_other_settings_may_not(written, index, name, value):
     other = {**SETTINGS, name: value}
     order = [written[0], written[index]] if index == 3 else [written[index]]
-    with pytest.raises(ValueError, match=f"holds another result: {name} is .* there and .* here"):
+    with pytest.raises(
+        ValueError, match=f"holds another result: {name} is .* in the file and .* now"
+    ):
         outputs.check(order, other)
     outputs.check(order, other, overwrite=True)
 
@@ -42,7 +44,7 @@ def test_other_settings_may_not(written, index, name, value):
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"no such thing"])
 def test_what_somebody_else_made_stays(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match="does not say that this command made it"):
+    with pytest.raises(ValueError, match="was not made by this command"):
         outputs.check([tmp_path / "first.npz", tmp_path / name], SETTINGS)
 
 
@@ -53,13 +55,13 @@ def test_an_input_is_no_output(run, images, tmp_path):
     link.symlink_to(path)
     before = path.read_bytes()
     for out in (path, link):
-        with pytest.raises(ValueError, match="is read, so it cannot be written to"):
+        with pytest.raises(ValueError, match="is an input, so it cannot be an output"):
             encode.encode_run(run, images, out, source=path, overwrite=True)
-    with pytest.raises(ValueError, match="is read, so it cannot be written to"):
+    with pytest.raises(ValueError, match="is an input, so it cannot be an output"):
         loaded = encode.load_latents(path)
         encode.decode_run(run, loaded, tmp_path, source=path, overwrite=True)
     assert path.read_bytes() == before
-    with pytest.raises(ValueError, match="is read, so it cannot be written to"):
+    with pytest.raises(ValueError, match="is an input, so it cannot be an output"):
         outputs.check([path], SETTINGS, inputs=[tmp_path], overwrite=True)  # a folder of inputs
 
 
@@ -69,7 +71,7 @@ def test_an_evaluation_of_another_seed_has_another_name(run, workdir, commands):
         flags[2] = f"--batch_size={size}"
         done = commands.run("evaluate", *flags, f"--seed={seed}")
         assert done.returncode == code, done.stderr
-    assert "batch_size is 4 there and 3 here" in done.stderr
+    assert "batch_size is 4 in the file and 3 now" in done.stderr
     results = [json.loads(path.read_text()) for path in (workdir / "eval").glob("*_first3*.json")]
     assert sorted(result["seed"] for result in results) == [0, 1]
     assert {result["weights"] for result in results} == {run.state.fingerprint}

@@ -50,7 +50,7 @@ def test_many_groups_are_looked_at_in_part():
     hierarchy = Hierarchy(
         image_size=64, process_blocks=1, num_scales=3, num_groups=20, latent_channels=2
     )
-    stops = rate_distortion.stops(hierarchy)
+    stops = rate_distortion.group_counts(hierarchy)
     assert {0, 20, 40, 60} <= set(stops) and len(stops) < 17
 
 

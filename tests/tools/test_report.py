@@ -94,7 +94,7 @@ def test_it_says_what_was_measured(written, own):
     assert found.scores.keys() == {"train", "test"}
     assert f"{found.scores['train']['elbo'].mean():,.2f}" in text
     assert own.state.fingerprint in text and "num_scales" in text and "jaxlib" in text
-    assert "it was not asked for" in text  # the neighbours
+    assert "it was not requested" in text  # the neighbours
 
 
 def test_samples_are_the_runs(written, own):
@@ -105,7 +105,7 @@ def test_samples_are_the_runs(written, own):
 
 
 def test_another_report_is_not_overwritten(written, own):
-    with pytest.raises(ValueError, match="holds another result: num is 4 there and 5 here"):
+    with pytest.raises(ValueError, match="holds another result: num is 4 in the file and 5 now"):
         report_run(own, written[0], dataclasses.replace(SETTINGS, num=5))
     with pytest.raises(ValueError, match="must end in .html"):
         report_run(own, own.workdir / "report.pdf", SETTINGS)
@@ -132,7 +132,7 @@ def test_data_that_are_not_there_are_said(own, monkeypatch, written):
     path = own.workdir / "without.html"
     report_run(own, path, SETTINGS)
     text = path.read_text()
-    assert text.count("Not here: no data.") == 3 and "temperature 0.7, recalibrated" in text
+    assert text.count("Not available: no data.") == 3 and "temperature 0.7, recalibrated" in text
 
 
 def test_texts_are_no_markup():

@@ -220,11 +220,11 @@ def test_plain_restorations():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "nothing is unknown"),
+        ({}, "the images are fully known"),
         ({"mask": np.ones((8, 8))}, r"mask must be of shape \(16, 16\) or \(5, 16, 16\), not"),
         ({"mask": np.ones((3, 16, 16))}, "mask must be of shape"),
-        ({"mask": np.full((16, 16), 255)}, "mask must be 1 where"),
-        ({"mask": np.zeros((16, 16))}, "no pixel of an image known"),
+        ({"mask": np.full((16, 16), 255)}, "mask must be 1 for each known"),
+        ({"mask": np.zeros((16, 16))}, "at least one pixel of each image"),
         ({"scale": 3}, "scale must divide 16"),
         ({"scale": 0}, "scale must divide 16"),
         ({"scale": 2}, r"images must be of shape \(N, 8, 8, 1\), not \(5, 16, 16, 1\)"),
@@ -248,11 +248,11 @@ def test_what_is_refused(run, images, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "nothing is unknown"),
-        ({"mask": np.ones((16, 16))}, "nothing is unknown"),
+        ({}, "the images are fully known"),
+        ({"mask": np.ones((16, 16))}, "the images are fully known"),
         ({"mask": np.ones((8, 8))}, r"mask must be of shape \(16, 16\) or \(5, 16, 16\), not"),
         ({"mask": np.ones((16, 16)), "scale": 2}, r"mask must be of shape \(8, 8\)"),
-        ({"mask": np.zeros((16, 16))}, "no pixel of an image known"),
+        ({"mask": np.zeros((16, 16))}, "at least one pixel of each image"),
         ({"scale": 3}, "scale must divide 16"),
         ({"noise": -0.1}, "noise must be a standard deviation"),
         ({"noise": np.nan}, "noise must be a standard deviation"),

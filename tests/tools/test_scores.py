@@ -78,7 +78,7 @@ def test_nats_and_bits(found):
 
 
 def test_a_scale_that_the_model_does_not_have(run, images):
-    with pytest.raises(ValueError, match=r"no L\^{>2}: of a model of 2 scale\(s\) k is from"):
+    with pytest.raises(ValueError, match=r"no L\^{>2}: for 2 scale\(s\) k is from"):
         api.score(run, images, scales=[2])
     assert "l_gt_1" not in api.score(run, images, scales=[])
     with pytest.raises(ValueError, match="whole numbers, not '1,x'"):
@@ -147,16 +147,16 @@ def test_files(run, images, tmp_path, undocumented):
     }
     assert not undocumented({named.get(name, name) for name in known} - {"l_gt_1"})
     assert (out / "scores.png").stat().st_size > 1000
-    with pytest.raises(ValueError, match="num_iw_samples is 2 there and 1 here"):
+    with pytest.raises(ValueError, match="num_iw_samples is 2 in the file and 1 now"):
         score.score_run(run, out, images=str(tmp_path / "own.npy"))
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("tset", "'tset' is no file or folder, no split of 'digits' .* and no data set"),
+        ("tset", "'tset' is neither a file or folder, nor a split of 'digits' .*, nor a data set"),
         ("no/such/folder", "there is no file no/such/folder"),
-        ("{}", "has no images that are read here"),
+        ("{}", "has no images of a known type"),
         ("{}/small.npy", r"small.npy: images must be of shape \(N, 16, 16, 1\)"),
         ("{}/none.npy", "none.npy: there must be at least one image"),
         ("{}/text.png", "text.png"),

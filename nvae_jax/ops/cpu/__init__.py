@@ -1,4 +1,4 @@
-"""For CPUs: JAX that XLA's CPU backend makes good loops of, and kernels in C++."""
+"""Operations for CPUs: JAX code that XLA's CPU backend compiles to fast loops, and C++ kernels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from nvae_jax.ops.portable import normalization as portable_normalization
 
 @dataclass(frozen=True)
 class Cpu(Portable):
-    """Plain JAX, on any number of CPU devices."""
+    """Operations in plain JAX for any number of CPU devices."""
 
     def conv(
         self, x: jax.Array, kernel: jax.Array, *, stride: int = 1, precision: PrecisionLike = None
@@ -48,15 +48,17 @@ class Cpu(Portable):
         return depthwise.upsample_depthwise_conv(x, kernel, maps=self._maps(x, kernel))
 
     def _maps(self, x, kernel):
-        """What depthwise convolutions of these arrays are made of: see `portable.depthwise`."""
+        """The module with the linear maps for these arrays; see `portable.depthwise`."""
         del x, kernel
         return shifted
 
 
 @dataclass(frozen=True)
 class Native(Cpu):
-    """C++ kernels for float32 on one CPU device: over several, XLA would gather an array for every
-    call. Other dtypes get what `Cpu` has."""
+    """C++ kernels for float32 on one CPU device. Other dtypes use `Cpu`.
+
+    On several devices XLA would gather whole arrays for every call of a kernel.
+    """
 
     def problem(self) -> str | None:
         return native.problem()

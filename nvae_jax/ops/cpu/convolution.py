@@ -1,4 +1,4 @@
-"""Dense convolution by the C++ kernels, at nearly the rate of a matrix product."""
+"""Dense convolution with the C++ kernels, almost as fast as a matrix product."""
 
 from functools import partial
 from typing import Any
@@ -9,10 +9,10 @@ from nvae_jax.ops.cpu import native
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-# jit, so that layers of equal shapes are traced and lowered once.
+# With jit, layers of equal shapes are traced and lowered only once.
 @partial(jax.jit, static_argnums=2)
 def conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`Ops.conv` in float32, for kernels of more than one tap and strides 1 and 2."""
+    """`Ops.conv` in float32, for kernels larger than 1×1 and strides 1 and 2."""
     height, width = (-(-n // stride) for n in x.shape[1:3])
     shape = (x.shape[0], height, width, kernel.shape[3])
     return native.call("conv_correlate", shape, x, kernel, **_options(kernel, stride))

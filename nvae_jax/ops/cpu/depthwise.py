@@ -1,4 +1,4 @@
-"""The maps of `portable.depthwise` by the C++ kernels, in float32."""
+"""The linear maps of `portable.depthwise` with the C++ kernels, in float32."""
 
 import jax
 from jax.lax import PrecisionLike

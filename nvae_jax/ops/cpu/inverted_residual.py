@@ -1,8 +1,8 @@
-"""The body of an inverted residual cell whose statistics are fixed, as one C++ kernel, in float32.
+"""The body of an inverted residual cell with fixed statistics as one C++ kernel, in float32.
 
-Its hidden channels, six times as many as others, would be written to memory and read again at every
-step. The kernel takes an image through all steps, a block of channels after the other, and keeps
-them in its caches.
+As separate operations, its hidden activations, with six times as many channels, would be written to
+memory and read again at every step. The kernel applies all steps to one block of channels of an
+image after the other, which stays in the cache.
 """
 
 from functools import partial
@@ -16,21 +16,21 @@ from nvae_jax.ops.interface import Ops
 from nvae_jax.ops.portable import inverted_residual as portable
 from nvae_jax.ops.portable.geometry import block_sums, conv_geometry, upsample_geometry
 
-# A task of the kernel is whole images: the largest that leave room for others in a core's cache,
-# and the fewest tasks of so many pixels that are worth it.
-_MOST_PIXELS, _TASK_PIXELS, _FEWEST_TASKS = 64 * 64, 64, 8
+# A task of the kernel consists of whole images. Larger images do not fit a core's cache, and fewer
+# tasks of at least so many pixels are not worth it.
+_MAX_PIXELS, _TASK_PIXELS, _MIN_TASKS = 64 * 64, 64, 8
 
 
 def supports(x: jax.Array, *, stride: int, upsample: bool) -> bool:
-    """Whether images x (B, H, W, C) are small enough for a cache, and enough to be shared out."""
+    """Whether images x (B, H, W, C) are small enough for the cache, and many enough for threads."""
     batch, height, width, _ = x.shape
     pixels = height * width
     tasks = batch / max(1, _TASK_PIXELS // pixels)
-    fits = pixels * (4 if upsample else 1) <= _MOST_PIXELS and tasks >= _FEWEST_TASKS
+    fits = pixels * (4 if upsample else 1) <= _MAX_PIXELS and tasks >= _MIN_TASKS
     return stride == 1 and fits
 
 
-# jit, so that layers of equal shapes are traced and lowered once.
+# With jit, layers of equal shapes are traced and lowered only once.
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def inverted_residual(
@@ -41,10 +41,11 @@ def inverted_residual(
     kernels: tuple[jax.Array, ...],
     norms: tuple[tuple[jax.Array, jax.Array], ...],
 ) -> jax.Array:
-    """`Ops.inverted_residual` of stride 1; its derivative is that of the operations of `ops`."""
+    """`Ops.inverted_residual` with stride 1; the operations of `ops` compute its gradient."""
     del ops, precision
     expand, depthwise, project = kernels[0], kernels[1][:, :, 0], kernels[2]
-    # The kernel computes transposes: of stride 2 what doubles, of stride 1 a plain convolution.
+    # The kernel computes a transposed convolution: with stride 2 it upsamples; with stride 1 and a
+    # flipped kernel it is a plain convolution.
     if upsample:
         geometry, taps = upsample_geometry(x.shape[1:3], depthwise.shape[0]), block_sums(depthwise)
     else:

@@ -1,4 +1,4 @@
-"""Batch norm with and without swish, and its gradient, by the C++ kernels in float32."""
+"""Batch norm with and without swish, and its gradient, with the C++ kernels in float32."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from nvae_jax.ops.cpu import native
 from nvae_jax.ops.portable.normalization import normalize
 
 
-# jit, so that layers of equal shapes are traced and lowered once.
+# With jit, layers of equal shapes are traced and lowered only once.
 @partial(jax.jit, static_argnames=("epsilon", "with_swish"))
 def batch_norm(
     x: jax.Array,
@@ -19,7 +19,7 @@ def batch_norm(
     epsilon: float,
     with_swish: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x (..., C) normalised, its mean and its biased variance (C,)."""
+    """Normalises x (..., C); returns it with its mean (C,) and biased variance (C,)."""
     rows, channels = x.reshape(-1, x.shape[-1]), x.shape[-1:]
     mean, var = native.call("moments", [channels, channels], rows)
     if not with_swish:
@@ -41,7 +41,7 @@ def gradients(
     epsilon: float,
     with_swish: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of `batch_norm` with respect to x, scale and bias."""
+    """Computes the gradients of `batch_norm` with respect to x, scale and bias."""
     kernel = "norm_swish_grad" if with_swish else "norm_grad"
     rows, channels = (x.size // x.shape[-1], x.shape[-1]), x.shape[-1:]
     arrays = x.reshape(rows), g.reshape(rows), scale, bias, mean, var

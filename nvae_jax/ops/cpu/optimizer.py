@@ -1,4 +1,4 @@
-"""The optimiser's step by the C++ kernels: one call for all arrays, which compiles sooner."""
+"""The optimiser's step with the C++ kernels: one call for all arrays, which compiles faster."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ def global_norm(tree: Any) -> jax.Array:
 def optimizer_step(
     optimizer: Any, gradients: Any, state: Any, params: Any, accept: ArrayLike
 ) -> tuple[Any, Any]:
-    """`Ops.optimizer_step`, with everything but numbers in one call."""
+    """`Ops.optimizer_step`, with all arrays in one call."""
     settings = optimizer.settings
-    *ahead, moments, old_rate = state
-    # What the chain's last part makes of m / u: of 1, here.
+    *others, moments, old_rate = state
+    # The factor by which the last part of the optax chain multiplies m / u.
     last = optax.scale_by_learning_rate(optimizer.learning_rate)
     rate, new_rate = last.update(jnp.ones(()), old_rate)
     count = optax.safe_increment(moments.count)
@@ -49,12 +49,12 @@ def optimizer_step(
     parts = new[: len(old)], new[len(old) : -len(largest)], new[-len(largest) :]
     params, mu, nu = map(jax.tree.unflatten, (structure, stored, stored), parts)
     count, rate_state = optax.tree.where(accept, (count, new_rate), (moments.count, old_rate))
-    return params, (*ahead, optax.ScaleByAdamState(count, mu, nu), rate_state)
+    return params, (*others, optax.ScaleByAdamState(count, mu, nu), rate_state)
 
 
 def _places_in(moments, params):
-    """For each parameter the array of `portable.optimizer.concatenate_small` that it is in, and the
-    entry that it starts at there."""
+    """For each parameter the index of the array of `portable.optimizer.concatenate_small` that
+    contains it, and its first entry in that array."""
     names, places, starts, end = sorted(moments), [], [], 0
     for name, leaf in by_name(params).items():
         is_small = leaf.size < SMALL

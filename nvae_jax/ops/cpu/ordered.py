@@ -1,9 +1,9 @@
-"""Dense convolution for XLA's CPU backend, with the gradients written as that wants them.
+"""Dense convolution for XLA's CPU backend, with gradients in the order of dimensions that it needs.
 
-It has fast kernels for matrix products and for convolutions whose dimensions come in the order of
-NHWC and HWIO. The gradients that JAX derives have other orders. In straight code the compiler mends
-that; in a loop (the scans over groups) it does not, and falls back to scalar code that is 30 times
-slower. So they are put in order here.
+The backend has fast kernels for matrix products, and for convolutions with dimensions in the order
+NHWC and HWIO. The gradients derived by JAX have other orders. Outside of loops the compiler
+transposes them; in a loop (the scans over groups) it falls back to scalar code, which is 30 times
+slower. So the gradients here have the right order.
 """
 
 from functools import partial
@@ -16,11 +16,11 @@ from nvae_jax.ops.portable import convolution
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(x: jax.Array, kernel: jax.Array, stride: int, precision: lax.PrecisionLike) -> jax.Array:
-    """`Ops.conv` for kernels of more than one tap."""
+    """`Ops.conv` for kernels larger than 1×1."""
     return convolution.conv(x, kernel, stride=stride, precision=precision)
 
 
-# jit, so that layers of equal shapes are traced and lowered once.
+# With jit, layers of equal shapes are traced and lowered only once.
 @partial(jax.jit, static_argnums=(0, 1))
 def _gradients(stride, precision, residuals, g):
     x, kernel = residuals
@@ -29,7 +29,7 @@ def _gradients(stride, precision, residuals, g):
     )
     k = kernel.shape[0]
     low = (k - 1) // 2
-    # How far g's pixels reach in x, whose size need not be a multiple of the stride.
+    # The extent of g's pixels in x, whose size need not be a multiple of the stride.
     reach = [stride * (m - 1) + 1 for m in g.shape[1:3]]
     ends = list(zip(x.shape[1:3], reach, strict=True))
     dx = conv(
@@ -39,7 +39,7 @@ def _gradients(stride, precision, residuals, g):
         [(k - 1 - low, n - r + low) for n, r in ends],
         lhs_dilation=(stride, stride),
     )
-    # Channels take the place of the batch, which is summed over.
+    # Channels and batch are exchanged, so that the sum is over the batch.
     dw = conv(
         x.transpose(3, 1, 2, 0),
         g.transpose(1, 2, 0, 3),

@@ -1,8 +1,8 @@
-"""Sums of shifted products, which XLA's CPU backend makes one vectorised loop of each.
+"""Sums of shifted products, each of which XLA's CPU backend compiles to one vectorised loop.
 
-Provided that the channels stay a dimension of their own and the innermost one: whatever merges them
-with another dimension (a reshape next to the sum is enough) costs the vectorisation, a factor of
-ten.
+This requires that channels are a separate, innermost dimension. Anything that merges them with
+another dimension (a reshape next to the sum is enough) prevents vectorisation, which makes it ten
+times slower.
 """
 
 import jax
@@ -11,8 +11,8 @@ from jax import lax
 
 from nvae_jax.ops.portable.geometry import Geometry, accumulator, padding, upsampling
 
-# Products added up in one fused loop of `kernel_grad`. More of them mean a smaller intermediate and
-# a longer compilation; 16 and 32 run equally fast.
+# Products summed in one fused loop of `kernel_grad`. More products give a smaller intermediate
+# array but a longer compilation; 16 and 32 run equally fast.
 _TILE = 16
 
 
@@ -53,11 +53,12 @@ def input_grad(
 
 
 def _backward(geometry):
-    """The stride-1 correlation that `input_grad` is.
+    """The geometry of the stride-1 correlation that computes `input_grad`.
 
-    Stride 1: the kernel turned round. Stride 2: with taps renumbered so that `low` is even, tap
-    2 a + p only meets inputs of parity p, dx[2 i + p] = sum_a g[i + low / 2 - a] w[2 a + p], so
-    all four parities are one correlation over blocks of 2 x 2 inputs, of half as many taps.
+    For stride 1 it uses the flipped kernel. For stride 2, with taps renumbered so that `low` is
+    even, tap 2 a + p only meets inputs of parity p: dx[2 i + p] = sum_a g[i + low / 2 - a]
+    w[2 a + p]. So all four parities are one correlation over blocks of 2 x 2 inputs, with half as
+    many taps.
     """
     size, out_size, k, stride, low = geometry
     if stride == 1:
@@ -77,14 +78,14 @@ def kernel_grad(
     (rows, down), (columns, across) = _tiles(geometry.out_size)
     blocked = (rows * down, columns * across)
     x = _pad(x, geometry, blocked)
-    # g is padded as `input_grad` pads it: one array serves both, and no cheap producer of g is
-    # fused into, and repeated in, each of the products below.
+    # g is padded as in `input_grad`, so that both share one array, and so that no operation that
+    # produces g is fused into each of the products below and repeated there.
     back = _backward(geometry)
     extent = (n - back.kernel_size + 1 + back.low for n in blocked)
     extent = (max(n, m) for n, m in zip(extent, back.out_size, strict=True))
     g = _pad(g, back, tuple(extent))
-    # Outputs are taken in tiles of (down, across) pixels. The first sum is over the pixels of a
-    # tile, for all k x k taps at once so that a tile's inputs are read while they are in cache.
+    # Outputs are divided into tiles of (down, across) pixels. The first sum is over the pixels of a
+    # tile, for all k x k taps at once, to read the inputs of a tile while they are in the cache.
     total = 0
     for dy in range(down):
         for dx in range(across):
@@ -94,9 +95,10 @@ def kernel_grad(
             part = _windows(part, 1, k, rows, stride * down)  # (B, k, rows, k, columns, C)
             pixel = _strided(g, (back.low + dy, back.low + dx), (rows, columns), (down, across))
             total += part.astype(dtype) * pixel.astype(dtype)[:, None, :, None]
-    # Sums over tiles and batch as products with ones: XLA's CPU backend computes a reduction over
-    # leading dimensions far slower than a matrix product, and would not keep it out of the loop
-    # above. The batch comes last, in a product of its own, so that a sharded batch stays sharded.
+    # Sums over tiles and batch are products with ones, because XLA's CPU backend computes a
+    # reduction over leading dimensions much more slowly than a matrix product, and would fuse it
+    # into the loop above. The batch is summed last, in a separate product, so that a sharded batch
+    # stays sharded.
     total = jnp.transpose(total, (0, 1, 3, 2, 4, 5))
     ones = jnp.ones(total.shape[:-1], dtype)
     total = jnp.einsum("byxij,byxijc->byxc", ones, total, precision="highest")
@@ -111,17 +113,18 @@ def _pad(x, geometry, out_size):
 
 
 def _strided(x, start, size, stride):
-    """x (B, H, W, C) from pixel `start`, `size` pixels, every `stride`-th."""
+    """Slices `size` pixels of x (B, H, W, C), every `stride`-th from `start` on."""
     strides = stride if isinstance(stride, tuple) else (stride, stride)
     stop = (n + s * (m - 1) + 1 for n, m, s in zip(start, size, strides, strict=True))
     return lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[3]), (1, *strides, 1))
 
 
 def _windows(x, axis, k, count, step):
-    """(..., step (count - 1) + k, ...) -> (..., k, count, ...) with [d, i] = x[step i + d].
+    """Maps (..., step (count - 1) + k, ...) to (..., k, count, ...) with [d, i] = x[step i + d].
 
-    A copy of x per row, cut into rows of one element more, moves each row on by one. Slices and
-    reshapes of a broadcast are free inside a fused loop, where a concatenation would branch.
+    Repeating x and cutting the result into rows that are one element longer shifts each row by one.
+    Slices and reshapes of a broadcast are free inside a fused loop, where a concatenation would
+    need branches.
     """
     n = x.shape[axis]
     copies = -(-k * (n + 1) // n)
@@ -133,9 +136,10 @@ def _windows(x, axis, k, count, step):
 
 
 def _tiles(size):
-    """((rows, down), (columns, across)): tiles of at most `_TILE` pixels that cover `size`.
+    """Returns ((rows, down), (columns, across)): tiles of at most `_TILE` pixels that cover `size`.
 
-    Two at least: the sum over a single one would be merged with the reshape that follows it.
+    There are at least two, because the sum over a single tile would be merged with the reshape that
+    follows it.
     """
     tiles, room = [], max(min(_TILE, size[0] * size[1] // 2), 1)
     for n in reversed(size):

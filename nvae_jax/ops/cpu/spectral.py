@@ -1,4 +1,4 @@
-"""Spectral norms by the C++ kernels: one call for all convolutions, which compiles sooner."""
+"""Spectral norms with the C++ kernels: one call for all convolutions, which compiles faster."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -54,7 +54,7 @@ _penalty.defvjp(_penalty_fwd, _penalty_bwd)
 
 
 def _places_of_vectors(kernels) -> dict[str, Any]:
-    """For each kernel the array that its vectors are in, and the entry they start at there."""
+    """For each kernel the index of the array that contains its vectors, and their first entry."""
     shapes = [matrix_shape(path, kernel) for path, kernel in sorted_leaves(kernels)]
     names, ends = sorted({shape_name(*shape) for shape in shapes}), {}
     places, starts = [], []

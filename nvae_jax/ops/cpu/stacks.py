@@ -1,7 +1,7 @@
-"""Taking arrays apart that are stacked on a leading axis, many at once, by the C++ kernels.
+"""Unstacks many arrays along their leading axis at once, with the C++ kernels.
 
-What reads the entries is then the same program for each of them. A compiler that sees slices makes
-them part of it, and every one another: more to compile.
+The code that uses the entries is then the same for all of them. If the compiler saw slices, it
+would fuse each into the code that uses it, which would make more code to compile.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from nvae_jax.ops.cpu import native
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 @partial(jax.jit, static_argnums=1)
 def unstack(leaves: Sequence[jax.Array], length: int) -> list[list[jax.Array]]:
-    """The `length` entries of each of a list of arrays, as a list of lists."""
+    """Splits each of a list of arrays into its `length` entries; returns a list per entry."""
     shapes = [leaf.shape[1:] for leaf in leaves]
     flat = native.call("unstack", shapes * length, *leaves)
     return [flat[i * len(leaves) :][: len(leaves)] for i in range(length)]

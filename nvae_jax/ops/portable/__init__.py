@@ -1,4 +1,4 @@
-"""All operations in plain JAX: for TPUs, for several GPUs, and to read first."""
+"""All operations in plain JAX, for TPUs and several GPUs; read these first."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from nvae_jax.ops.portable import (
 
 @dataclass(frozen=True)
 class Portable(Ops):
-    """What runs anywhere, on any number of devices."""
+    """Operations that run on any number of devices of any platform."""
 
     def conv(
         self, x: jax.Array, kernel: jax.Array, *, stride: int = 1, precision: PrecisionLike = None

@@ -1,4 +1,4 @@
-"""Dense convolution, by XLA's own."""
+"""Dense convolution with XLA's own operation."""
 
 import jax
 from jax import lax
@@ -24,8 +24,8 @@ def conv(
 
 
 def _pointwise(x, kernel, *, stride, precision):
-    """Of kernels (1, 1, C, O): one product."""
+    """Convolution with a kernel (1, 1, C, O), as a matrix product."""
     x = x[:, ::stride, ::stride]
-    # Two-dimensional operands: for others XLA's CPU backend transposes, also in the gradients.
+    # With more dimensions XLA's CPU backend would transpose the operands, also in the gradients.
     y = lax.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=precision)
     return y.reshape(*x.shape[:-1], -1)

@@ -1,15 +1,16 @@
-"""Depthwise convolution, and of a doubled array, of six linear maps that a platform may write.
+"""Depthwise convolution with and without upsampling, composed of six linear maps.
 
-Everything is one linear map or a transpose of it, for a kernel w (k, k, C) of any size, a stride
-s and `low` zeros in front (as many behind as the output size asks for):
+A platform can have its own implementation of the maps. Each is a linear map or its transpose, for a
+kernel w (k, k, C), a stride s, `low` zeros in front, and as many zeros behind as the output size
+requires:
 
   correlate:    y[i]  = sum_d x[s i + d - low] w[d]
   input_grad:   dx[n] = sum of y'[i] w[d] over all (i, d) with s i + d - low = n
   kernel_grad:  dw[d] = sum_i x[s i + d - low] y'[i]
 
-and the same for an array repeated twice: `upsample`, `upsample_input_grad`, `upsample_kernel_grad`.
-A module with these functions of (two arrays, the geometry, the precision), such as `library`, is
-what is called `maps` here.
+and the same for an array whose pixels are repeated in 2 x 2 blocks: `upsample`,
+`upsample_input_grad` and `upsample_kernel_grad`. The argument `maps` is a module with these
+functions of (two arrays, geometry, precision), such as `library`.
 """
 
 from functools import partial
@@ -30,7 +31,7 @@ def depthwise_conv(
     precision: PrecisionLike = None,
     maps: Any = library,
 ) -> jax.Array:
-    """`Ops.depthwise_conv` by the given maps."""
+    """`Ops.depthwise_conv` with the given maps."""
     _check(x, kernel)
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride}")
@@ -41,11 +42,11 @@ def depthwise_conv(
 def upsample_depthwise_conv(
     x: jax.Array, kernel: jax.Array, *, precision: PrecisionLike = None, maps: Any = library
 ) -> jax.Array:
-    """`Ops.upsample_depthwise_conv` by the given maps, without making the repeated array.
+    """`Ops.upsample_depthwise_conv` with the given maps, without computing the upsampled array.
 
-    Pixels that repeat share their kernel taps: repeating is the transpose of summing 2 x 2
-    blocks, so the two together are the transpose of a stride-2 correlation with k + 1 taps. An
-    output takes ((k + 1) / 2)^2 products instead of k^2 (9 for 25), in the gradients too.
+    Repeating pixels is the transpose of summing over 2 x 2 blocks. Together with the convolution it
+    is the transpose of a stride-2 correlation with k + 1 taps. An output then needs
+    ((k + 1) / 2)^2 products instead of k^2 (9 instead of 25), also in the gradients.
     """
     _check(x, kernel)
     geometry = upsample_geometry(x.shape[1:3], kernel.shape[0])
@@ -61,13 +62,13 @@ def _check(x, kernel):
         )
 
 
-# (forward, gradient for x, gradient for the kernel) of the two operations; the arguments are
-# (x, w), (g, w) and (x, g), then the geometry and the precision.
+# The maps (forward, gradient for x, gradient for the kernel) of the two operations. Their arguments
+# are (x, w), (g, w) and (x, g), followed by geometry and precision.
 _CONV = ("correlate", "input_grad", "kernel_grad")
 _UPSAMPLE = ("upsample", "upsample_input_grad", "upsample_kernel_grad")
 
 
-# jit, so that layers of equal shapes are traced and lowered once.
+# With jit, layers of equal shapes are traced and lowered only once.
 @partial(jax.jit, static_argnames=("name", "geometry", "precision", "maps"))
 def _run(name, a, b, geometry, precision, maps):
     return getattr(maps, name)(a, b, geometry, precision)

@@ -1,4 +1,4 @@
-"""What the implementations share: the geometry of a correlation, and upsampling as one."""
+"""The geometry of correlations, and upsampling expressed as one; shared by all implementations."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,23 +8,24 @@ import jax.numpy as jnp
 
 
 class Geometry(NamedTuple):
-    """What a correlation needs to know besides its operands (hashable, so static under jit)."""
+    """The geometry of a correlation; hashable, so that it can be static under jit."""
 
-    size: tuple[int, ...]  # of x: (H, W)
-    out_size: tuple[int, ...]  # of y
+    size: tuple[int, ...]  # (H, W) of the input
+    out_size: tuple[int, ...]  # (H, W) of the output
     kernel_size: int
     stride: int
-    low: int
+    low: int  # zeros in front
 
 
 def conv_geometry(size: Sequence[int], kernel_size: int, stride: int) -> Geometry:
-    """Of a convolution of `size` inputs with (k - 1) / 2 zeros on every side."""
+    """The geometry of a convolution of `size` inputs with (k - 1) / 2 zeros on every side."""
     out_size = tuple(-(-n // stride) for n in size)
     return Geometry(tuple(size), out_size, kernel_size, stride, low=(kernel_size - 1) // 2)
 
 
 def upsample_geometry(size: Sequence[int], kernel_size: int) -> Geometry:
-    """Of a convolution of `size` inputs repeated twice: that whose transpose it is."""
+    """The geometry of the correlation whose transpose is the convolution of `size` upsampled
+    inputs."""
     doubled = tuple(2 * n for n in size)
     return Geometry(doubled, tuple(size), kernel_size + 1, 2, low=(kernel_size - 1) // 2)
 
@@ -34,7 +35,7 @@ def accumulator(x: jax.Array) -> jnp.dtype:
 
 
 def padding(size: int, out_size: int, geometry: Geometry) -> tuple[int, int]:
-    """Zeros in front and behind (negative: cropped) for `out_size` outputs."""
+    """The numbers of zeros in front and behind for `out_size` outputs; negative ones crop."""
     behind = geometry.stride * (out_size - 1) + geometry.kernel_size - geometry.low - size
     return geometry.low, behind
 
@@ -51,7 +52,7 @@ def upsampling(
     input_grad: Callable[..., jax.Array],
     kernel_grad: Callable[..., jax.Array],
 ) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array], Callable[..., jax.Array]]:
-    """The upsampling correlation and its gradients, from those of a plain one of stride 2."""
+    """Makes the upsampling map and its gradients from the maps of a correlation of stride 2."""
 
     def upsample(x, w, geometry, precision):
         return input_grad(x, block_sums(w), geometry, precision)
@@ -68,7 +69,7 @@ def upsampling(
 
 
 def block_sums(w: jax.Array) -> jax.Array:
-    """(k, k, C) -> (k + 1, k + 1, C): w turned round, convolved with 2 x 2 ones."""
+    """Flips w (k, k, C) and convolves it with 2 x 2 ones; returns (k + 1, k + 1, C)."""
     w = w[::-1, ::-1].astype(accumulator(w))
     pads = [((dy, 1 - dy), (dx, 1 - dx), (0, 0)) for dy in (0, 1) for dx in (0, 1)]
     return jnp.asarray(sum(jnp.pad(w, pad) for pad in pads))

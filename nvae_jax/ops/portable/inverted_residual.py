@@ -1,4 +1,4 @@
-"""The body of an inverted residual cell with fixed statistics, for models that do not train."""
+"""The body of an inverted residual cell with fixed statistics, for inference."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def inverted_residual(
     upsample: bool = False,
     precision: PrecisionLike = None,
 ) -> jax.Array:
-    """`Ops.inverted_residual`, of the other operations of `ops`."""
+    """`Ops.inverted_residual`, composed of other operations of `ops`."""
     (expand, depthwise, project), (first, before, after, last) = kernels, norms
     x = swish(affine(ops.conv(affine(x, *first), expand, precision=precision), *before))
     if upsample:

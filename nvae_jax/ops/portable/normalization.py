@@ -1,7 +1,7 @@
-"""Batch normalisation and swish, with gradients that keep only their input.
+"""Batch normalisation and swish, with gradients that store only their input.
 
-What JAX derives keeps the centred input, the sigmoid and more beside the input: memory that has to
-be written, stacked by the scans over groups, and read again, for arithmetic that costs less.
+The gradients derived by JAX also store the centred input, the sigmoid and more. Writing, stacking
+(in scans over groups) and reading these arrays costs more than recomputing them.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-# What a remat policy calls the mean and the variance of a batch.
+# The name of a batch's mean and variance in remat policies.
 STATISTICS = "batch_statistics"
 
 
@@ -27,8 +27,8 @@ def batch_norm(
     center: jax.Array | None = None,
     kernels: Any = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`Ops.batch_norm`; by `kernels`, where given: a module with a `batch_norm` of arrays and its
-    `gradients`, as `cpu.normalization`."""
+    """`Ops.batch_norm`, computed by the functions `batch_norm` and `gradients` of the module
+    `kernels`, such as `cpu.normalization`, if there is one."""
     with_swish = activation is swish
     center = jnp.zeros_like(bias) if center is None else lax.stop_gradient(center)
     results: Any = _batch_norm(x, scale, bias, center, epsilon, with_swish, kernels)
@@ -63,8 +63,8 @@ _batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 
 
 def moments(x: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance (C,) of x (..., C), about `center` (C,)."""
-    # Both sums need nothing but x: one pass over it, and over devices one exchange.
+    """Mean and biased variance (C,) of x (..., C), computed relative to `center` (C,)."""
+    # Both sums need only one pass over x, and one communication between devices.
     axes, x = tuple(range(x.ndim - 1)), x.astype(jnp.float32) - _per_channel(center, x)
     offset, square = x.mean(axes), jnp.square(x).mean(axes)
     return center + offset, jnp.maximum(square - jnp.square(offset), 0.0)
@@ -80,7 +80,7 @@ def normalize(
     epsilon: float,
     with_swish: bool,
 ) -> jax.Array:
-    """x (..., C) by its mean and variance, scaled, shifted and, `with_swish`, activated."""
+    """Normalises x (..., C) by mean and variance, scales and shifts it, and may apply swish."""
     y = affine(x.astype(jnp.float32), *coefficients(scale, bias, mean, var, epsilon))
     return (swish(y) if with_swish else y).astype(x.dtype)
 
@@ -96,7 +96,8 @@ def gradients(
     epsilon: float,
     with_swish: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of `normalize` for x, through its mean and variance too, scale and bias."""
+    """The gradients of batch norm for x (including those through mean and variance), scale and
+    bias."""
     axes, count, inverse = tuple(range(x.ndim - 1)), x.size // x.shape[-1], lax.rsqrt(var + epsilon)
     g = g.astype(jnp.float32)
     centred = x.astype(jnp.float32) - _per_channel(mean, x)
@@ -112,26 +113,26 @@ def gradients(
 def coefficients(
     scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Batch norm as gain · x + shift: the gain and the shift (C,), of vectors (C,)."""
+    """The gain (C,) and shift (C,) with which batch norm is gain · x + shift."""
     gain = scale * lax.rsqrt(var + epsilon)
     return gain, bias - mean * gain
 
 
 def affine(x: jax.Array, gain: jax.Array, shift: jax.Array) -> jax.Array:
-    """gain · x + shift for vectors (C,), in float32; dtype of x."""
+    """Returns gain · x + shift for vectors (C,), computed in float32, with the dtype of x."""
     y = x.astype(jnp.float32) * _per_channel(gain, x) + _per_channel(shift, x)
     return y.astype(x.dtype)
 
 
 @jax.custom_vjp
 def swish(x: jax.Array) -> jax.Array:
-    """x · sigmoid(x)."""
+    """The activation x · sigmoid(x)."""
     return x * jax.nn.sigmoid(x)
 
 
 def _swish_bwd(x, g):
-    # Written another way than above, or the compiler would see that the two gates are one, and
-    # keep it from there to here.
+    # The sigmoid is written differently from `swish`. Otherwise the compiler would see that both
+    # are the same, and store it from the forward pass.
     gate = 0.5 * jnp.tanh(0.5 * x) + 0.5
     return (g * (gate * (1 + x * (1 - gate))),)
 
@@ -140,5 +141,5 @@ swish.defvjp(lambda x: (swish(x), x), _swish_bwd)
 
 
 def _per_channel(vector, like):
-    """(C,) with as many axes as `like`."""
+    """Reshapes a vector (C,) to as many axes as `like`."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)

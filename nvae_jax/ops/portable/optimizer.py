@@ -1,8 +1,8 @@
 """The optimiser's step, with all small arrays of a model concatenated to one vector.
 
-On a GPU the step of an array is a kernel or more, and most of a model's arrays are small: of the
-401 of mnist's config 300 are, and XLA's H100 compiler makes 668 kernels of the step instead of
-1,267 (1.3 GB both; jax 0.10.2, 2026-11-27).
+On a GPU each array needs at least one kernel, and most arrays of a model are small: 300 of 401 in
+the mnist config. Concatenating them reduces the kernels of a step from 1,267 to 668 with XLA's
+compiler for the H100 (1.3 GB of memory traffic in either case; jax 0.10.2, 2026-11-27).
 """
 
 from typing import Any
@@ -34,10 +34,10 @@ def global_norm(tree: Any) -> jax.Array:
 def with_small_concatenated(
     optimizer: optax.GradientTransformation, limit: int = SMALL
 ) -> optax.GradientTransformation:
-    """`optimizer` that sees all arrays of fewer than `limit` entries as one vector.
+    """Wraps an optimiser so that all arrays of fewer than `limit` entries are one vector.
 
-    For optimisers that treat every entry alike. The state has the large arrays under their paths,
-    and the vector under "small".
+    The optimiser must treat every entry in the same way. Its state has the large arrays under their
+    paths, and the vector under "small".
     """
 
     def init(params):
@@ -52,7 +52,7 @@ def with_small_concatenated(
 
 
 def concatenate_small(tree: Any, limit: int = SMALL) -> dict[str, jax.Array]:
-    """A tree of arrays as {path: large array, "small": all others as one vector}."""
+    """Converts a tree of arrays to {path: large array, "small": all others as one vector}."""
     leaves = by_name(tree)
     large = {name: leaf for name, leaf in leaves.items() if leaf.size >= limit}
     small = [leaf.reshape(-1) for leaf in leaves.values() if leaf.size < limit]

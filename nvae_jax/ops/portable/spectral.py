@@ -1,6 +1,6 @@
 """The largest singular values of all convolutions by power iteration (paper, section 3.2).
 
-Matrices of one shape are iterated on together: one batched product a shape, not one a layer.
+Matrices of the same shape are processed together, with one batched product per shape.
 """
 
 import math
@@ -19,17 +19,17 @@ def spectral_penalty(
     matrices = _matrices_by_shape(kernels)
     fixed = jax.lax.stop_gradient(matrices)
 
-    # Between the two products a vector need not be of length one.
+    # The vector between the two products need not have unit length.
     def one_round(_, right):
         return {name: unit(_times_left(m, _times(m, right[name]))) for name, m in fixed.items()}
 
-    # A loop, though it is short: unrolled, it would be a large part of the program to compile. Its
-    # length is known ahead: a GPU would stop after each round to ask whether there is another.
+    # It is a loop, because unrolled it would be a large part of the program to compile. Its length
+    # is a constant; otherwise a GPU would wait after each round to check whether there is another.
     right = jax.lax.fori_loop(0, rounds - 1, one_round, vectors)
     total, updated = 0.0, {}
     for name, matrix in matrices.items():
         left = unit(_times(fixed[name], right[name]))
-        # Both the next right vector and, along it, the singular value.
+        # Its direction is the next right vector, and its length the singular value.
         image = _times_left(matrix, left)
         updated[name] = jax.lax.stop_gradient(unit(image))
         total += jnp.sum(image * updated[name])
@@ -37,7 +37,7 @@ def spectral_penalty(
 
 
 def _matrices_by_shape(kernels):
-    """(n, rest, out) arrays under the names of their shapes."""
+    """Returns {name of the shape: (n, rest, out)}."""
     matrices = {}
     for path, kernel in sorted_leaves(kernels):
         stack, rows, columns = matrix_shape(path, kernel)
@@ -47,22 +47,22 @@ def _matrices_by_shape(kernels):
 
 
 def _times(matrices, right):
-    """(n, rows) from (n, rows, columns) and (n, columns)."""
+    """Products (n, rows) of matrices (n, rows, columns) and vectors (n, columns)."""
     return jnp.einsum("nrc,nc->nr", matrices, right, precision="highest")
 
 
 def _times_left(matrices, left):
-    """(n, columns) from (n, rows, columns) and (n, rows)."""
+    """Products (n, columns) of vectors (n, rows) and matrices (n, rows, columns)."""
     return jnp.einsum("nrc,nr->nc", matrices, left, precision="highest")
 
 
 def sorted_leaves(tree: Any) -> list[tuple[tuple[str, ...], jax.Array]]:
-    """(path, kernel) pairs in the order of their paths."""
+    """The (path, array) pairs of a tree, sorted by path."""
     return sorted(traverse_util.flatten_dict(tree).items())
 
 
 def matrix_shape(path: Sequence[str], kernel: jax.Array) -> tuple[int, int, int]:
-    """(matrices, rows = rest, columns = out) of a kernel, with a leading axis where stacked."""
+    """The shape (matrices, rest, out) of a kernel, or of a stack of kernels, seen as matrices."""
     if kernel.ndim not in (4, 5):
         raise ValueError(f"kernel {'/'.join(path)} has shape {kernel.shape}, not (k, k, in, out)")
     stack = kernel.shape[0] if kernel.ndim == 5 else 1
@@ -70,10 +70,10 @@ def matrix_shape(path: Sequence[str], kernel: jax.Array) -> tuple[int, int, int]
 
 
 def shape_name(_: int, rows: int, columns: int) -> str:
-    """The name under which the vectors of matrices of a shape are kept."""
+    """The name of a matrix shape, under which its vectors are stored."""
     return f"{rows}x{columns}"
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Vectors (..., n) divided by their norms."""
+    """Divides vectors (..., n) by their norms."""
     return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-12)

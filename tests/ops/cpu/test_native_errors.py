@@ -156,11 +156,11 @@ def test_a_compiler_that_hangs_is_given_up_on(tmp_path, monkeypatch):
     compiler.write_text("#!/bin/sh\nexec sleep 60\n")
     compiler.chmod(0o700)
     monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setattr(shared_library, "PATIENCE", 0.1)
+    monkeypatch.setattr(shared_library, "COMPILER_TIMEOUT", 0.1)
     monkeypatch.setattr(shared_library, "_folders", lambda: [])
     native.problem.cache_clear()
     try:
-        assert "was not done after" in native.problem()
+        assert "did not finish within" in native.problem()
     finally:
         native.problem.cache_clear()
 

@@ -62,7 +62,7 @@ def nested(times):
             "must have a kind: samples, encode, redraw, keep, interpolate",
         ),
         ({"kind": "download", "of": PICTURE, "ending": "exe"}, "ending must be png or npz"),
-        (nested(31), "made of pictures 31 times over: start from a new one"),
+        (nested(31), "requests are nested 31 times: start from a new image"),
     ],
 )
 def test_what_is_none_is_refused_in_one_line(request_, complaint):

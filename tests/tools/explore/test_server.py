@@ -151,7 +151,7 @@ def test_wrong_uploads(client):
     for content in (bytes(uploads.LARGEST + 1), pieces):
         answer = client.post("/api/upload", content=content)
         assert answer.status_code == 413
-        assert answer.json() == {"error": "the file is too large: at most 32 MiB are taken"}
+        assert answer.json() == {"error": "the file is too large: at most 32 MiB are allowed"}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_wrong_uploads(client):
 )
 def test_what_is_no_request_is_refused(client, body):
     answer = client.post("/api/ask", content=body)
-    assert answer.status_code == 400 and answer.json()["error"].startswith("no request: ")
+    assert answer.status_code == 400 and answer.json()["error"].startswith("not a request: ")
     assert "\n" not in answer.json()["error"]
 
 
@@ -224,13 +224,13 @@ def test_who_waits_while_the_server_stops_is_told(client, explorer, jobs):
     server.Server(client.app, jobs).handle_exit(signal.SIGTERM, None)
     thread.join(60)
     explorer.release.set()
-    assert answers == [{"error": "the server stops"}]
+    assert answers == [{"error": "the server is stopping"}]
 
 
 def test_a_port_in_use_is_said():
     with socket.create_server((server.HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"port {port} of 127.0.0.1 cannot be had .*--port"):
+        with pytest.raises(ValueError, match=f"port {port} of 127.0.0.1 is not available .*--port"):
             server.listen(port)
     with server.listen(0) as listening:
         assert listening.getsockname()[0] == "127.0.0.1" and listening.getsockname()[1]

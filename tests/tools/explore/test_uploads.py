@@ -66,10 +66,10 @@ def test_what_is_no_picture_is_refused(content, complaint):
 
 
 def test_what_is_too_large_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="the file is too large: at most 32 MiB are taken"):
+    with pytest.raises(ValueError, match="the file is too large: at most 32 MiB are allowed"):
         uploads.fit(bytes(uploads.LARGEST + 1), GREY)
     claims = encoded(np.zeros((100, 100), np.uint8))
     monkeypatch.setattr("nvae_jax.data.images.MAX_PIXELS", 9999)
     assert limits.MAX_PIXELS > 9999
-    with pytest.raises(ValueError, match="the file: claims 100x100 pixels, more than 9999"):
+    with pytest.raises(ValueError, match="the file: claims 100x100 pixels, but at most 9999"):
         uploads.fit(claims, GREY)

@@ -1,7 +1,7 @@
-"""Kernels in C++ for float32 on one CPU device, compiled where they run.
+"""C++ kernels for float32 on one CPU device, compiled on the machine where they run.
 
-XLA's CPU backend makes a pass over memory of every padding, every turned copy and every sum. These
-read an input once, and keep what they work on in the first caches.
+XLA's CPU backend passes over memory for every padding, transposition and sum. The kernels read an
+input once and keep intermediate values in the first-level caches.
 """
 
 import functools
@@ -51,15 +51,15 @@ def call(
       name: one of `KERNELS`. Convolutions (kind_map) are as in `ops.portable.depthwise`, for
         kernels (k, k, C) and (k, k, C, O); `moments` maps x (N, C) to mean and variance (C,) each;
         `norm_grad` maps x, the gradient of y, scale, bias, mean and variance to the gradients for
-        x, scale and bias. Those for lists of arrays are described in their sources.
-      results: its shape, or a list of shapes.
-      arrays: float32; indices and counts int32.
-      in_place: {number of an array: number of the result that may be written over it}.
-      attributes: floats, integers or lists of integers; of convolutions the stride, 1 or 2, and
-        `low`, the zeros in front.
+        x, scale and bias. Kernels for lists of arrays are described in their sources.
+      results: shape of the result, or a list of shapes.
+      *arrays: the arguments: float32, or int32 for indices and counts.
+      in_place: {number of an argument: number of the result that can overwrite it}.
+      **attributes: floats, integers or lists of integers; for convolutions the stride, 1 or 2, and
+        `low`, the number of zeros in front.
 
     Raises:
-      RuntimeError: the kernels cannot be had; the message says why.
+      RuntimeError: if the kernels are not available; the message says why.
     """
     if problem():
         raise RuntimeError(f"there are no native kernels: {problem()}")
@@ -84,8 +84,11 @@ def _target(name):
 
 @functools.cache
 def problem() -> str | None:
-    """What keeps the kernels from being had here, or None. Compiles them, at the first time on a
-    machine, and makes them known to XLA."""
+    """Compiles and registers the kernels, and explains why they are not available; None if they
+    are.
+
+    They are compiled once per machine.
+    """
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     if not shutil.which(compiler[0]):
         return f"there is no C++ compiler {compiler[0]!r} (on Debian: apt-get install g++)"
@@ -95,7 +98,7 @@ def problem() -> str | None:
         lines = [line for line in error.stderr.splitlines() if "error" in line] or ["no message"]
         return f"{compiler[0]} cannot compile {shared_library.FOLDER}: {lines[0]}"
     except subprocess.TimeoutExpired as error:
-        return f"{compiler[0]} was not done after {error.timeout:.0f} s"
+        return f"{compiler[0]} did not finish within {error.timeout:.0f} s"
     except OSError as error:
         return str(error)
     for name in KERNELS:

@@ -1,4 +1,4 @@
-// What the kernels share: threads, memory, blocks of channels, and which taps meet which output.
+// Code that the kernels share: threads, memory, blocks of channels, and the geometry of taps.
 
 #ifndef NVAE_JAX_OPS_NATIVE_COMMON_H_
 #define NVAE_JAX_OPS_NATIVE_COMMON_H_
@@ -43,9 +43,9 @@ inline void RequireVectors(Index channels, std::initializer_list<Array> vectors)
 // ---------------------------------------------------------------------------------------------
 // Threads
 
-// Runs task(0) … task(count - 1), on the caller's thread and on those of the pool. The caller waits
-// for tasks that have begun only, never for threads: XLA itself runs on the pool's. When all are
-// done it throws what the first of them threw.
+// Runs task(0) … task(count - 1) on the caller's thread and on those of the pool. The caller waits
+// only for tasks that have started, never for threads, because XLA runs on the pool's threads, too.
+// At the end it throws the first exception of a task.
 template <typename Task>
 void Parallel(ThreadPool& pool, Index count, const Task& task) {
   struct Shared {
@@ -83,8 +83,8 @@ void Parallel(ThreadPool& pool, Index count, const Task& task) {
   if (shared->error) std::rethrow_exception(shared->error);
 }
 
-// Runs first(0) … first(count - 1) and, when all of them have ended, then(0) … then(more - 1). For
-// less than two calls of `Parallel`: threads take long to wake up, and need not meet in between.
+// Runs first(0) … first(count - 1) and, when all of them have ended, then(0) … then(more - 1). This
+// is faster than two calls of `Parallel`, because threads take long to wake up.
 template <typename First, typename Then>
 void Parallel(ThreadPool& pool, Index count, const First& first, Index more,
               const Then& then) {
@@ -110,7 +110,7 @@ void Parallel(ThreadPool& pool, Index count, const First& first, Index more,
 // ---------------------------------------------------------------------------------------------
 // Memory
 
-// Floats from the start of a cache line: a vector that lies across two costs twice as much.
+// Floats aligned to a cache line: a vector that crosses a boundary takes twice as long to read.
 class Buffer {
  public:
   explicit Buffer(Index size = 0) { Reserve(size); }
@@ -130,11 +130,11 @@ class Buffer {
 // ---------------------------------------------------------------------------------------------
 // Sums over rows
 
-// The longest that float32 sums with hardly any rounding.
+// The longest sums in float32 with negligible rounding.
 constexpr Index kRowsToSum = 256;
 
-// Calls run(std::integral_constant<int, n>(), row, c) for all channels of all rows, a vector of
-// channels from c on, n rows at once.
+// Calls run(std::integral_constant<int, n>(), row, c) for all channels of all rows: each call is for
+// the vector of channels that starts at c, in n rows.
 template <typename Run>
 [[gnu::flatten]] void ForRows(Index rows, Index channels, const Run& run) {
   InParts<kTogether, 1>(rows, [&](auto n, Index row) {
@@ -143,8 +143,8 @@ template <typename Run>
 }
 
 // Adds to `Sums` vectors, `width` floats apart, the sums over n rows that
-// add(std::integral_constant<int, n>(), row, c, sums) finds for channels from c on. Rows are summed
-// before their sums are: fewer roundings of long ones.
+// add(std::integral_constant<int, n>(), row, c, sums) finds for channels from c on. Blocks of rows
+// are summed first, and then their sums, which reduces rounding errors.
 template <int Sums, typename Add>
 void SumRows(Index rows, Index channels, float* totals, Index width, const Add& add) {
   ForRows(rows, channels, [&](auto n, Index row, Index c) {
@@ -165,7 +165,7 @@ struct Piece {
   Index array, begin, count;
 };
 
-// Lists of pieces of about equal length in all, one for each task.
+// Lists of pieces, one for each task, of about equal total length.
 inline std::vector<std::vector<Piece>> Tasks(const std::vector<Index>& sizes) {
   constexpr Index kLength = 32 * 1024;
   std::vector<std::vector<Piece>> tasks(1);
@@ -186,8 +186,8 @@ inline std::vector<std::vector<Piece>> Tasks(const std::vector<Index>& sizes) {
 
 // A kernel (k, k, in, out) as (rest, out), or one of a stack of them.
 struct Matrix {
-  Index array, index;   // which of the kernels, and which of its stack
-  Index offset;         // where it begins there
+  Index array, index;   // number of the kernel, and index in its stack
+  Index offset;         // where it starts in the array
   Index rows, columns;
   Index first_row;      // rows of all the matrices before
 };
@@ -235,8 +235,8 @@ struct Shape {
   }
 };
 
-// What a convolution of stride 1 or 2 maps to each other: inputs and outputs (B, H, W, C) and a
-// kernel (k, k, …) with `low` zeros in front.
+// The shapes of a convolution of stride 1 or 2: inputs and outputs (B, H, W, C), and a kernel
+// (k, k, …) with `low` zeros in front of the input.
 inline void RequireConvolution(const Array& in, const Array& out, const Array& kernel, size_t rank,
                                Index stride, Index low) {
   for (const Array& images : {in, out}) {
@@ -252,7 +252,7 @@ inline void RequireConvolution(const Array& in, const Array& out, const Array& k
   Require(low >= 0 && low < size[0], "low is not from 0 to the size of the kernel");
 }
 
-struct Pitch {  // floats from one row, one column to the next
+struct Pitch {  // distance in floats from one row, and one column, to the next
   Index row, column;
 };
 
@@ -287,8 +287,8 @@ inline void Pack(const Image& image, Index row, Index rows, Index column, Index 
 // Gradients for the input
 
 // The gradient for input n is the sum of g[i] w[d] over all (i, d) with stride i + d - low = n. For
-// the n with n + low = p modulo stride only the taps p, p + stride, … count: along one axis, a
-// correlation of stride 1 with those taps turned round.
+// all n with n + low = p modulo stride, only the taps p, p + stride, … contribute: along one axis,
+// this is a correlation of stride 1 with these taps reversed.
 struct Class {
   Index first, count;  // inputs first, first + stride, …
   Index taps, last;    // how many, and the last of them
@@ -303,7 +303,7 @@ struct Class {
         start(FloorDiv(first + low, stride) - (taps - 1)) {}
 };
 
-// What inputs [begin, end) meet along one axis: outputs [first, first + count).
+// The outputs [first, first + count) that inputs [begin, end) contribute to along one axis.
 struct Reach {
   Index first, count;
   Reach(Index begin, Index end, Index k, Index stride, Index low)

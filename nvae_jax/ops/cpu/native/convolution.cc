@@ -1,19 +1,19 @@
 // Dense convolution of float32 arrays, and its gradients: see ops/convolution.py.
 //
 // Inputs are packed in blocks of channels, with the zeros around them, and kernels in the order in
-// which they are read. Then tiles of pixels x output channels are summed up in registers. What a
-// task computes does not depend on the thread, so a result is the same bits every time.
+// which they are read. Then tiles of pixels x output channels are summed up in registers. The result
+// of a task does not depend on the thread, so results are reproducible bit for bit.
 
 #include "common.h"
 
 namespace {
 
-// Pixels of a tile: with two vectors each, as many sums as the registers hold.
+// Pixels of a tile: with two vectors each, their sums fill the registers.
 constexpr Index kPixels = kRegisters == 32 ? 8 : 4;
-constexpr Index kPixelsPerTask = 64;  // at least, so that a task reads a kernel block for many
+constexpr Index kPixelsPerTask = 64;  // at least, so that each read of a kernel block is used often
 
-// The taps w[row - i step, column - j step] of w (k, k, C, O), or of one whose last two axes are to
-// be exchanged, in the order (block of outputs, block of inputs, tap, input, output).
+// The taps w[row - i step, column - j step] of w (k, k, C, O), with its last two axes exchanged if
+// requested, in the order (block of outputs, block of inputs, tap, input, output).
 struct KernelPart {
   Index k, inputs, outputs;
   bool exchanged;
@@ -108,10 +108,10 @@ void MultiplyRows(Packed x, Taps w, float* y, Pitch out, Index rows, Index colum
   run(x, w, y, out, rows, columns, valid);
 }
 
-// How the images and rows of an output are shared out.
+// How the images and rows of an output are divided into tasks.
 struct Work {
-  Index images, rows;           // of a task
-  Index groups, strips, parts;  // of images, of rows, of the blocks of channels
+  Index images, rows;           // per task
+  Index groups, strips, parts;  // numbers of groups of images, strips of rows, parts of channels
   Index tasks() const { return groups * strips * parts; }
   Work(Index batch, Index height, Index width, Index multiple, Index blocks) {
     images = std::max<Index>(1, std::min(batch, CeilDiv(kPixelsPerTask, height * width)));
@@ -258,7 +258,7 @@ void KernelGrad(ThreadPool pool, Array x, Array g, Result dw, Index stride, Inde
   Index strip = std::min(out.height, CeilDiv(4 * kPixelsPerTask, out.width));
   Index group = CeilDiv(4 * kPixelsPerTask, out.pixels());  // images whose pixels are one sum
   Index blocks = in.blocks() * out.blocks(), taps = k * k * kBlock * kBlock;
-  // Parts of the batch, whose sums are added up afterwards, in their order.
+  // Parts of the batch, whose sums are added up afterwards in a fixed order.
   Index parts = std::max<Index>(1, std::min(in.batch, 16 / blocks));
   Index images = CeilDiv(in.batch, parts);
   auto run = stride == 1 ? AddAllProducts<1> : AddAllProducts<2>;

@@ -1,23 +1,23 @@
 // Depthwise convolution of float32 arrays: the three maps that ops/portable/depthwise.py defines.
 //
 // A task copies a block of channels of some rows of an image, with the zeros around it, into a
-// buffer that stays in the first caches, and then only reads that. What a task computes does not
-// depend on the thread, so a result is the same bits every time.
+// buffer that fits into the first-level caches, and then reads only the buffer. The result of a task
+// does not depend on the thread, so results are reproducible bit for bit.
 
 #include "depthwise.h"
 
 namespace {
 
-constexpr Index kBufferFloats = 12 * 1024;  // of the input's buffer, about
+constexpr Index kBufferFloats = 12 * 1024;  // approximate size of the input's buffer
 
-// Rows of outputs whose inputs fill a buffer, as equal as can be.
+// The number of output rows per task: their inputs fill a buffer, and tasks are about equal.
 Index StripOf(Index height, Index columns, Index k, Index stride) {
   Index rows = std::max<Index>(1, (kBufferFloats / (columns * kBlock) - k) / stride + 1);
   return CeilDiv(height, CeilDiv(height, rows));
 }
 
-// A task is a strip of an image, in some of its blocks of channels one after the other: what lies
-// side by side in memory is read soon after each other.
+// A task is a strip of an image, with several of its blocks of channels one after the other: values
+// that are adjacent in memory are then read at about the same time.
 struct Work {
   Index strips, parts, blocks, all_blocks, tasks;
   Work(const Shape& like, Index strips)
@@ -112,7 +112,7 @@ void AddTaps(const float* x, Index row, const float* g, Index rows, Index column
   }
 }
 
-// All k x k taps, as many at once as there are registers for.
+// All k x k taps, as many at once as the registers allow.
 template <int Stride>
 void AddAllTaps(const float* x, Index row, const float* g, Index rows, Index columns, Index k,
                 float* dw) {
@@ -129,7 +129,7 @@ void KernelGrad(ThreadPool pool, Array x, Array g, Result dw, Index stride, Inde
   Shape in(x), out(g);
   Index k = dw.dimensions()[0], columns = stride * (out.width - 1) + k;
   Index strip = StripOf(out.height, columns, k, stride);
-  // Parts of the batch, whose sums are added up afterwards, in their order.
+  // Parts of the batch, whose sums are added up afterwards in a fixed order.
   Index parts = std::max<Index>(1, std::min(in.batch, 16 / in.blocks()));
   Index images = CeilDiv(in.batch, parts), taps = k * k * kBlock;
   auto run = stride == 1 ? AddAllTaps<1> : AddAllTaps<2>;

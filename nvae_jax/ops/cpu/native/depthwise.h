@@ -1,11 +1,11 @@
-// Depthwise convolution of what is packed already, and the activations around it.
+// Depthwise convolution of packed arrays, and the activations around it.
 
 #ifndef NVAE_JAX_OPS_NATIVE_DEPTHWISE_H_
 #define NVAE_JAX_OPS_NATIVE_DEPTHWISE_H_
 
 #include "common.h"
 
-// A vector of channels with zeros behind, to whole blocks.
+// A vector of channels, padded with zeros to whole blocks.
 inline Buffer Padded(const Array& vector) {
   Index size = vector.element_count();
   Buffer padded(CeilDiv(size, kBlock) * kBlock);
@@ -13,9 +13,9 @@ inline Buffer Padded(const Array& vector) {
   return padded;
 }
 
-// What is done to a row of pixels, `pitch` floats apart, with the first `valid` channels of a block:
-// nothing, or swish(gain · x + shift) in place. A pass of its own, over what the first cache has:
-// right where a few sums are ready, their gates would mostly wait for themselves.
+// The activation of a row of pixels, `pitch` floats apart, with the first `valid` channels of a block:
+// none, or swish(gain · x + shift) in place. It is a separate pass over the first-level cache, because
+// the latency of the gates is too long to apply them to a few sums at a time.
 struct Identity {
   void operator()(float*, Index, Index, Index) const {}
 };
@@ -33,8 +33,8 @@ struct Activation {
   }
 };
 
-// Sums that are made side by side, each of which waits for the one before: what leaves registers for
-// the weights and an input.
+// The number of sums that are computed in parallel, because each addition waits for the one before.
+// It leaves registers for the weights and an input.
 constexpr int kMostSums = kRegisters == 32 ? 16 : 12;
 
 // `Columns` neighbouring outputs of `Wide` vectors: sums over kh x kw taps of x times w (kh, kw,
@@ -100,7 +100,7 @@ void CorrelateRows(const float* x, Index row, const float* w, Index kh, Index kw
 }
 
 // The taps w[row - i step, column - j step] of w (k, k, channels), for channels [c, c + valid), as
-// (rows, columns, kBlock). Returns where that ends.
+// (rows, columns, kBlock). Returns the end of the written values.
 inline float* PackTaps(const float* w, Index k, Index channels, Index c, Index valid, Index row,
                        Index rows, Index column, Index columns, Index step, float* taps) {
   for (Index i = 0; i < rows; ++i) {
@@ -112,11 +112,11 @@ inline float* PackTaps(const float* w, Index k, Index channels, Index c, Index v
   return taps;
 }
 
-// A gradient for the input of a convolution, which also is a convolution of a doubled input.
+// The gradient for the input of a convolution. A convolution of a doubled input is computed like it.
 struct InputGradient {
   Index k, stride, low;
 
-  // All taps of w, in the order in which `Run` wants them.
+  // All taps of w, in the order that `Run` needs.
   void Pack(const float* w, Index channels, Index c, Index valid, float* taps) const {
     for (Index p = 0; p < stride * stride; ++p) {
       Class v(p / stride, 0, 0, k, stride, low), h(p % stride, 0, 0, k, stride, low);

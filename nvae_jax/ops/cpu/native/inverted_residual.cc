@@ -1,22 +1,22 @@
 // The body of an inverted residual cell with fixed statistics: see ops/inverted_residual.py.
 //
-// A task has some images, and goes from their inputs to their outputs with a block of hidden
-// channels after the other: what is hidden never leaves a core's caches. What a task computes does
-// not depend on the thread, so a result is the same bits every time.
+// A task computes the outputs of some images, one block of hidden channels after the other, so that
+// hidden values stay in the core's caches. The result of a task does not depend on the thread, so
+// results are reproducible bit for bit.
 
 #include "depthwise.h"
 
 namespace {
 
-// A tile has `Vectors` channels of some pixels: as many sums as the registers hold beside the
-// weights and one input. The wider, the fewer inputs have to be spread over a vector.
+// A tile has `Vectors` vectors of channels for several pixels: its sums fill the registers that the
+// weights and one input leave. A wider tile needs fewer broadcasts of inputs.
 constexpr int kMaxVectors = kRegisters == 32 ? 4 : 2;
 template <int Vectors>
 constexpr int kTilePixels = Vectors == 4 || kRegisters == 16 ? 6 : 8;
-constexpr Index kWide = kMaxVectors * kLanes;  // channels of a block, hidden or of the output
-constexpr Index kParts = kWide / kBlock;       // blocks of the depthwise convolution in one
-constexpr Index kPixelsPerTask = 128;          // about, so that weights are read for many
-constexpr Index kTasksPerThread = 2;           // at least, where there are images enough
+constexpr Index kWide = kMaxVectors * kLanes;  // channels in a block of hidden or output channels
+constexpr Index kParts = kWide / kBlock;       // blocks of the depthwise convolution in such a block
+constexpr Index kPixelsPerTask = 128;          // approximately, so that weights are reused
+constexpr Index kTasksPerThread = 2;           // at least, if there are enough images
 
 // Calls run(std::integral_constant<int, n>()) for the vectors of `valid` channels.
 template <int Vectors = kMaxVectors, typename Run>
@@ -27,7 +27,7 @@ void WithVectors(Index valid, const Run& run) {
   run(std::integral_constant<int, Vectors>());
 }
 
-// Where the rows of a tile go, and the floats from one of their parts to the next.
+// The destinations of a tile's rows, and the distance between their parts in floats.
 template <int Pixels>
 struct Rows {
   float* at[Pixels];
@@ -37,9 +37,9 @@ struct Rows {
   }
 };
 
-// to[r] = x[r] w, or as much more, for rows of x that are `pitch` floats apart and w (depth, Vectors
-// · kLanes). A function of its own, or what surrounds it may take registers from the sums; loops
-// unrolled by order, or these would pass through memory at its ends.
+// to[r] = x[r] w, or to[r] += x[r] w, for rows of x that are `pitch` floats apart and w (depth,
+// Vectors · kLanes). It is a separate function so that the surrounding code takes no registers from
+// the sums, and its loops are explicitly unrolled so that the sums do not pass through memory.
 template <bool Add, int Vectors, int Pixels>
 __attribute__((noinline)) void MultiplyTile(const float* x, Index pitch, const float* w,
                                             Index depth, const Rows<Pixels>& to) {
@@ -69,8 +69,8 @@ __attribute__((noinline)) void MultiplyTile(const float* x, Index pitch, const f
   }
 }
 
-// Rows and columns of w, whose rows are `pitch` floats apart, as (block, row, column), a block
-// having kWide columns and the last one whole vectors.
+// Rows and columns of w, whose rows are `pitch` floats apart, as (block, row, column). A block has
+// kWide columns, and the last one a whole number of vectors.
 void PackColumns(const float* w, Index rows, Index columns, Index pitch, float* packed) {
   for (Index c = 0; c < columns; c += kWide) {
     Index n = std::min(kWide, columns - c), width = Width(n);
@@ -102,7 +102,7 @@ struct Sizes {
   Index taps() const { return gradient.k * gradient.k * kBlock; }
   Index blocks() const { return CeilDiv(hidden, kWide); }
   Index valid(Index block) const { return std::min(kWide, hidden - block * kWide); }
-  // Of an image of kBlock channels, with zeros around it.
+  // The size of an image of kBlock channels, with zeros around it.
   Index image() const { return down.count * across.count * kBlock; }
   Index place(Index row, Index column) const {
     return ((row - down.first) * across.count + column - across.first) * kBlock;
@@ -195,7 +195,7 @@ void InvertedResidual(ThreadPool pool, Array x, Array expand, Array depthwise, A
     Index pixels = count * size.pixels(), out_pixels = count * size.out_pixels();
     Index part_size = count * size.image();
     static thread_local Buffer inputs, padded, activated, sums;
-    static thread_local std::vector<Index> places;  // of the pixels among the zeros
+    static thread_local std::vector<Index> places;  // positions of the pixels in the padded image
     inputs.Reserve(pixels * size.inputs);
     padded.Reserve(kParts * part_size);
     activated.Reserve(out_pixels * kWide);

@@ -1,8 +1,8 @@
-// The sums of batch norm over x (N, C), float32, its gradients, and swish behind it: see
+// Batch norm of x (N, C), float32, optionally followed by swish, and its gradients: see
 // ops/cpu/normalization.py.
 //
-// One pass over memory each: blocks of rows are summed while a core's cache has them. Which thread
-// sums a block does not matter to the result, so it is the same bits every time.
+// Each needs one pass over memory: blocks of rows are summed while they are in a core's cache. The
+// result does not depend on which thread sums a block, so it is reproducible bit for bit.
 
 #include <cmath>
 
@@ -15,7 +15,7 @@ struct Rows {
   explicit Rows(const Array& x) {
     Require(x.dimensions().size() == 2, "an array is not (N, C)");
     count = x.dimensions()[0], channels = x.dimensions()[1];
-    // Of a size that a core's cache keeps between the two sums over it.
+    // A block fits into a core's cache, because it is summed twice.
     per_block = std::clamp<Index>(32 * 1024 / std::max<Index>(channels, 1), 1, kRowsToSum);
   }
   Index blocks() const { return CeilDiv(count, per_block); }
@@ -74,7 +74,7 @@ void Moments(ThreadPool pool, Array x, Result mean, Result var) {
   }
 }
 
-// What is normalised as gain · (x - mean) + bias: vectors with zeros behind, to whole registers.
+// The parameters of gain · (x - mean) + bias, padded with zeros to whole registers.
 struct Gains {
   Index width;
   Buffer kept;
@@ -116,7 +116,8 @@ void NormSwish(ThreadPool pool, Array x, Array scale, Array bias, Array mean, Ar
   });
 }
 
-// The gradient of what is normalised: that of the output, or what swish makes of it.
+// The gradient with respect to the normalised values: that of the output, multiplied by the
+// derivative of swish if there is one.
 template <bool kSwish, int N>
 Several<N> Inner(const Several<N>& g, Several<N> normal) {
   if (!kSwish) return g;
@@ -125,8 +126,9 @@ Several<N> Inner(const Several<N>& g, Several<N> normal) {
   return g * (gate * (1.0f + normal * (1.0f - gate)));
 }
 
-// With h = x - mean, r the reciprocal of the standard deviation and g the gradient of what is
-// normalised: dbias = sum g, dscale = r sum g h, dx = scale r (g - (dbias + h r dscale) / N).
+// With h = x - mean, the reciprocal r of the standard deviation, and the gradient g with respect to
+// the normalised values: dbias = sum g, dscale = r sum g h, dx = scale r (g - (dbias + h r dscale) /
+// N).
 template <bool kSwish>
 void NormGrad(ThreadPool pool, Array x, Array y_grad, Array scale, Array bias, Array mean, Array var,
               Result dx, Result dscale, Result dbias, float epsilon) {

@@ -1,6 +1,6 @@
 // One step of Adamax over all parameters, and the norm of all their gradients: see ops/cpu/optimizer.py.
 //
-// One call instead of a program an array: most of a model's arrays are small, and there are many.
+// One call for all arrays instead of one program per array: there are many, and most are small.
 
 #include <cmath>
 
@@ -78,10 +78,10 @@ void RequireStep(const Array& scalars, const Arrays& arrays, const Results& resu
   }
 }
 
-// `scalars` are whether to take the step, what gradients are multiplied with first, and what m / u
-// is. `arrays` are n gradients, n parameters, k first and k infinity moments; the moments of
-// parameter i start at entry starts[i] of array places[i] of those. `results` are the new
-// parameters and moments, which may be where the old ones are.
+// `scalars` are: whether to take the step, and the factors of the gradients and of m / u. `arrays` are
+// n gradients, n parameters, k arrays of first moments and k of infinity moments; the moments of
+// parameter i start at entry starts[i] of array places[i]. `results` are the new parameters and
+// moments, which can share the memory of the old ones.
 void Adamax(ThreadPool pool, Array scalars, Arrays arrays, Results results, Indices places,
             Indices starts, float b1, float b2, float epsilon, float decay) {
   Index n = places.size(), k = (static_cast<Index>(arrays.size()) - 2 * n) / 2;

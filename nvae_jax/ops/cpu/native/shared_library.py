@@ -1,8 +1,8 @@
-"""The kernels' shared library: compiled once, kept, and loaded only where nobody else can write.
+"""Compiles the kernels' shared library once per machine, caches it, and loads it.
 
-A library runs with all the rights of who loads it. So the folder that it is kept in, and the file,
-have to belong to the user or to root and be writable by nobody else, and the file's name has the
-digest of its content: loading one that is cut short would end the process.
+A library runs with all the user's permissions. So the cache folder and the file must belong to the
+user or to root and must not be writable by others. The file's name contains a hash of its content,
+because loading a truncated library would crash the process.
 """
 
 import contextlib
@@ -35,42 +35,46 @@ SOURCES = (
     "stacks.cc",
 )
 HEADERS = ("calls.h", "common.h", "depthwise.h", "vectors.h")
-PATIENCE = 60  # seconds that a compiler gets for a file, which takes it some 10
+COMPILER_TIMEOUT = 60  # seconds per file, which usually takes about 10
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-fPIC"),
-    "-ffp-contract=fast",  # a product and a sum are one instruction, also where Clang compiles
-    "-fno-trapping-math",  # else divisions in loops are done entry by entry
+    "-ffp-contract=fast",  # lets Clang, too, use one instruction for a product and a sum
+    "-fno-trapping-math",  # otherwise divisions in loops are not vectorised
 )
 
 
 def load(compiler: Sequence[str]) -> ctypes.CDLL:
-    """The library as a `ctypes.CDLL`, compiled by `compiler` (a list: its command) where it is not
-    kept yet. Where no folder can keep it, it is compiled for this process alone.
+    """Loads the library, after compiling it unless it is cached.
+
+    If no cache folder can be used, it is compiled for this process only.
+
+    Args:
+      compiler: command of the C++ compiler, a list of words.
 
     Raises:
-      OSError: it cannot be written or loaded.
-      subprocess.CalledProcessError: it cannot be compiled.
-      subprocess.TimeoutExpired: the compiler hangs.
+      OSError: if it cannot be written or loaded.
+      subprocess.CalledProcessError: if it cannot be compiled.
+      subprocess.TimeoutExpired: if the compiler hangs.
     """
     identity = _identity(compiler)
     for folder in filter(_is_private, _folders()):
-        with contextlib.suppress(OSError):  # of a folder that cannot be written to, or is full
-            return ctypes.CDLL(str(_kept_or_compiled(folder, identity, compiler)))
+        with contextlib.suppress(OSError):  # the folder cannot be written to, or the disk is full
+            return ctypes.CDLL(str(_cached_or_compiled(folder, identity, compiler)))
     with tempfile.TemporaryDirectory() as folder:
-        logging.warning("compiling the C++ kernels for this process alone: no folder can keep them")
+        logging.warning("compiling the C++ kernels for this process only: no folder to cache them")
         return ctypes.CDLL(str(_compile(compiler, folder)))  # stays loaded without its file
 
 
 def _folders():
-    """Where the library may be kept: beside the programs that JAX keeps, or in the home folder."""
-    options: Any = jax.config  # whose attributes checkers do not know
-    beside, home = options.jax_compilation_cache_dir, files.cache_folder()
-    roots = [Path(beside)] if beside and "://" not in beside else []
+    """The possible cache folders: next to JAX's compilation cache, and in the home folder."""
+    options: Any = jax.config  # type checkers do not know its attributes
+    cache, home = options.jax_compilation_cache_dir, files.cache_folder()
+    roots = [Path(cache)] if cache and "://" not in cache else []
     return [root / "native" for root in (*roots, *([home] if home else []))]
 
 
 def _is_private(folder):
-    """Whether nobody but this user and root can write to `folder`, which is made where missing."""
+    """Whether only this user and root can write to `folder`, which is created if necessary."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -83,27 +87,27 @@ def _is_private(folder):
 
 
 def _ownership_problem(path):
-    """How somebody else could have written what is at `path`, or None."""
+    """Explains how another user could have written to `path`; None if that is impossible."""
     status = path.stat()
     if status.st_uid not in (0, os.geteuid()):
         return f"{path} belongs to another user"
     if status.st_mode & 0o022:
-        return f"others can write to {path} (chmod go-w takes that from them)"
+        return f"others can write to {path} (run chmod go-w on it)"
     return None
 
 
-def _kept_or_compiled(folder, identity, compiler):
-    """The path of the library in `folder`."""
-    kept = _kept(folder, identity)
-    if kept:
-        return kept
-    # The processes of a machine begin together: one compiles, the others wait for it.
+def _cached_or_compiled(folder, identity, compiler):
+    """The path of the library in `folder`, after compiling it if necessary."""
+    cached = _cached(folder, identity)
+    if cached:
+        return cached
+    # If several processes start at the same time, one compiles and the others wait for it.
     with files.locked(folder / f"{identity}.lock"), tempfile.TemporaryDirectory() as scratch:
-        kept = _kept(folder, identity)
-        if kept:
-            return kept
+        cached = _cached(folder, identity)
+        if cached:
+            return cached
         for path in folder.glob(f"{identity}_*.so"):
-            logging.warning("%s: compiling the C++ kernels anew", _problem(path))
+            logging.warning("%s: recompiling the C++ kernels", _problem(path))
             path.unlink()
         logging.info("compiling %s, once on this machine", FOLDER)
         compiled = _compile(compiler, scratch)
@@ -113,14 +117,14 @@ def _kept_or_compiled(folder, identity, compiler):
         return path
 
 
-def _kept(folder, identity):
-    """The library that is in `folder`, whole and nobody else's; None where there is none."""
+def _cached(folder, identity):
+    """The path of a valid library in `folder`, or None."""
     found = folder.glob(f"{identity}_*.so")
     return next((path for path in found if _problem(path) is None), None)
 
 
 def _problem(path):
-    """Why a library is not to be loaded, or None."""
+    """Explains why a library must not be loaded; None if it can be."""
     whole = path.stem.endswith(f"_{_digest(path)}")
     return _ownership_problem(path) if whole else f"{path} is damaged"
 
@@ -130,12 +134,16 @@ def _digest(path):
 
 
 def _compile(compiler, folder):
-    """Compiles the library into `folder`; its path."""
+    """Compiles the library into `folder` and returns its path."""
     command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir()]
 
     def run(*arguments):
         subprocess.run(
-            [*command, *arguments], check=True, capture_output=True, text=True, timeout=PATIENCE
+            [*command, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=COMPILER_TIMEOUT,
         )
 
     library, objects = Path(folder) / "kernels.so", [f"{folder}/{name}.o" for name in SOURCES]
@@ -147,17 +155,18 @@ def _compile(compiler, folder):
 
 
 def _identity(compiler):
-    """A name of what the library is made of, and for."""
+    """A name that identifies the sources, the compiler and the processor of a library."""
     texts = [(FOLDER / name).read_text() for name in (*SOURCES, *HEADERS)]
     identity = "\n".join((*texts, metadata.version("jaxlib"), *compiler, *FLAGS, _processor()))
     return f"kernels_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def _processor():
-    """What -march=native may mean on this machine: a home directory may serve several kinds."""
+    """A description of the processor, which -march=native depends on: several kinds of machines can
+    share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    kinds = ("model name", "flags", "CPU ", "Features")  # the latter two of ARM's
+    kinds = ("model name", "flags", "CPU ", "Features")  # the latter two on ARM
     return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))

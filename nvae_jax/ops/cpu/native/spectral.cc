@@ -1,6 +1,6 @@
 // The largest singular values of many matrices by power iteration: see ops/cpu/spectral.py.
 //
-// A matrix is read from memory once, whatever the number of rounds: a core's cache has it after.
+// A matrix is read from memory once for all rounds, and then from a core's cache.
 
 #include <cmath>
 
@@ -33,7 +33,7 @@ void Round(const float* data, Index rows, Index columns, const float* __restrict
   for (Index j = 0; j < columns; ++j) image[j] *= scale;
 }
 
-// `Matrices`, whose vectors are where `places` and `starts` say.
+// `Matrices` with the positions of their vectors, `places` and `starts`.
 std::vector<Matrix> RequireMatrices(const Arrays& arrays, Index n, Indices places,
                                     Indices starts, Index vectors, Index rows) {
   Require(static_cast<Index>(starts.size()) == n && static_cast<Index>(arrays.size()) == n + vectors,
@@ -50,7 +50,7 @@ std::vector<Matrix> RequireMatrices(const Arrays& arrays, Index n, Indices place
   return matrices;
 }
 
-// `arrays` are n kernels and then the vectors to start from; `results` are the new vectors. Those of
+// `arrays` are n kernels, followed by the initial vectors; `results` are the new vectors. Those of
 // kernel i start at entry starts[i] of array places[i].
 void Spectral(ThreadPool pool, Counts rounds, Arrays arrays, Result penalty, Result lefts,
               Results results, Indices places, Indices starts) {
@@ -86,7 +86,7 @@ void Spectral(ThreadPool pool, Counts rounds, Arrays arrays, Result penalty, Res
 }
 
 // Adds scale · left ⊗ right, the gradient of u'Wv, to the gradients of the kernels. `arrays` are n
-// of those and the right vectors; `results` may be where the gradients are.
+// gradients and the right vectors; `results` can share the memory of the gradients.
 void SpectralGrad(ThreadPool pool, Array scale, Array lefts, Arrays arrays, Results results,
                   Indices places, Indices starts) {
   Index n = places.size();

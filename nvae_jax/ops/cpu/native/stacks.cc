@@ -1,4 +1,4 @@
-// Stacked arrays to their entries and back, many of them at once: see ops/cpu/stacks.py.
+// Unstacks many arrays at once, and stacks them again: see ops/cpu/stacks.py.
 
 #include "common.h"
 
@@ -22,7 +22,7 @@ void Run(ThreadPool& pool, const std::vector<Copy>& copies) {
   });
 }
 
-// Refuses stacks that are not as large as all their entries.
+// Refuses stacks whose size differs from the total size of their entries.
 template <typename Stacks, typename Entries>
 void RequireWhole(const Stacks& stacks, const Entries& entries) {
   Index n = stacks.size(), count = entries.size();
@@ -33,7 +33,7 @@ void RequireWhole(const Stacks& stacks, const Entries& entries) {
   }
 }
 
-// Entries are in the order of their indices and then of the stacks.
+// Entries are ordered by their indices first, and then by the stacks.
 void Unstack(ThreadPool pool, Arrays stacks, Results entries) {
   std::vector<Copy> copies;
   Index n = stacks.size();

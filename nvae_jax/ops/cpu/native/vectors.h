@@ -1,4 +1,4 @@
-// Vectors as wide as the machine's registers, and what is computed with them.
+// Vectors as wide as the machine's registers, and operations on them.
 
 #ifndef NVAE_JAX_OPS_NATIVE_VECTORS_H_
 #define NVAE_JAX_OPS_NATIVE_VECTORS_H_
@@ -30,7 +30,7 @@ constexpr int kRegisters = 32;
 constexpr int kRegisters = 16;
 #endif
 
-// Channels with those behind that fill a vector.
+// A number of channels, rounded up to whole vectors.
 inline Index Width(Index channels) { return CeilDiv(channels, kLanes) * kLanes; }
 
 inline Vector Load(const float* p) {
@@ -40,8 +40,8 @@ inline Vector Load(const float* p) {
 }
 inline void Store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
-// Of arrays, or arrays of arrays, of sums that are to stay in registers. An initialiser `= {}`, or a
-// loop over them that is not unrolled, would clear memory.
+// Clears arrays, or arrays of arrays, of sums that must stay in registers. An initialiser `= {}`, or a
+// loop that is not unrolled, would keep them in memory.
 [[gnu::always_inline]] inline void Clear(Vector& sum) { sum = Vector{}; }
 template <typename Sums, size_t N>
 [[gnu::always_inline]] inline void Clear(Sums (&sums)[N]) {
@@ -66,13 +66,13 @@ inline Vector LoadPart(const float* p, Index valid) {
   return v;
 }
 
-// Vectors that the same is done to, each operation to all of them before the next: a sigmoid is a
-// chain of twenty operations, every one of which waits for the one before.
+// Several vectors, to which each operation is applied before the next: a sigmoid is a chain of twenty
+// operations, each of which waits for the one before.
 template <int N>
 struct Several {
   Vector at[N];
 
-  // make(0), make(1), … without a loop, or they would be kept in memory.
+  // make(0), make(1), … without a loop, which would keep them in memory.
   template <typename Make>
   static Several Each(const Make& make) {
     return Each(make, std::make_integer_sequence<int, N>());
@@ -106,7 +106,7 @@ struct Several {
     return Each([&](int i) { return a.at[i] / b.at[i]; });
   }
 };
-constexpr int kTogether = 4;  // enough to fill the time that an operation waits
+constexpr int kTogether = 4;  // enough to hide the latency of an operation
 
 // The first `valid` lanes of `N` vectors, `pitch` floats apart.
 template <int N>
@@ -126,8 +126,8 @@ template <int N>
   }
 }
 
-// Calls run(std::integral_constant<int, n>(), i) for all of `count`, n from i on at once: `Most` of
-// them while there are so many, then fewer.
+// Calls run(std::integral_constant<int, n>(), i) for all of `count`, in groups of n that start at i:
+// `Most` at a time, and fewer at the end.
 template <int Most, int... Fewer, typename Run>
 void InParts(Index count, const Run& run) {
   Index i = 0;
@@ -138,8 +138,8 @@ void InParts(Index count, const Run& run) {
   (some(std::integral_constant<int, Fewer>()), ...);
 }
 
-// The larger and the smaller of a bound and x, or x where it is no number. Written out, GCC makes two
-// instructions of either.
+// The larger and the smaller of a bound and x; x if it is NaN. A comparison would be compiled by GCC to
+// two instructions.
 inline Vector Larger(Vector bound, Vector x) {
 #ifdef __AVX512F__
   return (Vector)_mm512_max_ps((__m512)bound, (__m512)x);
@@ -155,20 +155,20 @@ inline Vector Smaller(Vector bound, Vector x) {
 #endif
 }
 
-// From below, where a gate is as good as 0, also times x.
+// A lower bound, at which a gate is practically 0, also when multiplied by x.
 template <int N>
 [[gnu::always_inline]] inline Several<N> Bounded(const Several<N>& x) {
   return Several<N>::Each([&](int i) { return Larger(Vector{} - 86.0f, x.at[i]); });
 }
 
-// 1 / (1 + exp(-x)) to float32's precision, for bounded x. Not left to the compiler, which makes
-// shorter vectors of loops over floats.
+// 1 / (1 + exp(-x)) in float32 precision, for bounded x. A loop over floats would be compiled to shorter
+// vectors.
 template <int N>
 [[gnu::always_inline]] inline Several<N> Sigmoid(Several<N> x) {
   typedef int32_t Integers __attribute__((vector_size(sizeof(Vector))));
   x = Several<N>::Each([&](int i) { return Smaller(Vector{} + 86.0f, x.at[i]); });
-  // exp(-x) = 2^n exp(-t), n whole and t = x + n log 2 in [-log 2 / 2, log 2 / 2]. The logarithm is
-  // in two parts, of which n times the first is exact.
+  // exp(-x) = 2^n exp(-t), with integer n and t = x + n log 2 in [-log 2 / 2, log 2 / 2]. The
+  // logarithm is split into two parts, of which n times the first is exact.
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds, to the last bits
   Several<N> rounded = x * -1.44269504f + kRound;
   Several<N> n = rounded - kRound;
