@@ -1,5 +1,5 @@
-// How XLA calls a kernel: by its C interface alone. Its C++ headers would be most of what a compiler
-// has to do for the kernels.
+// How XLA calls a kernel, through its C interface only. Its C++ headers would take most of the time
+// to compile the kernels.
 
 #ifndef NVAE_JAX_OPS_NATIVE_CALLS_H_
 #define NVAE_JAX_OPS_NATIVE_CALLS_H_
@@ -14,7 +14,7 @@
 #include "vectors.h"
 #include "xla/ffi/api/c_api.h"
 
-// Refuses a call whose arrays or attributes are not what a kernel works on.
+// Refuses a call with wrong arrays or attributes.
 inline void Require(bool fits, const char* what) {
   if (!fits) throw std::invalid_argument(what);
 }
@@ -35,7 +35,7 @@ class Span {
 };
 using Indices = Span<int64_t>;
 
-// An array in row-major order, which XLA keeps.
+// An array in row-major order. XLA owns its memory.
 template <typename T, XLA_FFI_DataType kType>
 class ArrayOf {
  public:
@@ -56,11 +56,11 @@ class ArrayOf {
 using Array = ArrayOf<float, XLA_FFI_DataType_F32>;
 using Counts = ArrayOf<int32_t, XLA_FFI_DataType_S32>;
 
-struct Result : Array {  // an array to be written
+struct Result : Array {  // an array to write
   using Array::Array;
 };
 
-// Arrays that are as many as a call has.
+// A variable number of arrays.
 template <typename Kind>
 class List {
  public:
@@ -75,7 +75,7 @@ class List {
 using Arrays = List<Array>;
 using Results = List<Result>;
 
-// The threads of XLA's that a kernel may use besides its own.
+// XLA's threads, which a kernel can use in addition to its own.
 class ThreadPool {
  public:
   ThreadPool(const XLA_FFI_Api* api, XLA_FFI_ExecutionContext* context)
@@ -89,7 +89,7 @@ class ThreadPool {
     return count;
   }
 
-  // Runs a task some time, on a thread of the pool or here.
+  // Runs a task later on a thread of the pool, or at once on this thread.
   template <typename Task>
   void Schedule(Task task) const {
     auto* kept = new Task(std::move(task));
@@ -115,10 +115,10 @@ class ThreadPool {
   XLA_FFI_ExecutionContext* context_;
 };
 
-// Gives out what a call has, in the order of a kernel's parameters: `Next<type of the parameter>()`.
+// Returns the arguments of a call in the order of a kernel's parameters: `Next<parameter type>()`.
 class Reader {
  public:
-  // `names` are those of the attributes, in that order.
+  // `names` are the names of the attributes, in the same order.
   Reader(const XLA_FFI_CallFrame& frame, std::initializer_list<const char*> names)
       : frame_(frame), names_(names) {}
 
@@ -189,7 +189,7 @@ class Reader {
 
 template <typename... Parameters>
 void RunKernel(void (*kernel)(Parameters...), Reader reader) {
-  struct Call {  // in braces, or the order would be any
+  struct Call {  // initialised with braces, which fixes the order of evaluation
     Call(void (*kernel)(Parameters...), const Reader& reader, Parameters... parameters) {
       reader.RequireEnd();
       kernel(parameters...);
@@ -204,7 +204,7 @@ inline XLA_FFI_Error* MakeError(const XLA_FFI_CallFrame* frame, XLA_FFI_Error_Co
   return frame->api->XLA_FFI_Error_Create(&args);
 }
 
-// Whether XLA only asked which version of its interface a kernel was compiled with.
+// Whether XLA only queries the version of the interface that a kernel was compiled with.
 inline bool AnswersVersion(const XLA_FFI_CallFrame* frame) {
   XLA_FFI_Extension_Base* extension = frame->extension_start;
   if (!extension || extension->type != XLA_FFI_Extension_Metadata) return false;
@@ -215,7 +215,7 @@ inline bool AnswersVersion(const XLA_FFI_CallFrame* frame) {
   return true;
 }
 
-// Calls a kernel, and lets no exception out, which would end the process.
+// Calls a kernel and catches all exceptions, because an uncaught one would end the process.
 template <typename Kernel>
 XLA_FFI_Error* Handle(const XLA_FFI_CallFrame* frame, Kernel kernel,
                       std::initializer_list<const char*> attributes) {
@@ -233,8 +233,8 @@ XLA_FFI_Error* Handle(const XLA_FFI_CallFrame* frame, Kernel kernel,
   }
 }
 
-// Makes a kernel known under `name`: a function of a ThreadPool, Arrays and Results, and attributes,
-// whose names follow.
+// Exports a kernel as `name`: a function of a ThreadPool, Arrays and Results, and attributes, whose
+// names follow.
 #define NVAE_JAX_EXPORT(name, kernel, ...)                   \
   extern "C" XLA_FFI_Error* name(XLA_FFI_CallFrame* frame) { \
     return Handle(frame, &kernel, {__VA_ARGS__});            \
