@@ -1,7 +1,6 @@
 """Restores images with unknown parts, low resolution or noise.
 
-Writes OUT/restored.png and OUT/restored.npz. Without --images, images of a split are degraded
-first, and compared with the results.
+Writes OUT/restored.png and OUT/restored.npz. Images of a split are degraded first, for comparison.
 
 python launch/restore.py --workdir=DIR --out=OUT --scale=2 --images=FILE_OR_FOLDER
 python launch/restore.py --workdir=DIR --out=OUT --mask=center [--images=FILE --degrade]
@@ -26,16 +25,10 @@ NOISE = flags.DEFINE_float("noise", 0.0, "standard deviation of the noise; white
 METHOD = flags.DEFINE_enum("method", None, sorted(METHODS), "default: optimize for noise, or mix")
 SAMPLES = flags.DEFINE_integer("samples", 8, "samples per image", 1)
 STEPS = flags.DEFINE_integer("steps", None, "repetitions of mix, or steps of Adam", 1, MAX_STEPS)
-ALPHA = flags.DEFINE_list(
-    "alpha", None, "mix: weight of the prior in the latents; one number, or one per scale"
-)
-TEMPERATURE = flags.DEFINE_list(
-    "temperature", None, "of the draws: one number or, for mix, one per scale"
-)
-TRUST = flags.DEFINE_float(
-    "trust", None, "mix: deviation of the guesses, as a fraction of the noise's", 0, 10
-)
-LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "optimize: Adam's initial learning rate")
+ALPHA = flags.DEFINE_list("alpha", None, "mix: weight of the prior; one number, or one per scale")
+TEMPERATURE = flags.DEFINE_list("temperature", None, "of draws; mix: one number, or one per scale")
+TRUST = flags.DEFINE_float("trust", None, "mix: deviation of guesses over the noise's", 0, 10)
+LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "optimize: initial learning rate of Adam")
 BATCH = options.define_batch_size()
 SEED = options.define_seed("seed of all draws")
 OUT, OVERWRITE = options.define_out()

@@ -176,7 +176,8 @@ def test_a_distance_without_weights(loaded, tmp_path, undocumented, capsys):
     digits = fid.open_set(loaded[1].data, "test").images
     training = fid.open_set(loaded[1].data, "train").images
     prepared = [
-        fid.PROTOCOLS["standard"].prepare(np.asarray(a), loaded[1].data) for a in (digits, training)
+        fid.PROTOCOLS["standard"].prepare(np.asarray(a), loaded[1].data, "digits")
+        for a in (digits, training)
     ]
     features = PrincipalComponents([prepared[1]], 3)
     pair = [statistics_of(features(i)) for i in (images, prepared[0])]
