@@ -41,7 +41,7 @@ def test_a_folder_is_kept_up_to_date(bucket, capsys):
 def test_what_is_cut_off_is_gone_on_with(bucket, monkeypatch, capsys):
     for number in range(5):
         (bucket / str(number)).write_text("x")
-    monkeypatch.setattr(mirror, "AT_ONCE", 2)
+    monkeypatch.setattr(mirror, "FILES_PER_DOWNLOAD", 2)
     download, calls = mirror._download, []
 
     def failing(*arguments):
