@@ -33,7 +33,7 @@ def test_a_folder_that_is_no_run(commands, tmp_path, script):
 def test_help_and_wrong_flags(commands):
     shown = commands.run("traverse", "--help")
     assert shown.returncode == 0 and "--channel" in shown.stdout
-    assert shown.stdout.startswith("Variations of one latent group")
+    assert shown.stdout.startswith("Varies one latent group")
     wrong = commands.run("traverse", "--workdir=.", "--out=.", "--grupe=1")
     assert wrong.returncode == 2 and "grupe" in wrong.stderr and "Traceback" not in wrong.stderr
 
