@@ -51,8 +51,8 @@ def run(main: Callable[[list[str]], Any], program: str = "") -> None:
 
     A wrong flag, key, path or value prints one line on stderr and exits with status 2. A run
     stopped by a signal exits with 128 plus the signal's number, and a run that lost another process
-    of its cluster with 134. Environment variables: NVAE_JAX_TRACEBACK=1 shows tracebacks of expected
-    errors; NVAE_JAX_KEEP_MEMORY=0 returns freed memory to the system (see `allocator`).
+    of its cluster with 134. Environment variables: NVAE_JAX_TRACEBACK=1 shows tracebacks of
+    expected errors; NVAE_JAX_KEEP_MEMORY=0 returns freed memory to the system (see `allocator`).
 
     Args:
       main: the `main` function of a command.
