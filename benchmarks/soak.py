@@ -1,4 +1,4 @@
-"""Whether a long run holds: memory and open files over many steps, and losses after many kills.
+"""Tests long runs: memory and open files over many steps, and recovery after many kills.
 
   python benchmarks/soak.py [--what=steps,kills] [--steps=100000] [--kills=20] [--out=DIR]
 
@@ -27,16 +27,16 @@ from nvae_jax import cli
 
 HERE = pathlib.Path(__file__).resolve().parent
 WHAT = flags.DEFINE_list("what", ["steps", "kills"], "of steps, kills")
-STEPS = flags.DEFINE_integer("steps", 100_000, "of training", 1)
-KILLS = flags.DEFINE_integer("kills", 20, "in training", 1)
-SEED = flags.DEFINE_integer("seed", 0, "of when which process is killed")
-SECONDS = flags.DEFINE_float("seconds", 10.0, "from one look at the process to the next", 0.01)
-WORKDIR = flags.DEFINE_string("workdir", None, "where the runs go (default: a temporary folder)")
-OUT = flags.DEFINE_string("out", str(HERE / "results"), "folder of what was measured")
+STEPS = flags.DEFINE_integer("steps", 100_000, "training steps", 1)
+KILLS = flags.DEFINE_integer("kills", 20, "number of kills in training", 1)
+SEED = flags.DEFINE_integer("seed", 0, "seed of the times of kills and the killed processes")
+SECONDS = flags.DEFINE_float("seconds", 10.0, "seconds between two samples of the process", 0.01)
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the runs; default: a temporary one")
+OUT = flags.DEFINE_string("out", str(HERE / "results"), "folder of the results")
 
 
 def main(_):
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends its processes
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends its children
     unknown = set(WHAT.value) - {"steps", "kills"}
     if unknown:
         raise ValueError(f"--what: it must be of steps and kills, not {min(unknown)!r}")

@@ -1,4 +1,4 @@
-"""Kills one of two processes time and again: the run must come to what one left alone computes."""
+"""Kills one of two processes repeatedly: the numbers must equal those without kills."""
 
 import contextlib
 import dataclasses
@@ -72,8 +72,8 @@ def soak_kills(folder, kills, seed):
 
 
 def _plan(kills):
-    """(number, what the processes do then): every fifth kill comes in the middle of a save, and
-    ahead of every fourth one the processes are killed at their start too."""
+    """(number, activity of the processes) of each kill: every fifth one is in the middle of a save,
+    and before every fourth one there is another at the start of the processes."""
     for number in range(1, kills + 1):
         if number % 4 == 0:
             yield number, "starting"
@@ -82,7 +82,7 @@ def _plan(kills):
 
 @dataclasses.dataclass
 class Cluster:
-    """The processes of a run, as a context that leaves none of them behind."""
+    """The processes of a run, as a context that kills them at its end."""
 
     workdir: pathlib.Path
     keep: int = 2
@@ -117,7 +117,7 @@ class Cluster:
         self.wait_until(lambda: last_step(self.workdir) > step)
 
     def wait_until(self, true, seconds=0.1):
-        """Asks again and again, so many seconds apart."""
+        """Waits until `true()`, with this number of seconds between two calls."""
         while not true():
             if any(process.poll() is not None for process in self.processes):
                 statuses = [process.returncode for process in self.processes]
@@ -134,7 +134,7 @@ class Cluster:
         return (found or lines or [""])[-1]
 
     def end(self):
-        """As a scheduler does."""
+        """Ends the processes like a scheduler, and returns their exit statuses."""
         for process in self.processes:
             process.send_signal(signal.SIGTERM)
         return [process.wait(300) for process in self.processes]
@@ -167,7 +167,7 @@ class Cluster:
 
 
 def _kill(run, whiles, chance):
-    """Starts the processes and kills one; what came of it."""
+    """Starts the processes and kills one; returns a row of results."""
     before, victim = rows(run), chance.randrange(PROCESSES)
     with Cluster(run) as cluster:
         if whiles == "starting":
@@ -183,7 +183,7 @@ def _kill(run, whiles, chance):
 
 
 def _with_resume(row, run, before):
-    """`row`, with from where the run went on, and whether to the numbers that it had come to."""
+    """Adds to `row` the step that the run resumed from, and whether its numbers were the same."""
     row["step"] = last_step(run)
     if before:
         log = run.with_name(f"{run.name}-0.log").read_text()
@@ -196,7 +196,7 @@ def _with_resume(row, run, before):
 
 
 def _train_past(workdir, step, keep):
-    """Trains until after `step` and ends in order, as under a scheduler."""
+    """Trains until after `step` and ends with SIGTERM, as under a scheduler."""
     before = rows(workdir)
     with Cluster(workdir, keep) as cluster:
         cluster.train_past(step)
@@ -208,7 +208,7 @@ def _train_past(workdir, step, keep):
 
 
 def _compare(found, run, alone):
-    """What of the run differs from what another has computed without kills."""
+    """Compares the run with one without kills."""
     ours, theirs = rows(run), rows(alone)
     for row in found:
         if "resumed_at" in row:
@@ -241,6 +241,6 @@ def _arrays(workdir, step):
 
 
 def differing_steps(one, other):
-    """The steps of which both have rows, with other numbers."""
+    """The steps whose rows differ between the two."""
     computed = lambda row: {k: v for k, v in row.items() if k not in reporting.TIMES}  # noqa: E731
     return [step for step in one if step in other and computed(one[step]) != computed(other[step])]

@@ -1,4 +1,4 @@
-"""A run that costs little, as the commands that start it, and how far it is."""
+"""A very small run: the commands that start it, and its progress."""
 
 import json
 import os
@@ -24,21 +24,21 @@ TINIEST = {
 
 
 def command(workdir, *more):
-    """How to train in `workdir`."""
+    """The command that trains in `workdir`."""
     script = str(ROOT / "launch" / "train.py")
     keys = [f"--config.{name}={value}" for name, value in TINIEST.items()]
     return [sys.executable, script, "--config=digits", f"--workdir={workdir}", *keys, *more]
 
 
 def environment(**variables):
-    """On one core a process: computations this small gain nothing from more."""
+    """Environment variables for one core per process: such a small model needs no more."""
     xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     fixed = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": xla}
     return {**os.environ, **fixed, **variables}
 
 
 def rows(workdir):
-    """The rows of training that the run has written, by step."""
+    """The training rows that the run has written, by step."""
     path, found = workdir / "metrics.jsonl", {}
     for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
         if line.endswith("\n") and "train/loss" in line:

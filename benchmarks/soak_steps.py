@@ -1,4 +1,4 @@
-"""Watches the process of a long run from outside: its memory, open files and threads. Linux."""
+"""Monitors the process of a long run: its memory, open files and threads. Linux only."""
 
 import pathlib
 import statistics
@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from soak_run import command, environment, last_step
 
 MEBIBYTE = 2**20
-LEAST = 8  # samples to judge by
-MOST_GROWTH = 0.05  # of memory, from the second quarter of the run to the last
-FEW = 2  # files that may be open at one moment and not at another
+MIN_SAMPLES = 8  # needed for a result
+MAX_GROWTH = 0.05  # allowed growth of memory from the second quarter of the run to the last
+FEW = 2  # allowed growth of open files and threads, which vary
 
 
 def soak_steps(workdir, steps, seconds):
-    """Trains and watches: (samples, summary)."""
+    """Trains and monitors; returns (samples, summary)."""
     workdir.mkdir(parents=True, exist_ok=True)
     samples, start = [], time.monotonic()
     with open(workdir / "log", "w") as log:
@@ -34,7 +34,7 @@ def soak_steps(workdir, steps, seconds):
 
 
 def draw(samples, path):
-    """Memory, and open files and threads, by step."""
+    """Draws memory, open files and threads by step."""
     steps = [sample["step"] for sample in samples]
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -48,34 +48,34 @@ def draw(samples, path):
 
 
 def _often(steps):
-    """Everything happens a hundred times."""
+    """Flags with which evaluation, drawing and saving happen a hundred times."""
     keys = ("log.images_every_steps", "eval.every_steps", "checkpoint.every_steps")
     return [f"--config.{key}={max(1, steps // 100)}" for key in keys]
 
 
 def look(pid):
-    """What /proc says about a process; None once it has ended."""
+    """Samples memory, open files and threads of a process from /proc; None after its end."""
     folder = pathlib.Path("/proc") / str(pid)
     try:
         lines = (folder / "status").read_text().splitlines()
         status = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
         files = len(list((folder / "fd").iterdir()))
-        memory = int(status["RssAnon"][0]) * 1024  # the system takes back pages of files
+        memory = int(status["RssAnon"][0]) * 1024  # without pages of files, which can be reclaimed
         return {"memory": memory, "files": files, "threads": int(status["Threads"][0])}
     except (OSError, KeyError):
         return None
 
 
 def judge(samples):
-    """How the last quarter of the run differs from the second: the first warms up."""
-    if len(samples) < LEAST:
-        return {"failed": [f"{len(samples)} samples, where {LEAST} are needed: see --seconds"]}
+    """Compares the last quarter of the run with the second; the first is a warm-up."""
+    if len(samples) < MIN_SAMPLES:
+        return {"failed": [f"{len(samples)} samples, but {MIN_SAMPLES} are needed: see --seconds"]}
     quarter = len(samples) // 4
     parts = samples[quarter : 2 * quarter], samples[-quarter:]
     summary = {"last_step": samples[-1]["step"], "seconds": samples[-1]["seconds"], "failed": []}
     for name, allowed in (("memory", None), ("files", FEW), ("threads", FEW)):
         before, after = (statistics.median(sample[name] for sample in part) for part in parts)
         summary[name] = {"second_quarter": before, "last_quarter": after}
-        if after - before > (MOST_GROWTH * before if allowed is None else allowed):
+        if after - before > (MAX_GROWTH * before if allowed is None else allowed):
             summary["failed"].append(f"{name} grew from {before} to {after}")
     return summary

@@ -35,17 +35,17 @@ SETTLE_SECONDS = 30.0
 
 
 class SaveError(OSError):
-    """A checkpoint could not be written. It names its path."""
+    """A checkpoint could not be written. The message names its path."""
 
 
 class Checkpoints:
-    """The checkpoints of one run directory. Use as a context manager: leaving it waits for saves
-    that are still being written.
+    """The checkpoints of one run directory. Use it as a context manager: at its end it waits for
+    the save in the background.
 
     Args:
       workdir: the run directory.
-      keep: how many of the newest stay.
-      keep_best: how many of those with the lowest `checkpoint_files.METRIC` stay besides.
+      keep: how many of the newest checkpoints to keep.
+      keep_best: how many of those with the lowest `checkpoint_files.METRIC` to keep in addition.
       read_only: whether to make no folder and remove nothing.
     """
 
@@ -55,11 +55,11 @@ class Checkpoints:
         self._directory = (paths.parse(workdir) / run_directory.CHECKPOINTS).absolute()
         if str(self._directory).startswith("s3://"):
             orbax_s3.teach()
-        self._saving: Any = None  # the step that is being written, and a future of its end
+        self._saving: Any = None  # (step that is being written, future of its end)
         self._watcher = futures.ThreadPoolExecutor(1)
         steps = checkpoint_files.steps(self._directory)
         self._scores = {s: checkpoint_files.read_score(self._directory, s) for s in steps}
-        self._damaged = set()  # steps of which a checkpoint could not be read
+        self._damaged = set()  # steps whose checkpoint could not be read
         policy = _Keep(keep, keep_best, self._scores, self._damaged)
         self._manager: Any = None if read_only else _manager(self._directory, policy)
 
@@ -67,36 +67,36 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, *_):
-        shared = isinstance(error, Interrupted | FloatingPointError)  # all processes have it
-        if error and not shared and jax.process_count() > 1:  # others may wait for this process
+        shared = isinstance(error, Interrupted | FloatingPointError)  # raised in all processes
+        if error and not shared and jax.process_count() > 1:  # others may be waiting for this one
             self._watcher.shutdown(wait=False)
             return
-        # With another error under way, that one is told; Orbax may raise one again and again.
+        # After another error, only that one is raised; Orbax can raise the same error repeatedly.
         for end in (self.wait, self._manager.close) if self._manager is not None else ():
             with contextlib.suppress(Exception) if error else contextlib.nullcontext():
                 end()
         self._watcher.shutdown()
 
     def latest_step(self) -> int | None:
-        """The newest saved step, or None. One that could not be read does not count."""
+        """The newest saved step, or None. Checkpoints that could not be read do not count."""
         return max(self._steps() - self._damaged, default=None)
 
     def written_step(self) -> int | None:
-        """The newest step that is there as a whole, while another may be being saved."""
+        """The newest complete checkpoint's step, or None; another one may be being written."""
         return max(checkpoint_files.steps(self._directory), default=None)
 
     def best_step(self) -> int | None:
-        """The saved step with the lowest score, or None where no step has one."""
+        """The saved step with the lowest score, or None if no step has a score."""
         return next(iter(_rank(self._steps() - self._damaged, self._scores)), None)
 
     def save(
         self, state: State, data_state: Any, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Saves `state` and the data iterator's JSON-able state, in the background; `metrics`
-        {name: number} are those of this state, where it has been evaluated.
+        """Saves `state` and the data iterator's JSON-compatible state in the background, with the
+        `metrics` {name: number} of this state if it has been evaluated.
 
         Raises:
-          SaveError: this save, or the one before, which was still being written.
+          SaveError: if this save fails, or the one before, which was still being written.
         """
         step = int(state.step)
         self.wait()
@@ -110,14 +110,14 @@ class Checkpoints:
             evaluation=ocp.args.JsonSave(files.nan_to_none(metrics or {})),
         )
         self._scores[step] = checkpoint_files.score(metrics or {})
-        self._manager.failure = None  # of the save before
+        self._manager.failure = None  # forget an error of the save before
         with self._save_errors(step):
             self._manager.save(step, args=args, force=True)
-        # Orbax has an answer of its own, for which a host of a cluster waits until all are done.
+        # Orbax's own future makes a host of a cluster wait until all hosts have finished.
         self._saving = step, self._watcher.submit(self._manager.wait_until_finished)
 
     def check(self) -> None:
-        """Raises SaveError if the save in the background has failed; does not wait."""
+        """Raises SaveError if the save in the background has failed, without waiting for it."""
         if self._saving is not None and (self._saving[1].done() or self._manager.failure):
             self.wait()
 
@@ -136,8 +136,8 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def settle(self) -> None:
-        """Waits for the save in the background, for a process of a cluster that ends with another
-        error. Not for long: the others may be waiting for this process in that save."""
+        """Waits for the save in the background, in a process of a cluster that ends with another
+        error. It does not wait long, because the others may be waiting for this process."""
         ending = [self._saving[1]] if self._saving is not None else []
         if not futures.wait(ending, SETTLE_SECONDS).not_done:
             with contextlib.suppress(Exception):
@@ -150,7 +150,7 @@ class Checkpoints:
         except (OSError, RuntimeError, ValueError) as error:
             if lost_process.is_reason_of(error):
                 raise
-            if distributed.is_primary():  # what was written needs room, that of the next try
+            if distributed.is_primary():  # makes room for the next try
                 for part in checkpoint_files.unfinished(self._directory, step):
                     files.remove_tree(part)
             path = self._directory / str(step)
@@ -164,13 +164,13 @@ class Checkpoints:
         return self._scores.get(step, math.inf) < math.inf
 
     def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Gives the saved `step` its `metrics`, as `save` does."""
+        """Adds `metrics` to the saved `step`, like the argument of `save`."""
         if distributed.is_primary():
             checkpoint_files.write_metrics(self._directory, step, metrics)
         self._scores[step] = checkpoint_files.score(metrics)
 
     def _remove(self, step):
-        """Removes a damaged checkpoint, which another one is to take the place of."""
+        """Removes a damaged checkpoint, so that it can be saved again."""
         path = self._directory / str(step)
         if distributed.is_primary():
             files.remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -181,20 +181,20 @@ class Checkpoints:
     def restore(
         self, abstract_state: State, which: str | int = "latest"
     ) -> tuple[State, Any] | None:
-        """A checkpoint; where it cannot be read, the next one in the order of `which`.
+        """Restores a checkpoint; if it cannot be read, the next one in the order of `which`.
 
-        The processes that train as one call it together and get the same checkpoint, which all of
-        them can read.
+        All processes of a cluster must call it, and get the same checkpoint, which all of them can
+        read.
 
         Args:
           abstract_state: the state's shapes, from `jax.eval_shape`.
-          which: "latest", "best" (by its score), or a step, which nothing takes the place of.
+          which: "latest", "best" (by its score), or a step, which is not replaced by another one.
 
         Returns:
-          (state, data_state), or None where there is no checkpoint.
+          (state, data_state), or None if there is no checkpoint.
 
         Raises:
-          ValueError: there are checkpoints, and none that is asked for, or none that can be read.
+          ValueError: if there are checkpoints, but not the requested one, or none can be read.
         """
 
         def read(step):
@@ -208,18 +208,18 @@ class Checkpoints:
     def restore_snapshot(
         self, abstract_variables: Any, which: str | int = "latest", *, averaged: bool = False
     ) -> tuple[Snapshot, Any] | None:
-        """What inference needs of a checkpoint, and no more is read: no optimiser's moments.
+        """Reads the part of a checkpoint that inference needs, without the optimiser's moments.
 
         Args:
-          abstract_variables: the model's, with their places.
+          abstract_variables: the model's variables, with their shardings.
           which: as in `restore`.
-          averaged: whether training keeps a moving average, which then is what is read.
+          averaged: whether training keeps an EMA, which is then read instead of the variables.
 
         Returns:
-          (`Snapshot`, data_state), or None where there is no checkpoint.
+          (`Snapshot`, data_state), or None if there is no checkpoint.
 
         Raises:
-          ValueError: as in `restore`.
+          ValueError: as `restore`.
         """
 
         def read(step):
@@ -235,18 +235,18 @@ class Checkpoints:
         place: Callable[[str, tuple[int, ...]], Any],
         which: str | int = "latest",
     ) -> tuple[int, dict[str, Any]] | None:
-        """Fields of a checkpoint in the shapes that they are stored in, whatever the model.
+        """Reads fields of a checkpoint in their stored shapes, for any model.
 
         Args:
-          fields: of a training state; those that the checkpoint does not have are left out.
-          place: (array's name, shape) -> sharding.
+          fields: fields of a training state; those that the checkpoint lacks are left out.
+          place: a function from (name of an array, shape) to its sharding.
           which: as in `restore`.
 
         Returns:
-          (step, {name: array}), or None where there is no checkpoint.
+          (step, {name: array}), or None if there is no checkpoint.
 
         Raises:
-          ValueError: as in `restore`.
+          ValueError: as `restore`.
         """
 
         def read(step):
@@ -281,14 +281,15 @@ class Checkpoints:
         return None
 
     def _steps(self):
-        there = checkpoint_files.steps(self._directory)
-        return set(there if self._manager is None else self._manager.all_steps())
+        if self._manager is None:
+            return set(checkpoint_files.steps(self._directory))
+        return set(self._manager.all_steps())
 
     def _candidates(self, which):
-        """Steps in the order in which they are tried, the same in all processes."""
+        """The steps to try, in order; the same in all processes."""
         scores = {}
-        for those_of_a_process in distributed.all_gather(list(self._scores.items())):
-            scores.update(those_of_a_process)
+        for scores_of_process in distributed.all_gather(list(self._scores.items())):
+            scores.update(scores_of_process)
         newest_first, best_first = sorted(scores, reverse=True), _rank(scores, scores)
         if not scores or which == "latest":
             return newest_first
@@ -300,13 +301,13 @@ class Checkpoints:
                 )
             return best_first
         if which not in scores:
-            there = ", ".join(map(str, sorted(scores)))
-            raise ValueError(f"{self._directory} has no checkpoint of step {which}; it has {there}")
+            steps = ", ".join(map(str, sorted(scores)))
+            raise ValueError(f"{self._directory} has no checkpoint of step {which}; it has {steps}")
         return [which]
 
 
 def _attempt(read, step):
-    """(What `read(step)` gives, None), or (None, why it gives nothing)."""
+    """(result of `read(step)`, None), or (None, its error in short)."""
     try:
         return read(step), None
     except Exception as error:  # a damaged folder can fail in any way
@@ -326,12 +327,12 @@ def _first_problem(problems):
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, with two differences.
+    """Orbax's checkpoint manager, with two differences.
 
-    It leaves the question of `distributed.preempted` to the loop: the answer is one for everybody
-    who asks, and Orbax would count in steps. And it tells of the error of a save in the background
-    when it comes: Orbax first waits, for 20 minutes, for the other processes, which wait for this
-    one in the same save.
+    It does not query preemption, which the training loop does with `distributed.preempted`: all
+    callers share a sequence of queries, and Orbax would number them by steps. And it reports the
+    error of a save in the background at once, whereas Orbax first waits up to 20 minutes for the
+    other processes, which wait for this one in the same save.
     """
 
     failure: Exception | None = None
@@ -349,7 +350,7 @@ class _Manager(ocp.CheckpointManager):
 
 
 def _manager(directory, policy):
-    """Orbax's, which saves and removes."""
+    """Makes the Orbax manager that saves and removes checkpoints."""
     options = ocp.CheckpointManagerOptions(preservation_policy=policy, create=True)
     handlers = checkpoint_files.handlers()
     try:
@@ -364,17 +365,16 @@ def _manager(directory, policy):
 class _Keep:
     """An Orbax preservation policy: keeps the newest checkpoints and those with the lowest scores.
 
-    Damaged ones do not count among them. They stay until their step has been trained again, or a
-    later one is saved.
+    Damaged ones do not count. They are kept until their step is saved again, or a later one is.
     """
 
     newest: int
     best: int
-    scores: dict  # by step; infinite where there is none
+    scores: dict  # by step; infinite without a score
     damaged: set  # steps
 
     def should_preserve(self, checkpoints, *, context):
-        """Of each checkpoint, whether it stays."""
+        """Whether to keep each checkpoint."""
         del context
         steps = [info.step for info in checkpoints]
         good = [step for step in steps if step not in self.damaged]
@@ -388,10 +388,10 @@ def _rank(steps, scores):
 
 
 def parse_checkpoint_name(text: str) -> str | int:
-    """What --checkpoint names: "latest", "best" or a step.
+    """Parses a value of --checkpoint: "latest", "best" or a step.
 
     Raises:
-      ValueError: it is none of these.
+      ValueError: for other text.
     """
     if text in ("latest", "best"):
         return text
@@ -407,20 +407,19 @@ def load_run(
     join: bool = False,
     changes: Mapping[str, Any] | None = None,
 ) -> tuple[build.Experiment, Snapshot]:
-    """The experiment, on the devices that there are, and what inference needs of a checkpoint of
-    the run in `workdir`.
+    """Loads a run for inference on all available devices.
 
     Args:
       workdir: the run directory.
-      which: checkpoint; see `Checkpoints.restore`.
-      join: whether the processes of a cluster, if this is one, work on it together.
+      which: the checkpoint; see `Checkpoints.restore`.
+      join: whether to join the other processes of a cluster, if this is one.
       changes: {"section.key": value} in its config; see `run_directory.load_config`.
 
     Returns:
       (experiment, `Snapshot`).
 
     Raises:
-      ValueError: there is no run, or no such checkpoint that can be read.
+      ValueError: if there is no run, or no such checkpoint that can be read.
     """
     workdir = paths.parse(workdir, "workdir")
     config = run_directory.load_config(workdir, changes)
@@ -434,10 +433,12 @@ def load_run(
 def load_snapshot(
     workdir: str | Path, experiment: build.Experiment, which: str | int = "latest"
 ) -> tuple[Snapshot, Any]:
-    """(`Snapshot`, data_state) of a checkpoint of the run in `workdir`; see `load_run`.
+    """Loads (`Snapshot`, data_state) from a checkpoint of the run in `workdir`; see `load_run`.
 
     Args:
+      workdir: the run directory.
       experiment: from `build.build_for_inference`.
+      which: the checkpoint; see `Checkpoints.restore`.
     """
     variables, averaged = experiment.abstract_variables(), experiment.loop.ema_decay > 0
     with Checkpoints(workdir, read_only=True) as checkpoints:

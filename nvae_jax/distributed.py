@@ -1,12 +1,11 @@
-"""Processes that work as one: how they find each other, agree to stop, and end together.
+"""Processes of a cluster: how they find each other, agree to stop, and end together.
 
-How a lost process ends the others: each sends heartbeats to process 0, and a thread of jax's ends
-every process once one has been silent for `timeout` seconds, or at once when process 0 is gone.
-That reaches a process stuck inside a collective, where Python code cannot; `runtime_abort` makes a
-line of it. What it does not see is a process that fails by itself and then waits for the others to
-end: hence `exit_without_waiting`. An error of the connection that comes before jax's end is told
-from others by `lost_process`. One that is lost before it has joined has never been heard of: the
-others wait for it for `start_timeout` seconds.
+Each process sends heartbeats to process 0. When one has been silent for `timeout` seconds, or at
+once when process 0 is gone, a thread of jax ends every process, even those in a collective, where
+Python code cannot run; `runtime_abort` reduces its message to one line. jax does not detect a
+process that fails and then waits for the others to end: it must call `exit_without_waiting`.
+Connection errors that are raised before jax ends the process are recognised by `lost_process`. A
+process that is lost before it has joined is not detected: the others wait `start_timeout` seconds.
 """
 
 import contextlib
@@ -28,10 +27,10 @@ from orbax.checkpoint import multihost
 from nvae_jax import lost_process, runtime_abort
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-SHORTEST_TIMEOUT = 5  # less would take a busy host for a lost one
+SHORTEST_TIMEOUT = 5  # seconds; with less, a busy host would count as lost
 ONE_PROCESS_HINT = "set JAX_NUM_PROCESSES=1 to use this host alone"
-LATER = 60  # seconds; jax would end this process in its own words
-LONGEST_WAIT = 24 * 3600  # seconds; a process that is lost meanwhile ends all of them
+LATER = 60  # seconds; otherwise, jax would end this process with its own message
+LONGEST_WAIT = 24 * 3600  # seconds; if a process is lost in this time, all of them end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +38,18 @@ class DistributedSettings:
     """How processes join and how long they wait for each other.
 
     Attributes:
-      timeout: seconds without a sign of life after which a process counts as lost, which ends all.
-      start_timeout: seconds that processes wait for all of them to join, ahead of which none is
-        heard of: one that is lost before ends the others only then.
+      timeout: seconds without a heartbeat after which a process counts as lost, and all end.
+      start_timeout: seconds that processes wait for all others to join. If one is lost before it
+        has joined, the others end after this time.
       coordinator_address: host:port of process 0.
-      num_processes: of the whole cluster.
-      process_id: of this process, from 0.
+      num_processes: number of processes in the cluster.
+      process_id: number of this process, from 0.
 
-    The last three are None where JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
-    the cluster that this runs on, say them.
+    The last three can be None: they are then taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
+    and JAX_PROCESS_ID, or from the cluster's own variables.
 
     Raises:
-      ValueError: a value out of range.
+      ValueError: if a value is out of range.
     """
 
     timeout: int = 100
@@ -82,18 +81,18 @@ class DistributedSettings:
 
 
 def initialize(settings: DistributedSettings | None = None) -> None:
-    """Joins the other processes; does nothing where there are none, or when called again.
+    """Joins the other processes. Does nothing if there are none, or when called again.
 
-    Call it before anything that uses a device.
+    It must be called before anything uses a device.
 
     Args:
       settings: a DistributedSettings.
 
     Raises:
-      ValueError: settings that contradict each other or are incomplete, or a cluster that cannot
-        be joined. Processes that do not turn up in time, or are lost later, end this one instead,
+      ValueError: if settings contradict each other or are incomplete, or the cluster cannot be
+        joined. If other processes do not join in time, or are lost later, this one ends instead,
         with one line on stderr and status `lost_process.STATUS`.
-      RuntimeError: a device has been used already.
+      RuntimeError: if a device has been used already.
     """
     if jax.distributed.is_initialized():
         return
@@ -118,21 +117,21 @@ _barriers = itertools.count()
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has come here; nothing with one process. All call it in the same
-    order.
+    """Waits until every process has called it; does nothing with one process. All processes must
+    call it in the same order.
 
-    Needs no device, and so waits for a process that compiles or reads for long, as collectives
-    may not.
+    It uses no device, and so can wait for a process that compiles or reads for a long time, which
+    would be too long for a collective.
     """
-    key = f"{name} {next(_barriers)}"  # jax waits at a barrier once
+    key = f"{name} {next(_barriers)}"  # the name of a barrier can be used only once
     multihost.get_barrier_sync_fn()(key=key, timeout_ms=1000 * LONGEST_WAIT)
 
 
 def on_primary(function: Callable[[], Any]) -> None:
-    """Calls `function`, which may wait for no other process, in the first one; the others wait.
+    """Calls `function` in the first process, while the others wait; it must not wait for them.
 
     Raises:
-      ValueError: in all processes, where it raises that or OSError.
+      ValueError: in all processes, if it raises ValueError or OSError.
     """
     with raise_together():
         if is_primary():
@@ -140,53 +139,54 @@ def on_primary(function: Callable[[], Any]) -> None:
 
 
 def check_same(what: str, mine: Mapping[str, Any]) -> None:
-    """Refuses processes that would not compute the same: `mine` must be equal in all of them.
+    """Checks that `mine` is equal in all processes, so that they compute the same.
 
     Args:
-      what: they are, in a word or two.
-      mine: {name: value}, of what JSON can hold.
+      what: a word or two for the values.
+      mine: {name: JSON-compatible value}.
 
     Raises:
-      ValueError: in all processes; it names what differs, with the values of two processes.
+      ValueError: in all processes, with the first difference and the values of two processes.
     """
-    there = [dict(values) for values in all_gather(list(mine.items()))]
-    for index, values in enumerate(there):
-        different = [name for name in there[0] | values if there[0].get(name) != values.get(name)]
+    gathered = [dict(values) for values in all_gather(list(mine.items()))]
+    expected = gathered[0]
+    for index, values in enumerate(gathered):
+        different = [name for name in expected | values if expected.get(name) != values.get(name)]
         if different:
             name = different[0]
             more = f" (and {len(different) - 1} more)" if different[1:] else ""
             raise ValueError(
-                f"the hosts of a cluster need the same {what}: {name} is {there[0].get(name)!r} in "
+                f"the hosts of a cluster need the same {what}: {name} is {expected.get(name)!r} in "
                 f"process 0 and {values.get(name)!r} in process {index}{more}"
             )
 
 
 def all_gather(value: Any) -> list[Any]:
-    """The `value`s of all processes, in the order of their indices; all must call it equally often.
+    """Gathers the `value`s of all processes, ordered by process. All of them must call it.
 
     Args:
-      value: anything that JSON can hold.
+      value: a JSON-compatible value.
     """
     if jax.process_count() == 1:
         return [value]
     barrier("all_gather")
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     longest = multihost_utils.process_allgather(np.int32(text.size)).max()
-    row = np.full(-(-longest // 1024) * 1024, ord(" "), np.uint8)  # few sizes, few programs
+    row = np.full(-(-longest // 1024) * 1024, ord(" "), np.uint8)  # few sizes, so few programs
     row[: text.size] = text
     return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(row)]
 
 
 @contextlib.contextmanager
 def raise_together() -> Iterator[None]:
-    """A context, entered by all processes, that one process leaves with an error only with all.
+    """A context for checks in all processes: if one of them raises an error, all of them do.
 
-    For checks: where any process raises ValueError or OSError, all raise ValueError. So every
-    process ends as the command of one process would, and none is left waiting for another. Inside,
-    only a further `raise_together` may wait for other processes.
+    If any process raises ValueError or OSError, all raise ValueError. So every process ends like
+    the command in a single process, and none waits for another. Inside the context, nothing must
+    wait for other processes, except for a nested `raise_together`.
 
     Raises:
-      ValueError: the first process's error; it is named, unless all have the same.
+      ValueError: with the first error; it names the process, unless all have the same error.
     """
     if jax.process_count() == 1:
         yield
@@ -200,17 +200,17 @@ def raise_together() -> Iterator[None]:
     failed = [index for index, message in enumerate(messages) if message is not None]
     if failed:
         first = messages[failed[0]]
-        alike = messages.count(first) == len(messages)
-        raise ValueError(first if alike else f"process {failed[0]}: {first}") from error
+        same = messages.count(first) == len(messages)
+        raise ValueError(first if same else f"process {failed[0]}: {first}") from error
 
 
 def with_environment(
     settings: DistributedSettings, environment: Mapping[str, str]
 ) -> DistributedSettings:
-    """`settings`, with what they leave open from the three JAX_ variables.
+    """Fills in missing `settings` from the three JAX_ variables.
 
     Raises:
-      ValueError: a variable that is no number, or out of range.
+      ValueError: if a variable is not a number, or is out of range.
     """
     address, count, index = (environment.get(name) or None for name in VARIABLES)
     found = {
@@ -224,31 +224,31 @@ def with_environment(
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What to tell jax.distributed.initialize; it finds out the rest."""
+    """A cluster, with the arguments for jax.distributed.initialize, which finds the others."""
 
     name: str
     arguments: dict
 
 
 def find_cluster(settings: DistributedSettings, environment: Mapping[str, str]) -> Cluster | None:
-    """The cluster that this process belongs to, or None for a process on its own.
+    """The cluster that this process belongs to, or None for a single process.
 
-    jax.distributed.initialize finds clusters by itself, and still finds out their addresses here.
-    But it has no answer for "none": called on a machine of its own it raises, and in an interactive
-    SLURM step of one task, under Open MPI 5 or on one host of a larger TPU slice it waits for
-    processes that never come. So this decides first whether there is a cluster to join.
+    jax.distributed.initialize detects clusters and their addresses itself. But it cannot detect
+    that there is none: on a single machine it raises an error, and in an interactive SLURM step of
+    one task, under Open MPI 5 or on one host of a larger TPU slice it waits for processes that
+    never come. So this function decides first whether there is a cluster to join.
 
-    In order: explicit settings, Open MPI, SLURM, Cloud TPU.
+    It tries explicit settings, Open MPI, SLURM and Cloud TPU, in this order.
 
     Raises:
-      ValueError: explicit settings that are incomplete.
+      ValueError: if explicit settings are incomplete.
     """
     if settings.num_processes == 1:
         return None
     given = [settings.coordinator_address, settings.num_processes, settings.process_id]
     if None not in given:
         return _explicit(*given)
-    # A coordinator alone may complete what the cluster says; a count or an id alone is a mistake.
+    # A coordinator alone can complete a cluster's settings; a number or an id alone is a mistake.
     incomplete = given[1:] != [None, None]
     for find in () if incomplete else (_open_mpi, _slurm, _cloud_tpu):
         cluster = find(settings, environment)
@@ -269,7 +269,7 @@ def _explicit(address, count, index, local_device_ids=None):
             "num_processes": count,
             "process_id": index,
             "local_device_ids": local_device_ids,
-            # Inside a SLURM or MPI job jax would pick the devices too.
+            # Otherwise, jax would also choose the devices in a SLURM or MPI job.
             "cluster_detection_method": "deactivate",
         },
     )
@@ -281,7 +281,7 @@ def _open_mpi(settings, environment):
         return None
     if "OMPI_MCA_orte_hnp_uri" in environment:
         return Cluster("Open MPI", {"coordinator_address": settings.coordinator_address})
-    # Open MPI 5 does not tell its processes where the first one is.
+    # Open MPI 5 does not tell its processes the address of the first one.
     if settings.coordinator_address is None:
         raise ValueError(
             f"this Open MPI names no coordinator: set {VARIABLES[0]}=HOST:PORT, HOST being where"
@@ -296,8 +296,8 @@ def _open_mpi(settings, environment):
 def _slurm(settings, environment):
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
     if not all(name in environment for name in needed):
-        return None  # not started by srun: there is one process
-    # An interactive step has one task, whatever its allocation has.
+        return None  # not started by srun, so there is one process
+    # An interactive step has one task, even if its allocation has more.
     tasks = environment.get("SLURM_STEP_NUM_TASKS", environment["SLURM_NTASKS"])
     if _integer("SLURM_STEP_NUM_TASKS", tasks) == 1:
         return None
@@ -305,8 +305,8 @@ def _slurm(settings, environment):
 
 
 def _cloud_tpu(settings, environment):
-    # On import, jax puts "tpu" here where the host has one and JAX_PLATFORMS is not set.
-    options: Any = jax.config  # whose attributes checkers do not know
+    # On import, jax adds "tpu" if the host has TPUs and JAX_PLATFORMS is not set.
+    options: Any = jax.config  # its attributes are unknown to type checkers
     if "tpu" not in (options.jax_platforms or ""):
         return None
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
@@ -314,7 +314,7 @@ def _cloud_tpu(settings, environment):
     if hosts and "," not in hosts and not several_slices:
         return None
     if not hosts and "TPU_SKIP_MDS_QUERY" in environment:
-        return None  # nobody to ask about other hosts
+        return None  # there is no metadata server to ask about other hosts
     return Cluster("Cloud TPU", {"coordinator_address": settings.coordinator_address})
 
 
@@ -352,7 +352,7 @@ def _end_for_lost(timeout):
 
 
 def _check_port_is_free(address):
-    """jax crashes without a word on a port in use."""
+    """Raises ValueError if the port is in use, on which jax would crash without a message."""
     try:
         with socket.create_server(("", _port(address))):
             pass
@@ -364,11 +364,11 @@ _polls = itertools.count(1)
 
 
 def preempted() -> bool:
-    """Whether this is the call at which all processes are to stop, because one has got SIGTERM.
+    """Whether all processes must stop at this call, because one of them has received SIGTERM.
 
-    All must call it equally often, between the same steps. It asks no device and no other process:
-    in a cluster SIGTERM belongs to jax, whose service tells all processes of it in the background,
-    and agrees with them on the next call that none of them has made yet.
+    All processes must call it equally often, between the same steps. It uses no device and no
+    communication: in a cluster, jax handles SIGTERM, and its service notifies all processes in the
+    background and agrees on the next call that none of them has made yet.
     """
     if not is_cluster():
         return False
@@ -376,20 +376,20 @@ def preempted() -> bool:
 
 
 def is_cluster() -> bool:
-    """Whether this process is one of several that work as one."""
+    """Whether this process is one of a cluster."""
     return jax.distributed.is_initialized()
 
 
 def exit_without_waiting(status: int) -> None:
     """Ends this process like sys.exit(status), but without waiting for others.
 
-    For a process that failed by itself. At a usual end jax waits until all processes have come to
-    theirs, minutes long; meanwhile the others may be waiting for this one in a collective. Once it
-    is gone they notice, and end too.
+    It is for a process that fails while the others do not. With sys.exit, jax would wait for
+    minutes until all processes end; meanwhile the others may be waiting for this one in a
+    collective. When it is gone, they detect that, and end too.
     """
     if not jax.distributed.is_initialized():
         sys.exit(status)
-    with contextlib.suppress(OSError):  # nobody may be reading
+    with contextlib.suppress(OSError):  # the pipe may be closed
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""What the hosts of a cluster must have alike: code, packages, config; and, nearly, clocks."""
+"""Checks that all hosts of a cluster have the same code, packages and config; compares clocks."""
 
 import hashlib
 import socket
@@ -15,22 +15,22 @@ from ml_collections import ConfigDict
 import nvae_jax
 from nvae_jax import build, distributed, schema
 
-# Other versions compile other programs, or read other batches.
+# With different versions, hosts could compile different programs, or read different batches.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-OWN = ("data.dir", "data.workers", "distributed.")  # that each host may have its own of
-CLOCK_SECONDS = 10.0  # that clocks may differ by
+OWN = ("data.dir", "data.workers", "distributed.")  # keys that can differ between hosts
+CLOCK_SECONDS = 10.0  # difference of clocks up to which there is no warning
 
 
 def join(config: ConfigDict, **arguments: Any) -> None:
-    """Joins the other processes of a cluster, if this is one, and refuses them unless they are
-    about to do the same. Says where clocks differ: no result depends on them.
+    """Joins the other processes of a cluster, if this is one, and checks that all have the same
+    code, config and arguments. Warns if clocks differ, although no result depends on them.
 
     Args:
-      config: the run's.
-      **arguments: of the command, which must be the same in all processes too.
+      config: the run's config.
+      **arguments: arguments of the command, which must also be equal in all processes.
 
     Raises:
-      ValueError: as `distributed.initialize`, or hosts that differ, in all processes.
+      ValueError: as `distributed.initialize`, or in all processes if hosts differ.
     """
     distributed.initialize(build.build_distributed(config))
     if jax.process_count() == 1:
@@ -42,7 +42,7 @@ def join(config: ConfigDict, **arguments: Any) -> None:
 
 
 def versions() -> dict[str, str]:
-    """{package: version} of what decides what is computed; this one's is told by its files."""
+    """{package: version} of packages that affect results; of this one, a digest of its files."""
     found = {"nvae_jax": f"{nvae_jax.__version__} with files {_digest()}"}
     return found | {name: _version(name) for name in PACKAGES}
 
@@ -50,23 +50,23 @@ def versions() -> dict[str, str]:
 def _version(name):
     try:
         return metadata.version(name)
-    except metadata.PackageNotFoundError:  # installed under another name, such as a nightly's
+    except metadata.PackageNotFoundError:  # installed under another name, like nightly builds
         return "unknown"
 
 
 @cache
 def _digest():
-    """A short text that other code has another of."""
+    """A short digest of this package's code."""
     folder, digest = Path(nvae_jax.__file__).parent, hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        # commands/ and configs/ are links in a checkout, and folders where it is installed.
+        # commands/ and configs/ are links in a checkout, and folders in an installed package.
         if path.suffix in (".py", ".cc", ".h") and path.parent.name not in ("commands", "configs"):
             digest.update(f"{path.relative_to(folder)} ".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def _compare_clocks():
-    distributed.all_gather(None)  # so that all look at theirs at once
+    distributed.all_gather(None)  # so that all read their clocks at the same time
     clocks = distributed.all_gather([time.time(), socket.gethostname()])
     ahead = [seconds - clocks[0][0] for seconds, _ in clocks]
     worst = max(range(len(ahead)), key=lambda index: abs(ahead[index]))

@@ -1,4 +1,4 @@
-"""How to tell that another process of this cluster is gone, and what to say and end with then."""
+"""Recognises errors that mean that another process of the cluster is gone."""
 
 import contextlib
 import os
@@ -14,26 +14,25 @@ import jax
 
 from nvae_jax import runtime_abort
 
-STATUS = 134  # as of jax's abort; launch scripts start again what ends with it
+STATUS = 134  # like an abort of jax; launch scripts restart after it
 LINE = "error: another process of the cluster is gone: "
 LOST_CONNECTION = re.compile(
     r"(Unable to initialize backend '\w+': )?"
     "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
 )
-# What else is called INTERNAL may be a fault of this process's own device.
+# Other errors called INTERNAL can be faults of this process's own device.
 _AMONG_PROCESSES = re.compile("Gloo|NCCL|[Tt]ask|[Bb]arrier|[Cc]onnection")
 _PACKAGE = Path(__file__).parent
-_OF_ALL = ("cli", "distributed", "interrupt", "lost_process", "saving")  # not what they serve
+_OF_ALL = ("cli", "distributed", "interrupt", "lost_process", "saving")  # never named as the place
 _ending = threading.Lock()
 
 
 def is_reason_of(error: BaseException | None) -> bool:
-    """Whether `error` says that another process of this cluster is gone, not that ours is wrong: by
-    its own message, or by that of what caused it.
+    """Whether `error`, or its cause, means that another process of the cluster is gone.
 
-    A computation that ran into it fails later, where its result is first read, with a ValueError of
-    jax's that only its message, the runtime's status, tells from one about a value. Orbax calls
-    whatever ended a barrier a TimeoutError, from the runtime's own error.
+    A computation that is affected fails later, when its result is first read, with a ValueError of
+    jax. Only the message, which is the runtime's status, distinguishes it from other ones. Orbax
+    raises a TimeoutError, caused by the runtime's error, for any failure of a barrier.
     """
     if error is None or not jax.distributed.is_initialized():
         return False
@@ -41,7 +40,7 @@ def is_reason_of(error: BaseException | None) -> bool:
 
 
 def describe(error: BaseException, line: str) -> str:
-    """The line to end with because of `error`, which `line` tells of."""
+    """The line to print before the process ends because of `error`; `line` is its message."""
     if runtime_abort.is_lost_for_words(error):
         line = "its connection is, or it has been silent for too long"
     return f"{LINE}{line}; this one was in {place(error)}"
@@ -57,19 +56,19 @@ def _says_so(error):
 
 
 def end(line: str) -> NoReturn:
-    """Ends this process at once, from any thread, whatever the others do; where several call it,
-    the first one's `line` is the only one."""
+    """Prints `line` and ends this process at once, from any thread. If several threads call it,
+    only the line of the first is printed."""
     if not _ending.acquire(blocking=False):
-        threading.Event().wait()  # the end, which is near
-    with contextlib.suppress(OSError):  # nobody may be reading
+        threading.Event().wait()  # another thread is ending the process
+    with contextlib.suppress(OSError):  # the pipe may be closed
         os.write(2, f"{line}\n".encode())
     os._exit(STATUS)
 
 
 @contextlib.contextmanager
 def limit(seconds: float, line: str) -> Iterator[None]:
-    """A context that ends this process with `line` where it takes longer, stuck outside Python or
-    not."""
+    """A context that ends this process with `line` if it takes longer than `seconds`, even outside
+    of Python."""
     timer = threading.Timer(seconds, end, [line])
     timer.daemon = True
     timer.start()
@@ -80,8 +79,8 @@ def limit(seconds: float, line: str) -> Iterator[None]:
 
 
 def place(error: BaseException | None = None) -> str:
-    """Where in the package this process was, as "module.function": when it met `error`, or now. So
-    it says what the process did, or waited for."""
+    """Where in the package this process was, as "module.function": when `error` was raised, or now.
+    It tells what the process was doing, or waiting for."""
     if error is None:
         main = sys._current_frames().get(threading.main_thread().ident or 0)
         frames = [frame for frame, _ in traceback.walk_stack(main)]

@@ -1,4 +1,4 @@
-"""One line for a checkpoint that cannot be written, in place of Orbax's hundreds."""
+"""Reduces Orbax's long errors about checkpoints that cannot be written to one line."""
 
 import asyncio
 import os
@@ -9,16 +9,16 @@ from absl import logging
 from absl.logging import converter
 from orbax.checkpoint._src import asyncio_utils
 
-SECONDS = 30.0  # for what is still being written after an error
+SECONDS = 30.0  # to wait for other writes after an error
 
 
 def silence() -> None:
-    """Leaves out what Orbax logs of errors, all of which it raises too, and has it wait at the
-    first error for the arrays that are being written beside the one that failed. Orbax would close
-    the event loop under them, of which each would complain on stderr."""
+    """Suppresses Orbax's log messages about errors, which it also raises, and makes it wait after
+    the first error for the other arrays that are being written. Orbax would close their event loop,
+    and each of them would print a message."""
     logging.get_absl_logger().addFilter(_is_news)
     run = getattr(asyncio_utils, "_run_sync_via_new_loop", None)
-    if run is not None:  # it is not Orbax's word that there is one
+    if run is not None:  # it is not a public function of Orbax
         asyncio_utils._run_sync_via_new_loop = lambda task: run(_to_the_end(task))
 
 
@@ -38,6 +38,6 @@ async def _to_the_end(task):
 
 
 def reason(error: BaseException) -> str:
-    """Why a file could not be written, in few words."""
-    system = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
+    """Why a file could not be written, in a few words."""
+    system = re.search(r"os_error_code='(\d+)'", str(error))  # from TensorStore
     return os.strerror(int(system[1])) if system else str(error).strip().splitlines()[0][:200]

@@ -1,9 +1,9 @@
-"""One line at the end of a process that jax's runtime would abort with its stack.
+"""Ends a process with one line, where jax's runtime would abort it with its stack.
 
-A thread of the runtime finds out that another process is gone, wherever Python is. It can be given
-a function to call instead of aborting, but fails to convert that function's argument for Python
-(jax 0.10): a C++ exception, std::bad_cast, that nothing catches. So the line is said by the handler
-that C++ calls of such ones. Where a runtime has none of this, it aborts as ever.
+A thread of the runtime detects that another process is gone, whatever Python is doing. It accepts a
+function to call instead of aborting, but fails to convert the argument of that function for Python
+(jax 0.10), with a C++ exception, std::bad_cast, that nothing catches. So the line is printed by
+C++'s handler of uncaught exceptions. With a runtime that lacks any of this, jax aborts as usual.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
 FACTORY, ARGUMENT = "get_distributed_runtime_client", "missed_heartbeat_callback"
 _HANDLER = ctypes.CFUNCTYPE(None)
-_kept = []  # C++ knows the handler, Python must not forget it
+_kept = []  # references to the handlers, which C++ calls
 
 
 @contextlib.contextmanager
 def replaced(end: Callable[[], Any]) -> Iterator[None]:
-    """A context to call `jax.distributed.initialize` in: `end`, which ends the process, is called
-    by a thread of the runtime's when another process is gone."""
+    """A context in which to call `jax.distributed.initialize`: a thread of the runtime will then
+    call `end`, which ends the process, when another process is gone."""
     factory: Any = getattr(_jax, FACTORY, None)
     if ARGUMENT not in (getattr(factory, "__doc__", None) or "") or not _handle_terminate(end):
         yield
@@ -35,13 +35,13 @@ def replaced(end: Callable[[], Any]) -> Iterator[None]:
 
 
 def is_lost_for_words(error: BaseException) -> bool:
-    """Whether `error` is the exception above: one that the runtime met in a call of ours, as of
-    jax.distributed.initialize or shutdown, and which stands for what it wanted to say."""
+    """Whether `error` is the exception described above, raised by a call such as
+    jax.distributed.initialize or shutdown in place of the runtime's message."""
     return isinstance(error, RuntimeError) and str(error) == "std::bad_cast"
 
 
 def _handle_terminate(end):
-    """Whether C++ can be told to call `end` of the exception above, and of no other."""
+    """Makes C++ call `end` for an uncaught std::bad_cast; returns whether that is possible."""
     try:
         library = ctypes.CDLL("libstdc++.so.6")
         set_handler = library._ZSt13set_terminatePFvvE
@@ -62,7 +62,7 @@ def _handle_terminate(end):
 
 
 def _name(type_info):
-    """Of a C++ type: the second of its two pointers."""
+    """The name of a C++ type, the second of its two pointers."""
     if type_info is None:
         return None
     return ctypes.c_char_p.from_address(type_info + ctypes.sizeof(ctypes.c_void_p)).value
