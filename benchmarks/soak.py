@@ -2,15 +2,14 @@
 
   python benchmarks/soak.py [--what=steps,kills] [--steps=100000] [--kills=20] [--out=DIR]
 
-`steps` trains a tiny model with checkpoints, drawings, evaluations and rows of metrics all on, and
-looks at its process from outside: memory of its own, open files, threads. `kills` trains the same
-model in two processes and kills one of them with SIGKILL, at random times in training, every fifth
-time in the middle of a save, and every fourth time once more while it starts. The other must end by
-itself, in one line, within distributed.timeout, or distributed.start_timeout where the one that was
-killed had not joined yet; started again, the run must come to every number that a run
-without kills comes to. Cut off, it goes on with the kills that are left where --workdir is given.
-Ends with status 1 where memory or open files grow, a process does not end, or a number differs.
-Writes JSON and, of `steps`, a figure. Linux.
+`steps` trains a tiny model with checkpoints, drawings, evaluations and rows of metrics, and
+monitors its process: private memory, open files, threads. `kills` trains the same model in two
+processes and kills one of them with SIGKILL at random times in training, every fifth time in the
+middle of a save, and every fourth time once more at its start. The other must end with one line
+within distributed.timeout, or within distributed.start_timeout if the killed one had not joined
+yet. The restarted run must give the same numbers as a run without kills. With --workdir, an
+interrupted call can be resumed. The exit status is 1 if memory or open files grow, a process does
+not end, or a number differs. Writes JSON and, for `steps`, a figure. Linux only.
 """
 
 import pathlib
