@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from nvae_jax.ops.gpu import depthwise, normalization, optimizer, squeeze_excitation, stacks
 from nvae_jax.ops.portable import Portable
-from nvae_jax.ops.portable.depthwise import depthwise_conv
+from nvae_jax.ops.portable.depthwise import depthwise_conv, upsample_depthwise_conv
 from nvae_jax.ops.portable.normalization import batch_norm
 from nvae_jax.ops.portable.stacks import split
 
@@ -36,6 +36,12 @@ class Gpu(Portable):
     ) -> jax.Array:
         maps = _Kernels(depthwise, self.interpret)
         return depthwise_conv(x, kernel, stride=stride, precision=precision, maps=maps)
+
+    def upsample_depthwise_conv(
+        self, x: jax.Array, kernel: jax.Array, *, precision: PrecisionLike = None
+    ) -> jax.Array:
+        maps = _Kernels(depthwise, self.interpret)
+        return upsample_depthwise_conv(x, kernel, precision=precision, maps=maps)
 
     def batch_norm(
         self,

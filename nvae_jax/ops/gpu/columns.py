@@ -1,7 +1,7 @@
 """Passes over the rows of arrays (N, C): sums by column, and maps that use such sums.
 
-Both keep a GPU busy by their number of programs: a program has little work, and a tile of it in
-registers. (With 64 parts at most, and 2,048 rows a program, an H200 took three times as long.)
+Such a pass waits more than it works. So a program reads all that it needs at once, with many
+warps, and holds it in registers; and where the sums have few parts, who reads them adds them up.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,12 @@ from jax.experimental.pallas import triton as plgpu
 
 from nvae_jax.ops.gpu.options import options
 
-ROWS = 32  # of a tile, which a program holds in registers
-MOST_CHANNELS = 64  # of a tile; in bfloat16 128 bytes, a whole line of the cache
-MAP_TILES = 2  # of a program of a map
-SUM_TILES = 4  # of a program that sums, at least
-PROGRAMS = 1024  # that sum, at most: eight for each of a card's multiprocessors
+# Rows, channels and warps of a program. By the compiler's answer accesses are of whole vectors, no
+# register is spilled, and there are some hundred programs. Other sizes were not compared on a card.
+SUM_ROWS, SUM_CHANNELS, SUM_WARPS = 512, 32, 8
+MAP_ROWS, MAP_CHANNELS, MAP_WARPS = 128, 64, 8
+FEW = 32  # parts of a sum, which every program of a map adds up for itself
+PROGRAMS = 1024  # that sum, at most: beyond that they take several tiles, one after another
 
 
 def column_sums(
@@ -29,29 +30,30 @@ def column_sums(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """Sums by column of two functions of the rows.
+    """Sums by column of two functions of the rows, in parts.
 
     Args:
       terms: (tiles of the arrays, tiles of the vectors) -> two tiles to be summed; in float32.
       arrays: a list of (N, C), float32 or bfloat16.
-      vectors: a list of (C,), or of several of them as (n, C); float32.
+      vectors: a list of (C,), or of several of them as (n, C), or of parts of a sum as
+        (parts, n, C); float32.
 
     Returns:
-      (2, C), float32.
+      (parts, 2, C), float32: a vector of `map_rows`, and if summed over its parts the two sums.
     """
     rows, columns = arrays[0].shape
-    blocks, tiles = pl.cdiv(columns, _channels(columns)), pl.cdiv(rows, ROWS)
-    length = ROWS * max(SUM_TILES, pl.cdiv(tiles * blocks, PROGRAMS))
-    kernel = partial(_sum_kernel, terms=terms, count=len(arrays), length=length)
-    parts = pl.cdiv(rows, length)
+    tile = _tile(rows, SUM_ROWS), _tile(columns, SUM_CHANNELS)
+    blocks, tiles = pl.cdiv(columns, tile[1]), pl.cdiv(rows, tile[0])
+    steps = pl.cdiv(tiles * blocks, PROGRAMS)
+    parts = pl.cdiv(tiles, steps)
     sums = pl.pallas_call(
-        kernel,
+        partial(_sum_kernel, terms=terms, count=len(arrays), tile=tile, steps=steps),
         out_shape=jax.ShapeDtypeStruct((parts, 2, columns), jnp.float32),
         grid=(parts, blocks),
         name="column_sums",
-        **options(interpret),
+        **options(interpret, SUM_WARPS),
     )(*arrays, *vectors)
-    return sums.sum(0)
+    return sums if parts <= FEW else sums.sum(0, keepdims=True)
 
 
 def map_rows(
@@ -74,82 +76,92 @@ def map_rows(
       (N, C) in the dtype of the first array, and `results` vectors (C,), float32.
     """
     rows, columns = arrays[0].shape
-    length = ROWS * MAP_TILES
+    tile = _tile(rows, MAP_ROWS), _tile(columns, MAP_CHANNELS)
     vector = jax.ShapeDtypeStruct((columns,), jnp.float32)
-    sizes = dict(count=len(arrays), vectors=len(vectors), length=length)
+    sizes = dict(count=len(arrays), vectors=len(vectors), tile=tile)
     return pl.pallas_call(
         partial(_map_kernel, function=function, **sizes),
         out_shape=[jax.ShapeDtypeStruct((rows, columns), arrays[0].dtype), *[vector] * results],
-        grid=(pl.cdiv(rows, length), pl.cdiv(columns, _channels(columns))),
+        grid=(pl.cdiv(rows, tile[0]), pl.cdiv(columns, tile[1])),
         name="map_rows",
-        **options(interpret),
+        **options(interpret, MAP_WARPS),
     )(*arrays, *vectors)
 
 
-def _channels(columns):
-    return min(pl.next_power_of_2(columns), MOST_CHANNELS)
+def _tile(size, most):
+    return min(pl.next_power_of_2(size), most)
 
 
-def _columns(columns):
-    """Of this program: the columns, and which of them there are."""
-    size = _channels(columns)
-    mine = pl.program_id(1) * size + jnp.arange(size)
-    return mine, mine < columns
+def _load(ref, *at, inside):
+    at = jnp.broadcast_arrays(*at)
+    mask = jnp.broadcast_to(inside, at[0].shape)
+    return plgpu.load(ref.at[*at], mask=mask, other=0.0).astype(jnp.float32)
 
 
-def _vectors(refs, columns, inside):
-    vectors = []
-    for ref in refs:
-        rows = [()] if len(ref.shape) == 1 else [(row,) for row in range(ref.shape[0])]
-        places = [ref.at[*row, columns] for row in rows]
-        vectors += [plgpu.load(place, mask=inside, other=0.0)[None] for place in places]
-    return vectors
+class _Tile:
+    """The rows and columns of one tile, as (rows, 1) and (1, channels); and which there are."""
+
+    def __init__(self, shape, size, row, column):
+        self.rows = row * size[0] + jnp.arange(size[0])[:, None]
+        # Eight bytes of bfloat16 a thread, as many channels as of a vector: then tile and vectors
+        # lie alike, and no tile has to be moved between threads.
+        columns = plgpu.max_contiguous(jnp.arange(size[1]), 4)
+        self.columns = column * size[1] + columns[None]
+        self.there = self.columns < shape[1]
+        self.inside = (self.rows < shape[0]) & self.there
+
+    def load(self, refs):
+        return [_load(ref, self.rows, self.columns, inside=self.inside) for ref in refs]
+
+    def store(self, ref, value):
+        at = jnp.broadcast_arrays(self.rows, self.columns)
+        plgpu.store(ref.at[*at], value.astype(ref.dtype), mask=self.inside)
+
+    def store_vector(self, ref, *at, value, where: jax.Array | bool = True):
+        plgpu.store(ref.at[*at, self.columns[0]], value, mask=self.there[0] & where)
+
+    def vectors(self, refs):
+        """Tiles (1, channels): one of a ref (C,), n of one (n, C) or (parts, n, C)."""
+        return [vector for ref in refs for vector in self._rows(ref)]
+
+    def _rows(self, ref):
+        if len(ref.shape) == 1:
+            return [_load(ref, self.columns, inside=self.there)]
+        if len(ref.shape) == 2:
+            return [_load(ref, row, self.columns, inside=self.there) for row in range(ref.shape[0])]
+        # At least four a thread, for the same reason.
+        least = 4 * 32 * MAP_WARPS // self.columns.size
+        parts = jnp.arange(max(pl.next_power_of_2(ref.shape[0]), least))[:, None]
+        inside = (parts < ref.shape[0]) & self.there
+        tiles = [_load(ref, parts, n, self.columns, inside=inside) for n in range(ref.shape[1])]
+        return [tile.sum(0, keepdims=True) for tile in tiles]
 
 
-def _tiles(refs, row, end, columns, inside):
-    """Of each array the rows from `row` on, before `end`, in float32; and which there are."""
-    rows = row + jnp.arange(ROWS)
-    mask = (rows < end)[:, None] & inside[None]
-    at = jnp.broadcast_arrays(rows[:, None], columns[None])
-    tiles = [plgpu.load(ref.at[*at], mask=mask, other=0.0) for ref in refs]
-    return [tile.astype(jnp.float32) for tile in tiles], mask, at
-
-
-def _sum_kernel(*refs, terms, count, length):
+def _sum_kernel(*refs, terms, count, tile, steps):
     *inputs, sums = refs
     arrays, vectors = inputs[:count], inputs[count:]
     part = pl.program_id(0)
-    columns, inside = _columns(sums.shape[2])
-    given = _vectors(vectors, columns, inside)
-    end = jnp.minimum((part + 1) * length, arrays[0].shape[0])
+    place = partial(_Tile, arrays[0].shape, tile, column=pl.program_id(1))
 
     def add(step, totals):
-        row = part * length + step * ROWS
-        tiles, mask, _ = _tiles(arrays, row, end, columns, inside)
-        found = terms(tiles, given)
-        return [t + jnp.where(mask, f, 0.0) for t, f in zip(totals, found, strict=True)]
+        here = place(part * steps + step)
+        found = terms(here.load(arrays), here.vectors(vectors))
+        found = [jnp.where(here.inside, value, 0.0).sum(0) for value in found]
+        return [total + value for total, value in zip(totals, found, strict=True)]
 
-    zeros = jnp.zeros((ROWS, columns.size), jnp.float32)
-    totals = lax.fori_loop(0, pl.cdiv(length, ROWS), add, [zeros, zeros])
+    zeros = jnp.zeros(tile[1], jnp.float32)
+    totals = lax.fori_loop(0, steps, add, [zeros, zeros])
     for which, total in enumerate(totals):
-        plgpu.store(sums.at[part, which, columns], total.sum(0), mask=inside)
+        place(part).store_vector(sums, part, which, value=total)
 
 
-def _map_kernel(*refs, function, count, vectors, length):
+def _map_kernel(*refs, function, count, vectors, tile):
     arrays, refs = refs[:count], refs[count:]
     vectors, (mapped, *results) = refs[:vectors], refs[vectors:]
-    block = pl.program_id(0)
-    columns, inside = _columns(mapped.shape[1])
-    given = _vectors(vectors, columns, inside)
-    end = jnp.minimum((block + 1) * length, arrays[0].shape[0])
-
-    def move(step, _):
-        tiles, mask, at = _tiles(arrays, block * length + step * ROWS, end, columns, inside)
-        tile, *_ = function(tiles, given)
-        plgpu.store(mapped.at[*at], tile.astype(mapped.dtype), mask=mask)
-
-    lax.fori_loop(0, pl.cdiv(length, ROWS), move, None)
-    nothing = [jnp.zeros((1, columns.size), jnp.float32)] * count
-    _, *found = function(nothing, given)
+    here = _Tile(mapped.shape, tile, pl.program_id(0), pl.program_id(1))
+    tiles, given = here.load(arrays), here.vectors(vectors)
+    value, *_ = function(tiles, given)
+    here.store(mapped, value)
+    _, *found = function([jnp.zeros_like(given[0])] * count, given)
     for ref, vector in zip(results, found, strict=True):
-        plgpu.store(ref.at[columns], vector[0], mask=inside & (block == 0))
+        here.store_vector(ref, value=vector[0], where=pl.program_id(0) == 0)

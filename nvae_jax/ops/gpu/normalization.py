@@ -72,12 +72,12 @@ def _normalize(tiles, vectors, *, count, epsilon, with_swish):
 def _inner(tiles, vectors, *, epsilon, with_swish):
     """The gradient of what is normalised and scaled, and that times the deviation."""
     (x, g), (scale, bias, mean, var) = tiles, vectors
-    deviation = x - mean
     if with_swish:
-        y = deviation * (scale * lax.rsqrt(var + epsilon)) + bias
+        gain = scale * lax.rsqrt(var + epsilon)
+        y = x * gain + (bias - mean * gain)
         gate = 1.0 / (1.0 + jnp.exp(-y))
         g = g * (gate * (1.0 + y * (1.0 - gate)))
-    return g, g * deviation
+    return g, g * (x - mean)
 
 
 def _combine(tiles, vectors, *, count, epsilon, with_swish):
@@ -85,6 +85,7 @@ def _combine(tiles, vectors, *, count, epsilon, with_swish):
     scale, _, mean, var = vectors
     inner, _ = _inner(tiles, vectors, epsilon=epsilon, with_swish=with_swish)
     inverse = lax.rsqrt(var + epsilon)
-    slope = inverse * inverse * along / count
-    dx = scale * inverse * (inner - bias_grad / count - (tiles[0] - mean) * slope)
+    gain, slope = scale * inverse, inverse * inverse * along / count
+    # Few vectors meet the tile: each has to be brought to the threads that hold it.
+    dx = gain * inner - gain * slope * tiles[0] + gain * (mean * slope - bias_grad / count)
     return dx, along * inverse, bias_grad

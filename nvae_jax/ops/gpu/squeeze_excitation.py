@@ -62,9 +62,9 @@ def _gradients(scale, interpret, arrays, g):
         *pl.pallas_call(
             _kernel_grad,
             out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in given],
-            grid=(pl.cdiv(channels, _CHANNELS),),
+            grid=(pl.cdiv(channels, _CHANNELS), hidden),
             name="squeeze_excitation_kernel_grad",
-            **options(interpret),
+            **options(interpret, 8),
         )(*vectors),
     )
 
@@ -173,42 +173,21 @@ def _input_grad(x, *refs, scale):
         _store(ref, vector, image.number, gate.numbers, inside=gate.inside)
 
 
-_CHANNELS, _IMAGES = 32, 16  # of a program of the kernels' gradients, and of its steps
+_CHANNELS = 32  # of a program of the kernels' gradients
 
 
 def _kernel_grad(means, hidden, hidden_grad, out_grad, reduce, reduce_bias, expand, expand_bias):
-    batch = means.shape[0]
-    block = pl.program_id(0)
+    """Of some channels and one hidden unit, over the whole batch at once."""
+    block, unit = pl.program_id(0), pl.program_id(1)
+    images, some = _range(means.shape[0])
     channels = block * _CHANNELS + jnp.arange(_CHANNELS)
     there = channels < means.shape[1]
-    numbers, inside = _range(hidden.shape[1])
-
-    def add(step, totals):
-        image = step * _IMAGES + jnp.arange(_IMAGES)
-        some = (image < batch)[:, None]
-        wide = [
-            _load(ref, image[:, None], channels[None], inside=some & there[None])
-            for ref in (means, out_grad)
-        ]
-        narrow = [
-            _load(ref, image[:, None], numbers[None], inside=some & inside[None])
-            for ref in (hidden, hidden_grad)
-        ]
-        found = (
-            (wide[0][:, :, None] * narrow[1][:, None, :]).sum(0),
-            (wide[1][:, :, None] * narrow[0][:, None, :]).sum(0),
-            wide[1].sum(0),
-            narrow[1].sum(0),
-        )
-        return tuple(t + f for t, f in zip(totals, found, strict=True))
-
-    shapes = [(channels.size, numbers.size)] * 2 + [(channels.size,), (numbers.size,)]
-    zeros = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
-    by_reduce, by_expand, by_expand_bias, by_reduce_bias = lax.fori_loop(
-        0, pl.cdiv(batch, _IMAGES), add, zeros
-    )
-    both = there[:, None] & inside[None]
-    _store(reduce, by_reduce, channels[:, None], numbers[None], inside=both)
-    _store(expand, by_expand, numbers[None], channels[:, None], inside=both)
-    _store(expand_bias, by_expand_bias, channels, inside=there)
-    _store(reduce_bias, by_reduce_bias, numbers, inside=inside & (block == 0))
+    inside = some[:, None] & there[None]
+    wide = [_load(ref, images[:, None], channels[None], inside=inside) for ref in (means, out_grad)]
+    narrow = [_load(ref, images, unit, inside=some) for ref in (hidden_grad, hidden)]
+    by_reduce, by_expand = (a * b[:, None] for a, b in zip(wide, narrow, strict=True))
+    _store(reduce, by_reduce.sum(0), channels, unit, inside=there)
+    _store(expand, by_expand.sum(0), unit, channels, inside=there)
+    _store(expand_bias, wide[1].sum(0), channels, inside=there & (unit == 0))
+    first = jnp.zeros(1, jnp.int32)
+    _store(reduce_bias, narrow[0].sum()[None], unit + first, inside=(block == 0) & (first == 0))

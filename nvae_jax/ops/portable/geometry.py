@@ -54,14 +54,14 @@ def upsampling(
 ) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array], Callable[..., jax.Array]]:
     """Makes the upsampling map and its gradients from the maps of a correlation of stride 2."""
 
-    def upsample(x, w, geometry, precision):
-        return input_grad(x, block_sums(w), geometry, precision)
+    def upsample(x, w, geometry, precision, **options):
+        return input_grad(x, block_sums(w), geometry, precision, **options)
 
-    def upsample_input_grad(g, w, geometry, precision):
-        return correlate(g, block_sums(w), geometry, precision)
+    def upsample_input_grad(g, w, geometry, precision, **options):
+        return correlate(g, block_sums(w), geometry, precision, **options)
 
-    def upsample_kernel_grad(x, g, geometry, precision):
-        sums = kernel_grad(g, x, geometry, precision)
+    def upsample_kernel_grad(x, g, geometry, precision, **options):
+        sums = kernel_grad(g, x, geometry, precision, **options)
         w = jax.ShapeDtypeStruct((geometry.kernel_size - 1,) * 2 + sums.shape[2:], sums.dtype)
         return transpose(block_sums, w, sums)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvae_jax.ops.gpu import Gpu
+from nvae_jax.ops.gpu import Gpu, columns
 from nvae_jax.ops.gpu import normalization as gpu_normalization
 from nvae_jax.ops.gpu import squeeze_excitation as gpu_squeeze_excitation
 from nvae_jax.ops.portable import Portable
@@ -34,8 +34,10 @@ def random(*shapes):
     return [rng.normal(size=shape) for shape in shapes]
 
 
-# Rows that fill no tile, channels that are no power of two and of several tiles, several parts.
-SHAPES = [(3, 5, 7, 90), (2, 3, 3, 6), (40, 16, 16, 32)]
+# Rows that fill no tile, channels that are no power of two and of several tiles.
+SHAPES = [(3, 5, 7, 90), (2, 3, 3, 6)]
+# Of `columns`: as it is; several parts, which the map adds up; more than it does, of several tiles.
+SIZES = [{}, dict(SUM_ROWS=16), dict(SUM_ROWS=16, FEW=2, PROGRAMS=5)]
 
 
 def normalized(x, scale, bias, *, with_swish):
@@ -48,7 +50,10 @@ def normalized(x, scale, bias, *, with_swish):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("with_swish", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_batch_norm(shape, with_swish, dtype):
+@pytest.mark.parametrize("sizes", SIZES, ids=["one", "few", "many"])
+def test_batch_norm(sizes, shape, with_swish, dtype, monkeypatch):
+    for name, size in sizes.items():
+        monkeypatch.setattr(columns, name, size)
     x, scale, bias, center, g = random(shape, *[shape[-1:]] * 3, shape)
     x, g = (jnp.asarray(array, dtype) for array in (3 * x + 2, g))
     scale, bias, center = (jnp.asarray(array, jnp.float32) for array in (scale, bias, center))
@@ -63,6 +68,18 @@ def test_batch_norm(shape, with_swish, dtype):
     assert [array.dtype for array in (y, gradients[0])] == [dtype] * 2
     assert_close((mean, var), moments, 5e-6)
     assert_close((y, *gradients), expected, 2e-6 if dtype == jnp.float32 else 1e-2)
+
+
+def test_norms_of_several_models_at_once():
+    x, scale, bias, center = (
+        jnp.asarray(array, jnp.float32) for array in random((2, 3, 5, 4, 6), *[(2, 6)] * 3)
+    )
+    options = dict(epsilon=EPSILON, with_swish=True, interpret=True)
+    norm = partial(gpu_normalization.batch_norm, **options)
+    together = jax.vmap(norm)(x, scale, bias, center)
+    for n in range(2):
+        alone = norm(x[n], scale[n], bias[n], center[n])
+        assert_close([array[n] for array in together], alone, 1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4, 24), (20, 9, 7, 90), (2, 16, 16, 128)])
