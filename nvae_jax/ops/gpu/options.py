@@ -1,8 +1,14 @@
 """What all kernels are compiled with."""
 
+import sys
 from typing import Any
 
 from jax.experimental.pallas import triton as plgpu
+from jaxlib.triton import dialect
+
+# For every operation of Triton's that it makes, jaxlib looks for a module of this name, which there
+# is not: nearly half of what lowering a kernel takes.
+sys.modules.setdefault("jaxlib.mlir.dialects.tt", dialect)
 
 # Of kernels that copy many small arrays at once.
 MOST_RESULTS = 128  # each is an argument or two, of which a kernel has a few hundred at most
