@@ -216,7 +216,7 @@ def test_an_error_in_one_process_is_an_error_in_all(commands, tmp_path):
         opened, elsewhere, other_data = output.splitlines()[-3:]
         assert opened == "opened 6"
         assert re.fullmatch(
-            r"process 1: \S+/of_1 on \S+ is not the same folder .* shared", elsewhere
+            r"process 1: \S+/of_1 on \S+ is not the same folder .* shared file system", elsewhere
         )
         assert re.search(r"images that processes 0 to 1 find are (\d+), (?!\1)\d+$", other_data)
         different = "the same config: train.batch_size is 16 in process 0 and 15 in process 1"
