@@ -1,6 +1,7 @@
 """Fixtures for the whole suite: strict JAX, one compilation cache per run, tiny configs."""
 
 import gc
+import json
 import os
 import re
 from pathlib import Path
@@ -9,11 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from nvae_jax import build
+from nvae_jax import build, distributed
 from nvae_jax.configs import digits
 from tests import forked
 from tests.published import GOLDEN_NAMES, Golden
 from tests.stores import bucket, s3, store  # noqa: F401 (fixtures)
+
+ROOT = Path(__file__).parents[1]
 
 # Almost all of the suite's time is compilation of programs that then run for milliseconds. XLA
 # reads the variable at the first computation, also in the processes that tests start.
@@ -55,6 +58,36 @@ def commands(compilation_cache):
         yield commands
 
 
+def environment(**variables):
+    """This process's environment, without what says that it is part of a cluster."""
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in distributed.VARIABLES and not name.startswith(("SLURM_", "OMPI_"))
+    }
+    fixed = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILATION}
+    return {**clean, **fixed, **variables}
+
+
+def of_devices(count, **variables):
+    """The variables of a process that has `count` simulated devices."""
+    flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={count}"
+    return environment(XLA_FLAGS=flags, **variables)
+
+
+@pytest.fixture(scope="session")
+def run_program(commands):
+    """A function: what a program prints last, on a number of simulated devices; read as JSON."""
+
+    def run(program, devices, *arguments):
+        with commands.start(program, *arguments, environment=of_devices(devices)) as process:
+            out, error = process.communicate(timeout=600)
+        assert process.returncode == 0, error
+        return json.loads(out.splitlines()[-1])
+
+    return run
+
+
 @pytest.fixture(scope="session", params=GOLDEN_NAMES)
 def golden(request):
     """Each golden file in turn."""
@@ -87,7 +120,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def undocumented():
     """A function from names of metrics to those that are missing in docs/metrics.md."""
-    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    page = (ROOT / "docs" / "metrics.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     known = {name for row in rows for name in re.findall("`(.+?)`", row)}
     return lambda names: {re.sub(r"_\d\d$", "_NN", name) for name in names} - known

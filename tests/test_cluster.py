@@ -15,9 +15,9 @@ import pytest
 
 from nvae_jax import build, checkpoint, run_directory, sharding
 from nvae_jax.data import pipeline
-from tests.conftest import FAST_COMPILATION
+from tests.conftest import FAST_COMPILATION, of_devices
 from tests.test_commands import ROOT, TINY
-from tests.test_distributed import explicit, of_devices
+from tests.test_distributed import explicit
 
 # The smallest model with a top-down path.
 TINIEST = {"num_groups": 1, "latent_channels": 2, "encoder_width": 4, "decoder_width": 4}

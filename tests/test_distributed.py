@@ -1,6 +1,5 @@
 """Real processes on this machine: joining, agreeing, and ending together."""
 
-import os
 import re
 import signal
 import socket
@@ -13,7 +12,7 @@ from PIL import Image
 
 from nvae_jax import distributed, lost_process
 from nvae_jax.distributed import DistributedSettings
-from tests.conftest import FAST_COMPILATION
+from tests.conftest import environment
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 5  # seconds, of the processes under test
@@ -110,23 +109,6 @@ cli.run(train)
 def free_port():
     with socket.create_server(("", 0)) as server:
         return server.getsockname()[1]
-
-
-def environment(**variables):
-    """This process's environment, without what says that it is part of a cluster."""
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in distributed.VARIABLES and not name.startswith(("SLURM_", "OMPI_"))
-    }
-    fixed = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILATION}
-    return {**clean, **fixed, **variables}
-
-
-def of_devices(count, **variables):
-    """The variables of a process that has so many devices."""
-    flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={count}"
-    return environment(XLA_FLAGS=flags, **variables)
 
 
 class Processes:

@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec
 
 from nvae_jax import sharding
 from nvae_jax.ops.portable import optimizer
-from tests.test_distributed import of_devices
 
 PROGRAM = """
 import json, math, sys
@@ -96,19 +95,6 @@ doubled = double(sharding.shard_batch(np.arange(12)))["doubled"]
 assert doubled.is_fully_replicated and doubled.tolist() == list(range(0, 24, 2))
 print(json.dumps([places, sharding.round_up(None, 9)]))
 """
-
-
-@pytest.fixture(scope="module")
-def run_program(commands):
-    """A function: what a program prints at last, on so many devices."""
-
-    def run(program, devices, *arguments):
-        with commands.start(program, *arguments, environment=of_devices(devices)) as process:
-            out, error = process.communicate(timeout=600)
-        assert process.returncode == 0, error
-        return json.loads(out.splitlines()[-1])
-
-    return run
 
 
 @pytest.fixture(scope="module")

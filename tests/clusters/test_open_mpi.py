@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from tests.conftest import ROOT, environment
 from tests.test_cluster import ARGUMENTS, ENDLESS, losses, trainer_of, wait_for_step
-from tests.test_distributed import ROOT, environment
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("mpirun"), reason="mpirun is not installed (Debian: openmpi-bin)"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.slurm import SlurmCluster, missing
+from tests.conftest import environment
 from tests.test_cluster import ARGUMENTS, ENDLESS, losses, trainer_of
-from tests.test_distributed import environment
 
 ROOT = Path(__file__).parents[2]
 REASON = missing()

@@ -17,8 +17,7 @@ from nvae_jax.planning.estimate import MemoryEstimate, Setting
 from nvae_jax.planning.flops import count_flops
 from nvae_jax.planning.kernels import KernelCounts
 from nvae_jax.planning.liveness import peak_bytes
-from tests.conftest import tiny_config
-from tests.test_distributed import of_devices
+from tests.conftest import of_devices, tiny_config
 
 FLOAT = 4  # bytes
 

@@ -10,7 +10,6 @@ import pytest
 
 from nvae_jax import checkpoint, run_directory
 from nvae_jax.checkpoint import Checkpoints
-from tests.test_sharding import run_program
 
 SAVING = """
 import json, sys
@@ -64,7 +63,7 @@ def test_training_on_many_devices_does_not_bind_inference(copied, run, mesh):
     assert experiment.model == run.experiment.model
 
 
-def test_arrays_that_devices_shared_come_together(tmp_path):
+def test_arrays_that_devices_shared_come_together(run_program, tmp_path):
     assert run_program(SAVING, 2, str(tmp_path / "run")) > 0
     _, state = checkpoint.load_run(tmp_path / "run")
     numbers = np.random.default_rng(0)

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.test_distributed import explicit, of_devices
+from tests.conftest import of_devices
+from tests.test_distributed import explicit
 from tests.tools.conftest import ROOT
 
 ALL = """

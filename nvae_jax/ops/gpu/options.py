@@ -3,8 +3,8 @@
 import sys
 from typing import Any
 
+from jax._src.lib.triton import dialect  # pyright: ignore[reportPrivateImportUsage]
 from jax.experimental.pallas import triton as plgpu
-from jaxlib.triton import dialect
 
 # For every operation of Triton's that it makes, jaxlib looks for a module of this name, which there
 # is not: nearly half of what lowering a kernel takes.
