@@ -26,7 +26,7 @@ def get_config():
     )
     config.objective.kl_anneal = 0.2
     config.optimizer.update(learning_rate=0.015, warmup_steps=50)
-    config.train.update(num_steps=4000, batch_size=25)
+    config.train.update(num_steps=3000, batch_size=25)
     config.eval.update(recalibration_passes=100)
     config.log.update(every_steps=200, images_every_steps=1000)
     return config
