@@ -27,7 +27,7 @@ if is_bucket "$run"; then extra="[gcs]"; fi
 install_environment "$extra"
 
 .venv/bin/python launch/train.py --config=configs/digits.py --workdir="$run"
-# Side by side: most of what either does is to compile, on one core.
+# At the same time: both mostly compile, each on one core.
 .venv/bin/python launch/evaluate.py --workdir="$run" --num_iw_samples=10 &
 trap 'kill $! 2>/dev/null || true' EXIT
 .venv/bin/python launch/sample.py --workdir="$run" --num=100 --temperature=0.45 --out="$run/samples"

@@ -82,7 +82,7 @@ def run(main: Callable[[list[str]], Any], program: str = "") -> None:
             if lost:
                 with contextlib.suppress(OSError):  # the pipe may be closed
                     sys.stdout.flush()
-                lost_process.end(lost_process.describe(error, line))
+                lost_process.end(lost_process.describe(line, error))
             print(f"error: {line}", file=sys.stderr)
             distributed.exit_without_waiting(2)
         if not jax.distributed.is_initialized():

@@ -335,7 +335,7 @@ def _join(cluster, settings):
                 heartbeat_timeout_seconds=settings.timeout - 1,  # jax looks once a second
             )
     except RuntimeError as error:
-        if not runtime_abort.is_lost_for_words(error):
+        if not runtime_abort.is_bad_cast(error):
             raise
         refused = "process 0 refuses it, or is lost: is its number taken, or their number another?"
         lost_process.end(f"error: {cluster.name}: {refused}")
@@ -347,8 +347,8 @@ def _join(cluster, settings):
 
 
 def _end_for_lost(timeout):
-    silent = f"its connection is, or it has been silent for {timeout} s (distributed.timeout)"
-    lost_process.end(f"{lost_process.LINE}{silent}; this one was in {lost_process.place()}")
+    silent = f"{lost_process.SILENT} {timeout} s (distributed.timeout)"
+    lost_process.end(lost_process.describe(silent))
 
 
 def _check_port_is_free(address):

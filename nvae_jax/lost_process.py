@@ -16,6 +16,7 @@ from nvae_jax import runtime_abort
 
 STATUS = 134  # like an abort of jax; launch scripts restart after it
 LINE = "error: another process of the cluster is gone: "
+SILENT = "its connection is, or it has been silent for"
 LOST_CONNECTION = re.compile(
     r"(Unable to initialize backend '\w+': )?"
     "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
@@ -39,15 +40,16 @@ def is_reason_of(error: BaseException | None) -> bool:
     return _says_so(error) or is_reason_of(error.__cause__)
 
 
-def describe(error: BaseException, line: str) -> str:
-    """The line to print before the process ends because of `error`; `line` is its message."""
-    if runtime_abort.is_lost_for_words(error):
-        line = "its connection is, or it has been silent for too long"
+def describe(line: str, error: BaseException | None = None) -> str:
+    """The line to print before this process ends: `line`, and where it was, when `error` was raised
+    or now."""
+    if error is not None and runtime_abort.is_bad_cast(error):
+        line = f"{SILENT} too long"
     return f"{LINE}{line}; this one was in {place(error)}"
 
 
 def _says_so(error):
-    if runtime_abort.is_lost_for_words(error):
+    if runtime_abort.is_bad_cast(error):
         return True
     text = str(error)
     own = isinstance(error, RuntimeError) and text.startswith("INTERNAL: ")

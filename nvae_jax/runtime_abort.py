@@ -34,7 +34,7 @@ def replaced(end: Callable[[], Any]) -> Iterator[None]:
         setattr(_jax, FACTORY, factory)
 
 
-def is_lost_for_words(error: BaseException) -> bool:
+def is_bad_cast(error: BaseException) -> bool:
     """Whether `error` is the exception described above, raised by a call such as
     jax.distributed.initialize or shutdown in place of the runtime's message."""
     return isinstance(error, RuntimeError) and str(error) == "std::bad_cast"

@@ -1,7 +1,7 @@
 """Passes over the rows of arrays (N, C): sums by column, and maps that use such sums.
 
-Such a pass waits more than it works. So a program reads all that it needs at once, with many
-warps, and holds it in registers; and where the sums have few parts, who reads them adds them up.
+Such a pass mostly waits for memory. So a program reads all its inputs at once, with many warps, and
+keeps them in registers. If a sum has few parts, the kernel that reads it adds them up.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ from jax.experimental.pallas import triton as plgpu
 
 from nvae_jax.ops.gpu.options import options
 
-# Rows, channels and warps of a program. By the compiler's answer accesses are of whole vectors, no
-# register is spilled, and there are some hundred programs. Other sizes were not compared on a card.
+# Rows, channels and warps of a program. With these sizes the compiler uses vector loads and stores
+# and spills no register, and there are some hundred programs. No others were compared on a card.
 SUM_ROWS, SUM_CHANNELS, SUM_WARPS = 512, 32, 8
 MAP_ROWS, MAP_CHANNELS, MAP_WARPS = 128, 64, 8
-FEW = 32  # parts of a sum, which every program of a map adds up for itself
-PROGRAMS = 1024  # that sum, at most: beyond that they take several tiles, one after another
+FEW = 32  # parts of a sum: every program of a map adds up so many by itself
+PROGRAMS = 1024  # maximum number that sum; for more tiles, each takes several in turn
 
 
 def column_sums(
@@ -39,7 +39,7 @@ def column_sums(
         (parts, n, C); float32.
 
     Returns:
-      (parts, 2, C), float32: a vector of `map_rows`, and if summed over its parts the two sums.
+      (parts, 2, C), float32: the parts of the two sums, in the form that `map_rows` takes.
     """
     rows, columns = arrays[0].shape
     tile = _tile(rows, SUM_ROWS), _tile(columns, SUM_CHANNELS)

@@ -18,10 +18,10 @@ from nvae_jax.ops.portable.geometry import Geometry, accumulator, upsampling
 CHANNELS = 64  # of a program
 # Powers of two: of 8 shapes of a block of outputs, that which was fastest on an H200.
 ROWS, COLUMNS, WARPS = 16, 8, 4
-# Rows and columns of which a program, of one warp, adds up kernel gradients at a time, without
-# spilling registers. On an H100 those of a step of mnist's config take half of what cuDNN's took.
+# Rows and columns whose kernel gradients a program of one warp adds up at a time, without spilling
+# registers. In a step of mnist's config on an H100 they take half of the time of cuDNN's.
 GRAD_ROWS, GRAD_COLUMNS = 32, 8
-PROGRAMS = 1600  # that add up kernel gradients, about: a dozen for each of a card's multiprocessors
+PROGRAMS = 1600  # that add up kernel gradients; about a dozen per multiprocessor of a card
 
 
 def correlate(
@@ -121,7 +121,7 @@ def _kernel(x_ref, w_ref, y_ref, *, rows, columns, low, stride, gaps):
 
 
 def _kernel_grad(x_ref, g_ref, sums_ref, *, geometry, block, grid, steps):
-    """Row by row of x, with the rows of g that it meets; each value is read once for all taps."""
+    """Adds up the gradient row by row of x; each value of x and g is read once for all taps."""
     k, stride, low = geometry.kernel_size, geometry.stride, geometry.low
     part, channel = pl.program_id(0), pl.program_id(1) * CHANNELS + jnp.arange(CHANNELS)
     across = range(-low, stride * (block[1] - 1) + k - low)  # from that of the first output
@@ -138,7 +138,7 @@ def _kernel_grad(x_ref, g_ref, sums_ref, *, geometry, block, grid, steps):
             return tuple(_load(g_ref, a).astype(sums_ref.dtype) for a in at)
 
         def rows_of_inputs(i, carry):
-            """Those of which output i is the last that they meet."""
+            """Adds the rows of x whose last output row is i."""
             sums, before = list(carry[0]), carry[1]
             g = (outputs(i), *before)
             for phase in range(stride):

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.typing import ArrayLike
 
-from nvae_jax.ops.gpu.options import BLOCK, MOST_RESULTS, options
+from nvae_jax.ops.gpu.options import BLOCK, MAX_RESULTS, options
 from nvae_jax.ops.portable.optimizer import SMALL, concatenate_small
 from nvae_jax.trees import by_name
 
@@ -34,8 +34,8 @@ def optimizer_step(
 def write_parts(vector: jax.Array, arrays: list[jax.Array], interpret: bool) -> list[jax.Array]:
     """`arrays` with the values of `vector`, which are those of one after the other."""
     written, start = [], 0
-    for first in range(0, len(arrays), MOST_RESULTS):
-        some = arrays[first : first + MOST_RESULTS]
+    for first in range(0, len(arrays), MAX_RESULTS):
+        some = arrays[first : first + MAX_RESULTS]
         flat = [array.reshape(-1) for array in some]
         results = pl.pallas_call(
             partial(_kernel, start=start),

@@ -6,12 +6,12 @@ from typing import Any
 from jax._src.lib.triton import dialect  # pyright: ignore[reportPrivateImportUsage]
 from jax.experimental.pallas import triton as plgpu
 
-# For every operation of Triton's that it makes, jaxlib looks for a module of this name, which there
-# is not: nearly half of what lowering a kernel takes.
+# For every Triton operation, jaxlib tries to import a module of this name, which does not exist.
+# That takes nearly half of the time of lowering a kernel.
 sys.modules.setdefault("jaxlib.mlir.dialects.tt", dialect)
 
 # Of kernels that copy many small arrays at once.
-MOST_RESULTS = 128  # each is an argument or two, of which a kernel has a few hundred at most
+MAX_RESULTS = 128  # each is an argument or two, of which a kernel has a few hundred at most
 BLOCK = 1024  # numbers of an array that a program copies
 
 

@@ -177,7 +177,7 @@ _CHANNELS = 32  # of a program of the kernels' gradients
 
 
 def _kernel_grad(means, hidden, hidden_grad, out_grad, reduce, reduce_bias, expand, expand_bias):
-    """Of some channels and one hidden unit, over the whole batch at once."""
+    """The gradients of the kernels for a block of channels and one hidden unit, over the batch."""
     block, unit = pl.program_id(0), pl.program_id(1)
     images, some = _range(means.shape[0])
     channels = block * _CHANNELS + jnp.arange(_CHANNELS)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from nvae_jax.ops.gpu.options import BLOCK, MOST_RESULTS, options
+from nvae_jax.ops.gpu.options import BLOCK, MAX_RESULTS, options
 
 LARGEST = 2**12  # numbers of an entry; slices of larger ones are fused, or worth a kernel
 
@@ -24,7 +24,7 @@ def is_small(leaf: jax.Array) -> bool:
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def unstack(leaves: list[jax.Array], length: int, interpret: bool) -> list[list[jax.Array]]:
     """The entries of each of a list of small stacks (length, ...): a list with a list for each."""
-    per_kernel = max(MOST_RESULTS // length, 1)
+    per_kernel = max(MAX_RESULTS // length, 1)
     parts = [leaves[i : i + per_kernel] for i in range(0, len(leaves), per_kernel)]
     return [entries for part in parts for entries in _unstack(part, length, interpret)]
 
