@@ -99,9 +99,29 @@ class InvertedResidualBody(nn.Module):
         # single pixels, so upsampling there gives the same result for a quarter of the work.
         copies = 4 if up else 1
         x = expand(norms[0](x, train, copies))
-        x = depthwise(norms[1](x, train, copies, swish))
-        x = project(norms[2](x, train, activation=swish))
-        return norms[3](x, train)
+        x = self._convolve_between(norms[1], depthwise, norms[2], x, train, copies)
+        return norms[3](project(x), train)
+
+    def _convolve_between(self, before, depthwise, after, x, train, copies):
+        """Norm, swish, depthwise convolution, norm and swish: one operation if there is one."""
+        terms = [norm.batch_terms() if train else None for norm in (before, after)]
+        if None not in terms:
+            found = depthwise.ops.normalized_depthwise_conv(
+                x.astype(depthwise.dtype),
+                depthwise.get_variable("params", "kernel").astype(depthwise.dtype),
+                *terms,
+                before.epsilon,
+                stride=depthwise.stride,
+                upsample=depthwise.upsample,
+                precision=depthwise.precision,
+            )
+            if found:
+                y, (first, second) = found
+                before.update(first, copies * x[..., 0].size)
+                after.update(second, y[..., 0].size)
+                return y
+        x = depthwise(before(x, train, copies, swish))
+        return after(x, train, activation=swish)
 
     def _apply_with_fixed_norms(self, x, convs, norms):
         depthwise, kernels = convs[1], [conv.get_variable("params", "kernel") for conv in convs]

@@ -237,13 +237,33 @@ class BatchNorm(nn.Module):
             moments = running_mean.value, running_var.value
             y = affine(x, *coefficients(scale, bias, *moments, self.epsilon)).astype(self.dtype)
             return activation(y) if activation else y
-        y, mean, var = self._normalize_batch(x, scale, bias, activation, running_mean.value)
-        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-            count = copies * x[..., 0].size // self.groups
-            unbiased = var * (count / max(count - 1, 1))
-            running_mean.value = self._update(running_mean.value, mean)
-            running_var.value = self._update(running_var.value, unbiased)
+        y, *moments = self._normalize_batch(x, scale, bias, activation, running_mean.value)
+        if not self.is_initializing():
+            self.update(moments, copies * x[..., 0].size)
         return y.astype(self.dtype)
+
+    def batch_terms(self) -> tuple[jax.Array, jax.Array, jax.Array] | None:
+        """Scale, bias and running mean (C,), with which `Ops.batch_norm` normalises a batch; None
+        if the statistics of parts of the batch are separate, or there are no variables yet."""
+        scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
+        mean = self.get_variable("batch_stats", "mean")
+        return None if self.groups > 1 or mean is None else (scale, bias, mean)
+
+    def update(self, moments: Sequence[jax.Array], values: int) -> None:
+        """Moves the running statistics towards those of a batch, if they can change.
+
+        Args:
+          moments: mean and biased variance (C,).
+          values: number of values of each channel.
+        """
+        if not self.is_mutable_collection("batch_stats"):
+            return
+        count = values // self.groups
+        unbiased = moments[1] * (count / max(count - 1, 1))
+        for name, batch in (("mean", moments[0]), ("var", unbiased)):
+            running = jnp.broadcast_to(self.get_variable("batch_stats", name), batch.shape)
+            moved = running + self.momentum * (batch - running)
+            self.put_variable("batch_stats", name, moved)
 
     def gain_and_shift(self) -> tuple[jax.Array, jax.Array] | None:
         """The gain and the shift (C,) of batch norm with the running statistics, or None if the
@@ -262,10 +282,6 @@ class BatchNorm(nn.Module):
         parts = x.reshape(self.groups, -1, *x.shape[1:])
         y, mean, var = jax.vmap(normalize)(parts)
         return y.reshape(x.shape), mean, var
-
-    def _update(self, running, batch):
-        running = jnp.broadcast_to(running, batch.shape)
-        return running + self.momentum * (batch - running)
 
 
 class SqueezeExcitation(nn.Module):

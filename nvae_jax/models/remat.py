@@ -19,15 +19,15 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from nvae_jax.ops.portable.convolution import CONV_OUTPUT
 from nvae_jax.ops.portable.normalization import STATISTICS
 
 POLICIES = ("none", "norm_act", "cell", "group")
-_CONV_OUTPUT = "conv_output"
 
 
 def name_conv_output(y: jax.Array) -> jax.Array:
     """Names a convolution's output, so that the policy `norm_act` stores it."""
-    return checkpoint_name(y, _CONV_OUTPUT)
+    return checkpoint_name(y, CONV_OUTPUT)
 
 
 def remat_cell(policy: str, cell: partial, looped: bool = False) -> partial:
@@ -65,7 +65,7 @@ def remat_group(
 
 def _remat(policy, module, train, looped):
     """Wraps a module; `train` is the index of that argument of __call__, where `self` is 0."""
-    stored = (STATISTICS, _CONV_OUTPUT) if policy == "norm_act" else (STATISTICS,)
+    stored = (STATISTICS, CONV_OUTPUT) if policy == "norm_act" else (STATISTICS,)
     return nn.remat(
         module,
         policy=jax.checkpoint_policies.save_only_these_names(*stored),

@@ -14,6 +14,8 @@ from jax.typing import ArrayLike
 
 from nvae_jax.ops import compiler
 
+Moments = tuple[jax.Array, jax.Array]  # mean and variance
+
 
 class Ops(ABC):
     """The operations. Arrays are float32 or bfloat16, and sums are accumulated in float32.
@@ -101,6 +103,40 @@ class Ops(ABC):
           the normalised array (..., C), dtype of x; the mean (C,) and the biased variance (C,),
           through which no gradient passes.
         """
+
+    def normalized_depthwise_conv(
+        self,
+        x: jax.Array,
+        kernel: jax.Array,
+        before: tuple[jax.Array, jax.Array, jax.Array],
+        after: tuple[jax.Array, jax.Array, jax.Array],
+        epsilon: float,
+        *,
+        stride: int = 1,
+        upsample: bool = False,
+        precision: PrecisionLike = None,
+    ) -> tuple[jax.Array, tuple[Moments, Moments]] | None:
+        """Applies batch norm, swish, a depthwise convolution, batch norm and swish, in training.
+
+        It is for implementations with a kernel for all of this. The others return None, and the
+        caller composes it of `batch_norm` and `depthwise_conv`.
+
+        Args:
+          x: (B, H, W, C).
+          kernel: (k, k, 1, C), k odd, not sharded.
+          before: scale, bias and center of the first norm, as in `batch_norm`.
+          after: those of the second norm.
+          epsilon: constant added to the variances.
+          stride: stride of the convolution, 1 or 2.
+          upsample: whether to upsample the convolution's input by nearest neighbours.
+          precision: precision of products.
+
+        Returns:
+          the result (B, H', W', C), dtype of x, and mean and biased variance (C,) of each norm,
+          through which no gradient passes; None if there is no kernel for these arguments.
+        """
+        del x, kernel, before, after, epsilon, stride, upsample, precision
+        return None
 
     @abstractmethod
     def add_gated(

@@ -15,6 +15,8 @@ from jax.lax import PrecisionLike
 from jax.typing import ArrayLike
 
 from nvae_jax.ops.gpu import depthwise, normalization, optimizer, squeeze_excitation, stacks
+from nvae_jax.ops.gpu.normalized_depthwise import normalized_depthwise
+from nvae_jax.ops.interface import Moments
 from nvae_jax.ops.portable import Portable
 from nvae_jax.ops.portable.depthwise import depthwise_conv, upsample_depthwise_conv
 from nvae_jax.ops.portable.normalization import batch_norm
@@ -57,6 +59,24 @@ class Gpu(Portable):
         return batch_norm(
             x, scale, bias, epsilon, activation=activation, center=center, kernels=kernels
         )
+
+    def normalized_depthwise_conv(
+        self,
+        x: jax.Array,
+        kernel: jax.Array,
+        before: tuple[jax.Array, jax.Array, jax.Array],
+        after: tuple[jax.Array, jax.Array, jax.Array],
+        epsilon: float,
+        *,
+        stride: int = 1,
+        upsample: bool = False,
+        precision: PrecisionLike = None,
+    ) -> tuple[jax.Array, tuple[Moments, Moments]] | None:
+        del precision  # it is exact
+        if stride > 1:
+            return None
+        options = epsilon, 2 if upsample else 1, self.interpret
+        return normalized_depthwise(*options, x, kernel[:, :, 0], before, after)
 
     def add_gated(
         self,

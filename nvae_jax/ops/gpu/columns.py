@@ -53,7 +53,12 @@ def column_sums(
         name="column_sums",
         **options(interpret, SUM_WARPS),
     )(*arrays, *vectors)
-    return sums if parts <= FEW else sums.sum(0, keepdims=True)
+    return few(sums)
+
+
+def few(sums: jax.Array) -> jax.Array:
+    """Sums in parts (parts, n, C) with at most `FEW` parts."""
+    return sums if len(sums) <= FEW else sums.sum(0, keepdims=True)
 
 
 def map_rows(

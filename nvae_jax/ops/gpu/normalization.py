@@ -1,12 +1,20 @@
-"""Batch norm with and without swish, and its gradient: two passes over memory each."""
+"""Batch norm with and without swish, and its gradient: two passes over memory each.
 
+The first pass of either makes sums, and the second uses them.
+"""
+
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from nvae_jax.ops.gpu import columns
+from nvae_jax.ops.portable.normalization import STATISTICS
+
+Vectors = Sequence[jax.Array]
 
 
 # jit, so that layers of equal shapes are traced and lowered once.
@@ -22,13 +30,10 @@ def batch_norm(
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x (..., C) normalised, its mean and its biased variance (C,)."""
-    rows = x.reshape(-1, x.shape[-1])
-    sums = columns.column_sums(_deviations, [rows], [center], interpret=interpret)
-    normalize = partial(_normalize, count=rows.shape[0], epsilon=epsilon, with_swish=with_swish)
-    y, mean, var = columns.map_rows(
-        normalize, [rows], [scale, bias, center, sums], results=2, interpret=interpret
-    )
-    return y.reshape(x.shape), mean, var
+    options = dict(epsilon=epsilon, with_swish=with_swish, interpret=interpret)
+    sums = deviation_sums(x, center, interpret)
+    y, mean, var = normalize(x, (scale, bias, center), sums, **options)
+    return y, mean, var
 
 
 @partial(jax.jit, static_argnames=("epsilon", "with_swish", "interpret"))
@@ -45,14 +50,75 @@ def gradients(
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradients for x (..., C), scale and bias (C,), given `g`, that of the first result."""
-    arrays = [a.reshape(-1, x.shape[-1]) for a in (x, g)]
-    vectors, options = [scale, bias, mean, var], dict(epsilon=epsilon, with_swish=with_swish)
-    sums = columns.column_sums(partial(_inner, **options), arrays, vectors, interpret=interpret)
-    combine = partial(_combine, count=arrays[0].shape[0], **options)
-    dx, dscale, dbias = columns.map_rows(
-        combine, arrays, [*vectors, sums], results=2, interpret=interpret
+    norm = scale, bias, mean, var
+    options = dict(epsilon=epsilon, with_swish=with_swish, interpret=interpret)
+    return apply_gradient(x, g, norm, gradient_sums(x, g, norm, **options), **options)
+
+
+def deviation_sums(x: jax.Array, center: jax.Array, interpret: bool) -> jax.Array:
+    """The sums of x (..., C) minus `center` (C,), and of the squares of that, as
+    `columns.column_sums` gives them."""
+    sums = columns.column_sums(_deviations, [_rows(x)], [center], interpret=interpret)
+    return checkpoint_name(sums, STATISTICS)  # so that remat does not pass over x again
+
+
+def normalize(
+    x: jax.Array,
+    norm: Vectors,
+    sums: jax.Array,
+    *,
+    epsilon: float,
+    with_swish: bool,
+    interpret: bool,
+) -> tuple[jax.Array, ...]:
+    """x (..., C) normalised, its mean and its variance, given scale, bias and center, and the sums
+    of `deviation_sums`."""
+    options = dict(count=x.size // x.shape[-1], epsilon=epsilon, with_swish=with_swish)
+    y, *moments = columns.map_rows(
+        partial(_normalize, **options), [_rows(x)], [*norm, sums], results=2, interpret=interpret
     )
-    return dx.reshape(x.shape), dscale, dbias
+    return y.reshape(x.shape), *moments
+
+
+def gradient_sums(
+    x: jax.Array,
+    g: jax.Array,
+    norm: Vectors,
+    *,
+    epsilon: float,
+    with_swish: bool,
+    interpret: bool,
+) -> jax.Array:
+    """The sums of the gradient for what is scaled and shifted, and of that times the deviation of
+    x from its mean, given scale, bias, mean and variance."""
+    terms = partial(_inner, epsilon=epsilon, with_swish=with_swish)
+    return columns.column_sums(terms, [_rows(x), _rows(g)], norm, interpret=interpret)
+
+
+def apply_gradient(
+    x: jax.Array,
+    g: jax.Array,
+    norm: Vectors,
+    sums: jax.Array,
+    *,
+    epsilon: float,
+    with_swish: bool,
+    interpret: bool,
+) -> tuple[jax.Array, ...]:
+    """The gradients for x, scale and bias, given the sums of `gradient_sums`."""
+    options = dict(count=x.size // x.shape[-1], epsilon=epsilon, with_swish=with_swish)
+    dx, *vectors = columns.map_rows(
+        partial(_combine, **options),
+        [_rows(x), _rows(g)],
+        [*norm, sums],
+        results=2,
+        interpret=interpret,
+    )
+    return dx.reshape(x.shape), *vectors
+
+
+def _rows(array):
+    return array.reshape(-1, array.shape[-1])
 
 
 def _deviations(tiles, vectors):
@@ -60,32 +126,73 @@ def _deviations(tiles, vectors):
     return x - center, jnp.square(x - center)
 
 
+def moments(sums: Vectors, center: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance, given the sums of `deviations` of `count` values."""
+    offset, square = sums[0] / count, sums[1] / count
+    return center + offset, jnp.maximum(square - offset * offset, 0.0)
+
+
+def gain_and_shift(
+    scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array]:
+    """The vectors with which batch norm is gain · x + shift."""
+    gain = scale * lax.rsqrt(var + epsilon)
+    return gain, bias - mean * gain
+
+
+def swish(y: jax.Array) -> jax.Array:
+    return y * _sigmoid(y)
+
+
+def swish_slope(y: jax.Array) -> jax.Array:
+    """The derivative of `swish`."""
+    gate = _sigmoid(y)
+    return gate * (1.0 + y * (1.0 - gate))
+
+
+def _sigmoid(y):
+    return 1.0 / (1.0 + jnp.exp(-y))
+
+
+def input_gradient(
+    norm: Vectors, sums: Vectors, count: int, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The vectors (a, b, c) with which the gradient for x is a · i + b · x + c, where i is that for
+    what batch norm scales and shifts.
+
+    Args:
+      norm: scale, bias, mean and variance.
+      sums: the sums of i and of i · (x - mean).
+      count: of how many values.
+      epsilon: constant added to the variance.
+    """
+    (scale, _, mean, var), (total, along) = norm, sums
+    inverse = lax.rsqrt(var + epsilon)
+    gain, slope = scale * inverse, inverse * inverse * along / count
+    return gain, -gain * slope, gain * (mean * slope - total / count)
+
+
 def _normalize(tiles, vectors, *, count, epsilon, with_swish):
-    (x,), (scale, bias, center, total, square) = tiles, vectors
-    offset = total / count
-    var = jnp.maximum(square / count - offset * offset, 0.0)
-    mean, gain = center + offset, scale * lax.rsqrt(var + epsilon)
-    y = x * gain + (bias - mean * gain)
-    return (y / (1.0 + jnp.exp(-y)) if with_swish else y), mean, var
+    (x,), (scale, bias, center, *sums) = tiles, vectors
+    mean, var = moments(sums, center, count)
+    # Few vectors meet the tile: each has to be brought to the threads that hold it.
+    gain, shift = gain_and_shift(scale, bias, mean, var, epsilon)
+    y = x * gain + shift
+    return (swish(y) if with_swish else y), mean, var
 
 
 def _inner(tiles, vectors, *, epsilon, with_swish):
     """The gradient of what is normalised and scaled, and that times the deviation."""
     (x, g), (scale, bias, mean, var) = tiles, vectors
     if with_swish:
-        gain = scale * lax.rsqrt(var + epsilon)
-        y = x * gain + (bias - mean * gain)
-        gate = 1.0 / (1.0 + jnp.exp(-y))
-        g = g * (gate * (1.0 + y * (1.0 - gate)))
+        gain, shift = gain_and_shift(scale, bias, mean, var, epsilon)
+        g = g * swish_slope(x * gain + shift)
     return g, g * (x - mean)
 
 
 def _combine(tiles, vectors, *, count, epsilon, with_swish):
-    *vectors, bias_grad, along = vectors
-    scale, _, mean, var = vectors
-    inner, _ = _inner(tiles, vectors, epsilon=epsilon, with_swish=with_swish)
-    inverse = lax.rsqrt(var + epsilon)
-    gain, slope = scale * inverse, inverse * inverse * along / count
-    # Few vectors meet the tile: each has to be brought to the threads that hold it.
-    dx = gain * inner - gain * slope * tiles[0] + gain * (mean * slope - bias_grad / count)
-    return dx, along * inverse, bias_grad
+    norm, sums = vectors[:4], vectors[4:]
+    inner, _ = _inner(tiles, norm, epsilon=epsilon, with_swish=with_swish)
+    by_inner, by_x, constant = input_gradient(norm, sums, count, epsilon)
+    dx = by_inner * inner + by_x * tiles[0] + constant
+    return dx, sums[1] * lax.rsqrt(norm[3] + epsilon), sums[0]

@@ -4,6 +4,8 @@ import jax
 from jax import lax
 
 ORDER = ("NHWC", "HWIO", "NHWC")
+# The name of a convolution's output in remat policies.
+CONV_OUTPUT = "conv_output"
 
 
 def conv(

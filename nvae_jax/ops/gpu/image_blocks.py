@@ -1,0 +1,200 @@
+"""Programs that go over blocks of images (B, H, W, C), pixel by pixel, a channel per thread.
+
+A program goes down the rows of a block and keeps those that the taps of a convolution reach in
+registers. So it reads a pixel once for all taps, and what it does to a pixel on the way in is done
+once.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+CHANNELS, WARPS = 64, 2  # of a program
+# Of a block. With more columns the rows of a window would not fit the registers of a thread.
+ROWS, COLUMNS = 32, 8
+PROGRAMS = 1600  # maximum number, about a dozen per multiprocessor of a card
+
+Vectors = list[jax.Array]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How images are divided among programs: each takes `steps` blocks in turn.
+
+    Attributes:
+      shape: (B, H, W, C).
+      taps: number of rows, and of columns, around a pixel that a program needs at once; odd.
+      phases: 2 if a program also goes over images of twice the height and width, otherwise 1.
+    """
+
+    shape: tuple[int, ...]
+    taps: int
+    phases: int = 1
+
+    @property
+    def low(self) -> int:
+        """The number of taps in front of a pixel."""
+        return self.taps // 2
+
+    @property
+    def rows(self) -> int:
+        return min(self.shape[1], ROWS)
+
+    @property
+    def columns(self) -> int:
+        return min(self.shape[2], COLUMNS // self.phases)
+
+    @property
+    def per_image(self) -> tuple[int, int]:
+        """The number of blocks below and beside each other in an image."""
+        return pl.cdiv(self.shape[1], self.rows), pl.cdiv(self.shape[2], self.columns)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The numbers of programs: for the same channels, and for the same blocks."""
+        blocks = self.shape[0] * math.prod(self.per_image)
+        return pl.cdiv(blocks, self.steps), pl.cdiv(self.shape[3], CHANNELS)
+
+    @property
+    def steps(self) -> int:
+        blocks = self.shape[0] * math.prod(self.per_image)
+        return pl.cdiv(blocks * pl.cdiv(self.shape[3], CHANNELS), PROGRAMS)
+
+    @property
+    def reach(self) -> range:
+        """The columns that the taps of a block reach, counted from its first. Those that are
+        outside of the image for all blocks are left out."""
+        beyond = self.low if self.per_image[1] > 1 else 0
+        return range(-beyond, self.columns + beyond)
+
+    def call(
+        self, kernel: Callable[..., None], arrays: Sequence[Any], results: Any, **options: Any
+    ) -> Any:
+        """Calls a Pallas kernel with all programs."""
+        return pl.pallas_call(
+            kernel,
+            out_shape=results,
+            grid=self.grid,
+            compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
+            **options,
+        )(*arrays)
+
+    def parts(self, *shape: int) -> jax.ShapeDtypeStruct:
+        """An array (parts, *shape, C) for a part of a sum by each program."""
+        return jax.ShapeDtypeStruct((self.grid[0], *shape, self.shape[3]), jnp.float32)
+
+    def go_down(
+        self, read: Callable[..., Any], each: Callable[..., Vectors], totals: Vectors
+    ) -> Vectors:
+        """In a kernel, goes down the rows of this program's blocks.
+
+        Args:
+          read: (image, row, column) -> what is needed of a pixel, which may be outside.
+          each: (image, row, first column, window, totals) -> totals; see `around`.
+          totals: the initial totals.
+
+        Returns:
+          the totals.
+        """
+        part, (down, across) = pl.program_id(0), self.per_image
+
+        def block(step, totals):
+            unit = part * self.steps + step
+            image, column = unit // (down * across), unit % across * self.columns
+            first = unit // across % down * self.rows
+
+            def line(row):
+                return tuple(read(image, row, column + c) for c in self.reach)
+
+            def row(n, carry):
+                window, totals = carry
+                window = (*window, line(first + n + self.low))
+                return window[1:], each(image, first + n, column, window, totals)
+
+            window = tuple(line(first + n) for n in range(-self.low, self.low))
+            return lax.fori_loop(0, self.rows, row, (window, totals))[1]
+
+        return lax.fori_loop(0, self.steps, block, totals)
+
+    def around(self, window: Any, column: int) -> Iterator[tuple[tuple[int, int], Any]]:
+        """((row, column) of a tap, what was read there) for all taps of a column of a block."""
+        for i, line in enumerate(window):
+            for j in range(self.taps):
+                if column + j - self.low in self.reach:
+                    yield (i, j), line[self.reach.index(column + j - self.low)]
+
+    def pixels_at(self, row: Any, column: Any) -> Iterator[tuple[tuple[int, int], Any]]:
+        """(phase, (row, column)) of the pixels at the place of one, in images of `phases` times the
+        height and width."""
+        for i, j in np.ndindex(self.phases, self.phases):
+            yield (i, j), (self.phases * row + i, self.phases * column + j)
+
+
+class Channels:
+    """The channels of a program, and access to them; values are in float32."""
+
+    def __init__(self, count: int):
+        self.numbers = pl.program_id(1) * CHANNELS + jnp.arange(CHANNELS)
+        self.there = self.numbers < count
+
+    def zeros(self) -> jax.Array:
+        return jnp.zeros(CHANNELS, jnp.float32)
+
+    def vectors(self, *refs: Any) -> Vectors:
+        """The vectors of refs (C,), and of refs (parts, n, C) n sums of the parts."""
+        return [vector for ref in refs for vector in self._vectors(ref)]
+
+    def _vectors(self, ref):
+        if len(ref.shape) == 1:
+            return [self._load(ref)]
+
+        def add(part, totals):
+            return [total + self._load(ref, part, n) for n, total in enumerate(totals)]
+
+        return lax.fori_loop(0, ref.shape[0], add, [self.zeros()] * ref.shape[1])
+
+    def weights(self, ref: Any) -> dict[tuple[int, ...], jax.Array]:
+        """The vectors of a ref (..., C) by their index."""
+        return {at: self._load(ref, *at) for at in np.ndindex(ref.shape[:-1])}
+
+    def _load(self, ref, *at):
+        return plgpu.load(ref.at[*at, self.numbers], mask=self.there, other=0.0)
+
+    def store_once(self, ref: Any, vector: jax.Array) -> None:
+        """Stores a vector that all programs for the same channels have."""
+        first = pl.program_id(0) == 0
+        plgpu.store(ref.at[self.numbers], vector, mask=self.there & first)
+
+    def store_part(self, ref: Any, vectors: Vectors) -> None:
+        """Stores this program's part of a ref (parts, ..., C), vector by vector."""
+        for at, vector in zip(np.ndindex(ref.shape[1:-1]), vectors, strict=True):
+            plgpu.store(ref.at[pl.program_id(0), *at, self.numbers], vector, mask=self.there)
+
+    def pixel(self, ref: Any, *at: jax.Array) -> jax.Array:
+        """The pixel (image, row, column) of a ref (B, H, W, C); zeros where there is none."""
+        value = plgpu.load(ref.at[*at, self.numbers], mask=self._inside(ref, at), other=0.0)
+        return value.astype(jnp.float32)
+
+    def store_pixel(self, ref: Any, value: jax.Array, *at: jax.Array) -> jax.Array:
+        """Stores a pixel where there is one, and returns it as it was rounded."""
+        value = value.astype(ref.dtype)
+        plgpu.store(ref.at[*at, self.numbers], value, mask=self._inside(ref, at))
+        return value.astype(jnp.float32)
+
+    def masked(self, ref: Any, value: jax.Array, *at: jax.Array) -> jax.Array:
+        """`value` where a ref has such a pixel, otherwise zeros."""
+        return jnp.where(self._inside(ref, at), value, 0.0)
+
+    def _inside(self, ref, at):
+        inside = self.there
+        for index, size in zip(at, ref.shape[:3], strict=True):
+            inside &= (index >= 0) & (index < size)
+        return inside
