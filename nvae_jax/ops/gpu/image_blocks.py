@@ -20,7 +20,9 @@ from jax.experimental.pallas import triton as plgpu
 CHANNELS, WARPS = 64, 2  # of a program
 # Of a block. With more columns the rows of a window would not fit the registers of a thread.
 ROWS, COLUMNS = 32, 8
-PROGRAMS = 1600  # maximum number, about a dozen per multiprocessor of a card
+# Maximum number: eight per multiprocessor of an H100, for more of which there are no registers. Each
+# writes its own part of a sum.
+PROGRAMS = 1056
 
 Vectors = list[jax.Array]
 
@@ -178,23 +180,30 @@ class Channels:
         for at, vector in zip(np.ndindex(ref.shape[1:-1]), vectors, strict=True):
             plgpu.store(ref.at[pl.program_id(0), *at, self.numbers], vector, mask=self.there)
 
-    def pixel(self, ref: Any, *at: jax.Array) -> jax.Array:
-        """The pixel (image, row, column) of a ref (B, H, W, C); zeros where there is none."""
-        value = plgpu.load(ref.at[*at, self.numbers], mask=self._inside(ref, at), other=0.0)
-        return value.astype(jnp.float32)
-
-    def store_pixel(self, ref: Any, value: jax.Array, *at: jax.Array) -> jax.Array:
-        """Stores a pixel where there is one, and returns it as it was rounded."""
-        value = value.astype(ref.dtype)
-        plgpu.store(ref.at[*at, self.numbers], value, mask=self._inside(ref, at))
-        return value.astype(jnp.float32)
-
-    def masked(self, ref: Any, value: jax.Array, *at: jax.Array) -> jax.Array:
-        """`value` where a ref has such a pixel, otherwise zeros."""
-        return jnp.where(self._inside(ref, at), value, 0.0)
-
-    def _inside(self, ref, at):
+    def inside(self, ref: Any, *at: Any) -> jax.Array:
+        """Which channels there are of the pixel (image, row, column) of a ref (B, H, W, C)."""
         inside = self.there
-        for index, size in zip(at, ref.shape[:3], strict=True):
-            inside &= (index >= 0) & (index < size)
+        for n, size in zip(at, ref.shape, strict=False):
+            inside &= (n >= 0) & (n < size)
         return inside
+
+    def pixel(self, ref: Any, inside: jax.Array, *at: Any) -> jax.Array:
+        """Reads a pixel; zeros where it is not `inside`."""
+        value = plgpu.load(ref.at[*at, self.numbers], mask=inside, other=0.0)
+        return value.astype(jnp.float32)
+
+    def store_pixel(self, ref: Any, value: jax.Array, inside: jax.Array, *at: Any) -> jax.Array:
+        """Stores a pixel, and returns it as it was rounded."""
+        value = value.astype(ref.dtype)
+        plgpu.store(ref.at[*at, self.numbers], value, mask=inside)
+        return value.astype(jnp.float32)
+
+
+def masked(inside: jax.Array, value: jax.Array) -> jax.Array:
+    """A pixel, with zeros where it is not `inside`."""
+    return lax.select(inside, value, lax.full_like(value, 0.0))
+
+
+def multiply_add(total: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """total + a · b. The thousands of them in a kernel are traced faster than operators."""
+    return lax.add(total, lax.mul(a, b))

@@ -19,7 +19,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from nvae_jax.ops.gpu import columns
-from nvae_jax.ops.gpu.image_blocks import Blocks, Channels
+from nvae_jax.ops.gpu.image_blocks import Blocks, Channels, masked, multiply_add
 from nvae_jax.ops.gpu.normalization import (
     apply_gradient,
     deviation_sums,
@@ -125,18 +125,20 @@ def _convolution_kernel(*refs, blocks, epsilon):
     gain, shift = gain_and_shift(scale, bias, mean, var, epsilon)
 
     def read(*at):
-        return channels.masked(x, swish(channels.pixel(x, *at) * gain + shift), *at)
+        inside = channels.inside(x, *at)
+        return masked(inside, swish(channels.pixel(x, inside, *at) * gain + shift))
 
     def each(image, row, column, window, totals):
         total, square = totals
         for n in range(blocks.columns):
-            for phase, at in blocks.pixels_at(row, column + n):
+            for phase, (i, j) in blocks.pixels_at(row, column + n):
                 value = channels.zeros()
                 for tap, activation in blocks.around(window, n):
-                    value += activation * weights[phase + tap]
-                off = channels.store_pixel(y, value, image, *at) - next_center
-                off = channels.masked(y, off, image, *at)
-                total, square = total + off, square + off * off
+                    value = multiply_add(value, activation, weights[phase + tap])
+                inside = channels.inside(y, image, i, j)
+                stored = channels.store_pixel(y, value, inside, image, i, j)
+                off = masked(inside, stored - next_center)
+                total, square = total + off, multiply_add(square, off, off)
         return [total, square]
 
     channels.store_once(mean_ref, mean)
@@ -155,10 +157,10 @@ def _gradient_kernel(*refs, blocks, epsilon):
 
     def gradient(*at):
         """For an output of the convolution."""
-        value = channels.pixel(y, *at)
-        slope = swish_slope(value * next_gain + next_shift)
-        found = by_inner * slope * channels.pixel(g, *at) + by_y * value + constant
-        return channels.masked(y, found, *at)
+        inside = channels.inside(y, *at)
+        value = channels.pixel(y, inside, *at)
+        by_scaled = channels.pixel(g, inside, *at) * swish_slope(value * next_gain + next_shift)
+        return masked(inside, by_inner * by_scaled + by_y * value + constant)
 
     def read(image, row, column):
         return {phase: gradient(image, *at) for phase, at in blocks.pixels_at(row, column)}
@@ -167,17 +169,19 @@ def _gradient_kernel(*refs, blocks, epsilon):
         (total, along), by_weights = totals[:2], dict(zip(weights, totals[2:], strict=True))
         for n in range(blocks.columns):
             at, by_activation = (image, row, column + n), channels.zeros()
-            value = channels.pixel(x, *at)
-            activation = channels.masked(x, swish(value * gain + shift), *at)
+            inside = channels.inside(x, *at)
+            value = channels.pixel(x, inside, *at)
+            scaled = value * gain + shift
+            activation = masked(inside, swish(scaled))
             for (i, j), gradients in blocks.around(window, n):
                 for phase, gradient in gradients.items():
                     # An input meets the outputs around it with the taps in the opposite order.
-                    weight = (*phase, last - i, last - j)
-                    by_activation += gradient * weights[weight]
-                    by_weights[weight] += gradient * activation
-            rounded = by_activation * swish_slope(value * gain + shift)
-            rounded = channels.masked(x, channels.store_pixel(inner, rounded, *at), *at)
-            total, along = total + rounded, along + rounded * (value - before[2])
+                    tap = (*phase, last - i, last - j)
+                    by_activation = multiply_add(by_activation, gradient, weights[tap])
+                    by_weights[tap] = multiply_add(by_weights[tap], gradient, activation)
+            by_scaled = by_activation * swish_slope(scaled)
+            stored = masked(inside, channels.store_pixel(inner, by_scaled, inside, *at))
+            total, along = total + stored, multiply_add(along, stored, value - before[2])
         return [total, along, *by_weights.values()]
 
     channels.store_once(scale_grad, along * lax.rsqrt(after[3] + epsilon))

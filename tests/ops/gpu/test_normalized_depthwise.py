@@ -80,3 +80,21 @@ def test_is_exact(size, c, k, upsample, blocks, dtype, tolerance, monkeypatch):
     check(found[2][:2], expected[2][:2], tolerance)
     for n in (2, 3):
         check(found[2][n][:2], expected[2][n][:2], tolerance)
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+def test_is_three_kernels_and_three_for_the_gradients(upsample):
+    def step(given, g):
+        def function(*arrays):
+            return Gpu().normalized_depthwise_conv(*arrays, EPSILON, upsample=upsample)
+
+        return with_gradients(function, given, g)
+
+    lowered = jax.jit(step).trace(*arrays((16, 16), 96, 5, upsample))
+    text = lowered.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 6
+
+
+def test_strides_are_left_to_single_operations():
+    (x, kernel, *norms), _ = arrays((4, 4), 6, 3, False)
+    assert Gpu().normalized_depthwise_conv(x, kernel, *norms, EPSILON, stride=2) is None
