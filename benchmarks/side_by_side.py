@@ -9,6 +9,7 @@ from typing import Any
 import record
 
 TO_RUN = 25  # seconds reserved for running the compiled programs
+PARALLEL = 3  # compilations at once; with more, each takes so long that none may end in time
 
 
 @dataclass
@@ -51,17 +52,23 @@ class Runner:
 
     def __init__(self, results, deadline):
         self._results, self._deadline = results, deadline
-        self._pool = futures.ThreadPoolExecutor(64)  # XLA's compiler lets other threads run
+        self._pool = futures.ThreadPoolExecutor(PARALLEL)  # XLA's compiler lets other threads run
         self._compiling = []
 
     def run(self, programs, later=0):
-        """Compiles all programs, but leaves `later` seconds; then runs them one at a time."""
+        """Compiles all programs, but leaves `later` seconds; then runs them one at a time.
+
+        Compilations that have begun cannot be stopped, and times measured beside them are worthless.
+        So they are waited for, even if less time remains for what comes later.
+        """
         started = {self._start(program): program for program in programs if program.lower}
         started.pop(None, None)
-        self._wait(started, max(seconds_left(self._deadline) - TO_RUN - later, 1))
+        self._wait(started, seconds_left(self._deadline) - TO_RUN - later)
+        running = {f: program for f, program in started.items() if not f.done() and not f.cancel()}
+        self._wait(running, seconds_left(self._deadline) - TO_RUN)
         compiled = [(program, None) for program in programs if program.lower is None]
         for future, program in started.items():
-            if not future.done():
+            if not future.done() or future.cancelled():
                 self._results.add(program.row, problem="not compiled in the available time")
             elif not future.exception():
                 compiled.append((program, future.result()[0]))
@@ -85,7 +92,7 @@ class Runner:
 
     def _wait(self, started, seconds):
         try:
-            for future in futures.as_completed(started, seconds):
+            for future in futures.as_completed(started, max(seconds, 1)):
                 self._compiled(started[future], future, len(started))
         except TimeoutError:
             pass

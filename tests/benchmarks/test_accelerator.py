@@ -79,6 +79,23 @@ def test_what_takes_too_long_is_named_and_the_rest_measured(scripts, results, tm
     assert found["good"]["ms"] == 1.0 and found["good"]["ran_beside_compilations"] == 1
 
 
+def test_nothing_is_measured_beside_a_compilation_that_ends_in_time(scripts, results, tmp_path):
+    deadline = time.monotonic() + scripts.side_by_side.TO_RUN + 30
+    runner = scripts.side_by_side.Runner(results, deadline)
+    release = threading.Event()
+    threading.Timer(1.5, release.set).start()
+    slow = [program(scripts, f"slow {n}", lambda _: release.wait(30)) for n in range(3)]
+    # More than are compiled at once, so that some have not begun when the time for them is over.
+    late = [program(scripts, f"late {n}") for n in range(3)]
+    runner.run([*slow, *late], later=29.5)
+    found = rows(tmp_path)
+    for one in slow:
+        assert found[one.row["name"]]["ms"] == 1.0
+        assert "ran_beside_compilations" not in found[one.row["name"]]
+    for one in late:
+        assert found[one.row["name"]]["problem"] == "not compiled in the available time"
+
+
 def test_every_result_is_in_the_file_at_once(scripts, results, tmp_path):
     seen = []
 
