@@ -1,7 +1,8 @@
-"""Training with each kind of operations: the same losses."""
+"""Training with each kind of operations: the same losses and running statistics."""
 
 import dataclasses
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from tests.ops.implementations import CPU, GPU, NATIVE
 STEPS = 50
 
 
-def losses(ops):
-    """Of `STEPS` steps on random images, from the same state."""
+def train(ops):
+    """The losses of `STEPS` steps on random images, from the same state; the final statistics."""
     config = tiny_config(
         model={
             "num_scales": 1,
@@ -37,14 +38,16 @@ def losses(ops):
     for batch in images.astype(np.float32):
         state, metrics = step(state, batch)
         found.append(metrics["loss"])
-    return np.array(found)
+    return np.array(found), jax.tree.map(np.asarray, state.batch_stats)
 
 
 @pytest.fixture(scope="module")
 def expected():
-    return losses(Portable())
+    return train(Portable())
 
 
 @pytest.mark.parametrize("ops", [CPU, NATIVE, GPU])
-def test_losses_over_many_steps(ops, expected):
-    np.testing.assert_allclose(losses(ops), expected, rtol=1e-4)
+def test_many_steps(ops, expected):
+    losses, statistics = train(ops)
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-4)
+    chex.assert_trees_all_close(statistics, expected[1], rtol=1e-2, atol=1e-3)
