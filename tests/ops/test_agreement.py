@@ -21,9 +21,9 @@ def train(ops):
         model={
             "num_scales": 1,
             "num_groups": 2,
-            "process_blocks": 2,
-            "preprocess_cells": 1,
-            "postprocess_cells": 1,
+            "process_blocks": 1,
+            "encoder_cells_per_group": 1,
+            "decoder_cells_per_group": 1,
             "encoder_width": 4,
             "decoder_width": 4,
             "precision": "highest",
