@@ -58,8 +58,8 @@ class Runner:
     def run(self, programs, later=0):
         """Compiles all programs, but leaves `later` seconds; then runs them one at a time.
 
-        Compilations that have begun cannot be stopped, and times measured beside them are worthless.
-        So they are waited for, even if less time remains for what comes later.
+        Compilations that have begun cannot be stopped, and times measured beside them are wrong. So
+        they are waited for, even if less time remains for what comes later.
         """
         started = {self._start(program): program for program in programs if program.lower}
         started.pop(None, None)

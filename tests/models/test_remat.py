@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from jax.extend.core import subjaxprs
 
 from nvae_jax import build
 from nvae_jax.models.remat import POLICIES
+from nvae_jax.ops.portable.normalization import STATISTICS
 from tests.conftest import tiny_config
 
 
@@ -61,6 +63,21 @@ def test_each_policy_keeps_less_than_the_one_before(unroll):
     kept = [kept_bytes(policy, unroll) for policy in POLICIES]
     assert kept == sorted(kept, reverse=True) and len(set(kept)) == len(kept)
     assert kept[1] < 0.82 * kept[0]  # the paper saves 18%
+
+
+def count_statistics(jaxpr):
+    """How often a program computes the mean or the variance of a batch, loops counted once."""
+    named = sum(e.primitive.name == "name" and e.params["name"] == STATISTICS for e in jaxpr.eqns)
+    return named + sum(count_statistics(inner) for inner in subjaxprs(jaxpr))
+
+
+@pytest.mark.parametrize("policy", POLICIES[1:])
+def test_statistics_are_not_computed_again(policy):
+    found = []
+    for one in ("none", policy):
+        params, loss = pass_of(one, 10**6)
+        found.append(count_statistics(jax.make_jaxpr(jax.grad(loss, has_aux=True))(params).jaxpr))
+    assert found[0] == found[1] > 0
 
 
 def test_an_unknown_policy_is_named():

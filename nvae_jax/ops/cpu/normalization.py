@@ -3,13 +3,12 @@
 from functools import partial
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from nvae_jax.ops.cpu import native
-from nvae_jax.ops.portable.normalization import normalize
+from nvae_jax.ops.portable.normalization import STATISTICS, normalize
 
 
-# With jit, layers of equal shapes are traced and lowered only once.
-@partial(jax.jit, static_argnames=("epsilon", "with_swish"))
 def batch_norm(
     x: jax.Array,
     scale: jax.Array,
@@ -20,13 +19,24 @@ def batch_norm(
     with_swish: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises x (..., C); returns it with its mean (C,) and biased variance (C,)."""
+    mean, var = checkpoint_name(_moments(x), STATISTICS)
+    if with_swish:
+        return _normalize_swish(x, scale, bias, mean, var, epsilon=epsilon), mean, var
+    return normalize(x, scale, bias, mean, var, epsilon=epsilon, with_swish=False), mean, var
+
+
+# With jit, layers of equal shapes are traced and lowered only once.
+@jax.jit
+def _moments(x):
     rows, channels = x.reshape(-1, x.shape[-1]), x.shape[-1:]
-    mean, var = native.call("moments", [channels, channels], rows)
-    if not with_swish:
-        return normalize(x, scale, bias, mean, var, epsilon=epsilon, with_swish=False), mean, var
-    vectors = scale, bias, mean, var
+    return native.call("moments", [channels, channels], rows)
+
+
+@partial(jax.jit, static_argnames="epsilon")
+def _normalize_swish(x, *vectors, epsilon):
+    rows = x.reshape(-1, x.shape[-1])
     y = native.call("norm_swish", rows.shape, rows, *vectors, epsilon=float(epsilon))
-    return y.reshape(x.shape), mean, var
+    return y.reshape(x.shape)
 
 
 @partial(jax.jit, static_argnames=("epsilon", "with_swish"))

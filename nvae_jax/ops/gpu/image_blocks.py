@@ -20,8 +20,8 @@ from jax.experimental.pallas import triton as plgpu
 CHANNELS, WARPS = 64, 2  # of a program
 # Of a block. With more columns the rows of a window would not fit the registers of a thread.
 ROWS, COLUMNS = 32, 8
-# Maximum number: eight per multiprocessor of an H100, for more of which there are no registers. Each
-# writes its own part of a sum.
+# Maximum number: eight per multiprocessor of an H100, which has registers for no more. Each writes
+# its own part of a sum.
 PROGRAMS = 1056
 
 Vectors = list[jax.Array]

@@ -5,6 +5,7 @@ The first pass of either makes sums, and the second uses them.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,6 @@ from nvae_jax.ops.portable.normalization import STATISTICS
 Vectors = Sequence[jax.Array]
 
 
-# jit, so that layers of equal shapes are traced and lowered once.
-@partial(jax.jit, static_argnames=("epsilon", "with_swish", "interpret"))
 def batch_norm(
     x: jax.Array,
     scale: jax.Array,
@@ -30,8 +29,8 @@ def batch_norm(
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x (..., C) normalised, its mean and its biased variance (C,)."""
-    options = dict(epsilon=epsilon, with_swish=with_swish, interpret=interpret)
-    sums = deviation_sums(x, center, interpret)
+    options: dict[str, Any] = dict(epsilon=epsilon, with_swish=with_swish, interpret=interpret)
+    sums = checkpoint_name(deviation_sums(x, center, interpret), STATISTICS)
     y, mean, var = normalize(x, (scale, bias, center), sums, **options)
     return y, mean, var
 
@@ -51,17 +50,21 @@ def gradients(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradients for x (..., C), scale and bias (C,), given `g`, that of the first result."""
     norm = scale, bias, mean, var
-    options = dict(epsilon=epsilon, with_swish=with_swish, interpret=interpret)
-    return apply_gradient(x, g, norm, gradient_sums(x, g, norm, **options), **options)
+    options: dict[str, Any] = dict(epsilon=epsilon, with_swish=with_swish, interpret=interpret)
+    sums = gradient_sums(x, g, norm, **options)
+    dx, scale_grad, bias_grad = apply_gradient(x, g, norm, sums, **options)
+    return dx, scale_grad, bias_grad
 
 
+# jit, so that layers of equal shapes are traced and lowered once.
+@partial(jax.jit, static_argnums=2)
 def deviation_sums(x: jax.Array, center: jax.Array, interpret: bool) -> jax.Array:
     """The sums of x (..., C) minus `center` (C,), and of the squares of that, as
     `columns.column_sums` gives them."""
-    sums = columns.column_sums(_deviations, [_rows(x)], [center], interpret=interpret)
-    return checkpoint_name(sums, STATISTICS)  # so that remat does not pass over x again
+    return columns.column_sums(_deviations, [_rows(x)], [center], interpret=interpret)
 
 
+@partial(jax.jit, static_argnames=("epsilon", "with_swish", "interpret"))
 def normalize(
     x: jax.Array,
     norm: Vectors,

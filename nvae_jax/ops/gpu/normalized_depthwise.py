@@ -11,6 +11,7 @@ that depend on its phase (p, q).
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,27 +53,36 @@ def normalized_depthwise(
     return _forward(epsilon, phases, interpret, x, kernel, before, after)[0]
 
 
+def _forward(epsilon, phases, interpret, x, kernel, before, after):
+    # Names are outside of jit, inside of which remat does not look for them.
+    sums = checkpoint_name(deviation_sums(x, before[2], interpret), STATISTICS)
+    y, sums, *first = _convolve(epsilon, phases, interpret, x, kernel, before, sums, after[2])
+    y, (sums, first) = checkpoint_name(y, CONV_OUTPUT), checkpoint_name((sums, first), STATISTICS)
+    options = dict(epsilon=epsilon, with_swish=True, interpret=interpret)
+    z, *second = normalize(y, after, sums, **options)
+    second = checkpoint_name(second, STATISTICS)
+    residuals = x, y, kernel, (*before[:2], *first), (*after[:2], *second)
+    return (z, (tuple(first), tuple(second))), residuals
+
+
 # jit, so that layers of equal shapes are traced and lowered once.
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _forward(epsilon, phases, interpret, x, kernel, before, after):
+def _convolve(epsilon, phases, interpret, x, kernel, before, sums, next_center):
+    """The convolution's result, the sums of its deviations from `next_center`, and mean and
+    variance of x."""
     weights = _by_phase(kernel, phases)
     blocks = Blocks(x.shape, weights.shape[2], phases)
     batch, height, width, channels = x.shape
     shape = batch, phases * height, phases * width, channels
     vector = jax.ShapeDtypeStruct((channels,), jnp.float32)
-    y, sums, *first = blocks.call(
+    y, sums, mean, var = blocks.call(
         partial(_convolution_kernel, blocks=blocks, epsilon=epsilon),
-        (x, weights, *before, deviation_sums(x, before[2], interpret), after[2]),
+        (x, weights, *before, sums, next_center),
         [jax.ShapeDtypeStruct(shape, x.dtype), blocks.parts(2), vector, vector],
         name="normalized_depthwise",
         interpret=interpret,
     )
-    y, sums = checkpoint_name(y, CONV_OUTPUT), checkpoint_name(columns.few(sums), STATISTICS)
-    options = dict(epsilon=epsilon, with_swish=True, interpret=interpret)
-    z, *second = normalize(y, after, sums, **options)
-    first, second = checkpoint_name((tuple(first), tuple(second)), STATISTICS)
-    residuals = x, y, kernel, (*before[:2], *first), (*after[:2], *second)
-    return (z, (first, second)), residuals
+    return y, columns.few(sums), mean, var
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -80,7 +90,7 @@ def _backward(epsilon, phases, interpret, residuals, cotangents):
     (x, y, kernel, before, after), (g, _) = residuals, cotangents
     weights, turn_back = jax.vjp(partial(_by_phase, phases=phases), kernel)
     blocks = Blocks(x.shape, weights.shape[2], phases)
-    options = dict(epsilon=epsilon, interpret=interpret)
+    options: Any = dict(epsilon=epsilon, interpret=interpret)
     sums = gradient_sums(y, g, after, with_swish=True, **options)
     vector = jax.ShapeDtypeStruct(x.shape[3:], jnp.float32)
     inner, by_weights, inner_sums, *second = blocks.call(
@@ -152,8 +162,8 @@ def _gradient_kernel(*refs, blocks, epsilon):
     weights = channels.weights(weights)
     before, (*after, total, along) = channels.vectors(*norms[:4]), channels.vectors(*norms[4:])
     by_inner, by_y, constant = input_gradient(after, (total, along), _count(y), epsilon)
-    gain, shift = gain_and_shift(*before, epsilon)
-    next_gain, next_shift = gain_and_shift(*after, epsilon)
+    gain, shift = gain_and_shift(*before, epsilon=epsilon)
+    next_gain, next_shift = gain_and_shift(*after, epsilon=epsilon)
 
     def gradient(*at):
         """For an output of the convolution."""

@@ -39,7 +39,11 @@ def batch_norm(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _batch_norm(x, scale, bias, center, epsilon, with_swish, kernels):
+def _batch_norm(*arguments):
+    return _normalize_batch(*arguments)
+
+
+def _normalize_batch(x, scale, bias, center, epsilon, with_swish, kernels):
     options = dict(epsilon=epsilon, with_swish=with_swish)
     if kernels:
         y, mean, var = kernels.batch_norm(x, scale, bias, center, **options)
@@ -49,8 +53,9 @@ def _batch_norm(x, scale, bias, center, epsilon, with_swish, kernels):
 
 
 def _batch_norm_fwd(*arguments):
-    results: Any = _batch_norm(*arguments)
-    return results, (*arguments[:3], *results[1:])
+    # Not `_batch_norm`: remat does not look for names inside of functions with own gradients.
+    y, mean, var = _normalize_batch(*arguments)
+    return (y, mean, var), (*arguments[:3], mean, var)
 
 
 def _batch_norm_bwd(epsilon, with_swish, kernels, residuals, cotangents):
