@@ -7,7 +7,7 @@ python launch/decode.py --workdir=DIR --latents=FILE.npz --out=OUT [--groups=K -
 
 from absl import flags
 
-from nvae_jax import api, cli, distributed, encode, noise, options
+from nvae_jax import api, cli, encode, noise, options, processes
 from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
@@ -24,7 +24,7 @@ OUT, OVERWRITE = options.define_out()
 def main(_):
     """Flags in, one call out."""
     run = api.load(**RUN(), batch_size=BATCH.value)
-    with distributed.raise_together():
+    with processes.raise_together():
         latents = encode.load_latents(LATENTS.value, KIND.value, GROUPS.value)
     encode.decode_run(
         run,

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 
 from nvae_jax import (
-    distributed,
     extras,
     files,
     history,
     outputs,
     paths,
     pictures,
+    processes,
     progress,
     rate_distortion,
     sharding,
@@ -117,7 +117,7 @@ def analyze_run(
     """
     charts = extras.load("nvae_jax.latent_charts", "plots", "analyze")
     spec = run.experiment.data
-    with distributed.raise_together():
+    with processes.raise_together():
         split, out = pipeline.resolve_split(spec, split), paths.parse(out)
     metadata = run.metadata(split=split, max_examples=max_examples or "all", seed=seed)
     names = ["latents.json", "latents.png", "latents.npz", "rate_distortion.png", "prior_gap.png"]
@@ -138,7 +138,7 @@ def analyze_run(
             pictures.save_png(out / f"{name}.png", charts.rasterize(figure), metadata)
         _report(summary, [path for path in written if path.exists()])
 
-    distributed.on_primary(write)
+    processes.on_primary(write)
     return summary
 
 

@@ -30,10 +30,10 @@ from nvae_jax import (
     capacity,
     checkpoint,
     checks,
-    distributed,
     inference,
     inputs,
     paths,
+    processes,
     scores,
     sharding,
 )
@@ -82,7 +82,7 @@ def load(
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}")
     programs = inference.programs(experiment.model, experiment.likelihood)
-    with distributed.raise_together():
+    with processes.raise_together():
         capacity.check_memory(experiment, batch_size=size)
     return Run(paths.parse(workdir), experiment, state, size, programs, lambda: state.variables)
 
@@ -318,7 +318,7 @@ class Run:
 
     def check_memory(self, num: int) -> None:
         """Raises ValueError if `num` images do not fit the memory."""
-        with distributed.raise_together():
+        with processes.raise_together():
             capacity.check_memory(self.experiment, num=num)
 
     def compose(

@@ -13,9 +13,9 @@ import optax
 from ml_collections import ConfigDict
 
 from nvae_jax import likelihoods, schema, sharding
+from nvae_jax.cluster_detection import DistributedSettings
 from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataSpec
-from nvae_jax.distributed import DistributedSettings
 from nvae_jax.experiment import Experiment
 from nvae_jax.likelihoods import Likelihood
 from nvae_jax.models import cells, remat

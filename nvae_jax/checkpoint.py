@@ -16,13 +16,13 @@ from nvae_jax import (
     buckets,
     build,
     checkpoint_files,
-    distributed,
     files,
     hosts,
     lost_process,
     orbax_errors,
     orbax_s3,
     paths,
+    processes,
     run_directory,
 )
 from nvae_jax.interrupt import Interrupted
@@ -150,7 +150,7 @@ class Checkpoints:
         except (OSError, RuntimeError, ValueError) as error:
             if lost_process.is_reason_of(error):
                 raise
-            if distributed.is_primary():  # makes room for the next try
+            if processes.is_primary():  # makes room for the next try
                 for part in checkpoint_files.unfinished(self._directory, step):
                     files.remove_tree(part)
             path = self._directory / str(step)
@@ -165,16 +165,16 @@ class Checkpoints:
 
     def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds `metrics` to the saved `step`, like the argument of `save`."""
-        if distributed.is_primary():
+        if processes.is_primary():
             checkpoint_files.write_metrics(self._directory, step, metrics)
         self._scores[step] = checkpoint_files.score(metrics)
 
     def _remove(self, step):
         """Removes a damaged checkpoint, so that it can be saved again."""
         path = self._directory / str(step)
-        if distributed.is_primary():
+        if processes.is_primary():
             files.remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        distributed.barrier(f"damaged checkpoint {step}")
+        processes.barrier(f"damaged checkpoint {step}")
         self._manager.reload()
         self._damaged.discard(step)
 
@@ -268,12 +268,12 @@ class Checkpoints:
         first = None
         for step in self._candidates(which):
             found, problem = _attempt(read, step)
-            problem = _first_problem(distributed.all_gather(problem))
+            problem = _first_problem(processes.all_gather(problem))
             if problem is None:
                 return found
             self._damaged.add(step)
             first = first or f"step {step}: {problem}"
-            if distributed.is_primary() and step != which:
+            if processes.is_primary() and step != which:
                 message = "checkpoint of step %s cannot be read, trying the next one: %s"
                 logging.warning(message, step, problem)
         if first:
@@ -288,7 +288,7 @@ class Checkpoints:
     def _candidates(self, which):
         """The steps to try, in order; the same in all processes."""
         scores = {}
-        for scores_of_process in distributed.all_gather(list(self._scores.items())):
+        for scores_of_process in processes.all_gather(list(self._scores.items())):
             scores.update(scores_of_process)
         newest_first, best_first = sorted(scores, reverse=True), _rank(scores, scores)
         if not scores or which == "latest":
@@ -425,7 +425,7 @@ def load_run(
     config = run_directory.load_config(workdir, changes)
     if join:
         hosts.join(config)
-    with distributed.raise_together():
+    with processes.raise_together():
         experiment = build.build_for_inference(config)
     return experiment, load_snapshot(workdir, experiment, which)[0]
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from nvae_jax import allocator, distributed, files, lost_process, paths, schema
+from nvae_jax import allocator, cluster_detection, distributed, files, lost_process, paths, schema
 from nvae_jax.buckets import SCHEMES, BucketError
 from nvae_jax.interrupt import Interrupted
 
@@ -123,8 +123,8 @@ def as_called(text: str, program: str) -> str:
 
 
 def _export_process_flags():
-    """Sets the environment variables that `distributed` reads from the flags of the same name."""
-    for flag, name in zip(PROCESS_FLAGS, distributed.VARIABLES, strict=True):
+    """Sets the variables that `cluster_detection` reads, from the flags of the same name."""
+    for flag, name in zip(PROCESS_FLAGS, cluster_detection.VARIABLES, strict=True):
         if flag.value is not None:
             os.environ[name] = str(flag.value)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import checks, distributed, inputs, outputs, paths, pictures, reporting
+from nvae_jax import checks, inputs, outputs, paths, pictures, processes, reporting
 from nvae_jax.api import Run
 
 KINDS = ("sample", "mean")
@@ -45,7 +45,7 @@ def encode_run(
     for kind, temperature in (("mean", 0.0), ("sample", 1.0)):
         latents = run.encode(images, temperature=temperature, seed=seed)
         arrays.update({f"{kind}_{group:02d}": z for group, z in enumerate(latents)})
-    distributed.on_primary(lambda: pictures.save_arrays(out, **arrays, **metadata))
+    processes.on_primary(lambda: pictures.save_arrays(out, **arrays, **metadata))
     reporting.log(f"{len(images)} image(s) encoded to {out}: {run.num_groups} groups")
 
 
@@ -117,5 +117,5 @@ def decode_run(
         pictures.save_arrays(arrays, images=values, **metadata, **white)
         pictures.save_grid(grid, images[:100], metadata, num_bits=bits)
 
-    distributed.on_primary(write)
+    processes.on_primary(write)
     reporting.log(f"{len(images)} image(s) written to {arrays}")

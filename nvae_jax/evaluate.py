@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import VariableDict
 
-from nvae_jax import distributed, files, outputs, paths, progress, reporting, sharding, steps
+from nvae_jax import files, outputs, paths, processes, progress, reporting, sharding, steps
 from nvae_jax.data import pipeline, sources
 from nvae_jax.experiment import Experiment
 from nvae_jax.interrupt import Interrupt, Interrupted
@@ -266,7 +266,7 @@ def evaluate_run(
       ValueError: if the data are missing, or a result of other settings exists.
       Interrupted: after SIGINT or SIGTERM to any host; nothing is written.
     """
-    with distributed.raise_together():
+    with processes.raise_together():
         used = pipeline.resolve_split(experiment.data, split)
         batches = _batches(experiment, used, batch_size, seed, max_examples)
         total = pipeline.num_examples(experiment.data, used)
@@ -280,14 +280,14 @@ def evaluate_run(
             "batch_size": batch_size or experiment.evaluation.batch_size,
         }
         path = _result_path(workdir, settings)
-    distributed.check_same("settings", {**settings, "num_examples": total})
-    distributed.on_primary(lambda: outputs.check_settings([path], settings, overwrite=overwrite))
+    processes.check_same("settings", {**settings, "num_examples": total})
+    processes.on_primary(lambda: outputs.check_settings([path], settings, overwrite=overwrite))
     if used != split:
         reporting.log(f"{experiment.data.name} has no split {split!r}: evaluating {used!r}")
     total = min(total, max_examples or total)
     result = settings | _evaluate_interruptibly(experiment, state, batches, total, settings)
     reporting.log(_report(result))
-    distributed.on_primary(lambda: _write(path, result))
+    processes.on_primary(lambda: _write(path, result))
     return result
 
 

@@ -15,11 +15,11 @@ from flax.typing import VariableDict
 
 from nvae_jax import (
     capacity,
-    distributed,
     extras,
     files,
     outputs,
     paths,
+    processes,
     progress,
     run_directory,
     steps,
@@ -144,7 +144,7 @@ def export_run(
         named = ", ".join(f"{name} ({size / 1e6:.1f} MB)" for name, size in sizes.items())
         print(f"written to {out}: {named}")
 
-    distributed.on_primary(write)
+    processes.on_primary(write)
 
 
 def _check(batch_size, platforms):

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from nvae_jax import distributed, files, run_directory
+from nvae_jax import files, processes, run_directory
 
 STARTS = "starts.jsonl"
 START, END = "start", "end"
@@ -38,7 +38,7 @@ class Goodput:
     def __init__(self, workdir: Path, step: int, since: float):
         self._workdir, self._since = workdir, since
         begin = time.time() - (time.monotonic() - since)
-        primary = distributed.is_primary()
+        primary = processes.is_primary()
         self.training_seconds = _training_seconds(workdir, step) if primary else 0.0
         rows = _rows(workdir / STARTS) if primary else []
         rows = [row for row in rows if isinstance(row.get("time"), float) and "event" in row]
@@ -70,7 +70,7 @@ class Goodput:
             "processes": jax.process_count(),
             "devices": jax.device_count(),
         }
-        if distributed.is_primary():
+        if processes.is_primary():
             lines = map(files.to_json, [*_rows(self._workdir / STARTS), row])
             text = "".join(f"{line}\n" for line in lines)
             run_directory.write_text(self._workdir / STARTS, text)

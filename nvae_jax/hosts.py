@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 import nvae_jax
-from nvae_jax import build, distributed, schema
+from nvae_jax import build, distributed, processes, schema
 
 # With different versions, hosts could compile different programs, or read different batches.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -35,9 +35,9 @@ def join(config: ConfigDict, **arguments: Any) -> None:
     distributed.initialize(build.build_distributed(config))
     if jax.process_count() == 1:
         return
-    distributed.check_same("code", versions())
+    processes.check_same("code", versions())
     flat = {key: v for key, v in schema.flatten(config).items() if not key.startswith(OWN)}
-    distributed.check_same("config", {**flat, **arguments})
+    processes.check_same("config", {**flat, **arguments})
     _compare_clocks()
 
 
@@ -66,11 +66,11 @@ def _digest():
 
 
 def _compare_clocks():
-    distributed.all_gather(None)  # so that all read their clocks at the same time
-    clocks = distributed.all_gather([time.time(), socket.gethostname()])
+    processes.all_gather(None)  # so that all read their clocks at the same time
+    clocks = processes.all_gather([time.time(), socket.gethostname()])
     ahead = [seconds - clocks[0][0] for seconds, _ in clocks]
     worst = max(range(len(ahead)), key=lambda index: abs(ahead[index]))
-    if abs(ahead[worst]) > CLOCK_SECONDS and distributed.is_primary():
+    if abs(ahead[worst]) > CLOCK_SECONDS and processes.is_primary():
         print(
             f"warning: the clock of process {worst} on {clocks[worst][1]} is "
             f"{abs(ahead[worst]):.0f} s {'ahead of' if ahead[worst] > 0 else 'behind'} that of "

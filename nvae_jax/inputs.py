@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import checks, distributed, mirror, paths
+from nvae_jax import checks, mirror, paths, processes
 from nvae_jax.data import depth, faults, folder, numpy_files, pipeline, sources, transforms
 from nvae_jax.data.images import SUFFIXES, Images
 from nvae_jax.data.spec import CorruptError, DataSpec
@@ -221,7 +221,7 @@ def select(
       ValueError: as `to_model` and `load`, or if there are no such images.
     """
     end = None if num is None else first + num
-    with distributed.raise_together():
+    with processes.raise_together():
         if images is not None:
             found = read(images, experiment.data, first, end)
             with checks.naming(images):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import distributed, inputs, outputs, paths, pictures, progress, reporting
+from nvae_jax import inputs, outputs, paths, pictures, processes, progress, reporting
 from nvae_jax.api import Run
 from nvae_jax.noise import group_temperatures
 
@@ -154,7 +154,7 @@ def interpolate_run(
         for path, animated in zip(written[2:], frames, strict=True):
             pictures.save_animation(path, animated, metadata)
 
-    distributed.on_primary(write)
+    processes.on_primary(write)
     reporting.log(
         f"{len(steps)} interpolation(s) in {out}: {', '.join(path.name for path in written)}"
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from nvae_jax import distributed, files, paths, pictures, run_directory
+from nvae_jax import files, paths, pictures, processes, run_directory
 
 # {name in --log, which is also the extra that it needs: module whose `make()` returns the logger}
 MODULES = {"tensorboard": "nvae_jax.tensorboard", "wandb": "nvae_jax.weights_and_biases"}
@@ -126,7 +126,7 @@ class Loggers:
 
     def __init__(self, others: Iterable[Logger] = ()):
         self._own, self._others = [RunFolder()], list(others)
-        if not distributed.is_primary():
+        if not processes.is_primary():
             self._own, self._others = [], []
         self._failing = set()  # ids, because a logger may not be hashable
 
@@ -138,7 +138,7 @@ class Loggers:
           ValueError: in all processes, if a logger cannot start.
         """
         with contextlib.ExitStack() as stack:
-            with distributed.raise_together():
+            with processes.raise_together():
                 for logger in [*self._own, *self._others]:
                     self._start(logger, paths.parse(workdir), config, step)
                     stack.push(partial(self._close, logger))

@@ -24,7 +24,8 @@ LOST_CONNECTION = re.compile(
 # Other errors called INTERNAL can be faults of this process's own device.
 _AMONG_PROCESSES = re.compile("Gloo|NCCL|[Tt]ask|[Bb]arrier|[Cc]onnection")
 _PACKAGE = Path(__file__).parent
-_OF_ALL = ("cli", "distributed", "interrupt", "lost_process", "saving")  # never named as the place
+# Files that are never named as the place.
+_OF_ALL = ("cli", "distributed", "interrupt", "lost_process", "processes", "saving")
 _ending = threading.Lock()
 
 

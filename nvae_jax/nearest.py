@@ -18,12 +18,12 @@ from numpy.typing import ArrayLike
 
 from nvae_jax import (
     checks,
-    distributed,
     files,
     inputs,
     outputs,
     paths,
     pictures,
+    processes,
     progress,
     sharding,
 )
@@ -78,7 +78,7 @@ def load_or_draw_samples(
     group_temperatures(run.experiment.model.hierarchy, temperature)  # checked in any case
     if file is not None:
         spec = run.experiment.data
-        with distributed.raise_together():
+        with processes.raise_together():
             images = inputs.read(file, spec, end=num)
             with checks.naming(file):
                 images = inputs.check(images, spec)
@@ -240,7 +240,7 @@ def nearest_run(
     """
     _check(num, crop_fraction)
     spec, out = run.experiment.data, paths.parse(out)
-    with distributed.raise_together():
+    with processes.raise_together():
         split = pipeline.resolve_split(spec, split)
     options = {"baseline": split, "neighbours": num, "crop": crop_fraction, "rows": rows}
     metadata = {**metadata, **options}
@@ -264,7 +264,7 @@ def nearest_run(
         files.write_json(out / "nearest.json", summary)
         _report(summary, out)
 
-    distributed.on_primary(write)
+    processes.on_primary(write)
     return summary
 
 

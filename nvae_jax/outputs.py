@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nvae_jax import distributed, files, paths
+from nvae_jax import files, paths, processes
 
 
 def check(
@@ -38,14 +38,14 @@ def check(
       ValueError: in all processes, if a file must not be written; the message says why and what to
         do.
     """
-    distributed.check_same("settings", {**settings, "out": str(outputs[0])})
+    processes.check_same("settings", {**settings, "out": str(outputs[0])})
 
     def check_files():
         for path in outputs:
             _check_no_input(paths.check_writable(path, "--out"), inputs)
         check_settings(outputs, settings, overwrite=overwrite)
 
-    distributed.on_primary(check_files)
+    processes.on_primary(check_files)
 
 
 def check_settings(

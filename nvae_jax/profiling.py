@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from nvae_jax import distributed, reporting
+from nvae_jax import processes, reporting
 
 Span = tuple[int, int]
 
@@ -47,7 +47,7 @@ class Profile:
 
     def __init__(self, workdir: Path, span: Span | None, start: int):
         self._workdir, self._folder = workdir, None
-        span = span if distributed.is_primary() else None
+        span = span if processes.is_primary() else None
         if span and span[1] <= start:
             reporting.log(f"steps {span[0]} to {span[1]} are already done: there is no profile")
             span = None

@@ -13,7 +13,7 @@ from flax import traverse_util
 from flax.typing import VariableDict
 from numpy.typing import ArrayLike
 
-from nvae_jax import distributed, files, paths, progress, reporting, sharding
+from nvae_jax import files, paths, processes, progress, reporting, sharding
 from nvae_jax.experiment import Experiment
 from nvae_jax.interrupt import interruptible
 from nvae_jax.models.nvae import NVAE
@@ -191,7 +191,7 @@ def recalibrated_statistics(
     )
     path = paths.parse(workdir) / "recalibration" / name
     cached = _load(path, state.variables["batch_stats"])
-    cached_everywhere = all(distributed.all_gather(cached is not None))
+    cached_everywhere = all(processes.all_gather(cached is not None))
     if cached_everywhere and cached is not None:
         return cached
     reporting.log(f"recalibrating batch norm: {passes} passes of {size} images")
@@ -205,7 +205,7 @@ def recalibrated_statistics(
         method=method,
         progress=progress,
     )
-    distributed.on_primary(lambda: _save(path, statistics))
+    processes.on_primary(lambda: _save(path, statistics))
     return statistics
 
 

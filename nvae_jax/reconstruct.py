@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import distributed, inputs, outputs, paths, pictures, reporting
+from nvae_jax import inputs, outputs, paths, pictures, processes, reporting
 from nvae_jax.api import Run
 from nvae_jax.models.hierarchy import Hierarchy
 
@@ -102,5 +102,5 @@ def reconstruct_run(
         rows, columns = rows.reshape(-1, *rows.shape[2:]), rows.shape[1]
         pictures.save_grid(grid, rows, metadata, columns, num_bits=run.num_bits)
 
-    distributed.on_primary(write)
+    processes.on_primary(write)
     reporting.log(f"{len(images)} image(s), {groups} groups from the posterior: {grid}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nvae_jax import distributed
+from nvae_jax import processes
 
 # Columns of a row that depend on timing; all others are the same in equal runs.
 TIMES = tuple(
@@ -27,7 +27,7 @@ TIMES = tuple(
 
 def log(line: str) -> None:
     """Prints a line, on the first process only."""
-    if distributed.is_primary():
+    if processes.is_primary():
         print(line, flush=True)
 
 
@@ -49,7 +49,7 @@ class Silent:
 
 def progress(start: int, total: int, batch_size: int) -> "Silent | Progress":
     """Makes a `Progress` on the first process and a `Silent` on the others."""
-    return Progress(start, total, batch_size) if distributed.is_primary() else Silent()
+    return Progress(start, total, batch_size) if processes.is_primary() else Silent()
 
 
 def train_row(metrics: Mapping[str, Any], timing: Mapping[str, float]) -> dict[str, Any]:

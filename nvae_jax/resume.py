@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nvae_jax import checkpoint_files, distributed, paths
+from nvae_jax import checkpoint_files, paths, processes
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.run_directory import CHECKPOINTS, METRICS, UNSAVED, has_rows
 from nvae_jax.state import State
@@ -38,9 +38,9 @@ def restore(
         if not starts_anew:
             raise ValueError(f"{error}; --restart starts anew") from error
         restored = None
-    with distributed.raise_together():
+    with processes.raise_together():
         _check(workdir, restored, restart)
-        if restored is None and distributed.is_primary():
+        if restored is None and processes.is_primary():
             (paths.parse(workdir) / UNSAVED).touch()
     return restored
 
@@ -48,7 +48,7 @@ def restore(
 def is_new(workdir: str | Path, restart: bool) -> bool:
     """Whether the run in `workdir` starts anew, judging by its files; the same in all processes."""
     steps = checkpoint_files.steps(paths.parse(workdir) / CHECKPOINTS)
-    return distributed.all_gather(restart or _is_unsaved(workdir) or not steps)[0]
+    return processes.all_gather(restart or _is_unsaved(workdir) or not steps)[0]
 
 
 def _check(workdir, restored, restart):

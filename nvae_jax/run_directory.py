@@ -17,7 +17,7 @@ from typing import Any
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from nvae_jax import bucket_lock, buckets, checkpoint_files, distributed, files, paths, schema
+from nvae_jax import bucket_lock, buckets, checkpoint_files, files, paths, processes, schema
 from nvae_jax.configs import base
 
 CONFIG, LOCK = "config.json", ".lock"
@@ -238,11 +238,11 @@ def open_for_training(
     """
     workdir = paths.parse(workdir, "workdir")
     with contextlib.ExitStack() as stack:
-        with distributed.raise_together():
-            if distributed.is_primary():
+        with processes.raise_together():
+            if processes.is_primary():
                 stack.enter_context(_locked(workdir, config, extend))
         _check_shared(workdir)
-        with distributed.raise_together():
+        with processes.raise_together():
             config = _same_config(workdir, config)
         yield config
 
@@ -300,12 +300,12 @@ def _check_shared(workdir):
     """Raises ValueError in all processes if they do not share the folder."""
     mark = workdir / f".shared_{secrets.token_hex(8)}"  # a new name, which no host has cached
     with contextlib.ExitStack() as stack:
-        with distributed.raise_together():
-            if distributed.is_primary():
+        with processes.raise_together():
+            if processes.is_primary():
                 stack.callback(mark.unlink, missing_ok=True)
                 mark.touch()
-        mark, begin = workdir / distributed.all_gather(mark.name)[0], time.monotonic()
-        with distributed.raise_together():
+        mark, begin = workdir / processes.all_gather(mark.name)[0], time.monotonic()
+        with processes.raise_together():
             while not mark.exists():
                 if time.monotonic() > begin + SHARING_SECONDS:
                     raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_jax import capacity, distributed, outputs, paths, pictures, progress, reporting
+from nvae_jax import capacity, outputs, paths, pictures, processes, progress, reporting
 from nvae_jax.data import depth
 from nvae_jax.experiment import Experiment
 from nvae_jax.prior_samples import PriorSamples
@@ -41,7 +41,7 @@ def write_images(
       png_files: whether to write each image to a file of its own.
       metadata: {name: value}, stored in every file.
     """
-    if not distributed.is_primary():
+    if not processes.is_primary():
         for _ in batches:  # all processes compute them together
             pass
         return
@@ -101,10 +101,10 @@ def sample_run(
     first = [out / "images" / f"{0:06d}.png"] if png_files else []
     outputs.check(written + first, metadata, overwrite=overwrite)
     shape = experiment.data.unpadded_shape
-    with distributed.raise_together():
+    with processes.raise_together():
         at_a_time = min(samples.images_at_a_time(experiment), num)
         capacity.check_memory(experiment, batch_size=at_a_time)
-        if distributed.is_primary():  # the only process that writes
+        if processes.is_primary():  # the only process that writes
             size = math.prod(shape) * experiment.data.dtype().itemsize
             capacity.check_disk(out, num=(num, size))
     write_images(
@@ -116,5 +116,5 @@ def sample_run(
         png_files=png_files,
         metadata=metadata,
     )
-    distributed.barrier("samples written")
+    processes.barrier("samples written")
     reporting.log(f"{num} samples written to {written[0]} and {written[1]}")

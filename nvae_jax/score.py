@@ -11,12 +11,12 @@ import numpy as np
 from nvae_jax import (
     checks,
     detection,
-    distributed,
     extras,
     files,
     outputs,
     paths,
     pictures,
+    processes,
     progress,
     scores,
 )
@@ -116,7 +116,7 @@ def score_run(
     }
     summary = {**metadata, **_summarize(found)}
     _write(out, sets, found, summary, metadata)
-    if distributed.is_primary():
+    if processes.is_primary():
         _report(summary, detection.nats(_only_scores(found["scores"])), _files(out, sets))
     return summary
 

@@ -14,9 +14,9 @@ from nvae_jax import (
     allocator,
     build,
     capacity,
-    distributed,
     hosts,
     paths,
+    processes,
     profiling,
     progress,
     reporting,
@@ -75,7 +75,7 @@ def train(
     config = run_directory.chosen_config(workdir, config, changes, extend=extend)
     hosts.join(config, restart=restart, extend=extend)
     # An invalid config or missing data must not leave a run directory behind.
-    with distributed.raise_together():
+    with processes.raise_together():
         config = build.resolve(config)
         experiment = build.build(config)
         profiling.check(profile, experiment.loop.num_steps)
@@ -103,7 +103,7 @@ class _Run:
         self._experiment, self._loop = experiment, experiment.loop
         self._workdir, self._checkpoints, self._interrupt = workdir, checkpoints, interrupt
         self._restart, self._warm, self._start_logging = restart, warm, start_logging
-        with distributed.raise_together():
+        with processes.raise_together():
             self._data = _open_data(experiment)
         self._pending = None
         self._saver, self._drawing = CheckpointSaver(checkpoints), Drawing(experiment)
@@ -126,7 +126,7 @@ class _Run:
             profiling.Profile(self._workdir, profile, start) as self._profile,
         ):
             self._saver.before_save = self._loggers.flush
-            with distributed.raise_together():
+            with processes.raise_together():
                 self._goodput = Goodput(self._workdir, start, start_time)
             if unevaluated:
                 self._evaluate_restored(start)
@@ -317,7 +317,7 @@ def _open_data(experiment):
 
 def _check_same_data(data):
     """Raises ValueError if the hosts' data sets differ in size, because they share each batch."""
-    counts = distributed.all_gather(data.get_state()["num_examples"])
+    counts = processes.all_gather(data.get_state()["num_examples"])
     if len(set(counts)) > 1:
         raise ValueError(
             "all hosts need the same data set: the numbers of training images that processes 0 to "

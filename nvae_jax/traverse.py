@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import distributed, inputs, outputs, paths, pictures, progress, reporting
+from nvae_jax import inputs, outputs, paths, pictures, processes, progress, reporting
 from nvae_jax.api import Run
 from nvae_jax.models.latents import GIVEN, PRIOR
 from nvae_jax.noise import group_temperatures
@@ -146,7 +146,7 @@ def traverse_run(
     varied = traverse(run, noise, group, num_steps, channel=channel, seed=seed + 1, **options)
     rows = np.concatenate([starts[:, None], varied], axis=1)
     arrays, grid = written
-    distributed.on_primary(lambda: _write(arrays, grid, rows, run.num_bits, metadata))
+    processes.on_primary(lambda: _write(arrays, grid, rows, run.num_bits, metadata))
     reporting.log(f"{num_steps} variations of group {group}: {grid}, {arrays}")
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax import checkpoint, distributed, optim, paths, run_directory, schema, sharding
+from nvae_jax import checkpoint, optim, paths, processes, run_directory, schema, sharding
 from nvae_jax.experiment import Experiment
 from nvae_jax.interop import torch_checkpoint, torch_file
 from nvae_jax.state import State
@@ -81,16 +81,16 @@ def read(experiment: Experiment, workdir: str | Path) -> WarmStart:
         itself, or has arrays of other shapes that must not be initialised afresh.
     """
     settings = experiment.start
-    with distributed.raise_together():
+    with processes.raise_together():
         path, which = parse(settings.init_from)
         _check(path, which, workdir, settings)
     places = by_name(experiment.abstract_state().stored())
     if path.suffix in PUBLISHED:
-        with distributed.raise_together():
+        with processes.raise_together():
             step, arrays = _read_published(path, places)
     else:
         step, arrays = _read_run(path, which, experiment, places)
-    with distributed.raise_together():
+    with processes.raise_together():
         return _select_fitting(settings, step, arrays, places)
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from nvae_jax import build, distributed
+from nvae_jax import build, cluster_detection
 from nvae_jax.configs import digits
 from tests import forked
 from tests.published import GOLDEN_NAMES, Golden
@@ -63,7 +63,7 @@ def environment(**variables):
     clean = {
         name: value
         for name, value in os.environ.items()
-        if name not in distributed.VARIABLES and not name.startswith(("SLURM_", "OMPI_"))
+        if name not in cluster_detection.VARIABLES and not name.startswith(("SLURM_", "OMPI_"))
     }
     fixed = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILATION}
     return {**clean, **fixed, **variables}

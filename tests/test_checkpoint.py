@@ -122,7 +122,7 @@ def beside(monkeypatch):
 
     def start(answer):
         all_gather = lambda value: [value, answer(value)]  # noqa: E731
-        monkeypatch.setattr(checkpoint.distributed, "all_gather", all_gather)
+        monkeypatch.setattr(checkpoint.processes, "all_gather", all_gather)
 
     return start
 

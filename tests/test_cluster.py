@@ -16,8 +16,8 @@ import pytest
 from nvae_jax import build, checkpoint, run_directory, sharding
 from nvae_jax.data import pipeline
 from tests.conftest import FAST_COMPILATION, of_devices
+from tests.local_cluster import jax_variables
 from tests.test_commands import ROOT, TINY
-from tests.test_distributed import explicit
 
 # The smallest model with a top-down path.
 TINIEST = {"num_groups": 1, "latent_channels": 2, "encoder_width": 4, "decoder_width": 4}
@@ -229,10 +229,10 @@ def test_a_cluster_that_lost_a_process_continues(tmp_path, run_alone):
 FIVE_STEPS = """
 import json, sys
 import jax, numpy as np
-from nvae_jax import build, distributed, sharding
+from nvae_jax import build, cluster_detection, distributed, processes, sharding
 from tests.conftest import tiny_config
 
-distributed.initialize(distributed.DistributedSettings(timeout=100))
+distributed.initialize(cluster_detection.DistributedSettings(timeout=100))
 sharding.MIN_SHARDED_SIZE = 64  # of a model this small nothing would be sharded
 model, mesh, out = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 experiment = build.build(tiny_config(model={**model, "unroll": 1}, mesh=mesh))
@@ -243,13 +243,13 @@ everywhere = sharding.replicated(mesh)
 rows = 16 // jax.process_count()  # of each batch are this process's
 mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
 step = experiment.train_step().lower(state, sharding.to_devices(mesh, batches[0][mine])).compile()
-distributed.barrier("compiled")  # collectives do not wait for a process that compiles
+processes.barrier("compiled")  # collectives do not wait for a process that compiles
 losses = []
 for batch in batches:
     state, metrics = step(state, sharding.to_devices(mesh, batch[mine]))
     losses.append(np.asarray(metrics["loss"]))
 whole = jax.jit(lambda tree: tree, out_shardings=everywhere)((state.params, state.batch_stats))
-if distributed.is_primary():
+if processes.is_primary():
     arrays = {jax.tree_util.keystr(path): np.asarray(leaf)
               for path, leaf in jax.tree_util.tree_leaves_with_path(whole)}
     sharded = any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
@@ -263,7 +263,7 @@ def five_steps(commands):
 
     def run(path, processes=1, devices=1, **mesh):
         arguments = [json.dumps({**TINIEST, **SMALL}), json.dumps(mesh), path]
-        cluster = explicit(processes) if processes > 1 else [{}]
+        cluster = jax_variables(processes) if processes > 1 else [{}]
         started = [
             commands.start(FIVE_STEPS, *arguments, environment=of_devices(devices, **each))
             for each in cluster

@@ -32,4 +32,4 @@ def test_all_json_is_written_by_one_function():
     folder = Path(nvae_jax.__file__).parent
     writing = {path.name for path in folder.rglob("*.py") if "json.dump" in path.read_text()}
     # Processes and a page are sent JSON; a report has some inside.
-    assert writing - {"distributed.py", "server.py", "sections.py"} == {"files.py"}
+    assert writing - {"processes.py", "server.py", "sections.py"} == {"files.py"}

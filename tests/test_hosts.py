@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from nvae_jax import distributed, hosts
+from nvae_jax import hosts, processes
 from tests.conftest import tiny_config
-from tests.test_distributed import Processes, explicit
+from tests.local_cluster import LocalCluster, jax_variables
 
 JOIN = """
 import time
@@ -44,8 +44,8 @@ cli.run(lambda _: hosts.join(config_with()))
 
 
 def test_hosts_that_differ_are_named_in_all_processes(commands):
-    with Processes(commands, JOIN, explicit()) as processes:
-        results = processes.finish(120)
+    with LocalCluster(commands, JOIN, jax_variables()) as cluster:
+        results = cluster.finish(120)
     for index, (status, _, error) in enumerate(results):
         assert status == 2, error
         told = "code: jax is '0.0' in process 0 and '0.1' in process 1"
@@ -69,4 +69,4 @@ def test_other_files_are_other_code(monkeypatch, tmp_path):
 def test_one_process_has_nothing_to_compare(monkeypatch):
     monkeypatch.setattr(hosts, "versions", lambda: pytest.fail("compared"))
     hosts.join(tiny_config())
-    distributed.check_same("settings", {"time": time.time()})
+    processes.check_same("settings", {"time": time.time()})

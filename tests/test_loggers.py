@@ -97,7 +97,7 @@ def test_a_logger_that_cannot_start_ends_the_run_before_its_first_step(tmp_path)
 
 
 def test_only_the_first_process_logs(tmp_path, monkeypatch):
-    monkeypatch.setattr(loggers.distributed, "is_primary", lambda: False)
+    monkeypatch.setattr(loggers.processes, "is_primary", lambda: False)
     logger = Failing()
     with started(tmp_path, logger) as log:
         log.metrics(1, {"train/loss": 1.0})

@@ -8,15 +8,15 @@ from contextlib import ExitStack
 import jax
 import pytest
 
-from nvae_jax import distributed, lost_process, paths, runtime_abort
-from tests.test_distributed import TIMEOUT, Processes, explicit
+from nvae_jax import cluster_detection, distributed, lost_process, paths, runtime_abort
+from tests.local_cluster import TIMEOUT, LocalCluster, jax_variables
 
 # One of two processes does what others then wait for in vain, and kills itself.
 PROGRAM = f"""
 import os, signal, time
 import jax, numpy as np
 from jax.experimental import multihost_utils
-from nvae_jax import cli, distributed
+from nvae_jax import cli, cluster_detection, distributed, processes
 
 def gather():
     multihost_utils.process_allgather(np.int32(1))
@@ -24,7 +24,7 @@ def gather():
 LAST = {{"barrier": jax.devices, "collective": gather, "computing": gather, "leaving": gather}}
 DURING = {{
     "devices": jax.devices,
-    "barrier": lambda: distributed.barrier("together"),
+    "barrier": lambda: processes.barrier("together"),
     "collective": lambda: (gather(), gather()),
     "computing": lambda: (gather(), time.sleep(60)),
     "leaving": lambda: (gather(), jax.distributed.shutdown()),
@@ -39,7 +39,7 @@ def main(_):
     if killed and phase == "joining":
         end()
     start = {TIMEOUT} if phase == "joining" else 60
-    distributed.initialize(distributed.DistributedSettings({TIMEOUT}, start))
+    distributed.initialize(cluster_detection.DistributedSettings({TIMEOUT}, start))
     if not killed:
         return DURING[phase]()
     LAST.get(phase, int)()
@@ -60,7 +60,7 @@ PHASES = {  # name: (which of two is killed, what the other says)
 
 def pair(phase, killed):
     """The variables of two processes."""
-    variables = [{**each, "PHASE": phase} for each in explicit()]
+    variables = [{**each, "PHASE": phase} for each in jax_variables()]
     variables[killed]["KILLED"] = "1"
     return variables
 
@@ -71,7 +71,7 @@ def ends(commands):
     with ExitStack() as stack:
         started = {
             phase: stack.enter_context(
-                Processes(commands, PROGRAM, pair(phase, killed), start="")
+                LocalCluster(commands, PROGRAM, pair(phase, killed), start="")
             ).all
             for phase, (killed, _) in PHASES.items()
         }
@@ -119,6 +119,29 @@ def test_the_first_of_several_ends_is_the_only_one(ended):
     assert said == [b"one\n", lost_process.STATUS]
 
 
+@pytest.mark.parametrize(
+    ("message", "cause", "lost"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", None, True),
+        # What orbax makes of it while it writes a checkpoint.
+        ("Timed out while waiting for async_write_complete barrier.", "UNAVAILABLE: tasks", True),
+        ("Timed out while waiting for async_write_complete barrier.", None, False),
+        ("[Errno 110] Connection timed out", "no answer", False),
+        ("run/checkpoints cannot be used", "UNKNOWN: Gloo AllGather failed", True),
+        ("", "Unable to initialize backend 'cpu': DEADLINE_EXCEEDED: no topology", True),
+        ("", "Unable to initialize backend 'cuda': no device", False),
+        ("", "std::bad_cast", True),
+        ("", "INTERNAL: Task (1) is already in error before the barrier was called", True),
+        ("", "INTERNAL: CUDA error: an illegal memory access", False),
+    ],
+)
+def test_errors_of_a_lost_process(monkeypatch, message, cause, lost):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    error = ValueError(message)
+    error.__cause__ = cause and RuntimeError(cause)
+    assert lost_process.is_reason_of(error) == lost
+
+
 def test_the_place_is_where_the_package_was():
     with pytest.raises(ValueError) as failed:
         paths.parse(3)
@@ -131,8 +154,8 @@ def join(monkeypatch, message):
         raise RuntimeError(message)
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
-    settings = distributed.DistributedSettings(5, 60, "localhost:1", 3, 2)
-    distributed._join(distributed.find_cluster(settings, {}), settings)
+    settings = cluster_detection.DistributedSettings(5, 60, "localhost:1", 3, 2)
+    distributed._join(cluster_detection.find_cluster(settings, {}), settings)
 
 
 def test_a_process_that_is_refused_by_the_first_one(ended, monkeypatch):

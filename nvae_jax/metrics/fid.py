@@ -18,12 +18,12 @@ import numpy as np
 from nvae_jax import (
     capacity,
     checks,
-    distributed,
     files,
     inputs,
     outputs,
     paths,
     pictures,
+    processes,
     reporting,
 )
 from nvae_jax.data import transforms
@@ -118,7 +118,7 @@ def fid_run(
         files must not be written.
     """
     samples, out, spec = PriorSamples(num, **options), paths.parse(out), experiment.data
-    with distributed.raise_together():
+    with processes.raise_together():
         chosen = _check(experiment, protocol, samples)
         compute = _features(spec, chosen, features, weights, weights_sha256, components)
         made_by = {**compute.about, "feature_size": compute.size, "pixels": chosen.pixels}
@@ -149,8 +149,8 @@ def fid_run(
     drawn = _sample_statistics(Parts(unfinished / "samples", num), draw, chosen, compute)
     found = statistics.compare(drawn, stored, inception=features == "inception")
     result = {**metadata, **found, "notes": notes, **peak_memory()}
-    distributed.barrier("all have read the features")
-    if distributed.is_primary():
+    processes.barrier("all have read the features")
+    if processes.is_primary():
         if images:
             statistics.save(written[1], stored, metadata)
         files.write_json(written[0], result)
@@ -220,7 +220,7 @@ def _warnings(num, num_reference, size):
         for what, count in counts.items()
         if count is not None and count <= size
     ]
-    for warning in found if distributed.is_primary() else ():
+    for warning in found if processes.is_primary() else ():
         print(f"warning: {warning}", file=sys.stderr)
     return found
 

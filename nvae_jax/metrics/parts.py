@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nvae_jax import distributed, files, mirror, progress
+from nvae_jax import files, mirror, processes, progress
 from nvae_jax.interrupt import interruptible
 from nvae_jax.metrics import moments
 from nvae_jax.metrics.features import Features
@@ -35,7 +35,7 @@ class Parts:
         are all."""
         starts = range(0, self.num, PART)
         missing = next((s for s in starts if not self._path(s).exists()), self.num)
-        return min(distributed.all_gather(missing))
+        return min(processes.all_gather(missing))
 
     def add(self, parts: Iterable[np.ndarray], features: Features, what: str) -> None:
         """Computes missing features. The processes of a cluster divide the parts among them.
@@ -52,7 +52,7 @@ class Parts:
                 if number % jax.process_count() == jax.process_index() and not path.exists():
                     _write(path, part, features)
                 bar.update(len(part))
-        distributed.barrier(what)
+        processes.barrier(what)
 
     def statistics(self) -> Statistics:
         """Computes the statistics of all images, in the order of their numbers."""

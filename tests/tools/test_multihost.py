@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import of_devices
-from tests.test_distributed import explicit
+from tests.local_cluster import jax_variables
 from tests.tools.conftest import ROOT
 
 ALL = """
@@ -46,7 +46,7 @@ def start(commands, program, *arguments, processes=1, devices=1):
     """Processes of a cluster, or one alone, of so many devices each."""
     return [
         commands.start(program, *arguments, environment=of_devices(devices, **each))
-        for each in (explicit(processes) if processes > 1 else [{}])
+        for each in (jax_variables(processes) if processes > 1 else [{}])
     ]
 
 
@@ -113,7 +113,7 @@ def test_all_commands_compute_on_a_cluster_what_they_do_on_one_device(
 
 def test_a_signal_to_one_host_ends_a_command_on_all_and_leaves_no_file(commands, workdir, tmp_path):
     """The cluster is named by flags, as `train` has it."""
-    out, [address, *_] = tmp_path / "out", explicit()[0].values()
+    out, [address, *_] = tmp_path / "out", jax_variables()[0].values()
     command = [ROOT / "launch" / "sample.py", f"--workdir={workdir}", f"--out={out}"]
     command += ["--num=10000000", "--norecalibrate_bn", f"--coordinator_address={address}"]
     command += ["--num_processes=2"]
