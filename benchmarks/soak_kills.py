@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from soak_run import TINIEST, command, environment, last_step, rows
 
-from nvae_jax import checkpoint, checkpoint_files, reporting
+from nvae_jax import checkpoint_files, checkpoint_reader, reporting
 from nvae_jax.lost_process import LINE, STATUS
 from nvae_jax.state import State
 
@@ -235,8 +235,8 @@ def _arrays(workdir, step):
     """All arrays of a checkpoint, by name."""
     fields = [field.name for field in dataclasses.fields(State)]
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
-        _, arrays = saved.restore_raw(fields, lambda *_: place, step)
+    saved = checkpoint_reader.CheckpointReader(workdir)
+    _, arrays = saved.restore_raw(fields, lambda *_: place, step)
     return {name: np.asarray(array) for name, array in arrays.items()}
 
 

@@ -8,7 +8,7 @@ python launch/evaluate.py --workdir=DIR [--num_iw_samples=K] [--split=test] [--m
 
 from absl import flags
 
-from nvae_jax import checkpoint, cli, evaluate, options, schema
+from nvae_jax import cli, evaluate, loading, options, schema
 
 RUN = options.define_run()
 SPLIT = flags.DEFINE_string("split", "test", "split; without a test split, test is validation")
@@ -30,7 +30,7 @@ def main(_):
     run = RUN()
     evaluate.evaluate_run(
         run["workdir"],
-        *checkpoint.load_run(**run),
+        *loading.load_run(**run),
         split=SPLIT.value,
         num_iw_samples=SAMPLES.value,
         max_examples=EXAMPLES.value,

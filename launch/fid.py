@@ -11,7 +11,7 @@ and are never downloaded automatically. Repeat the command to resume an interrup
 
 from absl import flags
 
-from nvae_jax import checkpoint, cli, options, schema
+from nvae_jax import cli, loading, options, schema
 from nvae_jax.interrupt import raise_on_sigterm
 from nvae_jax.metrics import fid
 
@@ -46,7 +46,7 @@ def main(_):
     run = RUN()
     fid.fid_run(
         run["workdir"],
-        *checkpoint.load_run(**run),
+        *loading.load_run(**run),
         out=OUT.value,
         features=FEATURES.value,
         weights=WEIGHTS.value,

@@ -8,7 +8,7 @@ python launch/sample.py --workdir=DIR --num=N --temperature=T [--recalibrate_bn]
 
 from absl import flags
 
-from nvae_jax import checkpoint, cli, options, sample
+from nvae_jax import cli, loading, options, sample
 from nvae_jax.interrupt import raise_on_sigterm
 
 RUN = options.define_run()
@@ -35,7 +35,7 @@ def main(_):
     run = RUN()
     sample.sample_run(
         run["workdir"],
-        *checkpoint.load_run(**run),
+        *loading.load_run(**run),
         out=OUT.value,
         num=NUM.value,
         **SAMPLING(),

@@ -28,10 +28,10 @@ from numpy.typing import ArrayLike
 
 from nvae_jax import (
     capacity,
-    checkpoint,
     checks,
     inference,
     inputs,
+    loading,
     paths,
     processes,
     scores,
@@ -77,7 +77,7 @@ def load(
     Raises:
       ValueError: if there is no run, or no such checkpoint that can be read.
     """
-    experiment, state = checkpoint.load_run(workdir, which, changes=changes, join=join)
+    experiment, state = loading.load_run(workdir, which, changes=changes, join=join)
     size = experiment.evaluation.batch_size if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}")

@@ -7,7 +7,7 @@ They are read without Orbax's checkpoint manager, which fails as soon as one fol
 import asyncio
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +138,9 @@ def score(metrics: Mapping[str, float]) -> float:
     """`METRIC` among `metrics`, or infinity if it is missing or not finite."""
     value = (metrics or {}).get(METRIC)
     return value if value is not None and math.isfinite(value) else math.inf
+
+
+def rank(steps: Iterable[int], scores: Mapping[int, float]) -> list[int]:
+    """The steps that have a finite score, best first."""
+    finite = [step for step in steps if scores.get(step, math.inf) < math.inf]
+    return sorted(finite, key=lambda step: scores[step])

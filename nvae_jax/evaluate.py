@@ -250,7 +250,7 @@ def evaluate_run(
     Args:
       workdir: the run directory.
       experiment: an `Experiment`.
-      state: a `state.Snapshot`, from `checkpoint.load_run`.
+      state: a `state.Snapshot`, from `loading.load_run`.
       split: split of the data set. If there is no "test" split, "validation" is evaluated and a
         message says so.
       num_iw_samples: K, posterior draws per image.

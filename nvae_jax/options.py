@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from nvae_jax import checkpoint, cli, noise, paths, schema
+from nvae_jax import checkpoint_reader, cli, noise, paths, schema
 from nvae_jax.recalibrate import METHODS
 
 # The flags then belong to the command that calls these functions, and are listed by its --help.
@@ -33,7 +33,7 @@ def define_run(*, join: bool = True) -> Callable[[], dict[str, Any]]:
 
     Returns:
       a function without arguments that returns the arguments of `api.load` and
-      `checkpoint.load_run` as {name: value}.
+      `loading.load_run` as {name: value}.
     """
     workdir = define_path("workdir", None, "run directory", required=True)
     which = flags.DEFINE_string(
@@ -42,7 +42,7 @@ def define_run(*, join: bool = True) -> Callable[[], dict[str, Any]]:
     changes = cli.define_changes()
     return lambda: {
         "workdir": workdir.value,
-        "which": checkpoint.parse_checkpoint_name(which.value),
+        "which": checkpoint_reader.parse_checkpoint_name(which.value),
         "changes": changes(),
         **({"join": True} if join else {}),
     }

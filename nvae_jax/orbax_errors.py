@@ -41,3 +41,8 @@ def reason(error: BaseException) -> str:
     """Why a file could not be written, in a few words."""
     system = re.search(r"os_error_code='(\d+)'", str(error))  # from TensorStore
     return os.strerror(int(system[1])) if system else str(error).strip().splitlines()[0][:200]
+
+
+def in_short(error: BaseException) -> str:
+    """The start of an error's message, on one line."""
+    return " ".join(str(error).split())[:120] or type(error).__name__

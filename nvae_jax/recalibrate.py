@@ -172,7 +172,7 @@ def recalibrated_statistics(
     Args:
       workdir: the run directory.
       experiment: an `Experiment`.
-      state: a `state.Snapshot`, from `checkpoint.load_run`.
+      state: a `state.Snapshot`, from `loading.load_run`.
       temperature: a number, or one per scale.
       passes: number of passes; None uses the config's.
       method: one of `METHODS`.

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from nvae_jax import checkpoint_files, paths, processes
-from nvae_jax.checkpoint import Checkpoints
+from nvae_jax.checkpoint_reader import CheckpointReader
 from nvae_jax.run_directory import CHECKPOINTS, METRICS, UNSAVED, has_rows
 from nvae_jax.state import State
 
 
 def restore(
-    workdir: str | Path, checkpoints: Checkpoints, abstract_state: State, *, restart: bool = False
+    workdir: str | Path,
+    checkpoints: CheckpointReader,
+    abstract_state: State,
+    *,
+    restart: bool = False,
 ) -> tuple[State, Any] | None:
     """Restores the state with which the run in `workdir` resumes.
 
     Args:
       workdir: the run directory.
-      checkpoints: its `Checkpoints`.
+      checkpoints: its `CheckpointReader`.
       abstract_state: the shapes of the training state, with shardings.
       restart: whether a run that was trained but has no readable checkpoint starts anew.
 

@@ -80,7 +80,7 @@ def sample_run(
     Args:
       workdir: the run directory.
       experiment: an `Experiment`.
-      state: a `state.Snapshot`, from `checkpoint.load_run`.
+      state: a `state.Snapshot`, from `loading.load_run`.
       out: output folder.
       num: number of images.
       decoder: "mean" for the mean of the pixels' distribution, "sample" for a draw from it; None

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax import checkpoint, optim, paths, processes, run_directory, schema, sharding
+from nvae_jax import checkpoint_reader, optim, paths, processes, run_directory, schema, sharding
 from nvae_jax.experiment import Experiment
 from nvae_jax.interop import torch_checkpoint, torch_file
 from nvae_jax.state import State
@@ -63,10 +63,10 @@ class WarmStart:
 
 def parse(text: str) -> tuple[Path, Any]:
     """Parses RUN[@latest|best|STEP] to a path and the name of a checkpoint for
-    `checkpoint.Checkpoints.restore`."""
+    `checkpoint_reader.CheckpointReader.restore`."""
     named = re.fullmatch(r"(.*)@(latest|best|\d+)", text, re.DOTALL)
     path, which = (
-        (named[1], checkpoint.parse_checkpoint_name(named[2])) if named else (text, "latest")
+        (named[1], checkpoint_reader.parse_checkpoint_name(named[2])) if named else (text, "latest")
     )
     return paths.parse(path, KEY), which
 
@@ -127,10 +127,8 @@ def _read_run(path, which, experiment, places):
     fields = [*VARIABLES, "spectral"]
     fields += ["average"] * (experiment.loop.ema_decay > 0)
     fields += ["opt_state"] * experiment.start.init_optimizer
-    with checkpoint.Checkpoints(path, read_only=True) as checkpoints:
-        found = checkpoints.restore_raw(
-            fields, lambda name, shape: _place(places, name, shape), which
-        )
+    checkpoints = checkpoint_reader.CheckpointReader(path)
+    found = checkpoints.restore_raw(fields, lambda name, shape: _place(places, name, shape), which)
     if found is None:
         raise ValueError(f"{KEY}: {path} has no checkpoint yet")
     return found

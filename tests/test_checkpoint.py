@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from nvae_jax import checkpoint
-from nvae_jax.checkpoint import Checkpoints, SaveError, parse_checkpoint_name
+from nvae_jax.checkpoint import Checkpoints, SaveError
+from nvae_jax.checkpoint_reader import CheckpointReader, parse_checkpoint_name
 from nvae_jax.saving import CheckpointSaver
 
 
@@ -33,8 +34,8 @@ def saved(tmp_path, saved_once, tiny):
 
 def test_everything_comes_back(saved):
     folder, abstract, state = saved
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        restored, data_state = checkpoints.restore(abstract)
+    checkpoints = CheckpointReader(folder)
+    restored, data_state = checkpoints.restore(abstract)
     assert data_state == {"step": 2} and int(restored.step) == 2
     same = restored.replace(step=state.step)
     jax.tree.map(np.testing.assert_array_equal, same, state)
@@ -83,9 +84,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, caplog, capfd, 
     folder, abstract, _ = saved
     part, do = DAMAGES[damage]
     do(folder / "checkpoints" / "2" / part)
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        restored, data_state = checkpoints.restore(abstract)
-        assert checkpoints.latest_step() == 1
+    checkpoints = CheckpointReader(folder)
+    restored, data_state = checkpoints.restore(abstract)
+    assert checkpoints.latest_step() == 1
     gc.collect()  # of exceptions that nobody asked for
     assert data_state == {"step": 1} and int(restored.step) == 1
     (record,) = caplog.records
@@ -131,8 +132,8 @@ def test_all_processes_restore_the_same(saved, beside, caplog):
     folder, abstract, _ = saved
     answers = iter([[[1, math.inf], [2, math.inf]], "no such file", None])
     beside(lambda _: next(answers))
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        assert checkpoints.restore(abstract)[1] == {"step": 1}
+    checkpoints = CheckpointReader(folder)
+    assert checkpoints.restore(abstract)[1] == {"step": 1}
     assert "step 2 cannot be read, trying the next one: process 1: no such file" in caplog.text
 
 
@@ -140,8 +141,8 @@ def test_a_step_that_one_process_does_not_see_is_tried_by_all(saved, beside, cap
     folder, abstract, _ = saved
     answers = iter([[[1, math.inf], [3, math.inf]], None, "no such file", None])
     beside(lambda _: next(answers))
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        assert checkpoints.restore(abstract)[1] == {"step": 1}
+    checkpoints = CheckpointReader(folder)
+    assert checkpoints.restore(abstract)[1] == {"step": 1}
     assert len(caplog.records) == 2 and "step 3 cannot be read" in caplog.records[0].message
 
 
@@ -150,9 +151,9 @@ def test_only_torn_ones_are_an_error(saved):
     for file in (folder / "checkpoints").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        with pytest.raises(ValueError, match="no checkpoint in .* can be read"):
-            checkpoints.restore(abstract)
+    checkpoints = CheckpointReader(folder)
+    with pytest.raises(ValueError, match="no checkpoint in .* can be read"):
+        checkpoints.restore(abstract)
 
 
 @contextlib.contextmanager
@@ -211,13 +212,13 @@ def test_scores_can_come_after_the_checkpoint(tmp_path, tiny):
         assert checkpoints.is_scored(1)
         checkpoints.save(state.replace(step=state.step + 2), {}, {"nelbo": 4.0})
         checkpoints.save(state.replace(step=state.step + 3), {}, {"nelbo": 5.0})
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert (checkpoints.best_step(), checkpoints.latest_step()) == (1, 3)
+    checkpoints = CheckpointReader(tmp_path)
+    assert (checkpoints.best_step(), checkpoints.latest_step()) == (1, 3)
 
 
 def test_none_is_none(tmp_path, tiny):
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.restore(tiny[0].abstract_state()) is None
+    checkpoints = CheckpointReader(tmp_path)
+    assert checkpoints.restore(tiny[0].abstract_state()) is None
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -267,19 +268,19 @@ def test_the_best_that_is_torn_gives_way_to_the_next(evaluated):
             file.write_bytes(b"")
     for file in (folder / "checkpoints" / "7" / "evaluation").iterdir():
         file.write_bytes(b"{")
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        assert checkpoints.restore(abstract, "best")[1] == {"step": 6}
-        with pytest.raises(ValueError, match="can be read .step 2"):
-            checkpoints.restore(abstract, 2)
+    checkpoints = CheckpointReader(folder)
+    assert checkpoints.restore(abstract, "best")[1] == {"step": 6}
+    with pytest.raises(ValueError, match="can be read .step 2"):
+        checkpoints.restore(abstract, 2)
 
 
 def test_checkpoints_that_are_not_there(saved):
     folder, abstract, _ = saved
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        with pytest.raises(ValueError, match="has no checkpoint of step 3; it has 1, 2"):
-            checkpoints.restore(abstract, 3)
-        with pytest.raises(ValueError, match="there is no best one"):
-            checkpoints.restore(abstract, "best")
+    checkpoints = CheckpointReader(folder)
+    with pytest.raises(ValueError, match="has no checkpoint of step 3; it has 1, 2"):
+        checkpoints.restore(abstract, 3)
+    with pytest.raises(ValueError, match="there is no best one"):
+        checkpoints.restore(abstract, "best")
 
 
 def test_what_names_a_checkpoint():

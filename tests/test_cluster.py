@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from nvae_jax import build, checkpoint, run_directory, sharding
+from nvae_jax import build, checkpoint_reader, run_directory, sharding
 from nvae_jax.data import pipeline
 from tests.conftest import FAST_COMPILATION, of_devices
 from tests.local_cluster import jax_variables
@@ -168,8 +168,8 @@ def next_loss(workdir):
     """(step, loss) of the update after the last checkpoint, computed in this process."""
     config = run_directory.load_config(workdir, {"mesh.data": -1})
     experiment = build.build(config)
-    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
-        state, data_state = saved.restore(experiment.abstract_state())
+    saved = checkpoint_reader.CheckpointReader(workdir)
+    state, data_state = saved.restore(experiment.abstract_state())
     iterator = pipeline.train_iterator(
         experiment.data, batch_size=experiment.loop.batch_size, seed=experiment.seed
     )
@@ -184,8 +184,8 @@ def assert_same_variables(one, other):
     """Of two (workdir, step)."""
     place, found = jax.sharding.SingleDeviceSharding(jax.devices()[0]), []
     for workdir, step in (one, other):
-        with checkpoint.Checkpoints(workdir, read_only=True) as saved:
-            found.append(saved.restore_raw(["params", "spectral"], lambda *_: place, step))
+        saved = checkpoint_reader.CheckpointReader(workdir)
+        found.append(saved.restore_raw(["params", "spectral"], lambda *_: place, step))
     jax.tree.map(np.testing.assert_array_equal, found[0][1], found[1][1])
 
 

@@ -15,10 +15,10 @@ FORBIDDEN = {
     "nvae_jax/objective.py": ("models", "data", "build"),
     "nvae_jax/regularizers.py": ("models", "data", "build"),
     "nvae_jax/optim.py": ("models", "data", "build"),
-    "nvae_jax/steps.py": ("data", "build", "train", "checkpoint", "configs"),
+    "nvae_jax/steps.py": ("data", "build", "train", "checkpoint", "checkpoint_reader", "configs"),
     "nvae_jax/state.py": ("data", "build", "train", "configs"),
     "nvae_jax/train.py": ("models", "likelihoods", "distributions", "ops", "data.sources"),
-    "nvae_jax/build.py": ("train", "evaluate", "cli", "checkpoint"),
+    "nvae_jax/build.py": ("train", "evaluate", "cli", "checkpoint", "checkpoint_reader", "loading"),
 }
 
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 from orbax.checkpoint._src import asyncio_utils
 
-from nvae_jax import checkpoint, orbax_errors
+from nvae_jax import checkpoint_reader, orbax_errors
 
 
 async def fail():
@@ -26,7 +26,7 @@ def test_orbax_waits_for_them():
     async def save():
         await asyncio.gather(fail(), write())
 
-    assert checkpoint.orbax_errors is orbax_errors  # which has told Orbax to
+    assert checkpoint_reader.orbax_errors is orbax_errors  # which has told Orbax to
     with pytest.raises(OSError, match="no space"):
         asyncio_utils.run_sync(save())
     assert ended == [None]

@@ -11,6 +11,7 @@ import pytest
 
 from nvae_jax import build, reporting, run_directory, train
 from nvae_jax.checkpoint import Checkpoints
+from nvae_jax.checkpoint_reader import CheckpointReader
 from nvae_jax.data import pipeline
 from nvae_jax.data.spec import DataError
 from nvae_jax.interrupt import Interrupted
@@ -30,8 +31,8 @@ def config_for(**sections):
 
 
 def saved(workdir, config):
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        return checkpoints.restore(build.build(config).abstract_state())
+    checkpoints = CheckpointReader(workdir)
+    return checkpoints.restore(build.build(config).abstract_state())
 
 
 def assert_same(a, b):
@@ -187,8 +188,8 @@ def test_an_evaluation_that_a_signal_ended_is_made_up_for(
     scores = [row for row in rows(tmp_path / "run") if "test/nelbo" in row]
     assert [row["step"] for row in scores] == rest
     assert f"step {step}: test NELBO" in capsys.readouterr().out
-    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
-        assert checkpoints.is_scored(STEPS)
+    checkpoints = CheckpointReader(tmp_path / "run")
+    assert checkpoints.is_scored(STEPS)
     train.train(None, tmp_path / "run")
     assert "already trained" in capsys.readouterr().out
 

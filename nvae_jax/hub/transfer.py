@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from nvae_jax import build, checkpoint, files, loggers, paths, run_directory
+from nvae_jax import build, checkpoint, files, loading, loggers, paths, run_directory
 from nvae_jax.hub import card, locations, model_folder
 from nvae_jax.hub.model_folder import Model
 from nvae_jax.interop.conversion import data_state, fresh_state
@@ -52,7 +52,7 @@ def pull(name: str, workdir: str | Path) -> Model:
 def _holds(workdir, model):
     """Whether the folder is a run with a checkpoint of this model."""
     try:
-        _, found = checkpoint.load_run(workdir, model.snapshot.step)
+        _, found = loading.load_run(workdir, model.snapshot.step)
     except ValueError:
         return False
     return found.fingerprint == model.snapshot.fingerprint
@@ -94,7 +94,7 @@ def push(
     Args:
       workdir: the run directory.
       name: hf://OWNER/NAME[@BRANCH] or a folder.
-      which: the checkpoint; see `checkpoint.Checkpoints.restore`.
+      which: the checkpoint; see `checkpoint_reader.CheckpointReader.restore`.
       changes: {"section.key": value} in the config; see `run_directory.load_config`.
       dtype: type of the parameters in the file: float32, bfloat16 or float16.
       license: identifier of a licence on the Hub, for the card.
@@ -109,7 +109,7 @@ def push(
       ValueError: if there is no such checkpoint, or the location is not valid.
     """
     workdir = paths.parse(workdir, "workdir")
-    experiment, snapshot = checkpoint.load_run(workdir, which, changes=changes)
+    experiment, snapshot = loading.load_run(workdir, which, changes=changes)
     config = model_folder.shareable(run_directory.load_config(workdir, changes))
     snapshot = model_folder.rounded(snapshot, dtype)
     results = card.usable_results(model_folder.read_results(workdir), snapshot.fingerprint)

@@ -16,12 +16,13 @@ from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
 from nvae_jax import build, files, optim, paths, run_directory
-from nvae_jax.checkpoint import Checkpoints, load_snapshot
+from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data import pipeline, sources
 from nvae_jax.data.spec import DataError
 from nvae_jax.experiment import Experiment
 from nvae_jax.interop import torch_checkpoint, torch_file
 from nvae_jax.interop.arguments import export_args, export_operations
+from nvae_jax.loading import load_snapshot
 from nvae_jax.ops import compiler
 from nvae_jax.programs import shared
 from nvae_jax.state import State, initial_spectral_vectors
@@ -147,7 +148,7 @@ def export_run(
     Args:
       workdir: a run directory.
       torch_path: a new file.
-      which: the checkpoint; see `Checkpoints.restore`.
+      which: the checkpoint; see `CheckpointReader.restore`.
       changes: {"section.key": value} in its config; see `run_directory.load_config`.
 
     Returns:

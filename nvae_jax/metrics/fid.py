@@ -98,7 +98,7 @@ def fid_run(
     Args:
       workdir: the run directory.
       experiment: an `Experiment`.
-      state: a `state.Snapshot`, from `checkpoint.load_run`.
+      state: a `state.Snapshot`, from `loading.load_run`.
       out: output folder.
       features: "inception" or "pca".
       weights: file of the Inception network's weights.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nvae_jax import build, reporting, train
-from nvae_jax.checkpoint import Checkpoints
+from nvae_jax.checkpoint_reader import CheckpointReader
 from tests.conftest import tiny_config
 
 STEPS = 9
@@ -43,8 +43,8 @@ def rows(folder):
 
 def saved(workdir):
     """The newest checkpoint, with the position in the data."""
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        return checkpoints.restore(build.build(config_for()).abstract_state())
+    checkpoints = CheckpointReader(workdir)
+    return checkpoints.restore(build.build(config_for()).abstract_state())
 
 
 def assert_same_run(one, other):

@@ -10,6 +10,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from nvae_jax import api, build, resume, run_directory, train
 from nvae_jax.checkpoint import Checkpoints
+from nvae_jax.checkpoint_reader import CheckpointReader
 from tests import test_cluster as clusters
 from tests.buckets.conftest import STEPS, assert_same_run, config_for, rows
 from tests.test_cluster import nothing_runs_on  # noqa: F401 (a fixture)
@@ -116,9 +117,9 @@ def test_a_checkpoint_without_its_mark_does_not_count(bucket, tiny):
 
     save(1), save(2)
     (bucket / "checkpoints" / "2" / "commit_success.txt").unlink()
-    with Checkpoints(bucket, read_only=True) as checkpoints:
-        assert checkpoints.latest_step() == 1
-        assert int(checkpoints.restore(experiment.abstract_state())[0].step) == 1
+    checkpoints = CheckpointReader(bucket)
+    assert checkpoints.latest_step() == 1
+    assert int(checkpoints.restore(experiment.abstract_state())[0].step) == 1
     save(2)
-    with Checkpoints(bucket, read_only=True) as checkpoints:
-        assert int(checkpoints.restore(experiment.abstract_state())[0].step) == 2
+    checkpoints = CheckpointReader(bucket)
+    assert int(checkpoints.restore(experiment.abstract_state())[0].step) == 2

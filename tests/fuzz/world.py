@@ -19,9 +19,10 @@ from PIL import Image
 
 from nvae_jax import run_directory
 from nvae_jax.build import build, build_model, resolve
-from nvae_jax.checkpoint import Checkpoints, load_run
+from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data.prepare import prepare
 from nvae_jax.interop.conversion import fresh_state
+from nvae_jax.loading import load_run
 from nvae_jax.loggers import Loggers
 from nvae_jax.recalibrate import recalibrated_statistics
 from tests.tools.conftest import random_variables_of

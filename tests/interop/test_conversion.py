@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from nvae_jax import build, checkpoint, evaluate, run_directory, train
+from nvae_jax import build, evaluate, loading, run_directory, train
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.data.spec import DataError
 from nvae_jax.interop import conversion, torch_checkpoint, torch_file
@@ -57,14 +57,14 @@ def test_round_trip_of_a_run_and_its_resumption(
     file, again = bucket / "out.pt", bucket / "again"
     assert conversion.export_run(run, file) == 7
     assert conversion.convert_file(file, again, data_dir=str(mnist_dir)) == 7
-    experiment, state = checkpoint.load_run(again)
+    experiment, state = loading.load_run(again)
     trees_equal(state.variables, dict(small_variables))
-    assert experiment.model == checkpoint.load_run(run)[0].model
+    assert experiment.model == loading.load_run(run)[0].model
     # Twelve images in batches of four: 9 steps are 3 epochs, of which 2 are done.
     assert (experiment.loop.num_steps, experiment.loop.batch_size) == (10, 4)
     result = evaluate.evaluate_run(
         again,
-        *checkpoint.load_run(again),
+        *loading.load_run(again),
         split="test",
         num_iw_samples=1,
         max_examples=4,
@@ -75,7 +75,7 @@ def test_round_trip_of_a_run_and_its_resumption(
     with pytest.raises(ValueError, match="already holds a run"):
         conversion.convert_file(file, again)
     train.train(None, again)
-    assert int(checkpoint.load_run(again)[1].step) == 10
+    assert int(loading.load_run(again)[1].step) == 10
 
 
 def test_published_files_give_the_golden_numbers(tmp_path, golden):
@@ -84,7 +84,7 @@ def test_published_files_give_the_golden_numbers(tmp_path, golden):
     if not file.exists():
         return  # one of the three has numbers only
     assert conversion.convert_file(file, tmp_path / "run", num_devices=2) == 77
-    experiment, state = checkpoint.load_run(tmp_path / "run")
+    experiment, state = loading.load_run(tmp_path / "run")
     assert experiment.loop.batch_size == 2 * 200
     variables = state.variables
 
@@ -117,7 +117,7 @@ def test_old_files(tmp_path, small_config, small_variables):
     published = torch_file.PublishedFile(state, args, 1, 3)
     torch_file.write(tmp_path / "old.pt", published, export_operations(small_config))
     conversion.convert_file(tmp_path / "old.pt", tmp_path / "run")
-    trees_equal(checkpoint.load_run(tmp_path / "run")[1].variables, dict(small_variables))
+    trees_equal(loading.load_run(tmp_path / "run")[1].variables, dict(small_variables))
 
 
 def test_nothing_is_left_behind_by_a_file_that_does_not_fit(

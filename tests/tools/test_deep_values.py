@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvae_jax import api, checkpoint, evaluate, inputs, train
+from nvae_jax import api, evaluate, inputs, loading, train
 from nvae_jax.configs import base
 from nvae_jax.encode import encode_run
 from nvae_jax.nearest import load_or_draw_samples, nearest_run
@@ -55,9 +55,7 @@ def test_noise_takes_its_bits(trained):
     row = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert bits - 0.05 < row["train/nelbo"] / (SIZE**2 * np.log(2)) < bits + 0.5
     options = {"split": "test", "num_iw_samples": 1, "max_examples": None, "seed": 0}
-    result = evaluate.evaluate_run(
-        workdir, *checkpoint.load_run(workdir), **options, batch_size=None
-    )
+    result = evaluate.evaluate_run(workdir, *loading.load_run(workdir), **options, batch_size=None)
     assert bits - 0.05 < result["bits_per_dim"] < bits + 0.5
 
 

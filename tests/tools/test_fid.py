@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from nvae_jax import checkpoint
+from nvae_jax import loading
 from nvae_jax.metrics import fid, moments, parts, statistics
 from nvae_jax.metrics.features import Inception, PrincipalComponents
 from nvae_jax.metrics.statistics import Statistics
@@ -18,7 +18,7 @@ from nvae_jax.recalibrate import recalibrated_statistics
 @pytest.fixture(scope="module")
 def loaded(workdir):
     """(run directory, experiment, snapshot)."""
-    return workdir, *checkpoint.load_run(workdir)
+    return workdir, *loading.load_run(workdir)
 
 
 def gaussians(num, size):

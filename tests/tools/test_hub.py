@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from nvae_jax import api, checkpoint, run_directory
+from nvae_jax import api, loading, run_directory
 from nvae_jax.hub import locations, model_folder, transfer
 from tests.tools.conftest import ROOT
 
@@ -27,7 +27,7 @@ def trained(make_run, tmp_path_factory):
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
     (folder / "metrics.jsonl").write_text(f'{text}{{"step": 1, "cut in tw')
     (folder / "eval").mkdir()
-    own = checkpoint.load_run(folder)[1].fingerprint
+    own = loading.load_run(folder)[1].fingerprint
     for name, weights in (("own", own), ("other", "0" * 16)):
         (folder / "eval" / f"{name}.json").write_text(json.dumps({**RESULT, "weights": weights}))
     return folder
@@ -71,7 +71,7 @@ def test_a_pulled_model_is_the_run(pushed, trained, tmp_path):
     workdir = tmp_path / "runs" / "small"
     workdir.mkdir(parents=True)
     transfer.pull(str(pushed), workdir)
-    there, here = (checkpoint.load_run(folder)[1] for folder in (trained, workdir))
+    there, here = (loading.load_run(folder)[1] for folder in (trained, workdir))
     assert (there.step, there.fingerprint) == (here.step, here.fingerprint)
     config = run_directory.load_config(workdir)
     assert config.data.dir == "" and config.model == run_directory.load_config(trained).model
