@@ -18,7 +18,7 @@ import record
 from absl import app, flags
 from PIL import Image
 
-from nvae_jax.data import pipeline, record_writer, sources
+from nvae_jax.data import pipeline, record_writer, splits
 from nvae_jax.data.spec import DataSpec
 
 _SECONDS = flags.DEFINE_float("seconds", 5, "How long to measure each.", lower_bound=0.1)
@@ -94,7 +94,7 @@ def measure_pipeline(spec: DataSpec, batch_size: int) -> tuple[float, float]:
 
 def measure_decoding(spec: DataSpec) -> float:
     """Microseconds of processor time to read, decode and resize an image."""
-    images = sources.open_images(spec, "train")
+    images = splits.open_images(spec, "train")
     count, start = 0, time.process_time()
     while time.process_time() - start < _SECONDS.value / 2:
         images[count % len(images)]

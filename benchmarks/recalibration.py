@@ -13,7 +13,7 @@ import json
 import numpy as np
 from absl import flags
 
-from nvae_jax import api, cli, nearest
+from nvae_jax import api, cli
 from nvae_jax.data import pipeline
 from nvae_jax.metrics import moments
 from nvae_jax.metrics.features import PrincipalComponents
@@ -28,9 +28,7 @@ SEEDS = flags.DEFINE_integer("seeds", 3, "repetitions with different samples", 1
 
 def images_of(spec, split):
     """All images of a split, (N, H, W, C) in [0, 1]."""
-    batches = pipeline.eval_batches(
-        nearest.unbinarized_spec(spec), split=split, batch_size=5000, seed=0
-    )
+    batches = pipeline.eval_batches(spec.unbinarized(), split=split, batch_size=5000, seed=0)
     return np.concatenate([b["image"][b["mask"]] for b in batches])
 
 

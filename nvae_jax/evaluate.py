@@ -11,7 +11,7 @@ import numpy as np
 from flax.typing import VariableDict
 
 from nvae_jax import files, outputs, paths, processes, progress, reporting, sharding, steps
-from nvae_jax.data import pipeline, sources
+from nvae_jax.data import pipeline, splits
 from nvae_jax.experiment import Experiment
 from nvae_jax.interrupt import Interrupt, Interrupted
 from nvae_jax.likelihoods import ImageDistribution, Likelihood, bits_per_dim
@@ -191,7 +191,7 @@ class HeldOutEvaluator:
     def __init__(self, experiment: Experiment, max_examples: int | None = None):
         self._experiment, self._max_examples = experiment, max_examples
         self._evaluator = Evaluator(experiment.model, experiment.likelihood, experiment.mesh)
-        has_validation = "validation" in sources.splits(experiment.data)
+        has_validation = "validation" in splits.names(experiment.data)
         self.split = "validation" if has_validation else "test"
 
     def __call__(

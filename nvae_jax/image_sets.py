@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvae_jax import inputs, mirror, paths
-from nvae_jax.data import folder, sources
+from nvae_jax.data import folder, sources, splits
 from nvae_jax.data.faults import warn_skipped
 from nvae_jax.data.images import SUFFIXES, Images
 from nvae_jax.data.spec import CorruptError, DataError, DataSpec
@@ -76,7 +76,7 @@ def open_set(spec: DataSpec, source: str) -> ImageSet:
         known = ", ".join(sorted(sources.SOURCES))
         raise ValueError(
             f"{source!r} is neither a file or folder, nor a split of {spec.name!r} "
-            f"({', '.join(sources.splits(spec))}), nor a data set ({known})"
+            f"({', '.join(splits.names(spec))}), nor a data set ({known})"
         )
     inputs.check_shape(found.images, spec, found.name)
     return found
@@ -85,8 +85,8 @@ def open_set(spec: DataSpec, source: str) -> ImageSet:
 def _open_split(spec, source):
     if source not in ("train", "validation", "test"):
         return None
-    split = sources.resolve_split(spec, source)
-    images = sources.open_images(spec, split)
+    split = splits.resolve_split(spec, source)
+    images = splits.open_images(spec, split)
     return ImageSet(f"{spec.name} {split}", images, skip_corrupt=spec.skip_corrupt)
 
 
@@ -107,11 +107,11 @@ def _open_data_set(spec, source):
     # The run's own data set is read from the run's folder, others from their default folders.
     directory = spec.dir if source == spec.name else ""
     other = DataSpec(name=source, dir=directory, image_size=0, channels=spec.channels)
-    split = sources.resolve_split(other, "test")
-    images = sources.open_images(other, split)
+    split = splits.resolve_split(other, "test")
+    images = splits.open_images(other, split)
     if images.shape[-1] != spec.channels:
         raise DataError(
             f"images of data set {source!r} have {images.shape[-1]} channel(s), but the run's "
             f"images have {spec.channels}"
         )
-    return ImageSet(f"{source} {split}", sources.fitted(images, spec))
+    return ImageSet(f"{source} {split}", splits.fitted(images, spec))

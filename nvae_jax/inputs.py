@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nvae_jax import checks, mirror, paths, processes
-from nvae_jax.data import depth, faults, folder, numpy_files, pipeline, sources, transforms
+from nvae_jax.data import depth, faults, folder, numpy_files, pipeline, splits, transforms
 from nvae_jax.data.images import SUFFIXES, Images
 from nvae_jax.data.spec import CorruptError, DataSpec
 from nvae_jax.experiment import Experiment
@@ -125,7 +125,7 @@ def load(path: str | Path, spec: DataSpec | None = None) -> Images:
     if spec is None:
         return folder.FolderImages(found, 0, 0)
     images = folder.FolderImages(found, 0, spec.channels, spec.max_value, spec.num_bits)
-    return sources.fitted(images, spec)
+    return splits.fitted(images, spec)
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:

@@ -4,53 +4,20 @@ As a baseline it does the same for test images, which cannot have been memorised
 be nearer to the training images than test images are.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nvae_jax import (
-    checks,
-    files,
-    inputs,
-    outputs,
-    paths,
-    pictures,
-    processes,
-    progress,
-    sharding,
-)
+from nvae_jax import checks, files, inputs, neighbours, outputs, paths, pictures, processes
 from nvae_jax.api import Run
-from nvae_jax.data import pipeline, sources, transforms
+from nvae_jax.data import pipeline, splits, transforms
 from nvae_jax.data.spec import DataSpec
-from nvae_jax.interrupt import interruptible
-from nvae_jax.likelihoods import crop
 from nvae_jax.noise import group_temperatures
 
-CHUNK = 4096
 FILES = ("nearest.json", "nearest.png", "nearest_crop.png", "nearest.npz")
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """The nearest training images of each query image, nearest first."""
-
-    index: np.ndarray  # (N, k) numbers of training images
-    distance: np.ndarray  # (N, k) root mean square difference of values in [0, 1]
-
-
-def unbinarized_spec(spec: DataSpec) -> DataSpec:
-    """The spec of the same data set without binarisation, padding and flips, for comparisons."""
-    return dataclasses.replace(
-        spec, image_size=spec.unpadded_size, padding=0, binarize=False, horizontal_flip=False
-    )
 
 
 def load_or_draw_samples(
@@ -95,110 +62,6 @@ def load_or_draw_samples(
     return lambda: run.sample(num, temperature=temperature, seed=seed), metadata
 
 
-def find(
-    queries: np.ndarray,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    num: int,
-    *,
-    crop_fraction: float = 1.0,
-) -> Neighbours:
-    """Finds the `num` images nearest to each query, sharing the comparisons among all devices.
-
-    Args:
-      queries: (N, H, W, C) in [0, 1].
-      batches: this host's shards of {"image": (B, H, W, C) in [0, 1], "mask": (B,), "id": (B,)};
-        the number of devices divides B. The iterable is read once.
-      num: number of neighbours to find; if there are fewer images, all are returned.
-      crop_fraction: compare only the centre crop with this fraction of the height and width.
-
-    Returns:
-      `Neighbours`.
-
-    Raises:
-      ValueError: if `num` or the fraction is out of range, or the images' sizes differ.
-    """
-    _check(num, crop_fraction)
-    targets = np.asarray(_central(queries, crop_fraction), np.float32)
-    mesh, compare = _comparison()
-    best = np.zeros((len(targets), 0), np.float32), np.zeros((len(targets), 0), np.int64)
-    for batch in interruptible(batches):
-        images = _central(batch["image"], crop_fraction)
-        if images.shape[1:] != targets.shape[1:]:
-            raise ValueError(
-                f"images of shape {images.shape[1:]} cannot be compared with queries of shape "
-                f"{targets.shape[1:]}"
-            )
-        ids = np.asarray(batch["id"], np.int32)
-        placed = [sharding.to_devices(mesh, a) for a in (images, batch["mask"], ids)]
-        distances, numbers = compare(targets, *placed)
-        best = _merge(best, np.asarray(distances), np.asarray(numbers), num)
-    distance, index = best
-    found = np.isfinite(distance).all(0)
-    return Neighbours(index[:, found], distance[:, found])
-
-
-def _check(num, crop_fraction):
-    if num < 1 or not 0 < crop_fraction <= 1:
-        raise ValueError(
-            f"num must be at least 1 and crop_fraction in (0, 1]: {num}, {crop_fraction}"
-        )
-
-
-def _central(images, fraction):
-    height = images.shape[1]
-    return crop(images, (height - max(round(height * fraction), 1)) // 2)
-
-
-@cache
-def _comparison():
-    """Returns the mesh of all devices, and `_distances` compiled for batches sharded over it."""
-    mesh = sharding.make_mesh(sharding.MeshSettings())
-    return mesh, jax.jit(_distances, out_shardings=sharding.replicated(mesh))
-
-
-def _distances(queries, images, mask, ids):
-    """Root mean square differences (N, B), infinite for masked images, and the images' numbers."""
-    distances = jnp.where(mask[None], _differences(queries, images), jnp.inf)
-    return distances, ids
-
-
-def _differences(queries, images):
-    """Root mean square differences (N, B), from |a|² + |b|² - 2ab so that memory stays small."""
-    n, size = len(queries), queries[0].size
-    a, b = queries.reshape(n, size), images.reshape(len(images), size)
-    # Subtracting the mean of the queries reduces cancellation.
-    mean = a.mean(0)[None]
-    a, b = a - mean, b - mean
-    products = jnp.dot(a, b.T, precision="highest")
-    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * products
-    return jnp.sqrt(jnp.maximum(squares, 0.0) / size)
-
-
-def _merge(best, distances, ids, num):
-    """Merges the best (distances, numbers) so far with those of a batch and keeps `num`."""
-    index = np.concatenate([best[1], np.broadcast_to(ids, distances.shape)], 1)
-    distances = np.concatenate([best[0], distances], 1)
-    order = np.argsort(distances, axis=1, kind="stable")[:, :num]
-    return np.take_along_axis(distances, order, 1), np.take_along_axis(index, order, 1)
-
-
-def training_batches(spec: DataSpec) -> Iterator[Mapping[str, np.ndarray]]:
-    """Yields this host's shards of batches of all training images, without augmentation."""
-    batches = pipeline.eval_batches(
-        unbinarized_spec(spec),
-        split="train",
-        batch_size=sharding.round_up(None, CHUNK),
-        seed=0,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
-    )
-    total = pipeline.num_examples(spec, "train")
-    with progress.bar("comparing", unit="image", total=total) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(min(CHUNK, total - bar.n))
-
-
 def nearest_run(
     run: Run,
     samples: Callable[[], np.ndarray],
@@ -238,7 +101,7 @@ def nearest_run(
       ValueError: if `num` or the fraction is out of range, or the files must not be written (see
         `outputs.check`).
     """
-    _check(num, crop_fraction)
+    neighbours.check(num, crop_fraction)
     spec, out = run.experiment.data, paths.parse(out)
     with processes.raise_together():
         split = pipeline.resolve_split(spec, split)
@@ -246,10 +109,13 @@ def nearest_run(
     metadata = {**metadata, **options}
     outputs.check([out / name for name in FILES], metadata, inputs=[source], overwrite=overwrite)
     sampled = samples()
-    test = pipeline.preview(unbinarized_spec(spec), split, len(sampled))
+    test = pipeline.preview(spec.unbinarized(), split, len(sampled))
     results = {
-        name: find(
-            np.concatenate([sampled, test]), training_batches(spec), num, crop_fraction=fraction
+        name: neighbours.find(
+            np.concatenate([sampled, test]),
+            neighbours.training_batches(spec),
+            num,
+            crop_fraction=fraction,
         )
         for name, fraction in (("full", 1.0), ("crop", crop_fraction))
     }
@@ -293,7 +159,7 @@ def _draw(spec, samples, test, results, metadata, out):
 
 
 def grid(
-    spec: DataSpec, queries: np.ndarray, num_samples: int, rows: int, found: Neighbours
+    spec: DataSpec, queries: np.ndarray, num_samples: int, rows: int, found: neighbours.Neighbours
 ) -> tuple[np.ndarray, int]:
     """Arranges images and neighbours in a grid: each row has a sample and its neighbours, then a
     test image and its neighbours.
@@ -318,7 +184,7 @@ def grid(
 
 
 def _training_images(spec, indices):
-    images = sources.open_images(unbinarized_spec(spec), "train")
+    images = splits.open_images(spec.unbinarized(), "train")
     return np.stack([transforms.quantize(images[int(i)], spec.num_bits) for i in indices])
 
 

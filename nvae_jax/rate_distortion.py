@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nvae_jax import frechet, nearest, sharding
+from nvae_jax import frechet, sharding
 from nvae_jax.api import Run
 from nvae_jax.data import pipeline
 from nvae_jax.interrupt import interruptible
@@ -98,7 +98,7 @@ def measure(
     spec, hierarchy = run.experiment.data, run.experiment.model.hierarchy
     scales = groups_by_scale(hierarchy)
     load = partial(_images, split=split, max_examples=max_examples, seed=seed)
-    images, originals = load(spec), np.asarray(shrink(load(nearest.unbinarized_spec(spec))))
+    images, originals = load(spec), np.asarray(shrink(load(spec.unbinarized())))
     axes = frechet.principal_axes(originals, COMPONENTS)
     num_dims = int(np.prod(crop(images[:1], spec.padding).shape))
     step = _program(run.experiment.model, run.experiment.likelihood, spec.padding)

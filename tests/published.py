@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from nvae_jax import build, objective, regularizers, steps
-from nvae_jax.interop import torch_checkpoint
+from nvae_jax.interop import published_names, torch_checkpoint
 from nvae_jax.models.kernels import effective_kernels
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -63,7 +63,7 @@ class Model:
         self.model = build.build_model(self.config, devices=jax.devices()[:1])
         self.likelihood = build.build_likelihood(self.config)
         self.images = golden.images("x")
-        self.leaves = list(torch_checkpoint.leaves(self.config, golden.state))
+        self.leaves = list(published_names.leaves(self.config, golden.state))
 
     def published_names(self, trees):
         """(published name, our array in the published order) of every leaf of the trees."""

@@ -32,7 +32,7 @@ import sys
 sys.modules.update(dict.fromkeys(sys.argv[1:]))
 import nvae_jax.commands.train
 from nvae_jax import api, checkpoint, evaluate, reporting, sample
-from nvae_jax.data import digits, sources
+from nvae_jax.data import digits
 
 print(digits.read_images("train").shape)
 """

@@ -17,7 +17,14 @@ FORBIDDEN = {
     "nvae_jax/optim.py": ("models", "data", "build"),
     "nvae_jax/steps.py": ("data", "build", "train", "checkpoint", "checkpoint_reader", "configs"),
     "nvae_jax/state.py": ("data", "build", "train", "configs"),
-    "nvae_jax/train.py": ("models", "likelihoods", "distributions", "ops", "data.sources"),
+    "nvae_jax/train.py": (
+        "models",
+        "likelihoods",
+        "distributions",
+        "ops",
+        "data.sources",
+        "data.splits",
+    ),
     "nvae_jax/build.py": ("train", "evaluate", "cli", "checkpoint", "checkpoint_reader", "loading"),
 }
 

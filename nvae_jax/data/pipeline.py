@@ -18,8 +18,9 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from nvae_jax.data import sources, transforms
+from nvae_jax.data import splits, transforms
 from nvae_jax.data.faults import corrupt_images_error, warn_skipped
+from nvae_jax.data.images import Images
 from nvae_jax.data.spec import CorruptError, DataError, DataSpec
 
 Batch = dict[str, np.ndarray]
@@ -38,7 +39,7 @@ class _TrainExample:
     It is a class, so that it can be pickled for worker processes.
     """
 
-    def __init__(self, images: sources.Images, spec: DataSpec, seed: int):
+    def __init__(self, images: Images, spec: DataSpec, seed: int):
         self._images, self._spec, self._seed = images, spec, seed
 
     def __call__(self, position: int, index: int) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class _TrainExample:
 class _EvalExample:
     """Maps an index to an example; indices past the end give zeros with mask False."""
 
-    def __init__(self, images: sources.Images, spec: DataSpec, seed: int, length: int):
+    def __init__(self, images: Images, spec: DataSpec, seed: int, length: int):
         self._images, self._spec, self._seed, self._length = images, spec, seed, length
 
     def __call__(self, index: int) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class TrainIterator(Iterator[Batch]):
       skipped: number of unreadable images skipped on this host so far (only with `skip_corrupt`).
     """
 
-    def __init__(self, dataset: grain.MapDataset, spec: DataSpec, images: sources.Images):
+    def __init__(self, dataset: grain.MapDataset, spec: DataSpec, images: Images):
         self._dataset, self._spec, self._images = dataset, spec, images
         self._num_examples = len(images)
         self._batches, self._step = None, 0
@@ -231,19 +232,19 @@ def eval_batch_size(batch_size: int, max_examples: int | None) -> int:
 
 def num_examples(spec: DataSpec, split: str) -> int:
     """The number of images in a split, counted in the data."""
-    return len(sources.open_images(spec, split))
+    return len(splits.open_images(spec, split))
 
 
 def describe(spec: DataSpec) -> DataSpec:
     """Replaces an image_size or a number of channels of 0 by that of the data."""
     if spec.image_size and spec.channels:
         return spec
-    return _described(spec, sources.open_images(spec, "train"))
+    return _described(spec, splits.open_images(spec, "train"))
 
 
 def resolve_split(spec: DataSpec, split: str) -> str:
     """Returns the split to evaluate: "validation" instead of "test" if there is no test split."""
-    return sources.resolve_split(spec, split)
+    return splits.resolve_split(spec, split)
 
 
 def preview(spec: DataSpec, split: str, count: int) -> np.ndarray:
@@ -258,14 +259,14 @@ def preview(spec: DataSpec, split: str, count: int) -> np.ndarray:
     return batch["image"][batch["mask"]]
 
 
-def _open(spec: DataSpec, split: str) -> tuple[sources.Images, DataSpec]:
-    images = sources.open_images(spec, split)
+def _open(spec: DataSpec, split: str) -> tuple[Images, DataSpec]:
+    images = splits.open_images(spec, split)
     spec = _described(spec, images)
     transforms.check_shape(images.shape[1:], spec)
     return images, spec
 
 
-def _described(spec: DataSpec, images: sources.Images) -> DataSpec:
+def _described(spec: DataSpec, images: Images) -> DataSpec:
     return dataclasses.replace(
         spec,
         image_size=spec.image_size or images.shape[1] + 2 * spec.padding,
@@ -273,7 +274,7 @@ def _described(spec: DataSpec, images: sources.Images) -> DataSpec:
     )
 
 
-def _read(images: sources.Images, index: int, spec: DataSpec) -> np.ndarray:
+def _read(images: Images, index: int, spec: DataSpec) -> np.ndarray:
     image = images[index]
     if image.shape != tuple(images.shape[1:]):
         raise CorruptError(
@@ -291,7 +292,7 @@ def _skip_or_raise(error: CorruptError, spec: DataSpec) -> CorruptError:
 
 
 def _count_skipped(
-    batches: grain.DatasetIterator, spec: DataSpec, images: sources.Images
+    batches: grain.DatasetIterator, spec: DataSpec, images: Images
 ) -> Generator[Batch]:
     """Passes batches on, and at the end warns of the number of skipped images."""
     skipped = 0

@@ -8,7 +8,7 @@ import tempfile
 
 from nvae_jax import buckets, extras, mirror, paths
 from nvae_jax.buckets import BucketPath
-from nvae_jax.data import record_writer, records, sources
+from nvae_jax.data import record_writer, records, sources, splits
 from nvae_jax.data.spec import DataError, DataSpec
 from nvae_jax.data.tfds_set import Tfds
 
@@ -58,7 +58,7 @@ def prepare(
         return _upload(spec, directory)
     if not manual_dir:
         return _without_files(spec, source, directory)
-    if sources.locate(spec):
+    if splits.locate(spec):
         return _convert(spec, directory)
     if source.tfds:  # tensorflow-datasets recognises and unpacks the original archives.
         return _run_tfds(spec, source, source.tfds, directory)
@@ -110,14 +110,14 @@ def _without_files(spec: DataSpec, source: sources.Source, directory: pathlib.Pa
         )
     if source.tfds and not (source.place and pathlib.Path(source.place).is_dir()):
         return _run_tfds(spec, source, source.tfds, directory)
-    counts = ", ".join(f"{len(sources.open_images(spec, s))} {s}" for s in sources.splits(spec))
+    counts = ", ".join(f"{len(splits.open_images(spec, s))} {s}" for s in splits.names(spec))
     return f"Nothing to do: {spec.name} is on this machine ({counts} images)"
 
 
 def _convert(spec: DataSpec, directory: pathlib.Path) -> str:
-    splits = {split: sources.open_images(spec, split) for split in sources.splits(spec)}
+    images = {split: splits.open_images(spec, split) for split in splits.names(spec)}
     manifest = record_writer.write(
-        directory, splits, name=spec.name, skip_corrupt=spec.skip_corrupt
+        directory, images, name=spec.name, skip_corrupt=spec.skip_corrupt
     )
     return f"Prepared {_summary(manifest)}. {_usage(spec, directory)}"
 

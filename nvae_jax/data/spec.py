@@ -98,6 +98,12 @@ class DataSpec:
         """Shape (H, W, C) of one image without padding."""
         return (self.unpadded_size, self.unpadded_size, self.channels)
 
+    def unbinarized(self) -> DataSpec:
+        """The same data set without binarisation, padding and flips, for comparisons."""
+        return dataclasses.replace(
+            self, image_size=self.unpadded_size, padding=0, binarize=False, horizontal_flip=False
+        )
+
 
 def _require(condition, message: str):
     if not condition:

@@ -4,7 +4,7 @@ import base64
 
 import numpy as np
 
-from nvae_jax.data import images, sources
+from nvae_jax.data import images, splits
 from nvae_jax.data.spec import DataSpec
 
 LARGEST = 2**25  # bytes of an upload
@@ -28,7 +28,7 @@ def fit(content: bytes, spec: DataSpec) -> tuple[bytes, str]:
     where, values = "the file", (spec.max_value, spec.num_bits)
     original = images.decode(content, where, spec.channels, "", *values)
     (height, width), size = original.shape[:2], spec.unpadded_size
-    fitted = sources.fitted(original[None], spec)[0]
+    fitted = splits.fitted(original[None], spec)[0]
     cropped = "cropped to a square and " if height != width else ""
     note = f"{width}×{height}, {cropped}resized to {size}×{size}"
     return images.encode(fitted), "" if (height, width) == (size, size) else note

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_jax import analyze, history, inputs, nearest, progress
+from nvae_jax import analyze, history, inputs, nearest, neighbours, progress
 from nvae_jax.api import Run
 from nvae_jax.data import pipeline
 from nvae_jax.history import Series
@@ -128,9 +128,9 @@ def _neighbours(run, settings, samples):
     spec, rows = run.experiment.data, RECONSTRUCTED
     sampled = samples[min(settings.temperatures), True]
     split = pipeline.resolve_split(spec, settings.split)
-    test = pipeline.preview(nearest.unbinarized_spec(spec), split, len(sampled))
+    test = pipeline.preview(spec.unbinarized(), split, len(sampled))
     queries = np.concatenate([sampled, test])
-    found = nearest.find(queries, nearest.training_batches(spec), NEIGHBOURS)
+    found = neighbours.find(queries, neighbours.training_batches(spec), NEIGHBOURS)
     pictures, columns = nearest.grid(spec, queries, len(sampled), min(rows, len(test)), found)
     medians = {
         "samples": float(np.median(found.distance[: len(sampled), 0])),

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from nvae_jax import files, inputs, mirror
-from nvae_jax.data import pipeline, prepare, sources
+from nvae_jax.data import pipeline, prepare, splits
 from nvae_jax.data.spec import DataError, DataSpec
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(sources, "_copies", {})
+    monkeypatch.setattr(splits, "_copies", {})
     return tmp_path / "cache"
 
 

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from nvae_jax.data import numpy_files, pipeline, sources
+from nvae_jax.data import numpy_files, pipeline, splits
 from nvae_jax.data.arrays import ArrayImages
 from nvae_jax.data.spec import DataError, DataSpec
 
@@ -19,7 +19,7 @@ def spec_of(path, **options):
 
 
 def opened(path, split, **options):
-    images = sources.open_images(spec_of(path, **options), split)
+    images = splits.open_images(spec_of(path, **options), split)
     return np.stack([images[i] for i in range(len(images))])
 
 
@@ -29,7 +29,7 @@ def test_files_by_split(tmp_path, ending):
     for name, array in (("train", train), ("test", test)):
         path = tmp_path / f"{name}.{ending}"
         np.save(path, array) if ending == "npy" else np.savez(path, whatever=array)
-    assert sources.splits(spec_of(tmp_path)) == ("train", "test")
+    assert splits.names(spec_of(tmp_path)) == ("train", "test")
     np.testing.assert_array_equal(opened(tmp_path, "train"), train)
     np.testing.assert_array_equal(opened(tmp_path, "test"), test)
 
@@ -38,7 +38,7 @@ def test_one_archive_with_all_splits(tmp_path):
     arrays = {name: drawn((3, 8, 8), seed=i) for i, name in enumerate(("x_train", "val", "test"))}
     np.savez(tmp_path / "mine.npz", labels=np.arange(3), **arrays)
     for place in (tmp_path, tmp_path / "mine.npz"):
-        assert sources.splits(spec_of(place)) == ("train", "validation", "test")
+        assert splits.names(spec_of(place)) == ("train", "validation", "test")
         np.testing.assert_array_equal(opened(place, "validation")[..., 0], arrays["val"])
 
 
@@ -66,7 +66,7 @@ def test_npy_files_are_mapped_and_not_sent_to_reader_processes(tmp_path):
 def test_order_of_bytes_and_of_axes_in_the_file(tmp_path):
     array = drawn((4, 8, 8), np.uint16, 2**16)
     np.save(tmp_path / "a.npy", np.asfortranarray(array.astype(">u2")))
-    images = sources.open_images(spec_of(tmp_path / "a.npy", num_bits=16), "train")
+    images = splits.open_images(spec_of(tmp_path / "a.npy", num_bits=16), "train")
     np.testing.assert_array_equal(images[0][..., 0], array[0])
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nvae_jax.data import pipeline, sources
+from nvae_jax.data import pipeline, splits
 from nvae_jax.data.celeba import CelebA
 from nvae_jax.data.images import fit, read_file
 from nvae_jax.data.spec import DataError, DataSpec
@@ -21,11 +21,11 @@ def celeba(tmp_path, encode):
 
 def test_celeba_has_its_own_splits_and_crop(celeba):
     spec = DataSpec("celeba64", dir=str(celeba), image_size=64, channels=3)
-    counts = {split: pipeline.num_examples(spec, split) for split in sources.splits(spec)}
+    counts = {split: pipeline.num_examples(spec, split) for split in splits.names(spec)}
     assert counts == {"train": 4, "validation": 1, "test": 1}
     image = read_file(celeba / "img_align_celeba" / "000006.jpg")
     expected = fit(image, 64, (15, 40, 163, 188))
-    np.testing.assert_array_equal(sources.open_images(spec, "train")[3], expected)
+    np.testing.assert_array_equal(splits.open_images(spec, "train")[3], expected)
 
 
 @pytest.mark.parametrize("line", ["", "000001.jpg", "000001.jpg 3", "../../etc/passwd 0", "a b c"])

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from nvae_jax.data import images, pipeline, sources, transforms
+from nvae_jax.data import images, pipeline, splits, transforms
 from nvae_jax.data.spec import CorruptError, DataError, DataSpec
 
 VALUES_12 = np.arange(4096, dtype=np.uint16).reshape(64, 64, 1)
@@ -158,4 +158,4 @@ def test_a_folder_of_deep_pictures_as_the_model_sees_it(tmp_path, encode):
 
 def test_sets_of_eight_bits_have_no_more():
     with pytest.raises(DataError, match="data set 'digits' has 8 bits .*data.name=arrays"):
-        sources.open_images(DataSpec("digits", image_size=16, num_bits=12), "train")
+        splits.open_images(DataSpec("digits", image_size=16, num_bits=12), "train")

@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from nvae_jax.data import folder, pipeline, sources
+from nvae_jax.data import folder, pipeline, splits
 from nvae_jax.data.folder import Folder
 from nvae_jax.data.spec import DataError, DataSpec
 
@@ -118,7 +118,7 @@ def test_trains_at_any_size_and_colour(pictures, size, channels):
 
 def test_pictures_are_cropped_in_the_centre(pictures, colour_images):
     spec = DataSpec("folder", dir=str(pictures), image_size=24, channels=3)
-    opened = {split: sources.open_images(spec, split) for split in ("train", "validation")}
+    opened = {split: splits.open_images(spec, split) for split in ("train", "validation")}
     found = Folder().find(pictures)["train"]
     originals = colour_images(60, 40)[:, 8:32, :24]
     checked = 0
@@ -132,7 +132,7 @@ def test_pictures_are_cropped_in_the_centre(pictures, colour_images):
 
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(DataError, match="'folder' is not in .*it can hold pictures"):
-        sources.open_images(DataSpec("folder", dir=str(tmp_path)), "train")
+        splits.open_images(DataSpec("folder", dir=str(tmp_path)), "train")
 
 
 def test_an_empty_split_is_an_error(tmp_path, encode, colour_images):
@@ -140,7 +140,7 @@ def test_an_empty_split_is_an_error(tmp_path, encode, colour_images):
     (tmp_path / "validation").mkdir()
     (tmp_path / "train" / "one.png").write_bytes(encode(colour_images(1)[0]))
     with pytest.raises(DataError, match="split 'validation' is empty"):
-        sources.open_images(DataSpec("folder", dir=str(tmp_path), channels=3), "validation")
+        splits.open_images(DataSpec("folder", dir=str(tmp_path), channels=3), "validation")
 
 
 def test_a_corrupt_picture_is_named(pictures):

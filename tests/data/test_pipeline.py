@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from nvae_jax.data import pipeline, sources
+from nvae_jax.data import pipeline, splits
 from nvae_jax.data.spec import DataError, DataSpec
 
 COUNT = 23  # A prime, so that no batch size divides it.
@@ -48,7 +48,7 @@ def test_batches_are_what_the_model_takes(spec):
 
 def test_images_belong_to_their_ids(idx_dir):
     spec = DataSpec("mnist", dir=str(idx_dir), padding=2)
-    images = sources.open_images(spec, "train")
+    images = splits.open_images(spec, "train")
     for batch in train(spec, 3):
         cut = batch["image"][:, 2:30, 2:30] * 255
         np.testing.assert_allclose(cut, images[batch["id"]], atol=1e-4)

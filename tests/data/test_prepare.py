@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from nvae_jax.data import pipeline, records, sources
+from nvae_jax.data import pipeline, records, sources, splits
 from nvae_jax.data.prepare import prepare
 from nvae_jax.data.spec import DataError, DataSpec
 
@@ -19,7 +19,7 @@ def test_own_pictures(pictures, tmp_path):
     )
     assert after.image_shape == (16, 16, 3)
     for split in ("train", "validation"):
-        raw, prepared = (sources.open_images(spec, split) for spec in (before, after))
+        raw, prepared = (splits.open_images(spec, split) for spec in (before, after))
         assert len(raw) == len(prepared)
         for i in range(len(raw)):
             np.testing.assert_array_equal(raw[i], prepared[i])
@@ -58,7 +58,7 @@ def test_corrupt_pictures_stop_it_or_are_counted(pictures, tmp_path):
 def test_padded_sets_are_prepared_without_their_padding(idx_dir, tmp_path, grey_images):
     prepare("mnist", str(tmp_path / "out"), manual_dir=str(idx_dir))
     spec = DataSpec("mnist", dir=str(tmp_path / "out"), padding=2)
-    images = sources.open_images(spec, "test")
+    images = splits.open_images(spec, "test")
     np.testing.assert_array_equal(np.stack([images[i] for i in range(7)])[..., 0], grey_images[23:])
     assert pipeline.preview(spec, "test", 2).shape == (2, 32, 32, 1)
 
@@ -66,7 +66,7 @@ def test_padded_sets_are_prepared_without_their_padding(idx_dir, tmp_path, grey_
 def test_stacked_digits_are_not_stacked_twice(idx_dir, tmp_path):
     prepare("stacked_mnist", str(tmp_path / "out"), manual_dir=str(idx_dir))
     raw, prepared = (
-        sources.open_images(DataSpec("stacked_mnist", dir=str(dir), channels=3), "train")
+        splits.open_images(DataSpec("stacked_mnist", dir=str(dir), channels=3), "train")
         for dir in (idx_dir, tmp_path / "out")
     )
     np.testing.assert_array_equal(raw[5], prepared[5])

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from nvae_jax.data import pipeline, sources
+from nvae_jax.data import pipeline, sources, splits
 from nvae_jax.data.spec import DataError, DataSpec
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -51,7 +51,7 @@ def cifar10(tmp_path, colour_images, encode):
 def test_reads_what_was_prepared(cifar10):
     images, spec = cifar10
     for split, expected in images.items():
-        opened = sources.open_images(spec, split)
+        opened = splits.open_images(spec, split)
         assert opened.shape == expected.shape
         # Its builders shuffle.
         assert {opened[i].tobytes() for i in range(len(opened))} == {x.tobytes() for x in expected}
@@ -93,7 +93,7 @@ def test_omniglot_becomes_bright_strokes_on_black(tmp_path, encode):
     contents = {"train": [encode(drawing)] * 3, "test": [encode(drawing)]}
     prepare(tmp_path, "omniglot", contents)
     spec = DataSpec("omniglot", dir=str(tmp_path), padding=2)
-    image = sources.open_images(spec, "train")[0]
+    image = splits.open_images(spec, "train")[0]
     assert image.shape == (28, 28, 1)
     assert (image[0] == 0).all() and (image[13] == 255).all()
 
@@ -125,7 +125,7 @@ def test_truncated_files_are_one_clear_error(cifar10, length):
     (path,) = (pathlib.Path(spec.dir) / "cifar10/3.0.2").glob("*train.array_record*")
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(DataError, match="cifar10.*split train") as caught:
-        images = sources.open_images(spec, "train")
+        images = splits.open_images(spec, "train")
         for i in range(len(images)):
             images[i]
     assert "\n" not in str(caught.value)
@@ -157,6 +157,6 @@ def test_two_steps_on_every_source(name, stand_in, colour_images, train_two_step
     with tfds.testing.mock_data(num_examples=12, **stand_ins):
         train_two_steps(spec)
         split = pipeline.resolve_split(spec, "test")
-        assert split == ("test" if "test" in sources.splits(spec) else "validation")
+        assert split == ("test" if "test" in splits.names(spec) else "validation")
         batches = list(pipeline.eval_batches(spec, split=split, batch_size=8, seed=0))
         assert sum(batch["mask"].sum() for batch in batches) == pipeline.num_examples(spec, split)

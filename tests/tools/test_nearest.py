@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from nvae_jax import nearest
+from nvae_jax import nearest, neighbours
 from nvae_jax.data import pipeline
 
 
@@ -23,7 +23,7 @@ def test_plain_search(fraction):
     rng = np.random.default_rng(0)
     images = rng.random((23, 8, 8, 3), np.float32)
     queries = np.concatenate([rng.random((4, 8, 8, 3), np.float32), images[7:8]])
-    found = nearest.find(queries, batches(images, 5), 3, crop_fraction=fraction)
+    found = neighbours.find(queries, batches(images, 5), 3, crop_fraction=fraction)
     cut = np.s_[:, 2:-2, 2:-2] if fraction == 0.5 else np.s_[:]
     differences = queries[cut][:, None] - images[cut][None]
     distances = np.sqrt((differences**2).mean((2, 3, 4)))
@@ -35,17 +35,17 @@ def test_plain_search(fraction):
 
 def test_more_neighbours_than_images():
     images = np.random.default_rng(0).random((3, 4, 4, 1), np.float32)
-    assert nearest.find(images, batches(images, 2), 9).index.shape == (3, 3)
+    assert neighbours.find(images, batches(images, 2), 9).index.shape == (3, 3)
 
 
 @pytest.mark.parametrize("wrong", [{"num": 0}, {"num": 1, "crop_fraction": 1.5}])
 def test_bad_numbers(wrong):
     with pytest.raises(ValueError, match="num must be at least 1 and crop_fraction"):
-        nearest.find(np.zeros((1, 4, 4, 1)), [], **wrong)
+        neighbours.find(np.zeros((1, 4, 4, 1)), [], **wrong)
 
 
 def test_a_memorised_sample_stands_out(run, tmp_path, undocumented):
-    spec = nearest.unbinarized_spec(run.experiment.data)
+    spec = run.experiment.data.unbinarized()
     memorised = pipeline.preview(spec, "train", 6)
     summary = nearest.nearest_run(
         run, lambda: memorised, tmp_path, num=2, rows=3, metadata=run.metadata()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from nvae_jax.data import digits, pipeline, sources
+from nvae_jax.data import digits, pipeline, sources, splits
 from nvae_jax.data.lmdb_folder import Lmdb
 from nvae_jax.data.prepare import prepare
 from nvae_jax.data.spec import DataError, DataSpec
@@ -10,19 +10,19 @@ from nvae_jax.data.spec import DataError, DataSpec
 
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(DataError, match="unknown data set 'mnits'; known: .*digits.*mnist"):
-        sources.open_images(DataSpec("mnits"), "train")
+        splits.open_images(DataSpec("mnits"), "train")
 
 
 def test_unknown_split_lists_the_known_ones(idx_dir):
     with pytest.raises(DataError, match="no split 'validation', only train, test"):
-        sources.open_images(DataSpec("mnist", dir=str(idx_dir)), "validation")
+        splits.open_images(DataSpec("mnist", dir=str(idx_dir)), "validation")
 
 
 @pytest.mark.parametrize("name", sorted(set(sources.SOURCES) - {"digits"}))
 def test_missing_data_says_where_it_looked_and_what_to_do(name, tmp_path):
     missing = tmp_path / "absent"
     with pytest.raises(DataError) as caught:
-        sources.open_images(DataSpec(name, dir=str(missing)), "train")
+        splits.open_images(DataSpec(name, dir=str(missing)), "train")
     message = str(caught.value)
     assert f"{missing}/{name} or {missing} (no such folder)" in message
     assert "--config.data.dir=DIR" in message and "launch/prepare_data.py" in message
@@ -32,25 +32,23 @@ def test_missing_data_says_where_it_looked_and_what_to_do(name, tmp_path):
 def test_default_places_are_below_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(DataError, match=f"not in {tmp_path}/nvae_data/mnist"):
-        sources.open_images(DataSpec("mnist"), "train")
+        splits.open_images(DataSpec("mnist"), "train")
 
 
 def test_other_than_published_size_is_a_warning(idx_dir, monkeypatch):
     said = []
-    monkeypatch.setattr(
-        sources.logging, "warning", lambda text, *values: said.append(text % values)
-    )
-    sources._compare_size.cache_clear()
+    monkeypatch.setattr(splits.logging, "warning", lambda text, *values: said.append(text % values))
+    splits._compare_size.cache_clear()
     for _ in range(3):
-        sources.open_images(DataSpec("mnist", dir=str(idx_dir)), "train")
-    sources.open_images(DataSpec("digits"), "train")
+        splits.open_images(DataSpec("mnist", dir=str(idx_dir)), "train")
+    splits.open_images(DataSpec("digits"), "train")
     assert (
         len(said) == 1 and "23 images in split train, but the published number is 60000" in said[0]
     )
 
 
 def test_digits_are_whole_disjoint_and_recognisable():
-    train, test = (sources.open_images(DataSpec("digits"), split) for split in ("train", "test"))
+    train, test = (splits.open_images(DataSpec("digits"), split) for split in ("train", "test"))
     assert train.shape == (1500, 16, 16, 1) and test.shape == (297, 16, 16, 1)
     assert train.dtype == np.uint8 and train.max() == 255 and train.min() == 0
     # Shrunk again, each is most like the original digit it was made of: all are there, once.
@@ -85,8 +83,8 @@ def test_the_two_imagenets_are_told_apart(count, name, other, tmp_path, monkeypa
     for split in ("train", "validation"):
         (tmp_path / f"{split}.lmdb").mkdir()
     with pytest.raises(DataError, match=f"indicate '{other}'"):
-        sources.open_images(DataSpec(name, dir=str(tmp_path), channels=3), "train")
-    opened = sources.open_images(DataSpec(other, dir=str(tmp_path), channels=3), "train")
+        splits.open_images(DataSpec(name, dir=str(tmp_path), channels=3), "train")
+    opened = splits.open_images(DataSpec(other, dir=str(tmp_path), channels=3), "train")
     assert len(opened) == count
 
 
@@ -110,12 +108,12 @@ def test_npz_of_celeba_is_cropped_and_resized(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (4, 218, 178, 3), np.uint8)
     np.savez(tmp_path / "train.npz", images=images)
     spec = DataSpec("celeba64", dir=str(tmp_path), image_size=64, channels=3)
-    opened = sources.open_images(spec, "train")
+    opened = splits.open_images(spec, "train")
     assert opened.shape == (4, 64, 64, 3) and opened[0].shape == (64, 64, 3)
     # The crop takes nothing from outside of its box.
     images[:, :40], images[:, 188:], images[:, :, :15], images[:, :, 163:] = 0, 0, 0, 0
     np.savez(tmp_path / "train.npz", images=images)
-    np.testing.assert_array_equal(sources.open_images(spec, "train")[2], opened[2])
+    np.testing.assert_array_equal(splits.open_images(spec, "train")[2], opened[2])
 
 
 SPECS = {
