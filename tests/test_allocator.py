@@ -44,7 +44,7 @@ def measure(keep):
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
-def test_freed_memory_is_kept_until_it_is_to_be_given_back():
+def test_freed_memory_is_reused_until_it_is_released():
     page_faults, given_back = measure(keep=True)
     usual, _ = measure(keep=False)
     assert 20 * page_faults < usual

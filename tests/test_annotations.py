@@ -43,12 +43,12 @@ def test_public_functions_have_annotations():
     assert not found
 
 
-def test_annotations_that_are_missing_are_found():
+def test_missing_annotations_are_found():
     text = "class A:\n def f(self, a: int, b, *c, d): ...\ndef g(a) -> int: ...\ndef _h(a): ..."
     functions = public_functions(ast.parse(text).body)
     found = {name: missing(function, is_method) for name, function, is_method in functions}
     assert found == {"A.f": ["b", "d", "c", "return"], "g": ["a"]}
 
 
-def test_users_of_the_package_get_its_types():
+def test_the_package_is_marked_as_typed():
     assert (PACKAGE / "py.typed").is_file()

@@ -32,7 +32,7 @@ def saved(tmp_path, saved_once, tiny):
     return tmp_path, experiment.abstract_state(), state
 
 
-def test_everything_comes_back(saved):
+def test_a_saved_state_and_data_position_are_restored_exactly(saved):
     folder, abstract, state = saved
     checkpoints = CheckpointReader(folder)
     restored, data_state = checkpoints.restore(abstract)
@@ -80,7 +80,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, caplog, capfd, damage):
+def test_instead_of_a_damaged_checkpoint_the_one_before_is_restored(saved, caplog, capfd, damage):
     folder, abstract, _ = saved
     part, do = DAMAGES[damage]
     do(folder / "checkpoints" / "2" / part)
@@ -128,7 +128,7 @@ def beside(monkeypatch):
     return start
 
 
-def test_all_processes_restore_the_same(saved, beside, caplog):
+def test_a_checkpoint_that_one_process_cannot_read_is_restored_by_none(saved, beside, caplog):
     folder, abstract, _ = saved
     answers = iter([[[1, math.inf], [2, math.inf]], "no such file", None])
     beside(lambda _: next(answers))
@@ -137,7 +137,7 @@ def test_all_processes_restore_the_same(saved, beside, caplog):
     assert "step 2 cannot be read, trying the next one: process 1: no such file" in caplog.text
 
 
-def test_a_step_that_one_process_does_not_see_is_tried_by_all(saved, beside, caplog):
+def test_a_step_that_only_one_process_sees_is_restored_by_none(saved, beside, caplog):
     folder, abstract, _ = saved
     answers = iter([[[1, math.inf], [3, math.inf]], None, "no such file", None])
     beside(lambda _: next(answers))
@@ -146,7 +146,7 @@ def test_a_step_that_one_process_does_not_see_is_tried_by_all(saved, beside, cap
     assert len(caplog.records) == 2 and "step 3 cannot be read" in caplog.records[0].message
 
 
-def test_only_torn_ones_are_an_error(saved):
+def test_only_damaged_checkpoints_are_an_error(saved):
     folder, abstract, _ = saved
     for file in (folder / "checkpoints").rglob("*"):
         if file.is_file():
@@ -167,7 +167,7 @@ def small_disk(num_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_failed_save_is_named_in_one_line_and_can_be_repeated(tmp_path, tiny, caplog):
+def test_a_failed_save_is_a_one_line_error_and_can_be_repeated(tmp_path, tiny, caplog):
     _, state, _ = tiny
     state = state.replace(step=state.step + 3)
     with Checkpoints(tmp_path) as checkpoints:
@@ -185,7 +185,7 @@ def test_a_failed_save_is_named_in_one_line_and_can_be_repeated(tmp_path, tiny, 
         assert checkpoints.latest_step() == 3
 
 
-def test_nothing_waits_for_a_lost_process(tmp_path, tiny, monkeypatch):
+def test_an_error_of_a_lost_process_is_raised_without_waiting_for_it(tmp_path, tiny, monkeypatch):
     """It would until jax aborts, with a stack trace in place of the error."""
     lost = RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
     state, waits = tiny[1], []
@@ -201,7 +201,7 @@ def test_nothing_waits_for_a_lost_process(tmp_path, tiny, monkeypatch):
     assert lost.__notes__ == ["the newest checkpoint is step 3"] and not waits
 
 
-def test_scores_can_come_after_the_checkpoint(tmp_path, tiny):
+def test_scores_can_be_added_to_a_saved_checkpoint(tmp_path, tiny):
     _, state, _ = tiny
     with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
         checkpoints.save(state.replace(step=state.step + 1), {})
@@ -216,7 +216,7 @@ def test_scores_can_come_after_the_checkpoint(tmp_path, tiny):
     assert (checkpoints.best_step(), checkpoints.latest_step()) == (1, 3)
 
 
-def test_none_is_none(tmp_path, tiny):
+def test_without_checkpoints_restore_returns_none_and_makes_no_folder(tmp_path, tiny):
     checkpoints = CheckpointReader(tmp_path)
     assert checkpoints.restore(tiny[0].abstract_state()) is None
     assert not (tmp_path / "checkpoints").exists()
@@ -252,7 +252,7 @@ def evaluated(tmp_path, evaluated_once, tiny):
     return tmp_path, tiny[0].abstract_state()
 
 
-def test_the_best_stays_and_the_newest_is_resumed(evaluated):
+def test_the_best_and_the_newest_checkpoints_are_kept(evaluated):
     folder, abstract = evaluated
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["2", "6", "7"]
     with Checkpoints(folder, keep=2, keep_best=1) as checkpoints:
@@ -261,7 +261,7 @@ def test_the_best_stays_and_the_newest_is_resumed(evaluated):
     assert found == {"best": {"step": 2}, "latest": {"step": 7}, 6: {"step": 6}}
 
 
-def test_the_best_that_is_torn_gives_way_to_the_next(evaluated):
+def test_instead_of_a_damaged_best_checkpoint_the_next_best_is_restored(evaluated):
     folder, abstract = evaluated
     for file in (folder / "checkpoints" / "2" / "state").rglob("*"):
         if file.is_file():
@@ -274,7 +274,7 @@ def test_the_best_that_is_torn_gives_way_to_the_next(evaluated):
         checkpoints.restore(abstract, 2)
 
 
-def test_checkpoints_that_are_not_there(saved):
+def test_a_missing_step_and_a_missing_best_checkpoint_are_errors(saved):
     folder, abstract, _ = saved
     checkpoints = CheckpointReader(folder)
     with pytest.raises(ValueError, match="has no checkpoint of step 3; it has 1, 2"):
@@ -283,7 +283,7 @@ def test_checkpoints_that_are_not_there(saved):
         checkpoints.restore(abstract, "best")
 
 
-def test_what_names_a_checkpoint():
+def test_a_checkpoint_is_named_latest_best_or_by_its_step():
     assert [parse_checkpoint_name(text) for text in ("latest", "best", "12")] == [
         "latest",
         "best",

@@ -16,13 +16,13 @@ from nvae_jax import checks, likelihoods
         (np.zeros((2, 3, 4), int), "it must be of type float, not int64"),
     ],
 )
-def test_a_wrong_array_is_one_line(value, message):
+def test_a_wrong_array_is_a_one_line_error(value, message):
     with pytest.raises(ValueError, match=message) as error:
         checks.array("it", value, ("N", 3, 4), float)
     assert "\n" not in str(error.value)
 
 
-def test_right_arrays_pass_and_types_may_be_left_open():
+def test_right_arrays_are_accepted_with_or_without_a_given_type():
     checks.array("it", np.zeros((0, 3), np.float32), ("N", 3), float)
     checks.array("it", np.zeros((5, 3), bool), ("N", 3))
     jax.eval_shape(
@@ -30,7 +30,7 @@ def test_right_arrays_pass_and_types_may_be_left_open():
     )
 
 
-def test_the_model_refuses_images_and_noise_of_another_kind(tiny):
+def test_the_model_refuses_images_and_noise_of_wrong_shape_or_type(tiny):
     experiment, state, images = tiny
     model, variables = experiment.model, state.variables
     noise = [np.zeros((4, *shape), np.float32) for shape in model.latent_shapes()]
@@ -46,7 +46,7 @@ def test_the_model_refuses_images_and_noise_of_another_kind(tiny):
         model.apply(variables, noise=wrong, method="sample_logits")
 
 
-def test_likelihoods_refuse_logits_and_images_of_another_shape():
+def test_likelihoods_refuse_logits_and_images_of_wrong_shape():
     with pytest.raises(
         ValueError, match="logits must be of shape .B, H, W, params., not .4, 4, 1."
     ):

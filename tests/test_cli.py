@@ -17,7 +17,9 @@ def homeless(monkeypatch, compilation_cache):
     jax.config.update("jax_compilation_cache_dir", compilation_cache)
 
 
-def test_without_a_home_folder_programs_are_kept_where_the_variable_says(homeless, monkeypatch):
+def test_without_a_home_folder_programs_are_cached_only_where_the_variable_says(
+    homeless, monkeypatch
+):
     assert files.cache_folder() is None
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/cache")
     cli._use_compilation_cache()
@@ -27,7 +29,7 @@ def test_without_a_home_folder_programs_are_kept_where_the_variable_says(homeles
     assert jax.config.jax_compilation_cache_dir is None
 
 
-def test_a_cache_that_cannot_be_written_to_is_said_once(
+def test_a_cache_that_cannot_be_written_is_reported_once(
     monkeypatch, tmp_path, capsys, compilation_cache
 ):
     (tmp_path / "file").write_text("no folder")
@@ -41,7 +43,7 @@ def test_a_cache_that_cannot_be_written_to_is_said_once(
     assert "compiled programs are not cached" in line and str(tmp_path / "file") in line
 
 
-def test_an_error_is_one_line_with_its_notes():
+def test_an_error_is_printed_as_one_line_with_its_notes():
     error = OSError("no space\nleft")
     error.add_note("the newest checkpoint is step 4")
     error.add_note("--------------------\nFor simplicity, JAX has removed its internal frames")

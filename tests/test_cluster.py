@@ -110,7 +110,7 @@ def run_alone(train_until, tmp_path_factory):
     return workdir
 
 
-def test_run_moves_between_device_counts(train_until, run_alone, tmp_path):
+def test_a_run_can_be_resumed_on_another_number_of_devices(train_until, run_alone, tmp_path):
     """Eight devices, then one, then four that share the parameters: the losses of one device; and
     those next to either move are what the devices before it have gone on with."""
     workdir, before = tmp_path / "run", []
@@ -189,7 +189,7 @@ def assert_same_variables(one, other):
     jax.tree.map(np.testing.assert_array_equal, found[0][1], found[1][1])
 
 
-def test_a_cluster_that_lost_a_process_continues(tmp_path, run_alone):
+def test_a_cluster_that_lost_a_process_resumes_bit_for_bit(tmp_path, run_alone):
     """One of two processes, which start from a run of one device, is killed; the other ends by
     itself; the restarted cluster repeats the steps since the last checkpoint bit for bit, and one
     process alone computes the same."""
@@ -285,7 +285,7 @@ def five_steps_alone(five_steps, tmp_path_factory):
 @pytest.mark.parametrize(
     ("processes", "devices", "mesh"), [(2, 4, {"data": 8}), (4, 2, {"data": 4, "fsdp": 2})]
 )
-def test_processes_train_as_one_device(
+def test_several_processes_train_like_one_device(
     five_steps, five_steps_alone, tmp_path, processes, devices, mesh
 ):
     found = five_steps(tmp_path / "found.npz", processes, devices, **mesh)

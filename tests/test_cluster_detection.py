@@ -18,7 +18,7 @@ from tests.local_cluster import jax_variables, slurm_variables
         ({"coordinator_address": "host:99999"}, "HOST:PORT, not 'host:99999'"),
     ],
 )
-def test_bad_settings(values, message):
+def test_invalid_settings_are_errors(values, message):
     with pytest.raises(ValueError, match=message):
         DistributedSettings(**values)
 
@@ -33,7 +33,7 @@ def test_bad_settings(values, message):
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "names no coordinator: set JAX_COORDINATOR_ADDRESS"),
     ],
 )
-def test_half_given_clusters(variables, message):
+def test_incomplete_settings_of_a_cluster_are_errors(variables, message):
     with pytest.raises(ValueError, match=message):
         settings = cluster_detection.with_environment(DistributedSettings(), variables)
         cluster_detection.find_cluster(settings, variables)
@@ -49,12 +49,12 @@ def test_half_given_clusters(variables, message):
         {**slurm_variables()[0], "SLURM_STEP_NUM_TASKS": "1"},  # a shell inside an allocation
     ],
 )
-def test_a_process_on_its_own(variables):
+def test_a_single_process_has_no_cluster(variables):
     settings = cluster_detection.with_environment(DistributedSettings(), variables)
     assert cluster_detection.find_cluster(settings, variables) is None
 
 
-def test_settings_win_over_the_environment():
+def test_settings_override_the_environment():
     settings = DistributedSettings(coordinator_address="a:1", num_processes=3, process_id=2)
     assert cluster_detection.with_environment(settings, jax_variables()[0]) == settings
 
@@ -78,6 +78,6 @@ def tpu_platform():
         ({"TPU_SKIP_MDS_QUERY": "1"}, None),
     ],
 )
-def test_cloud_tpu(tpu_platform, variables, name):
+def test_cloud_tpu_is_a_cluster_unless_it_has_one_host(tpu_platform, variables, name):
     cluster = cluster_detection.find_cluster(DistributedSettings(), variables)
     assert (cluster and cluster.name) == name

@@ -84,7 +84,7 @@ def run(commands):
         ("sample", ["--workdir=W", "--out=O"], "is not a run directory"),
     ],
 )
-def test_wrong_words_end_in_one_line(run, tmp_path, script, arguments, message):
+def test_wrong_flags_are_a_one_line_error(run, tmp_path, script, arguments, message):
     arguments = [a.replace("=W", f"={tmp_path / 'w'}") for a in arguments]
     code, _, error = run(script, *arguments)
     assert code != 0
@@ -94,7 +94,7 @@ def test_wrong_words_end_in_one_line(run, tmp_path, script, arguments, message):
 
 
 @pytest.mark.parametrize("script", ["train", "evaluate", "sample"])
-def test_help(run, script):
+def test_help_shows_the_command_and_its_flags(run, script):
     code, out, _ = run(script, "--help")
     assert code == 0 and f"python launch/{script}.py" in out and "--workdir" in out
 
@@ -103,7 +103,7 @@ def test_help(run, script):
     "arguments",
     [("-m", "nvae_jax.train"), ("-Bmnvae_jax.data.prepare", "--x"), ("nvae_jax/sample.py",)],
 )
-def test_modules_that_are_no_commands_say_so(arguments):
+def test_a_module_that_is_no_command_says_so(arguments):
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -118,7 +118,7 @@ def test_modules_that_are_no_commands_say_so(arguments):
     )
 
 
-def test_sigterm_saves_and_a_second_process_is_refused(run, tmp_path):
+def test_sigterm_saves_a_run_and_a_second_process_is_refused(run, tmp_path):
     """A real process: started, watched, joined by a second one, stopped and resumed."""
     arguments = [*SMALLEST, f"--workdir={tmp_path / 'run'}", "--config.train.num_steps=100000"]
     process = start("train", *arguments)

@@ -67,7 +67,7 @@ def test_a_config_file_is_loaded_whole_and_locked(tmp_path):
         (f"{BASE}config.no_such = 2\n    return config", "raises AttributeError: "),
     ],
 )
-def test_what_is_wrong_with_a_file_is_one_line_with_its_name(tmp_path, text, message):
+def test_a_wrong_config_file_is_a_one_line_error_with_its_name(tmp_path, text, message):
     path = tmp_path / "mine.py"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"mine.py.*{message}") as error:
@@ -75,7 +75,7 @@ def test_what_is_wrong_with_a_file_is_one_line_with_its_name(tmp_path, text, mes
     assert "\n" not in str(error.value)
 
 
-def test_a_config_of_the_package_has_a_name(tmp_path, monkeypatch):
+def test_a_config_of_the_package_is_loaded_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config_file.load("digits").to_dict() == digits.get_config().to_dict()
     known = config_file.names()
@@ -89,7 +89,7 @@ def test_a_config_of_the_package_has_a_name(tmp_path, monkeypatch):
         config_file.load("zzz")
 
 
-def test_a_config_imports_what_is_in_the_working_directory(tmp_path, monkeypatch):
+def test_a_config_can_import_modules_of_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "own_settings").mkdir()
     (tmp_path / "own_settings" / "steps.py").write_text("STEPS = 7")
     path = tmp_path / "mine.py"
@@ -105,7 +105,9 @@ def test_a_config_imports_what_is_in_the_working_directory(tmp_path, monkeypatch
     assert config_file.load(path).train.num_steps == 7 and sys.path == before
 
 
-def test_a_config_that_lacks_the_top_level_configs_is_told_where_they_are(tmp_path, monkeypatch):
+def test_a_config_that_cannot_import_configs_is_an_error_that_says_where_they_are(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "configs", None)
     (tmp_path / "mine.py").write_text(f"{BASE}return config")
@@ -115,7 +117,7 @@ def test_a_config_that_lacks_the_top_level_configs_is_told_where_they_are(tmp_pa
         config_file.load("mine.py")
 
 
-def test_what_is_no_file(tmp_path):
+def test_a_path_that_is_no_file_is_an_error(tmp_path):
     for path in ("", str(tmp_path), str(tmp_path / "none.py"), "/dev/null"):
         with pytest.raises(ValueError, match="^--config: there is no file '.*'$"):
             config_file.load(path)

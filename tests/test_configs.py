@@ -55,7 +55,7 @@ def test_every_config_builds_and_is_locked(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_schedules(name):
+def test_published_configs_have_the_published_schedules(name):
     config = load(name)
     _, groups, epoch_steps, epochs = PUBLISHED[name]
     assert build.build_hierarchy(config).groups == groups
@@ -63,7 +63,7 @@ def test_published_schedules(name):
     assert config.optimizer.warmup_steps == epoch_steps * (1 if name == "imagenet32" else 5)
 
 
-def test_ffhq_has_the_papers_number_of_latent_variables():
+def test_ffhq_has_the_number_of_latent_variables_of_the_paper():
     shapes = build.build_model(load("ffhq256")).latent_shapes()
     assert sum(math.prod(shape) for shape in shapes) == 6_005_760
 
@@ -97,7 +97,7 @@ def test_ffhq_has_the_papers_number_of_latent_variables():
         ("optimizer.learning_rate", -1.0, "optimizer.learning_rate must be a number from 1e-30"),
     ],
 )
-def test_bad_values_are_named(key, value, message):
+def test_invalid_values_are_errors_that_name_their_key(key, value, message):
     config = load("fashion_mnist_small")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
@@ -109,7 +109,7 @@ NUMBERS = {
 }
 
 
-def test_every_number_has_a_range():
+def test_every_number_of_the_config_has_a_range():
     assert set(schema.RANGES) == set(NUMBERS)
     for key, (low, high) in schema.RANGES.items():
         assert low <= schema.DEFAULTS[key] <= high
@@ -126,7 +126,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("key", sorted(schema.DEFAULTS))
-def test_wrong_values_of_every_key_are_named_in_one_line(key):
+def test_a_wrong_value_of_any_key_is_a_one_line_error(key):
     for value in [None, [], (1,), *WRONG[type(schema.DEFAULTS[key])]]:
         with pytest.raises(ValueError, match=f"^{key} must be [^\\n]*, not [^\\n]*$") as error:
             schema.changed(digits.get_config(), {key: value})
@@ -134,7 +134,7 @@ def test_wrong_values_of_every_key_are_named_in_one_line(key):
 
 
 @pytest.mark.parametrize("key", sorted(NUMBERS))
-def test_a_milliard_is_refused_by_name_or_can_be_built(key):
+def test_a_billion_is_refused_by_the_name_of_its_key_or_can_be_built(key):
     try:
         config = schema.changed(tiny_config(), {key: 10**9})
     except ValueError as error:
@@ -143,7 +143,7 @@ def test_a_milliard_is_refused_by_name_or_can_be_built(key):
         build.build(config)
 
 
-def test_build_and_build_model_check_what_python_gives():
+def test_every_build_function_checks_its_config():
     config = digits.get_config().unlock()
     config.optimizer = ConfigDict({**config.optimizer, "epsilon": math.nan})
     for function in (build.build, build.build_model, build.resolve, build.build_distributed):
@@ -169,12 +169,12 @@ def test_build_and_build_model_check_what_python_gives():
         ),
     ],
 )
-def test_what_cannot_be_built_is_refused_from_its_arithmetic(changes, message):
+def test_contradictory_values_are_refused_without_building_anything(changes, message):
     with pytest.raises(ValueError, match=message):
         schema.changed(digits.get_config(), changes)
 
 
-def test_native_kernels_are_for_one_cpu_device(monkeypatch):
+def test_native_kernels_are_chosen_only_for_one_cpu_device(monkeypatch):
     config, (device, *_) = load("fashion_mnist_small"), jax.devices("cpu")
     monkeypatch.setattr(native, "problem", lambda: None)
     assert build.build_model(config, [device]).ops == Native()

@@ -47,7 +47,7 @@ cli.run(train)
     [jax_variables, slurm_variables, lambda: open_mpi_variables(4), lambda: open_mpi_variables(5)],
     ids=["explicit", "slurm", "open_mpi_4", "open_mpi_5"],
 )
-def test_processes_join_and_agree(commands, variables):
+def test_processes_find_each_other_and_gather_values(commands, variables):
     with LocalCluster(commands, AGREE, variables()) as cluster:
         results = cluster.finish()
     assert [status for status, *_ in results] == [0, 0], results
@@ -58,7 +58,7 @@ def test_processes_join_and_agree(commands, variables):
     [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 0)],
     ids=["killed_0", "killed_1", "frozen_0"],
 )
-def test_a_lost_process_ends_the_others_in_time(commands, number, victim):
+def test_when_a_process_is_lost_the_others_end_in_time(commands, number, victim):
     with LocalCluster(commands, TRAIN.format(body=""), jax_variables()) as cluster:
         cluster.wait_until_ready()
         cluster.all[victim].send_signal(number)
@@ -69,7 +69,7 @@ def test_a_lost_process_ends_the_others_in_time(commands, number, victim):
     assert message.splitlines()[-1].startswith(lost_process.LINE), message
 
 
-def test_a_process_that_fails_ends_the_others_in_time(commands):
+def test_when_a_process_fails_the_others_end_in_time(commands):
     body = "if step == 20 and index == 1: raise ValueError('the disk is full')"
     with LocalCluster(commands, TRAIN.format(body=body), jax_variables()) as cluster:
         cluster.wait_until_ready()
@@ -79,7 +79,7 @@ def test_a_process_that_fails_ends_the_others_in_time(commands):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_one_process_stops_all_at_one_step(commands, number):
+def test_a_signal_to_one_process_stops_all_at_the_same_step(commands, number):
     with LocalCluster(commands, TRAIN.format(body=""), jax_variables()) as cluster:
         cluster.wait_until_ready()
         cluster.all[1].send_signal(number)
@@ -90,7 +90,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(commands, number):
     assert len(last_lines) == 1 and "stopped at" in last_lines.pop()
 
 
-def test_a_process_that_waits_alone_gives_up(commands):
+def test_a_process_without_the_others_ends_after_the_start_timeout(commands):
     program = START.replace("start_timeout=40", "start_timeout=5")
     with LocalCluster(commands, "", jax_variables()[1:], start=program) as cluster:
         [(status, _, message)] = cluster.finish()
@@ -108,7 +108,7 @@ def test_a_port_in_use_is_an_error():
             distributed.initialize(settings)
 
 
-def test_one_process_needs_no_agreement():
+def test_a_single_process_stops_and_ends_by_itself():
     assert not distributed.preempted()
     with pytest.raises(SystemExit, match="2"):
         distributed.exit_without_waiting(2)

@@ -39,7 +39,7 @@ def test_drawing_again_compiles_nothing(tiny, monkeypatch):
     assert not np.array_equal(first["samples"], second["samples"])
 
 
-def test_devices_share_the_drawing(run_program):
+def test_the_images_of_a_drawing_are_divided_among_devices(run_program):
     one, four = (run_program(DEVICES, devices) for devices in (1, 4))
     assert one[2] == four[2] == 22
     np.testing.assert_allclose(one[1], four[1], rtol=1e-3)

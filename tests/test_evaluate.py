@@ -36,7 +36,7 @@ def setup(tiny):
     return experiment, model, state, images, run
 
 
-def test_bound_by_hand(setup):
+def test_the_bounds_equal_their_definition(setup):
     """The definition of the bound, from the model's own log-densities."""
     experiment, model, state, images, run = setup
     result = run(7, num_iw_samples=3, seed=5)
@@ -59,7 +59,7 @@ def test_bound_by_hand(setup):
     np.testing.assert_allclose(sum(result["kl_group"]), result["kl"], rtol=1e-5)
 
 
-def test_batches_and_padding_do_not_count(setup):
+def test_the_result_does_not_depend_on_batch_size_and_padding(setup):
     *_, run = setup
     results = [run(size, num_iw_samples=2) for size in (7, 4)]
     assert [r["num_examples"] for r in results] == [7, 7]
@@ -67,7 +67,7 @@ def test_batches_and_padding_do_not_count(setup):
         np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-5)
 
 
-def test_masked_examples_do_not_count(setup):
+def test_masked_examples_do_not_change_the_result(setup):
     experiment, model, state, images, _ = setup
     batch = next(batches(images[:4], 4))
 
@@ -81,21 +81,21 @@ def test_masked_examples_do_not_count(setup):
     assert nelbo(masked) == nelbo(garbage) != nelbo(batch)
 
 
-def test_more_draws_give_a_tighter_bound(setup):
+def test_more_posterior_draws_give_a_tighter_bound(setup):
     *_, run = setup
     one, many = run(7, num_iw_samples=1), run(7, num_iw_samples=20)
     assert many["neg_log_p"] < one["neg_log_p"]
     assert many["neg_log_p"] < many["nelbo"]
 
 
-def test_progress_counts_the_draws_of_a_batch(setup):
+def test_progress_includes_the_draws_within_a_batch(setup):
     *_, run = setup
     told = []
     run(4, num_iw_samples=4, progress=told.append)
     assert told == [0, 1, 2, 3, 4, 4, 4, 5, 6, 7]
 
 
-def test_nothing_to_evaluate_is_an_error(setup):
+def test_no_examples_and_no_draws_are_errors(setup):
     experiment, model, state, _, run = setup
     with pytest.raises(ValueError, match="num_iw_samples must be at least 1"):
         run(7, num_iw_samples=0)
@@ -103,7 +103,7 @@ def test_nothing_to_evaluate_is_an_error(setup):
         evaluate.evaluate(model, experiment.likelihood, state.variables, [])
 
 
-def test_a_density_is_not_called_bits_per_dimension(undocumented):
+def test_bits_of_a_density_are_not_reported_as_bits_per_dimension(undocumented):
     """Of uniform noise of 256 values a Gaussian seems to need 1 bit, and not 8."""
     images = likelihoods.make("gaussian", np.zeros((1, 4, 4, 2), np.float32))
     sums = {"reconstruction": 16 * np.log(2), "kl": np.zeros(2), "neg_log_p": 8 * np.log(2)}
@@ -115,7 +115,7 @@ def test_a_density_is_not_called_bits_per_dimension(undocumented):
     assert all("a density on [-1, 1]: not comparable" in line for line in said[1:])
 
 
-def test_held_out_images_and_draws_are_the_same_every_time(tiny):
+def test_held_out_evaluation_is_deterministic(tiny):
     experiment, state, _ = tiny
     held_out = evaluate.HeldOutEvaluator(experiment, max_examples=7)
     first, again = held_out(state.variables), held_out(state.variables)
@@ -125,7 +125,7 @@ def test_held_out_images_and_draws_are_the_same_every_time(tiny):
     np.testing.assert_allclose(first["nelbo"], first["reconstruction"] + first["kl"])
 
 
-def test_few_examples_do_not_fill_up_a_large_batch(tiny, monkeypatch):
+def test_batches_are_not_larger_than_the_number_of_examples(tiny, monkeypatch):
     experiment, state, _ = tiny
     sizes, original = [], pipeline.eval_batches
 
@@ -140,7 +140,7 @@ def test_few_examples_do_not_fill_up_a_large_batch(tiny, monkeypatch):
     assert sizes == [7]
 
 
-def test_held_out_evaluation_stops_when_asked(tiny):
+def test_held_out_evaluation_can_be_stopped(tiny):
     experiment, state, _ = tiny
     held_out, asked = evaluate.HeldOutEvaluator(experiment, max_examples=200), []
 
@@ -176,7 +176,7 @@ def test_a_signal_ends_an_evaluation_and_writes_nothing(
     assert not list(tmp_path.rglob("*"))
 
 
-def test_a_result_that_cannot_be_kept_is_printed(tiny, tmp_path, capsys):
+def test_a_result_that_cannot_be_written_is_printed(tiny, tmp_path, capsys):
     experiment, state, _ = tiny
     (tmp_path / "eval").write_text("no folder")
     options = dict(split="test", num_iw_samples=1, max_examples=7, batch_size=7, seed=0)

@@ -20,7 +20,7 @@ def example(request):
     return runpy.run_path(str(EXAMPLES / f"{request.function.__name__.removeprefix('test_')}.py"))
 
 
-def test_there_is_a_test_of_each_and_they_are_short():
+def test_every_example_has_a_test_and_is_short():
     for path in EXAMPLES.glob("*.py"):
         assert f"test_{path.stem}" in globals() and len(path.read_text().splitlines()) <= 60
 

@@ -69,7 +69,9 @@ def test_training_evaluation_and_sampling_need_no_extra():
         ("wandb", "wandb", lambda path: loggers.by_name(["wandb"])),
     ],
 )
-def test_a_missing_extra_is_one_line_that_names_it(module, extra, use, tmp_path, monkeypatch):
+def test_a_missing_extra_is_a_one_line_error_that_names_it(
+    module, extra, use, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError) as error:
         use(tmp_path / "absent")
@@ -78,7 +80,7 @@ def test_a_missing_extra_is_one_line_that_names_it(module, extra, use, tmp_path,
     assert "\n" not in message and extra in PROJECT["optional-dependencies"]
 
 
-def test_the_package_that_is_missing_is_named(tmp_path, monkeypatch):
+def test_a_missing_dependency_of_an_extra_is_named(tmp_path, monkeypatch):
     (tmp_path / "needs_more.py").write_text("import no_such_package")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match="^it needs no_such_package: pip install 'nvae_jax.x.'$"):
@@ -106,7 +108,7 @@ def imported(file):
         yield from {name.split(".")[0] for name in names} - {*sys.stdlib_module_names, "nvae_jax"}
 
 
-def test_what_the_package_imports_is_a_dependency():
+def test_every_imported_package_is_a_declared_dependency():
     """Not one of a dependency's own dependencies, which may change; but for the files that are
     only imported with an extra."""
     known = {distribution(text) for text in PROJECT["dependencies"]}
@@ -129,7 +131,7 @@ def test_what_the_package_imports_is_a_dependency():
     }
 
 
-def test_a_package_can_be_hidden_that_is_not_imported(monkeypatch):
+def test_a_package_can_be_hidden_and_is_available_again_afterwards(monkeypatch):
     monkeypatch.delitem(sys.modules, "wave", raising=False)
     with extras.hidden("wave"), pytest.raises(ImportError):
         import wave

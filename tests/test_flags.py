@@ -135,7 +135,7 @@ def places(commands, tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", [name for name in CALLS if name not in CALLED_BELOW])
-def test_flags_work(commands, places, command, tmp_path):
+def test_all_flags_of_a_command_work(commands, places, command, tmp_path):
     if command in ("export", "convert_checkpoint"):
         pytest.importorskip({"export": "flatbuffers"}.get(command, "torch"))
     for call in CALLS[command]:
@@ -148,7 +148,7 @@ def test_flags_work(commands, places, command, tmp_path):
         assert (tmp_path / "samples.png").exists() and (tmp_path / "images/000002.png").exists()
 
 
-def test_evaluate_prints_and_writes(commands, places, undocumented):
+def test_evaluate_prints_and_writes_its_result(commands, places, undocumented):
     done = commands.run("evaluate", *CALLS["evaluate"][0].format(**places).split())
     assert done.returncode == 0, done.stderr
     (path,) = (places["run"] / "eval").iterdir()
@@ -160,7 +160,7 @@ def test_evaluate_prints_and_writes(commands, places, undocumented):
     np.testing.assert_allclose(result["bits_per_dim"], result["neg_log_p"] / 256 / np.log(2))
 
 
-def test_every_command_and_flag_is_there(commands):
+def test_this_file_has_a_call_of_every_command_and_flag(commands):
     served = {"explore"}  # until it is stopped: tests/tools/explore
     assert set(CALLS) | served == {path.stem for path in LAUNCH.glob("[a-z]*.py")}
     unused = {}
@@ -175,7 +175,7 @@ def test_every_command_and_flag_is_there(commands):
     assert not any(unused.values()), unused
 
 
-def test_a_missing_split_is_said(commands, places):
+def test_a_missing_split_is_a_one_line_error(commands, places):
     done = commands.run("evaluate", f"--workdir={places['run']}", "--split=validation")
     assert done.returncode == 2 and "validation" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -190,7 +190,7 @@ def test_another_config_and_a_run_without_checkpoint_are_refused(commands, place
     assert done.returncode == 2 and "has no checkpoint yet" in done.stderr
 
 
-def test_free_keys_change_without_a_config_file(commands, places):
+def test_changeable_keys_are_changed_without_a_config_file(commands, places):
     flag = f"--workdir={places['run']}"
     written = (places["run"] / "config.json").read_bytes()
     done = commands.run("train", flag, "--config.log.every_steps=20")

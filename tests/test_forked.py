@@ -37,7 +37,7 @@ def scripts(tmp_path_factory):
         ("import sys; print({'pytest', '_pytest'} & {*sys.modules})", 0, "set()\n", ""),
     ],
 )
-def test_a_child_ends_as_a_process_does(commands, scripts, code, status, out, error):
+def test_a_child_ends_like_a_new_process(commands, scripts, code, status, out, error):
     done = commands.run(scripts(code))
     assert (done.returncode, done.stdout, done.stderr) == (status, out, error)
     if "xla_bridge" not in code:
@@ -53,7 +53,7 @@ def test_an_uncaught_error_is_a_traceback_and_status_1(commands, scripts):
     assert done.stderr.startswith("Traceback") and "ZeroDivisionError" in done.stderr
 
 
-def test_arguments_folder_and_environment(commands, scripts, tmp_path):
+def test_a_child_has_the_given_arguments_folder_and_environment(commands, scripts, tmp_path):
     script = scripts("import os, sys; print(sys.argv[1:], os.getcwd(), os.environ.get('A'))")
     done = commands.run(script, "--b", 3, cwd=tmp_path, A="x")
     assert done.stdout == f"['--b', '3'] {tmp_path} x\n"
@@ -69,7 +69,7 @@ def test_flags_are_fresh_in_each_child(commands):
     assert commands.run("analyze", "--png_files").returncode == 2
 
 
-def test_what_hangs_is_killed_with_all_that_it_started(commands, scripts, tmp_path):
+def test_a_child_that_hangs_is_killed_with_its_own_children(commands, scripts, tmp_path):
     lock = tmp_path / "lock"
     code = f"""
 import fcntl, subprocess, time
@@ -89,7 +89,7 @@ time.sleep(100)
     assert commands.run(scripts("print(1)")).stdout == "1\n"
 
 
-def test_a_program_that_runs_beside_the_tests(commands, tmp_path):
+def test_programs_run_in_the_background_and_receive_signals(commands, tmp_path):
     """Two at a time: each has the given variables alone, takes signals, and ends."""
     code = (
         "import os, sys, time; print(*sys.argv[1:], dict(os.environ), flush=True); time.sleep(99)"

@@ -37,13 +37,13 @@ def training_pass(model):
     return value, *aux, grads
 
 
-def test_number_of_parameters(model):
+def test_the_number_of_parameters_is_the_published_one(model):
     count = sum(p.size for p in jax.tree.leaves(model.variables["params"]))
     assert count == model.golden.meta["num_params"]
 
 
 @pytest.mark.parametrize("kind", ["eval", "train"])
-def test_outputs(model, kind):
+def test_outputs_equal_the_published_ones(model, kind):
     golden = model.golden
     out = jax.jit(partial(model.forward, train=kind == "train"))(model.variables)
     close(out.logits, golden.images(f"{kind}/logits"), 1e-4)
@@ -54,7 +54,7 @@ def test_outputs(model, kind):
     close(log_likelihood + out.log_p - out.log_q, golden[f"{kind}/log_iw"], 1e-4)
 
 
-def test_likelihood(model):
+def test_the_likelihood_equals_the_published_one(model):
     golden = model.golden
     distribution = model.likelihood(golden.images("eval/logits"))
     close(distribution.mean(), golden.images("eval/decoder_mean"), 1e-4)
@@ -64,12 +64,12 @@ def test_likelihood(model):
     close(distribution.log_prob_pixels(model.images), published, 1e-4)
 
 
-def test_prior_sample(model):
+def test_samples_of_the_prior_equal_the_published_ones(model):
     logits = jax.jit(model.sample)(model.variables)
     close(logits, model.golden.images("sample/logits_t0.7"), 1e-4)
 
 
-def test_objective(model, training):
+def test_the_objective_equals_the_published_one(model, training):
     value, metrics, _, vectors, _ = training
     golden, meta = model.golden, model.golden.meta
     close(objective.balance_alpha(model.model.hierarchy), golden["train/kl_alpha"], 1e-6)
@@ -85,7 +85,7 @@ def test_objective(model, training):
     close(value, golden["train/loss"], 1e-4)
 
 
-def test_gradients(model, training):
+def test_gradients_equal_the_published_ones(model, training):
     golden = model.golden
     grads, norms = golden.group("grad"), golden.group("gradnorm")
     largest = max(np.abs(g).max() for g in [*grads.values(), *norms.values()])
@@ -100,17 +100,17 @@ def test_gradients(model, training):
 
 
 @NEEDS_COMPILER
-def test_native_kernels():
+def test_native_kernels_give_the_published_numbers():
     model = Model(Golden("logistic_mixture_flow"), implementation="native", unroll=0)
     for kind in ("eval", "train"):
-        test_outputs(model, kind)
-    test_prior_sample(model)
+        test_outputs_equal_the_published_ones(model, kind)
+    test_samples_of_the_prior_equal_the_published_ones(model)
     training = training_pass(model)
-    test_objective(model, training)
-    test_gradients(model, training)
+    test_the_objective_equals_the_published_one(model, training)
+    test_gradients_equal_the_published_ones(model, training)
 
 
-def test_after_one_step(model, training):
+def test_the_state_after_one_step_equals_the_published_one(model, training):
     golden, meta = model.golden, model.golden.meta
     settings = optim.OptimizerSettings(
         num_steps=1, weight_decay=meta["weight_decay"], epsilon=meta["adamax_eps"]
@@ -141,7 +141,7 @@ def with_published(model, grads):
 
 
 @pytest.mark.parametrize("golden", ["bernoulli_2scale"], indirect=True)
-def test_bfloat16_stays_near_float32(model, training):
+def test_bfloat16_results_are_close_to_float32(model, training):
     """Activations and convolutions with 8 bits of mantissa, 0.4% each: the loss within 0.1%, KLs
     within 2%, the gradient within 5% of its norm."""
     value, metrics, batch_stats, _, grads = training_pass(Model(model.golden, "bfloat16"))

@@ -31,7 +31,7 @@ def log(workdir, step, seconds):
         file.write(json.dumps(row) + "\n")
 
 
-def test_time_between_starts_counts_and_time_after_the_end_does_not(tmp_path, clocks, capsys):
+def test_goodput_includes_the_time_between_starts_but_not_after_the_end(tmp_path, clocks, capsys):
     first = Goodput(tmp_path, 0, since=50.0)
     wait(clocks, 100)
     assert first(60.0) == pytest.approx(0.6)
@@ -56,7 +56,7 @@ def test_time_between_starts_counts_and_time_after_the_end_does_not(tmp_path, cl
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_clock_that_is_behind_is_named_and_stands_still(tmp_path, clocks, capsys):
+def test_a_clock_that_goes_back_is_reported_and_counts_as_no_time(tmp_path, clocks, capsys):
     Goodput(tmp_path, 0, since=50.0)
     with open(tmp_path / goodput.STARTS, "a") as file:
         file.write("half a li")

@@ -43,7 +43,7 @@ cli.run(lambda _: hosts.join(config_with()))
 """
 
 
-def test_hosts_that_differ_are_named_in_all_processes(commands):
+def test_differences_between_hosts_are_an_error_in_all_processes(commands):
     with LocalCluster(commands, JOIN, jax_variables()) as cluster:
         results = cluster.finish(120)
     for index, (status, _, error) in enumerate(results):
@@ -55,7 +55,7 @@ def test_hosts_that_differ_are_named_in_all_processes(commands):
         assert all("process 1 on" in line and "behind that of process 0" in line for line in clocks)
 
 
-def test_other_files_are_other_code(monkeypatch, tmp_path):
+def test_changed_files_are_another_version(monkeypatch, tmp_path):
     found = []
     for content in ("a = 1", "a = 2"):
         (tmp_path / "a.py").write_text(content)

@@ -53,7 +53,7 @@ def test_imports_point_down(where):
                 assert not f"{name}.".startswith(f"{forbidden}."), f"{file} imports {name}"
 
 
-def test_nothing_imports_a_launch_script_and_they_stay_short():
+def test_launch_scripts_are_short_and_not_imported():
     for script in (ROOT / "launch").glob("*.py"):
         assert len(script.read_text().splitlines()) <= 70, script
     for file in (ROOT / "nvae_jax").rglob("*.py"):

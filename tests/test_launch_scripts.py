@@ -61,7 +61,7 @@ def with_path(folder):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_shellcheck(script):
+def test_shellcheck_finds_nothing(script):
     program = shutil.which("shellcheck") or Path(sys.executable).parent / "shellcheck"
     if not os.access(program, os.X_OK):
         pytest.skip("shellcheck is not installed")
@@ -71,7 +71,7 @@ def test_shellcheck(script):
 
 
 @pytest.mark.parametrize("script", [POD, GKE, SLURM, CLUSTER], ids=lambda script: script[0])
-def test_help_and_wrong_options(script):
+def test_help_is_shown_and_wrong_options_are_refused(script):
     status, output, _ = bash(script[0], "--help")
     assert status == 0 and script[0] in output and "--dry-run" in output
     status, output, error = bash(script[0], "--no-such-option")
@@ -114,7 +114,7 @@ def test_help_and_wrong_options(script):
         ([*QUICKSTART, ""], "DIR must not be empty"),
     ],
 )
-def test_wrong_values_end_in_one_line(arguments, message, monkeypatch):
+def test_wrong_values_are_a_one_line_error(arguments, message, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     status, output, error = bash(*arguments)
     assert (status, output) == (2, "")
@@ -126,7 +126,7 @@ def test_wrong_values_end_in_one_line(arguments, message, monkeypatch):
 @pytest.mark.parametrize(
     "script", [POD, GKE, SLURM, [*CLUSTER, "2", "--", "train"], QUICKSTART], ids=lambda s: s[0]
 )
-def test_urls_are_refused_before_anything_is_rented(script, flag, url, tmp_path):
+def test_unsupported_urls_are_refused_before_anything_is_rented(script, flag, url, tmp_path):
     for program in ("gcloud", "kubectl", "srun", "train"):
         stand_in(tmp_path, program, f"touch {tmp_path}/called")
     arguments = [*script, *RUN, f"{flag}{url}"] if script is not QUICKSTART else [*script, url]
@@ -138,7 +138,7 @@ def test_urls_are_refused_before_anything_is_rented(script, flag, url, tmp_path)
 
 
 @pytest.mark.parametrize("script", [POD, GKE, [*SLURM, "--dry-run"]], ids=lambda s: s[0])
-def test_what_training_refuses_is_refused_before_anything_is_rented(script, tmp_path):
+def test_a_wrong_config_is_refused_before_anything_is_rented(script, tmp_path):
     for program in ("gcloud", "kubectl"):
         stand_in(tmp_path, program, f"touch {tmp_path}/called")
     code = """
@@ -159,7 +159,7 @@ exit 2"""
             assert status == 0 and "config keys are not checked" in error
 
 
-def test_training_checks_flags_and_config_alone(commands, tmp_path):
+def test_check_of_train_checks_flags_and_config_without_training(commands, tmp_path):
     folder = f"--workdir={tmp_path / 'run'}"
     done = commands.run("train", "--check", RUN[0], folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -169,12 +169,12 @@ def test_training_checks_flags_and_config_alone(commands, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["launch/quickstart.sh", "launch/test.sh"])
-def test_help_of_what_installs(script):
+def test_help_of_scripts_that_install_is_shown_without_installing(script):
     status, output, _ = bash(script, "--help")
     assert status == 0 and output.startswith(f"bash {script} [")
 
 
-def test_arguments_of_the_test_suite(tmp_path):
+def test_the_test_script_passes_known_options_to_pytest_and_refuses_others(tmp_path):
     """Those that neither the script nor pytest knows are refused; the rest goes to pytest."""
     for name in ("launch/test.sh", "launch/launcher.sh"):
         shutil.copy(ROOT / name, in_new_folder(tmp_path / name))
@@ -193,7 +193,7 @@ echo "$@" """
 
 
 @pytest.mark.parametrize("failing", ["none", "train", "evaluate", "sample"])
-def test_quickstart_fails_with_any_of_its_commands(tmp_path, failing):
+def test_quickstart_fails_when_any_of_its_commands_fails(tmp_path, failing):
     """And leaves none of them behind: evaluation and sampling run at a time."""
     for name in ("launch/quickstart.sh", "launch/launcher.sh"):
         shutil.copy(ROOT / name, in_new_folder(tmp_path / name))
@@ -212,7 +212,7 @@ echo "$1" """
         assert sorted(output.splitlines()[:3]) == names
 
 
-def test_dry_run_of_tpu_pod(tmp_path):
+def test_a_dry_run_of_tpu_pod_prints_its_commands(tmp_path):
     stand_in(tmp_path, "gcloud", "exit 1")
     status, output, error = bash(*POD, "--spot", *RUN, "--dry-run", **with_path(tmp_path))
     assert (status, error) == (0, "")
@@ -224,7 +224,7 @@ def test_dry_run_of_tpu_pod(tmp_path):
     assert bash("-n", "-c", output)[0] == 0
 
 
-def test_dry_runs_of_a_run_in_a_bucket():
+def test_dry_runs_of_a_run_in_a_bucket_install_the_extra_for_it():
     run = [RUN[0], "--workdir=gs://bucket/run"]
     status, output, error = bash(*POD, "--spot", *run, "--dry-run")
     assert (status, error) == (0, "") and '".[tpu,gcs]"' in output
@@ -236,7 +236,7 @@ def test_dry_runs_of_a_run_in_a_bucket():
     assert run[1] in pod["containers"][0]["args"]
 
 
-def test_dry_run_of_two_slices(tmp_path):
+def test_a_dry_run_of_two_slices_prints_their_commands(tmp_path):
     status, output, error = bash(*POD, "--slices=2", *RUN, "--dry-run")
     assert (status, error) == (0, "")
     assert "queued-resources create a --node-count=2 --node-prefix=a" in output
@@ -245,7 +245,7 @@ def test_dry_run_of_two_slices(tmp_path):
     assert bash("-n", "-c", output)[0] == 0
 
 
-def test_dry_run_of_slurm():
+def test_a_dry_run_of_slurm_prints_its_commands():
     status, output, _ = bash(*SLURM, "--dry-run", *RUN)
     assert status == 0
     submit, _, run = output.splitlines()
@@ -256,7 +256,7 @@ def test_dry_run_of_slurm():
 
 @pytest.mark.parametrize("spot", [[], ["--spot"]])
 @pytest.mark.parametrize("volume", ["--volume-claim=runs", "--bucket=my_runs"])
-def test_dry_run_of_gke(volume, spot):
+def test_a_dry_run_of_gke_prints_a_valid_jobset(volume, spot):
     script = [*GKE[:-1], volume, *spot]
     script += ["--slices=2"] if spot else []
     status, output, _ = bash(*script, "--dry-run", *RUN, '--config.data.dir=a&"\\b')
@@ -314,7 +314,7 @@ NO_SERVER += " host or port?"
         (NO_SERVER, NO_SERVER),
     ],
 )
-def test_errors_of_kubectl_are_one_line(tmp_path, message, told):
+def test_errors_of_kubectl_are_reported_in_one_line(tmp_path, message, told):
     (tmp_path / "message").write_text(message)
     stand_in(tmp_path, "kubectl", f"cat {tmp_path}/message >&2; exit 1")
     status, output, error = bash(*GKE, *RUN, **with_path(tmp_path))
@@ -380,7 +380,7 @@ class Slurm:
         ((134, 2), 0, 2, False),
     ],
 )
-def test_slurm_queues_again_after_a_signal(tmp_path, ended, restarts, expected, requeued):
+def test_a_slurm_job_is_queued_again_after_a_signal(tmp_path, ended, restarts, expected, requeued):
     slurm = Slurm(tmp_path)
     assert slurm.run(*ended, restarts=restarts) == (expected, requeued)
     for task, status in enumerate(ended):
@@ -388,7 +388,7 @@ def test_slurm_queues_again_after_a_signal(tmp_path, ended, restarts, expected, 
     assert (tmp_path / ".restarts-7").exists() == requeued
 
 
-def test_slurm_gives_a_run_up_that_stops_at_its_first_step(tmp_path):
+def test_a_slurm_job_that_makes_no_progress_is_not_queued_again(tmp_path):
     slurm = Slurm(tmp_path)
     checkpoints = slurm.workdir / "checkpoints"
     (checkpoints / "100").mkdir(parents=True)
@@ -507,7 +507,7 @@ class Pod:
 
 
 @pytest.mark.parametrize("end", [0, 2])
-def test_tpu_pod_resumes(tmp_path, end):
+def test_a_tpu_pod_is_resumed_after_preemption_and_lost_hosts(tmp_path, end):
     pod = Pod(tmp_path)
     pod.write("end", end)
     status = pod.run("--delete", "--setup=touch mounted")
@@ -527,7 +527,7 @@ def test_tpu_pod_resumes(tmp_path, end):
         assert status == 0 and pod.calls.rstrip().endswith("--force --quiet"), pod.error
 
 
-def test_tpu_pod_of_two_slices(tmp_path):
+def test_two_slices_are_requested_and_resumed_together(tmp_path):
     """They are one request, which is made again when it was suspended; all hosts are told alike."""
     hosts = ("host0", "host1", "node1_host0", "node1_host1")
     python = """
@@ -550,7 +550,7 @@ echo $((count + 1)) > ../count
         assert f"{host}/nvae_jax\n" in pod.logs(f"slice_{slice_}/{worker}")[-1]
 
 
-def test_tpu_pod_does_not_start_again_what_one_host_refuses(tmp_path):
+def test_a_tpu_pod_is_not_resumed_after_an_error_of_one_host(tmp_path):
     python = "[[ $PWD == *host0* ]] && exit 134; echo 'error: no such picture'; exit 2"
     pod = Pod(tmp_path, python=python)
     assert pod.run() == 2
@@ -558,20 +558,20 @@ def test_tpu_pod_does_not_start_again_what_one_host_refuses(tmp_path):
     assert "training failed" in pod.error
 
 
-def test_tpu_pod_gives_a_run_up_that_stops_at_its_first_step(tmp_path):
+def test_a_tpu_pod_that_makes_no_progress_is_not_resumed(tmp_path):
     pod = Pod(tmp_path, python="exit 134")
     assert pod.run(f"--workdir={tmp_path}/run") == 2
     assert pod.error.count("resuming") == 3
     assert "failed 4 times in a row without a step" in pod.error
 
 
-def test_tpu_pod_refuses_the_disk_of_a_spot_slice(tmp_path):
+def test_a_spot_slice_refuses_a_run_on_its_own_disk(tmp_path):
     pod = Pod(tmp_path, python="exit 0")
     assert pod.run("--spot", "--workdir=/no/such/folder") == 2
     assert "--workdir=/no/such/folder is on the host's own disk, which is deleted with" in pod.error
 
 
-def test_tpu_pod_needs_a_place_for_logs(tmp_path):
+def test_a_tpu_pod_needs_a_writable_folder_for_logs(tmp_path):
     stand_in(tmp_path, "gcloud", f"touch {tmp_path}/called")
     logs = f"--logs={tmp_path / 'gcloud' / 'logs'}"
     status, output, error = bash(*POD, *RUN, logs, **with_path(tmp_path))
@@ -580,7 +580,7 @@ def test_tpu_pod_needs_a_place_for_logs(tmp_path):
     assert not (tmp_path / "called").exists()
 
 
-def test_tpu_pod_gives_up(tmp_path):
+def test_a_tpu_pod_whose_state_is_unknown_ends_with_an_error(tmp_path):
     stand_in(tmp_path, "gcloud", "echo 'ERROR: what' >&2; exit 1")
     fake = {"TPU_POD_POLL_SECONDS": "0.01", **with_path(tmp_path)}
     status, _, error = bash(*POD, f"--logs={tmp_path}/logs", *RUN, **fake)
@@ -634,7 +634,7 @@ RESERVED = "Insufficient reserved capacity. Contact customer support to increase
         ("request", "INTERNAL: an error occurred", False),
     ],
 )
-def test_permanent_errors_of_gcloud_end_at_once(tmp_path, kind, message, permanent):
+def test_permanent_errors_of_gcloud_are_not_retried(tmp_path, kind, message, permanent):
     stand_in(tmp_path, "gcloud", FAILING_GCLOUD)
     (tmp_path / "message").write_text(f"ERROR: (gcloud.compute.tpus) {message}\n")
     fake = {"FAKE": str(tmp_path), "KIND": kind, "TPU_POD_POLL_SECONDS": "0.01"}
@@ -658,7 +658,7 @@ def test_skypilot_accepts_the_task(skypilot):
 
 
 @pytest.mark.parametrize("extras", ["cuda12,tfds", "tpu"])
-def test_task_of_skypilot(skypilot, tmp_path, extras):
+def test_the_skypilot_task_has_only_known_keys_and_trains(skypilot, tmp_path, extras):
     """Only keys that SkyPilot knows; its `run`, on the second of two nodes, trains."""
     assert set(skypilot) == {
         *("name", "workdir", "num_nodes", "resources", "envs", "file_mounts", "setup", "run")
@@ -704,7 +704,7 @@ def marked_lines(output):
     return lines
 
 
-def test_dry_run_of_local_cluster():
+def test_a_dry_run_of_local_cluster_prints_its_commands():
     command = ["python", "launch/train.py", *RUN]
     status, output, _ = bash(*CLUSTER, 2, "--devices-per-process=4", "--dry-run", "--", *command)
     assert status == 0
@@ -713,7 +713,7 @@ def test_dry_run_of_local_cluster():
     assert "JAX_NUM_PROCESSES=2" in first and "device_count=4" in first and LAUNCHED in first
 
 
-def test_local_cluster():
+def test_local_cluster_marks_the_output_of_its_processes():
     body = "sys.stdout.write('no newline'); print('error', file=sys.stderr)"
     status, output, _ = bash(*cluster(body, "--devices-per-process=3"), XLA_FLAGS="--a")
     lines = marked_lines(output)
@@ -725,7 +725,7 @@ def test_local_cluster():
     assert all("no newline" in "".join(lines[index]) for index in (0, 1))
 
 
-def test_local_cluster_says_that_it_runs():
+def test_local_cluster_reports_that_it_is_running():
     body = "sys.stdout.write('half a '); sys.stdout.flush(); time.sleep(2.5); print('line')"
     status, output, error = bash(*cluster(body), LOCAL_CLUSTER_REPORT_SECONDS="1")
     assert status == 0 and "starting 2 processes" in error

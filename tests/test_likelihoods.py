@@ -34,7 +34,7 @@ def one_component(means, log_scales, coefficients=(0.0, 0.0, 0.0)):
     return jnp.asarray(flat, jnp.float32)[None, None, None]
 
 
-def test_log_scale_floor():
+def test_log_scales_have_a_floor():
     x = jnp.full((1, 1, 1, 3), 128 / 255)
     means = np.full(3, 2 * 128 / 255 - 1)
     at_floor = LogisticMixture(one_component(means, np.full(3, -7.0))).log_prob_pixels(x)
@@ -44,7 +44,7 @@ def test_log_scale_floor():
     np.testing.assert_allclose(at_floor, 3 * np.log(mass), rtol=1e-4)
 
 
-def test_density_branch_far_from_every_mean():
+def test_far_from_every_mean_the_density_replaces_the_mass_of_the_bin():
     """Where the bin's mass vanishes in float32: log density at the centre times the bin's width."""
     x = jnp.full((1, 1, 1, 3), 0.25)
     centred = np.exp(5.0) * (2 * 0.25 - 1 - 0.9)
@@ -61,7 +61,7 @@ def test_outermost_bins_reach_to_infinity(x, sign):
     np.testing.assert_allclose(value, 3 * np.log(sigmoid(edge)), rtol=1e-5)
 
 
-def test_colours_depend_on_those_before():
+def test_green_and_blue_depend_on_the_channels_before():
     logits = one_component([0.1, -0.2, 0.3], np.full(3, -7.0), (0.5, -0.25, 0.75))
     image = np.asarray(LogisticMixture(logits).mean())[0, 0, 0] * 2 - 1
     green = -0.2 + 0.5 * 0.1
@@ -81,7 +81,7 @@ def test_mixture_sample_frequencies_match_the_probabilities():
         np.testing.assert_allclose((levels == colour).all(-1).mean(), expected[0], atol=0.012)
 
 
-def test_mixture_temperature_sharpens():
+def test_a_lower_temperature_gives_narrower_samples():
     logits = jnp.broadcast_to(one_component(np.zeros(3), np.full(3, -2.0)), (5000, 1, 1, 10))
     distribution = likelihoods.make("logistic_mixture", logits)
     warm, cold = (np.std(distribution.sample(jax.random.key(0), t)) for t in (1.0, 0.5))
@@ -108,7 +108,7 @@ def test_grey_mixture_sums_to_one_over_all_values(num_bits, scale):
 
 @pytest.mark.parametrize("log_scale", [0.0, -4.0, -20.0])  # the last one is below the floor
 @pytest.mark.parametrize("num_bits", [10, 12, 16])
-def test_deep_grey_mixture_is_exact_in_float32(num_bits, log_scale):
+def test_a_grey_mixture_of_more_than_eight_bits_is_exact_in_float32(num_bits, log_scale):
     """All values sum to one, and each log-probability is that of sums in float64."""
     levels, logits = grey_levels(num_bits), random_logits(30, 1, 1).at[..., 20:].add(log_scale)
     tiled = jnp.broadcast_to(logits, (len(levels), 1, 1, 30))
@@ -129,7 +129,7 @@ def test_deep_grey_mixture_is_exact_in_float32(num_bits, log_scale):
 
 
 @pytest.mark.parametrize("num_bits", [8, 12])
-def test_deep_colours_have_every_value(num_bits):
+def test_colours_of_more_than_eight_bits_have_every_value(num_bits):
     """The published 8 bits take the two highest values as one; more bits have no such gap."""
     levels = grey_levels(num_bits)
     same = one_component(np.full(3, 0.9), np.full(3, -2.0))
@@ -139,7 +139,7 @@ def test_deep_colours_have_every_value(num_bits):
     assert total > 1.05 if num_bits == 8 else abs(total - 1) < 1e-5
 
 
-def test_grey_mixture_by_hand():
+def test_a_grey_mixture_equals_one_computed_by_hand():
     """Two logistics, 5 bits, one value inside and the two at the ends."""
     logits = np.array([0.0, np.log(3.0), -0.2, 0.4, -1.0, -2.0], np.float32)
     x = np.array([0.0, 20 / 31, 1.0], np.float32)[:, None, None, None]
@@ -161,7 +161,7 @@ def test_grey_sample_frequencies_match_the_probabilities():
     np.testing.assert_allclose(found, expected, atol=0.015)
 
 
-def test_grey_mean_and_shapes():
+def test_a_grey_mixture_has_the_right_mean_and_shapes():
     logits = random_logits(30)
     distribution = grey(logits)
     weights = np.exp(logits[..., :10]) / np.exp(logits[..., :10]).sum(-1, keepdims=True)
@@ -180,7 +180,7 @@ def test_grey_gradients_are_finite_far_from_every_mean():
 
 
 @pytest.mark.parametrize(("num_bits", "most"), [(5, 5.05), (8, 8.05), (12, 12.1)])
-def test_the_best_grey_mixture_needs_the_entropy_of_noise(num_bits, most):
+def test_the_best_grey_mixture_of_noise_reaches_its_entropy(num_bits, most):
     """Uniform noise of b bits takes b bits a value, and nothing can take less."""
     levels, optimizer = grey_levels(num_bits), optax.adam(0.05)
 
@@ -236,14 +236,14 @@ def test_samples_and_means_are_images(name, channels):
         assert 0 <= image.min() and image.max() <= 1
 
 
-def test_kl_is_the_integral():
+def test_the_kl_of_two_normals_equals_its_integral():
     q, p = Normal(jnp.array(0.3), jnp.array(0.7)), Normal(jnp.array(-0.5), jnp.array(1.4))
     z = jnp.linspace(-8, 8, 20_001)
     integral = jnp.trapezoid(jnp.exp(q.log_prob(z)) * (q.log_prob(z) - p.log_prob(z)), z)
     np.testing.assert_allclose(q.kl(p), integral, rtol=1e-4)
 
 
-def test_unfit_likelihoods_are_named():
+def test_unsuitable_likelihoods_are_errors_that_name_them():
     with pytest.raises(ValueError, match="unknown likelihood 'poisson'; known: bernoulli, "):
         likelihoods.make("poisson", random_logits(1))
     with pytest.raises(ValueError, match="of 1 or 3 channels, not 2; .* bernoulli, gaussian"):

@@ -37,7 +37,7 @@ class Failing(Logger):
         raise OSError("no network")
 
 
-def test_a_row_of_nan_is_json(tmp_path):
+def test_nan_is_null_in_metrics_jsonl(tmp_path):
     with started(tmp_path) as log:
         log.metrics(1, {"train/loss": float("nan"), "train/kl": 2.0})
     assert (tmp_path / "metrics.jsonl").read_text() == (
@@ -45,7 +45,7 @@ def test_a_row_of_nan_is_json(tmp_path):
     )
 
 
-def test_rows_after_the_step_are_dropped(tmp_path):
+def test_rows_after_the_step_of_the_start_are_removed(tmp_path):
     with started(tmp_path) as log:
         for step in (1, 2, 3):
             log.metrics(step, {"train/loss": float(step)})
@@ -56,7 +56,7 @@ def test_rows_after_the_step_are_dropped(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
 
 
-def test_a_row_that_cannot_be_written_names_its_file(tmp_path, monkeypatch):
+def test_a_row_that_cannot_be_written_is_an_error_with_its_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -66,7 +66,7 @@ def test_a_row_that_cannot_be_written_names_its_file(tmp_path, monkeypatch):
             log.metrics(1, {"train/loss": 1.0})
 
 
-def test_a_logger_that_fails_is_warned_of_once_in_a_row(tmp_path, capsys):
+def test_consecutive_failures_of_a_logger_give_one_warning(tmp_path, capsys):
     failing, fine = Failing((2, 3, 5)), Failing()
     with started(tmp_path, failing, fine) as log:
         for step in range(1, 7):
@@ -105,7 +105,7 @@ def test_only_the_first_process_logs(tmp_path, monkeypatch):
     assert not logger.rows and not list(tmp_path.iterdir())
 
 
-def test_names_of_loggers():
+def test_loggers_are_found_by_name_once_each():
     (logger,) = loggers.by_name(["tensorboard", "tensorboard", ""])
     assert type(logger).__name__ == "TensorBoard"
     with pytest.raises(ValueError, match="unknown logger 'tensorbord'; known: tensorboard, wandb"):
@@ -119,7 +119,7 @@ def test_a_wrong_logger_is_refused_before_anything_is_written(commands, tmp_path
     assert done.stderr == "error: unknown logger 'nowhere'; known: tensorboard, wandb\n"
 
 
-def test_tensorboard_reads_what_is_written(tmp_path):
+def test_event_files_have_the_records_of_tensorboard(tmp_path):
     with started(tmp_path, *loggers.by_name(["tensorboard"]), step=4) as log:
         log.metrics(5, {"train/loss": float("nan"), "train/kl": 2.0})
         log.images(5, "samples", IMAGES)
@@ -164,7 +164,7 @@ def log_to_wandb(workdir, step):
         log.images(step + 1, "samples", IMAGES)
 
 
-def test_weights_and_biases_is_given_all_and_a_resumed_run_goes_on(tmp_path, fake_wandb):
+def test_weights_and_biases_gets_everything_and_continues_a_resumed_run(tmp_path, fake_wandb):
     for step in (0, 1, 0):  # begun, resumed, and begun anew
         log_to_wandb(tmp_path, step)
     first, resumed, anew = fake_wandb.runs
@@ -178,7 +178,7 @@ def test_weights_and_biases_is_given_all_and_a_resumed_run_goes_on(tmp_path, fak
     assert first.id == resumed.id != anew.id and resumed.options["resume"] == "allow"
 
 
-def test_the_real_weights_and_biases_offline(tmp_path, monkeypatch):
+def test_the_real_weights_and_biases_works_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed: pip install 'nvae_jax[wandb]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

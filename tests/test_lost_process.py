@@ -85,7 +85,7 @@ def ends(commands):
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_end_in_any_phase(ends, phase):
+def test_a_process_ends_in_one_line_in_any_phase(ends, phase):
     status, seconds, lines = ends[phase]
     assert status == lost_process.STATUS, lines
     assert lines[-1].startswith(lost_process.LINE), lines
@@ -110,7 +110,7 @@ def ended(monkeypatch):
     return said, end
 
 
-def test_the_first_of_several_ends_is_the_only_one(ended):
+def test_of_several_threads_only_the_first_ends_the_process(ended):
     said, end = ended
     with lost_process.limit(60, "too late"):
         pass
@@ -135,14 +135,14 @@ def test_the_first_of_several_ends_is_the_only_one(ended):
         ("", "INTERNAL: CUDA error: an illegal memory access", False),
     ],
 )
-def test_errors_of_a_lost_process(monkeypatch, message, cause, lost):
+def test_errors_of_a_lost_process_are_recognised(monkeypatch, message, cause, lost):
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     error = ValueError(message)
     error.__cause__ = cause and RuntimeError(cause)
     assert lost_process.is_reason_of(error) == lost
 
 
-def test_the_place_is_where_the_package_was():
+def test_the_place_is_the_function_of_the_package_that_was_running():
     with pytest.raises(ValueError) as failed:
         paths.parse(3)
     assert lost_process.place(failed.value) == "paths.parse"
@@ -158,20 +158,20 @@ def join(monkeypatch, message):
     distributed._join(cluster_detection.find_cluster(settings, {}), settings)
 
 
-def test_a_process_that_is_refused_by_the_first_one(ended, monkeypatch):
+def test_a_process_that_process_0_refuses_ends_in_one_line(ended, monkeypatch):
     join(monkeypatch, "std::bad_cast")
     line, status = ended[0]
     assert line.startswith(b"error: process 2 of 3 at localhost:1: process 0 refuses it")
     assert status == lost_process.STATUS
 
 
-def test_other_errors_of_joining_are_told_as_they_are(ended, monkeypatch):
+def test_other_errors_of_joining_are_raised_unchanged(ended, monkeypatch):
     with pytest.raises(RuntimeError, match="a device has been used"):
         join(monkeypatch, "a device has been used")
     assert not ended[0]
 
 
-def test_a_runtime_without_the_handler_aborts_as_ever(monkeypatch):
+def test_a_runtime_without_the_handler_is_left_unchanged(monkeypatch):
     factory = runtime_abort._jax.get_distributed_runtime_client
     monkeypatch.setattr(runtime_abort.ctypes, "CDLL", lambda _: int)
     with runtime_abort.replaced(int):

@@ -21,7 +21,7 @@ def test_help_has_a_line_for_every_command(commands, arguments):
 @pytest.mark.parametrize(
     ("name", "hint"), [("trian", "did you mean train?"), ("", "known: analyze, "), ("--x=1", "")]
 )
-def test_an_unknown_command_is_one_line(commands, name, hint):
+def test_an_unknown_command_is_a_one_line_error(commands, name, hint):
     done = commands.run("nvae_jax", name)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith(f"error: unknown command {name!r}; ") and hint in done.stderr
@@ -29,7 +29,7 @@ def test_an_unknown_command_is_one_line(commands, name, hint):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_of_a_command_names_it_as_it_was_called(commands, name):
+def test_help_names_a_command_as_it_was_called(commands, name):
     script = commands.run(name, "--help").stdout
     command = commands.run("nvae_jax", name, "--help").stdout
     assert re.search(rf"python launch/{name}\.py (NAME )?\[?--", script)
@@ -47,7 +47,7 @@ def test_an_error_names_commands_as_they_were_called(commands, tmp_path):
         assert done.returncode == 2 and f"run: {program}" in done.stderr.replace("python l", "l")
 
 
-def test_a_config_by_name_from_another_folder(commands, tmp_path):
+def test_a_config_is_found_by_name_from_any_folder(commands, tmp_path):
     flags = ["--workdir=run", "--check"]
     done = commands.run("nvae_jax", "train", "--config=mnist", *flags, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -55,7 +55,7 @@ def test_a_config_by_name_from_another_folder(commands, tmp_path):
     assert done.returncode == 2 and "did you mean mnist" in done.stderr
 
 
-def test_a_config_of_the_checkout_imports_its_configs(commands, tmp_path):
+def test_a_config_file_can_import_the_configs_of_the_checkout(commands, tmp_path):
     (tmp_path / "mine.py").write_text("from configs.base import get_config")
     done = commands.run("train", f"--config={tmp_path}/mine.py", "--workdir=W", "--check")
     assert (done.returncode, done.stderr) == (0, "")

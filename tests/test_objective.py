@@ -12,7 +12,7 @@ SETTINGS = objective.ObjectiveSettings(num_steps=1000, spectral=1e-2, spectral_i
 @pytest.mark.parametrize(
     ("step", "beta"), [(0, 1e-4), (30, (30 - 0.1) / 300), (150, 149.9 / 300), (301, 1), (999, 1)]
 )
-def test_warm_up(step, beta):
+def test_the_kl_weight_follows_the_warm_up(step, beta):
     np.testing.assert_allclose(objective.kl_weight(step, SETTINGS), beta, rtol=1e-6)
 
 
@@ -26,7 +26,7 @@ def test_regularizer_weight_is_constant_without_a_start():
     np.testing.assert_allclose(objective.regularizer_weight(0.2, settings), 0.3, rtol=1e-6)
 
 
-def test_alpha_shares_by_size_and_number():
+def test_alpha_depends_on_the_size_and_number_of_groups():
     hierarchy = Hierarchy(32, 2, 4, 4, 2, adaptive_groups=True)  # groups (4, 2), fine to coarse
     raw = np.array([1 / 2] * 2 + [4 / 4] * 4)
     np.testing.assert_allclose(objective.balance_alpha(hierarchy), raw / raw.min())
@@ -55,6 +55,6 @@ def test_balancing_ends_with_the_warm_up_and_has_no_gradient():
         ({"spectral": 0.0, "spectral_init": 1.0}, "objective.spectral must be positive"),
     ],
 )
-def test_bad_settings_are_named(keys, message):
+def test_invalid_settings_are_errors_that_name_them(keys, message):
     with pytest.raises(ValueError, match=message):
         objective.ObjectiveSettings(num_steps=10, **keys)

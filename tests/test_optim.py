@@ -17,7 +17,7 @@ def settings(**keys):
     return optim.OptimizerSettings(**{"num_steps": 1000, "warmup_steps": 100, **keys})
 
 
-def test_adamax_by_hand():
+def test_adamax_equals_one_computed_by_hand():
     rng = np.random.default_rng(0)
     p, m, u = rng.normal(size=5), np.zeros(5), np.zeros(5)
     optimizer = optim.adamax(settings(weight_decay=0.1, epsilon=0.01), 0.05)
@@ -48,7 +48,7 @@ def parameters(seed):
 @pytest.mark.parametrize("other", [NATIVE, GPU])
 @pytest.mark.parametrize("keys", [{}, {"gradient_clip": 0.5}, {"weight_decay": 0.0}])
 @pytest.mark.parametrize("learning_rate", [None, 0.05])
-def test_steps_by_kernels_are_those_of_the_chain(other, keys, learning_rate):
+def test_fused_steps_equal_the_chain_of_transformations(other, keys, learning_rate):
     params = {ops: parameters(0) for ops in (Portable(), other)}
     optimizer = optim.adamax(settings(**keys), learning_rate)
     states = {ops: optimizer.init(params[ops]) for ops in params}
@@ -63,7 +63,7 @@ def test_steps_by_kernels_are_those_of_the_chain(other, keys, learning_rate):
 
 
 @pytest.mark.parametrize("ops", [PORTABLE, NATIVE, GPU])
-def test_a_refused_step_leaves_no_trace(ops):
+def test_a_skipped_step_changes_nothing(ops):
     optimizer = optim.adamax(settings(warmup_steps=3, gradient_clip=1.0))
     params, broken = parameters(0), jax.tree.map(lambda p: jnp.nan * p, parameters(0))
     before = params, optimizer.init(params)
@@ -75,7 +75,7 @@ def test_a_refused_step_leaves_no_trace(ops):
 
 @pytest.mark.parametrize("ops", [PORTABLE, NATIVE])
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_the_norm_of_all_gradients(ops, broken):
+def test_the_global_norm_is_exact_and_not_finite_for_nonfinite_gradients(ops, broken):
     gradients = parameters(0)
     exact = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(gradients)))
     np.testing.assert_allclose(ops.global_norm(gradients), exact, rtol=1e-6)
@@ -87,13 +87,13 @@ def test_the_norm_of_all_gradients(ops, broken):
     ("step", "rate"),
     [(0, 0.0), (50, 5e-3), (100, 1e-2), (550, (1e-2 + 1e-4) / 2), (1000, 1e-4), (2000, 1e-4)],
 )
-def test_schedule(step, rate):
+def test_the_learning_rate_follows_the_schedule(step, rate):
     np.testing.assert_allclose(
         optim.learning_rate_schedule(settings())(step), rate, rtol=1e-5, atol=1e-9
     )
 
 
-def test_schedule_without_warm_up_and_within_it():
+def test_the_schedule_works_without_warm_up_and_when_shorter_than_it():
     assert optim.learning_rate_schedule(settings(warmup_steps=0))(0) == pytest.approx(1e-2)
     short = optim.learning_rate_schedule(settings(num_steps=10))
     assert short(5) == pytest.approx(5e-4)
@@ -103,7 +103,7 @@ def test_schedule_without_warm_up_and_within_it():
     ("keys", "message"),
     [({"learning_rate": 0.0}, "learning_rate must be positive"), ({"warmup_steps": -1}, "warmup")],
 )
-def test_bad_settings_are_named(keys, message):
+def test_invalid_settings_are_errors_that_name_them(keys, message):
     with pytest.raises(ValueError, match=message):
         settings(**keys)
 

@@ -13,7 +13,7 @@ async def fail():
     raise OSError("no space")
 
 
-def test_orbax_waits_for_them():
+def test_orbax_waits_for_other_writes_after_an_error():
     """TensorStore ends a write by calling the event loop from a thread of its own."""
     ended = []
 
@@ -32,7 +32,7 @@ def test_orbax_waits_for_them():
     assert ended == [None]
 
 
-def test_orbax_does_not_wait_for_ever(monkeypatch):
+def test_orbax_does_not_wait_forever(monkeypatch):
     monkeypatch.setattr(orbax_errors, "SECONDS", 0.1)
 
     async def save():

@@ -28,19 +28,19 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("path, complaint", REFUSED.items(), ids=repr)
-def test_what_is_no_path(path, complaint):
+def test_invalid_paths_are_errors(path, complaint):
     with pytest.raises(ValueError, match=f"^workdir=.*{complaint}"):
         paths.parse(path, "workdir")
 
 
-def test_what_is_one():
+def test_valid_paths_are_parsed():
     for text in ("runs/a", "/data/a:b", "a=b", "C:", "./gs:", "ä ö"):
         assert paths.parse(text) == Path(text)
     assert paths.parse("~/runs") == Path.home() / "runs"
 
 
 @pytest.mark.parametrize("text", ["gs://bucket/run", " gs://bucket/run/", "gs:/bucket/run"])
-def test_one_in_a_bucket(text):
+def test_a_path_in_a_bucket_is_parsed(text):
     path = paths.parse(Path(text) if text == "gs:/bucket/run" else text)
     assert str(path) == "gs://bucket/run" and paths.is_bucket(path) and path.bucket == "bucket"
     assert str(path.absolute() / "a" / "b.png") == "gs://bucket/run/a/b.png"
@@ -49,7 +49,7 @@ def test_one_in_a_bucket(text):
 
 
 @pytest.mark.parametrize("command", ["train", "load_config", "open_for_training"])
-def test_python_refuses_before_anything_is_written(command, tmp_path, monkeypatch):
+def test_functions_refuse_an_unsupported_path_before_writing(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="workdir='az://bucket/run': az:// is not supported"):
         if command == "train":
@@ -78,7 +78,7 @@ def test_python_refuses_before_anything_is_written(command, tmp_path, monkeypatc
         ("prepare_data", "--name=folder --manual_dir=a --data_dir=hdfs://host/a"),
     ],
 )
-def test_every_path_flag_refuses_a_scheme(commands, command, flags, tmp_path):
+def test_every_path_flag_refuses_an_unsupported_scheme(commands, command, flags, tmp_path):
     done = commands.run(command, *flags.split(), cwd=tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -86,7 +86,7 @@ def test_every_path_flag_refuses_a_scheme(commands, command, flags, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_where_a_file_can_be_written(tmp_path):
+def test_an_output_is_checked_to_be_a_writable_file(tmp_path):
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
     assert paths.check_writable(tmp_path / "a" / "b.npz", "--out").parent == tmp_path / "a"

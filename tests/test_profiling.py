@@ -33,13 +33,13 @@ def traced_steps(workdir):
     return sorted(found)
 
 
-def test_the_steps_of_the_span_are_traced(tmp_path, capsys):
+def test_the_steps_of_the_given_span_are_traced(tmp_path, capsys):
     run(tmp_path, (2, 3), 0, 5)
     assert traced_steps(tmp_path) == [2, 3]
     assert capsys.readouterr().out.startswith(f"profile written to {tmp_path}")
 
 
-def test_a_resumed_run_traces_what_is_left(tmp_path, capsys):
+def test_a_resumed_run_traces_the_remaining_steps_of_the_span(tmp_path, capsys):
     run(tmp_path, (2, 9), 3, 5)  # and ends, or fails, within the span
     assert traced_steps(tmp_path) == [4, 5]
     run(tmp_path / "later", (2, 9), 9, 12)
@@ -47,13 +47,13 @@ def test_a_resumed_run_traces_what_is_left(tmp_path, capsys):
     assert "steps 2 to 9 are already done: there is no profile" in capsys.readouterr().out
 
 
-def test_a_trace_that_cannot_be_kept_is_a_warning(tmp_path, capsys):
+def test_a_trace_that_cannot_be_written_is_a_warning(tmp_path, capsys):
     (tmp_path / "plugins").write_text("no folder")
     assert float(run(tmp_path, (1, 1), 0, 2)[0]) == 3
     assert "warning: the profile is not saved: " in capsys.readouterr().err
 
 
-def test_spans():
+def test_wrong_spans_are_errors():
     assert profiling.parse_span("10:20") == (10, 20) and profiling.parse_span(None) is None
     for wrong in ("10", "20:10", "0:3", "a:b", "1:2:3", ":5", "-1:4"):
         with pytest.raises(ValueError, match=f"--profile={wrong}: it must be START:STOP"):

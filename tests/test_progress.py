@@ -32,7 +32,7 @@ def work(clock, steps, seconds):
             bar.update(1)
 
 
-def test_elsewhere_than_on_a_terminal_long_work_prints_lines(clock, capsys):
+def test_long_work_prints_lines_when_there_is_no_terminal(clock, capsys):
     work(clock, 10, 20.0)
     printed = capsys.readouterr().err.splitlines()
     assert len(printed) == 5
@@ -44,19 +44,19 @@ def test_short_work_prints_nothing(clock, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_iterable_is_counted(clock, capsys):
+def test_the_items_of_an_iterable_are_counted(clock, capsys):
     for _ in progress.bar("recalibrating", range(3), unit="pass"):
         clock.seconds += 31.0
     assert capsys.readouterr().err.startswith("recalibrating: pass 1 of 3,")
 
 
-def test_a_terminal_gets_a_bar(clock, capsys, monkeypatch):
+def test_a_terminal_shows_a_bar(clock, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     work(clock, 10, 2.0)
     assert "100%|" in capsys.readouterr().err
 
 
-def test_a_long_call_says_that_it_goes_on(monkeypatch, capsys):
+def test_a_long_call_reports_that_it_is_running(monkeypatch, capsys):
     monkeypatch.setattr(progress, "SECONDS", 0.01)
     with progress.waiting("compiling"):
         lines = ""
@@ -72,7 +72,7 @@ def test_a_long_call_says_that_it_goes_on(monkeypatch, capsys):
     assert capsys.readouterr() == ("saving ...\n", "")
 
 
-def test_what_is_not_training_does_not_count(monkeypatch):
+def test_the_clock_counts_only_training(monkeypatch):
     now = Clock()
     data = types.SimpleNamespace(wait_seconds=0.0)
     monkeypatch.setattr(progress.time, "perf_counter", now)
@@ -94,7 +94,7 @@ def test_what_is_not_training_does_not_count(monkeypatch):
     assert lap["checkpoint_seconds"] == 5.0
 
 
-def test_compiling_is_timed():
+def test_the_time_of_compilation_is_measured():
     laps = progress.Clock(0, types.SimpleNamespace(wait_seconds=0.0))
     laps.lap(1, 1)
     assert laps.lap(2, 1)["compile_seconds"] == 0

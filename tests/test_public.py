@@ -13,7 +13,7 @@ import nvae_jax
 PAGE = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
 
 
-def test_the_list_is_that_of_the_docs():
+def test_the_public_names_are_those_of_the_docs():
     table = re.findall(r"\[`(\w+)`\]\[nvae_jax\.([\w.]+)\]", PAGE)
     assert sorted(name for name, _ in table) == nvae_jax.__all__ == sorted(nvae_jax.__all__)
     assert len(nvae_jax.__all__) == 14  # each more is a promise: think twice
@@ -25,7 +25,7 @@ def test_the_list_is_that_of_the_docs():
 
 
 @pytest.mark.parametrize("name", nvae_jax.__all__)
-def test_every_public_name_is_explained(name):
+def test_every_public_name_has_a_docstring(name):
     value = getattr(nvae_jax, name)
     functions = [value]
     if inspect.isclass(value):
@@ -51,7 +51,7 @@ def test_importing_the_package_imports_no_jax():
     assert done.stdout == "False\n"
 
 
-def test_a_config_by_name_with_changes():
+def test_get_config_takes_a_name_and_changes():
     config = nvae_jax.get_config("digits", seed=3, model={"num_groups": 2, "dtype": "bfloat16"})
     assert (config.seed, config.model.num_groups, config.model.dtype) == (3, 2, "bfloat16")
     assert config.model.encoder_width == nvae_jax.get_config("digits").model.encoder_width

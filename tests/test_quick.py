@@ -17,7 +17,7 @@ def imported(file):
             yield from (f"{alias.name}." for alias in node.names)
 
 
-def test_every_package_is_covered():
+def test_the_selection_covers_every_package():
     names = {name for file in FILES for name in imported(file)}
     packages = {path.parent.relative_to(ROOT) for path in (ROOT / "nvae_jax").rglob("__init__.py")}
     dotted = {".".join(package.parts) + "." for package in packages}
@@ -25,12 +25,12 @@ def test_every_package_is_covered():
     assert not {package for package in dotted if not any(n.startswith(package) for n in names)}
 
 
-def test_every_test_folder_is_covered():
+def test_the_selection_covers_every_test_folder():
     folders = {file.parent for file in (ROOT / "tests").rglob("test_*.py")}
     assert not folders - {file.parent for file in FILES} - FILES
 
 
-def test_what_is_selected_exists():
+def test_the_selected_tests_exist():
     for name in SELECTED:
         file, _, test = name.partition("::")
         assert (ROOT / file).exists(), name

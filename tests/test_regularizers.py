@@ -39,13 +39,13 @@ BY_BOTH = pytest.mark.parametrize("ops", [PORTABLE, NATIVE])
 
 
 @BY_BOTH
-def test_power_iteration_reaches_the_singular_values(ops):
+def test_power_iteration_converges_to_the_largest_singular_values(ops):
     penalty, *_ = ops.spectral_penalty(KERNELS, start(), 300)
     np.testing.assert_allclose(penalty, exact(), rtol=1e-4)
 
 
 @BY_BOTH
-def test_vectors_persist(ops):
+def test_returned_vectors_continue_the_power_iteration(ops):
     """Rounds in two calls are rounds in one."""
     *_, vectors = ops.spectral_penalty(KERNELS, start(), 3)
     twice, *_ = ops.spectral_penalty(KERNELS, vectors, 4)
@@ -55,7 +55,7 @@ def test_vectors_persist(ops):
     assert first < once < exact() * (1 + 1e-6)
 
 
-def test_a_training_begins_with_vectors_that_have_had_early_rounds(tiny):
+def test_training_starts_with_vectors_that_are_nearly_converged(tiny):
     experiment, state, _ = tiny
     ops, kernels = Portable(), effective_kernels(experiment.model, state.params)
     penalty, *_ = ops.spectral_penalty(kernels, state.spectral, regularizers.ROUNDS)
@@ -66,13 +66,13 @@ def test_a_training_begins_with_vectors_that_have_had_early_rounds(tiny):
     assert unprepared < 0.99 * converged
 
 
-def test_one_array_of_vectors_a_shape():
+def test_kernels_of_equal_shape_share_an_array_of_vectors():
     shapes = {name: v.shape for name, v in start().items()}
     assert shapes == {"36x8": (6, 8), "25x6": (1, 6), "4x2": (1, 2)}
 
 
 @BY_BOTH
-def test_gradient_is_the_outer_product_of_singular_vectors(ops):
+def test_the_gradient_is_the_outer_product_of_the_singular_vectors(ops):
     kernel = {"one": KERNELS["one"]}
     vectors = regularizers.init_spectral_vectors(jax.random.key(0), kernel)
     gradient = jax.grad(lambda k: ops.spectral_penalty(k, vectors, 200)[0])(kernel)
@@ -84,7 +84,7 @@ def test_gradient_is_the_outer_product_of_singular_vectors(ops):
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize("rounds", [1, 4])
-def test_both_implementations_agree_beside_another_use_of_the_kernels(rounds):
+def test_both_implementations_have_the_same_gradients_and_vectors(rounds):
     def loss(kernels, ops):
         penalty, used, vectors = ops.spectral_penalty(kernels, start(), rounds)
         squares = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(used))
@@ -96,7 +96,7 @@ def test_both_implementations_agree_beside_another_use_of_the_kernels(rounds):
     )
 
 
-def test_batch_norm_penalty_takes_the_largest_of_each():
+def test_the_batch_norm_penalty_sums_the_largest_scale_of_each_layer():
     params = {
         "norm": {"scale": jnp.array([1.0, -3.0]), "bias": jnp.array([9.0, 9.0])},
         "stack": {"norm": {"scale": jnp.array([[0.5, 0.25], [2.0, -1.0]])}},
@@ -107,6 +107,6 @@ def test_batch_norm_penalty_takes_the_largest_of_each():
     assert regularizers.batch_norm_penalty({"conv": params["conv"]}) == 0.0
 
 
-def test_wrong_kernels_are_named():
+def test_wrong_kernels_are_errors_that_name_them():
     with pytest.raises(ValueError, match="kernel a/kernel has shape"):
         regularizers.init_spectral_vectors(jax.random.key(0), {"a": {"kernel": jnp.zeros((3, 3))}})

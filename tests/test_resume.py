@@ -24,20 +24,22 @@ def saved(tmp_path, tiny):
         checkpoints.save(tiny[1], {"step": 0})
 
 
-def test_a_new_run_begins(restore, tmp_path):
+def test_a_new_run_starts(restore, tmp_path):
     assert restore() is None
     (tmp_path / "metrics.jsonl").touch()
     assert restore() is None
 
 
-def test_a_run_that_has_only_metrics_begins_when_told_to(restore, tmp_path):
+def test_a_run_that_lost_its_checkpoints_starts_anew_only_with_restart(restore, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match="has metrics but no checkpoint"):
         restore()
     assert restore(restart=True) is None
 
 
-def test_a_run_that_was_cut_off_before_it_saved_begins_anew(restore, tmp_path, tiny):
+def test_a_run_that_was_interrupted_before_its_first_checkpoint_starts_anew(
+    restore, tmp_path, tiny
+):
     restore()
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     assert restore() is None
@@ -48,20 +50,22 @@ def test_a_run_that_was_cut_off_before_it_saved_begins_anew(restore, tmp_path, t
         restore()
 
 
-def test_a_checkpoint_is_gone_on_with(restore, saved):
+def test_a_run_with_a_checkpoint_resumes_even_with_restart_refused(restore, saved):
     assert restore()[1] == {"step": 0}
     with pytest.raises(ValueError, match="to start anew name a new folder"):
         restore(restart=True)
 
 
-def test_damaged_checkpoints_alone_are_named(restore, saved, tmp_path):
+def test_a_run_with_only_damaged_checkpoints_starts_anew_only_with_restart(
+    restore, saved, tmp_path
+):
     (tmp_path / "checkpoints" / "0" / "data" / "metadata").unlink()
     with pytest.raises(ValueError, match="can be read .step 0: .*; --restart starts anew"):
         restore()
     assert restore(restart=True) is None
 
 
-def test_a_restart_over_damaged_checkpoints_that_was_cut_off_begins_anew(restore, saved, tmp_path):
+def test_an_interrupted_restart_over_damaged_checkpoints_starts_anew(restore, saved, tmp_path):
     (tmp_path / "checkpoints" / "0" / "data" / "metadata").unlink()
     restore(restart=True)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')

@@ -10,7 +10,7 @@ from nvae_jax.objective import kl_weight
 from tests.conftest import tiny_config
 
 
-def test_config_survives_the_folder(tmp_path):
+def test_a_config_is_saved_and_loaded_unchanged(tmp_path):
     config = tiny_config()
     with run_directory.open_for_training(tmp_path / "run", config):
         pass
@@ -24,7 +24,7 @@ def begin(folder):
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
 
 
-def test_another_config_is_refused_and_named(tmp_path):
+def test_another_config_is_refused_with_the_difference(tmp_path):
     with run_directory.open_for_training(tmp_path, tiny_config()):
         begin(tmp_path)
     other = tiny_config(optimizer={"learning_rate": 0.5})
@@ -34,7 +34,7 @@ def test_another_config_is_refused_and_named(tmp_path):
     assert run_directory.load_config(tmp_path).optimizer.learning_rate == 0.01
 
 
-def test_a_start_that_failed_before_its_first_step_holds_nobody_to_its_config(tmp_path):
+def test_the_config_of_a_start_that_failed_before_its_first_step_can_be_replaced(tmp_path):
     with pytest.raises(MemoryError), run_directory.open_for_training(tmp_path, tiny_config()):
         (tmp_path / "checkpoints").mkdir()
         (tmp_path / "metrics.jsonl").touch()
@@ -45,7 +45,7 @@ def test_a_start_that_failed_before_its_first_step_holds_nobody_to_its_config(tm
     assert run_directory.load_config(tmp_path).optimizer.learning_rate == 0.5
 
 
-def test_free_keys_change_for_one_start_and_the_file_stays(tmp_path):
+def test_changeable_keys_change_for_one_start_and_not_in_the_file(tmp_path):
     with run_directory.open_for_training(tmp_path, tiny_config()):
         begin(tmp_path)
         written = (tmp_path / "config.json").read_bytes()
@@ -55,7 +55,7 @@ def test_free_keys_change_for_one_start_and_the_file_stays(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == written
 
 
-def test_changes_of_a_runs_config(tmp_path):
+def test_only_changeable_keys_of_a_run_can_be_changed(tmp_path):
     run_directory.save_config(tmp_path, tiny_config())
     changes = {"data.dir": "/elsewhere", "eval.batch_size": 7, "model.remat": "cell"}
     changed = run_directory.chosen_config(tmp_path, None, changes)
@@ -95,7 +95,7 @@ def finished(tmp_path):
     return tmp_path
 
 
-def test_a_finished_run_is_made_longer_and_its_config_kept(finished):
+def test_a_finished_run_can_be_extended_and_keeps_its_schedules(finished):
     first = run_directory.load_config(finished)
     config = longer(finished, 20, **{"data.workers": 1})
     assert (config.train.num_steps, config.objective.schedule_steps) == (20, 6)
@@ -115,7 +115,7 @@ def test_a_finished_run_is_made_longer_and_its_config_kept(finished):
     assert [row["until_step"] for row in history(finished)] == [6, 20]
 
 
-def test_what_cannot_be_made_longer(finished):
+def test_invalid_extensions_are_refused(finished):
     before = (finished / "config.json").read_bytes()
     for call, message in [
         (lambda: longer(finished, 5), "a run of 6 steps: --extend cannot shorten it to 5 steps"),
@@ -153,7 +153,7 @@ def test_what_cannot_be_made_longer(finished):
     assert not (finished / "new").exists()
 
 
-def test_a_power_cut_between_the_two_files_leaves_the_run_as_it_was(finished, monkeypatch):
+def test_a_power_cut_during_an_extension_leaves_the_run_unchanged(finished, monkeypatch):
     before = run_directory.load_config(finished)
     with monkeypatch.context() as patch:
         patch.setattr(run_directory, "save_config", lambda *_: pytest.fail("power cut"))
@@ -166,7 +166,7 @@ def test_a_power_cut_between_the_two_files_leaves_the_run_as_it_was(finished, mo
     assert history(finished) == [{"until_step": 6, "config": before.to_dict()}]
 
 
-def test_the_kl_weight_of_a_longer_run_stays_and_its_learning_rate_is_planned_anew(finished):
+def test_an_extended_run_keeps_its_kl_weight_and_has_a_new_learning_rate_schedule(finished):
     config = longer(finished, 60)
     objective, (_, rate) = build.build_objective(config), build.build_optimizer(config)
     assert kl_weight(6, objective) == 1
@@ -175,7 +175,7 @@ def test_the_kl_weight_of_a_longer_run_stays_and_its_learning_rate_is_planned_an
     assert rate(6) == planned(6)
 
 
-def test_every_free_key_is_one():
+def test_every_changeable_key_is_a_key_of_the_config():
     keys = set(schema.DEFAULTS) | set(tiny_config())
     assert set(run_directory.CHANGEABLE) <= keys
     assert not any(
@@ -183,7 +183,7 @@ def test_every_free_key_is_one():
     )
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="is not empty and not a run directory"):
         with run_directory.open_for_training(tmp_path, tiny_config()):
@@ -191,7 +191,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_no_run_is_named(tmp_path):
+def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="is not a run directory: it has no config.json"):
         run_directory.load_config(tmp_path)
     with pytest.raises(ValueError, match="holds no run to resume"):
@@ -220,7 +220,7 @@ def test_no_run_is_named(tmp_path):
         ({"train.num_steps": float("nan")}, "train.num_steps must be an integer from 1"),
     ],
 )
-def test_a_broken_config_is_named(tmp_path, text, message):
+def test_a_damaged_config_is_an_error_that_names_it(tmp_path, text, message):
     if isinstance(text, dict):
         flat = {**schema.flatten(tiny_config()), **text}
         text = json.dumps(traverse_util.unflatten_dict(flat, sep="."))
@@ -229,7 +229,7 @@ def test_a_broken_config_is_named(tmp_path, text, message):
         run_directory.load_config(tmp_path)
 
 
-def test_a_missing_key_is_named_and_not_filled_in(tmp_path):
+def test_a_missing_key_is_an_error_and_not_filled_in(tmp_path):
     stored = tiny_config().to_dict()
     del stored["train"]["num_steps"], stored["optimizer"]["epsilon"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
@@ -237,7 +237,7 @@ def test_a_missing_key_is_named_and_not_filled_in(tmp_path):
         run_directory.load_config(tmp_path)
 
 
-def test_older_versions_are_migrated(tmp_path, monkeypatch):
+def test_configs_of_older_versions_are_converted(tmp_path, monkeypatch):
     """What a version before an added key left is read as what it computed."""
     before = tiny_config().to_dict()
     del before["version"], before["train"]["ema_decay"]
@@ -250,12 +250,12 @@ def test_older_versions_are_migrated(tmp_path, monkeypatch):
         assert json.loads((tmp_path / "config.json").read_text()) == before
 
 
-def test_every_version_says_what_it_added():
+def test_every_version_has_an_entry_of_its_changes():
     told = [*run_directory.ADDED, *run_directory.RENAMED]
     assert sorted(told) == list(range(1, base.VERSION + 1))
 
 
-def test_values_of_older_versions_have_their_new_names(tmp_path):
+def test_renamed_values_of_older_versions_are_converted(tmp_path):
     config = json.loads(tiny_config(model={"implementation": "portable"}).to_json())
     config["version"], config["model"]["implementation"] = 1, "library"
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -45,7 +45,7 @@ def saving_on(disk):
     return saving, reach
 
 
-def test_a_save_that_failed_is_said_and_tried_once_more(capsys):
+def test_a_failed_save_is_reported_and_retried_once(capsys):
     saving, reach = saving_on(disk := Disk(failures=1))
     reach(3)
     saving.save()
@@ -57,7 +57,7 @@ def test_a_save_that_failed_is_said_and_tried_once_more(capsys):
     )
 
 
-def test_failing_twice_ends_the_run_and_says_what_is_saved():
+def test_a_second_failure_ends_the_run_and_says_what_is_saved():
     saving, reach = saving_on(disk := Disk())
     reach(3)
     saving.save(wait=True)
@@ -69,7 +69,7 @@ def test_failing_twice_ends_the_run_and_says_what_is_saved():
     assert disk.failures == 0  # there is no third time
 
 
-def test_an_error_is_told_after_the_state_is_saved():
+def test_the_state_is_saved_before_an_error_is_raised():
     saving, reach = saving_on(Disk())
     reported = []
     with pytest.raises(OSError) as caught, saving.saving_on_error(lambda: reported.append("row")):
@@ -79,7 +79,7 @@ def test_an_error_is_told_after_the_state_is_saved():
     assert caught.value.__notes__ == ["the newest checkpoint is step 5"]
 
 
-def test_no_error_of_saving_hides_the_first():
+def test_an_error_while_saving_does_not_hide_the_first_error():
     saving, reach = saving_on(Disk(failures=9))
     with pytest.raises(OSError, match="a damaged picture") as caught, saving.saving_on_error(list):
         reach(5)
@@ -87,7 +87,7 @@ def test_no_error_of_saving_hides_the_first():
     assert caught.value.__notes__ == ["nothing is saved"]
 
 
-def test_behind_skipped_updates_the_state_before_them_is_saved():
+def test_while_updates_are_skipped_the_state_before_them_is_saved():
     saving, reach = saving_on(disk := Disk())
     reach(5, skipped=5)  # none was good
     saving.save(wait=True)

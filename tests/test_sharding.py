@@ -103,7 +103,7 @@ def one_device(run_program):
 
 
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 4}])
-def test_eight_devices_train_as_one(run_program, one_device, mesh):
+def test_eight_devices_train_like_one(run_program, one_device, mesh):
     eight = run_program(PROGRAM, 8, json.dumps(mesh))
     assert eight["devices"] == 8 and eight["compiled"] == 1
     np.testing.assert_allclose(eight["losses"], one_device["losses"], rtol=1e-5)
@@ -129,21 +129,21 @@ def check_collectives(found, one_device, fsdp):
     assert found["kept"] == pytest.approx(one_device["kept"] - saved, rel=1e-3)
 
 
-def test_batch_norm_within_devices_needs_no_communication(run_program):
+def test_batch_norm_within_a_device_needs_no_communication(run_program):
     found = run_program(NORM_GROUPS, 8)
     # The mean and the second moment in one.
     assert found["1"] == found["2"] == 1
     assert found["8"] == found["16"] == 0
 
 
-def test_rows_are_divided_among_as_many_devices_as_divide_them(run_program):
+def test_rows_are_divided_evenly_among_as_many_devices_as_possible(run_program):
     places, rounded = run_program(ROWS, 8)
     assert places["8"] == [[i] for i in range(8)]
     assert places["12"] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
     assert places["3"] == [[0, 1, 2]] and rounded == 16
 
 
-def test_saving_what_devices_share_compiles_nothing(run_program, tmp_path):
+def test_saving_sharded_arrays_compiles_nothing(run_program, tmp_path):
     listened, by_saving = run_program(SAVING, 8, str(tmp_path))
     assert listened == 1 and by_saving == 0
 
@@ -162,12 +162,12 @@ def fake_devices(hosts, local):
     ("settings", "devices", "shape"),
     [((-1, 1), 8, (8, 1)), ((-1, 4), 8, (2, 4)), ((2, -1), 8, (2, 4)), ((1, 1), 1, (1, 1))],
 )
-def test_mesh_shapes(settings, devices, shape):
+def test_a_mesh_has_the_requested_shape(settings, devices, shape):
     mesh = sharding.make_mesh(sharding.MeshSettings(*settings), fake_devices(1, devices))
     assert tuple(mesh.shape.values()) == shape
 
 
-def test_sizes_that_do_not_fit_are_named():
+def test_mesh_sizes_that_do_not_fit_the_devices_are_errors():
     with pytest.raises(
         ValueError,
         match="mesh.data=3 times mesh.fsdp=1 does not fit the 1 .* --config.mesh.data=-1",
@@ -180,13 +180,13 @@ def test_sizes_that_do_not_fit_are_named():
     assert sharding.round_up(mesh, 7) == 7
 
 
-def test_a_batch_is_there_before_a_program_asks_for_it():
+def test_a_batch_is_transferred_before_it_is_used():
     mesh = sharding.make_mesh(sharding.MeshSettings(), jax.devices("cpu")[:1])
     batch = np.ones((8, 2**18), np.float32)
     assert all(sharding.to_devices(mesh, batch).is_ready() for _ in range(10))
 
 
-def test_kernels_are_sharded_and_nothing_else():
+def test_only_large_kernels_are_sharded():
     # What the optimiser concatenates would have to be gathered for it.
     assert sharding.MIN_SHARDED_SIZE >= optimizer.SMALL
     mesh = jax.sharding.AbstractMesh((2, 4), sharding.AXES)
@@ -207,14 +207,14 @@ def test_kernels_are_sharded_and_nothing_else():
 @pytest.mark.parametrize(
     ("fsdp", "first"), [(1, [[0]]), (2, [[0, 1]]), (4, [[0, 1, 2, 3]]), (8, [[*range(8)]])]
 )
-def test_who_shares_kernels_is_on_one_host_or_on_hosts_in_a_row(fsdp, first):
+def test_devices_that_share_kernels_are_on_one_host_or_consecutive_hosts(fsdp, first):
     devices = fake_devices(4, 4)
     grid = sharding.make_mesh(sharding.MeshSettings(-1, fsdp), devices[::-1]).devices
     assert [[device.id for device in row] for row in grid[:1]] == first
     assert [device.process_index for device in grid.flat] == [d.process_index for d in devices]
 
 
-def test_chips_that_share_kernels_are_neighbours():
+def test_tpu_chips_that_share_kernels_are_neighbours():
     # Four hosts of 2×2 chips each, as a TPU v5e:4x4 has them.
     devices = fake_devices(4, 4)
     for device in devices:
@@ -227,6 +227,6 @@ def test_chips_that_share_kernels_are_neighbours():
             assert spread.sum() == distance and len({d.process_index for d in row}) == 1
 
 
-def test_hosts_that_no_grid_fits_keep_the_order_of_processes():
+def test_devices_that_fit_no_grid_keep_the_order_of_processes():
     grid = sharding.make_mesh(sharding.MeshSettings(-1, 4), fake_devices(2, 6)).devices
     assert [device.id for device in grid.flat] == [*range(12)]

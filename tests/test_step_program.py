@@ -65,7 +65,7 @@ def products_of_penalty(layers):
     return names.count("dot_general")
 
 
-def test_the_spectral_penalty_takes_its_products_by_shape_not_by_layer():
+def test_the_spectral_penalty_has_products_for_each_shape_not_for_each_layer():
     # For each shape two in the loop, two in the last round, two for u'Wv.
     assert products_of_penalty(1) == products_of_penalty(7) <= 2 * 6
 
@@ -83,7 +83,7 @@ def test_small_parameters_are_updated_as_one_vector():
     assert size(2) == size(20)
 
 
-def test_no_float64_and_nothing_for_the_host(lowered):
+def test_a_step_has_no_float64_and_no_communication_with_the_host(lowered):
     text = lowered.as_text()
     assert "f64" not in text
     for word in ("callback", "infeed", "outfeed", "stablehlo.send", "stablehlo.recv"):
@@ -107,7 +107,7 @@ def test_one_compilation_serves_all_steps(experiment, caplog):
     assert not [r for r in caplog.records if "ompil" in r.getMessage()]
 
 
-def test_experiments_with_the_same_step_share_it(experiment):
+def test_experiments_with_equal_steps_share_the_compiled_step(experiment):
     """What is logged or where data are does not matter to it, what is optimised does."""
     loop = dataclasses.replace(experiment.loop, log_every_steps=7)
     elsewhere = dataclasses.replace(experiment.data, dir="/elsewhere")
@@ -118,13 +118,13 @@ def test_experiments_with_the_same_step_share_it(experiment):
     assert other.train_step() is not experiment.train_step()
 
 
-def test_a_scanned_program_does_not_grow_with_the_groups():
+def test_a_looped_program_does_not_grow_with_the_number_of_groups():
     few, more = (lower(experiment_of(num_groups=number)).as_text() for number in (3, 6))
     # Each group has noise of its own, and a row of the metrics; twelve groups against six.
     assert more.count("\n") < 1.03 * few.count("\n")
 
 
-def test_a_step_without_native_kernels_is_compiled_with_options_of_its_own(monkeypatch):
+def test_a_step_without_native_kernels_has_its_own_compiler_options(monkeypatch):
     asked, experiment = [], experiment_of()
     monkeypatch.setattr(experiment_lib.compiler, "options", lambda _, **kind: asked.append(kind))
     uncached = experiment_lib._train_step.__wrapped__
@@ -134,7 +134,7 @@ def test_a_step_without_native_kernels_is_compiled_with_options_of_its_own(monke
     assert asked == [{}, {"unrolled": True}, {"unrolled": True}]
 
 
-def test_every_product_has_the_precision_asked_for():
+def test_every_product_has_the_requested_precision():
     """Accelerators multiply float32 with fewer bits where a program does not say otherwise."""
     model = {"num_flows": 1, "precision": "highest", "dtype": "float32"}
     experiment = experiment_of(**model).portable()

@@ -10,7 +10,7 @@ from nvae_jax.optim import OptimizerSettings, adamax
 from tests.conftest import tiny_config
 
 
-def test_parts_add_up_to_the_mean_and_pass_statistics_on():
+def test_micro_batches_average_gradients_and_pass_on_statistics():
     weights = jnp.asarray([1.0, -2.0, 3.0])
 
     def gradients(batch_stats, spectral, images, key):
@@ -31,7 +31,7 @@ def test_parts_add_up_to_the_mean_and_pass_statistics_on():
     assert rounds == 3
 
 
-def test_a_step_in_parts_with_a_moving_average():
+def test_a_step_with_micro_batches_updates_the_moving_average():
     train = {"num_steps": 6, "batch_size": 16, "accumulation_steps": 2, "ema_decay": 0.15}
     experiment = build.build(tiny_config(model={"unroll": 1, "norm_groups": 4}, train=train))
     images = np.random.default_rng(0).random((16, *experiment.image_shape)) > 0.5
@@ -51,12 +51,12 @@ def test_a_step_in_parts_with_a_moving_average():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_nothing_is_averaged_unless_asked_for(tiny):
+def test_without_ema_decay_no_average_is_kept(tiny):
     _, state, _ = tiny
     assert state.variables == state.trained and "average" not in state.stored()
 
 
-def test_gradients_are_clipped_together_before_the_decay():
+def test_gradients_are_clipped_by_their_global_norm():
     settings = OptimizerSettings(num_steps=10, weight_decay=0.0, gradient_clip=1.0, epsilon=1e-12)
     params = {"a": jnp.asarray([1.0]), "b": jnp.asarray([1.0])}
     grads = {"a": jnp.asarray([30.0]), "b": jnp.asarray([40.0])}
@@ -75,7 +75,7 @@ def test_gradients_are_clipped_together_before_the_decay():
         ("optimizer", "gradient_clip", -1.0, "optimizer.gradient_clip must be a number from 0 to"),
     ],
 )
-def test_bad_settings_are_named(section, key, value, message):
+def test_invalid_settings_are_errors_that_name_them(section, key, value, message):
     config = tiny_config()
     config[section][key] = value
     with pytest.raises(ValueError, match=message):

@@ -58,7 +58,7 @@ def whole(tmp_path_factory):
     return workdir
 
 
-def test_rows_have_the_names_users_rely_on(whole, undocumented):
+def test_rows_have_the_documented_names(whole, undocumented):
     found = rows(whole)
     assert not undocumented(name for row in found for name in row)
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
@@ -78,7 +78,7 @@ def test_rows_have_the_names_users_rely_on(whole, undocumented):
     np.testing.assert_allclose(row["train/loss"], total + regularizers, rtol=1e-5)
 
 
-def test_run_directory_has_what_it_should(whole):
+def test_a_run_directory_has_all_its_files(whole):
     names = {path.name.split(".")[0] for path in whole.iterdir()}
     assert {"config", "checkpoints", "metrics", "events", "samples"} <= names
     pictures = {path.name for path in (whole / "samples").iterdir()}
@@ -89,7 +89,7 @@ def test_run_directory_has_what_it_should(whole):
     }
 
 
-def test_any_logger_gets_rows_and_pictures_and_its_errors_change_nothing(tmp_path, whole, capsys):
+def test_a_logger_gets_rows_and_pictures_and_cannot_stop_training(tmp_path, whole, capsys):
     class Keep(Logger):
         def start(self, workdir, config, step):
             self.started, self.rows, self.pictures = (workdir, config.train.num_steps, step), {}, {}
@@ -116,14 +116,14 @@ def test_any_logger_gets_rows_and_pictures_and_its_errors_change_nothing(tmp_pat
     assert not list((tmp_path / "run").glob("events*"))
 
 
-def test_training_again_does_nothing(whole, capsys):
+def test_training_a_finished_run_does_nothing(whole, capsys):
     before = (whole / "metrics.jsonl").read_text()
     train.train(None, whole)
     assert "already trained for 7 steps" in capsys.readouterr().out
     assert (whole / "metrics.jsonl").read_text() == before
 
 
-def test_a_finished_run_trains_on(tmp_path, whole, capsys):
+def test_a_finished_run_can_be_extended(tmp_path, whole, capsys):
     workdir = shutil.copytree(whole, tmp_path / "run")
     train.train(None, workdir, {"train.num_steps": STEPS + 2}, extend=True)
     assert f"resumed at step {STEPS}" in capsys.readouterr().out
@@ -141,7 +141,7 @@ def test_a_finished_run_trains_on(tmp_path, whole, capsys):
 
 
 @pytest.mark.parametrize(("signal_number", "step"), [(signal.SIGTERM, 4), (signal.SIGINT, 2)])
-def test_interrupted_run_resumes_bit_for_bit(tmp_path, whole, monkeypatch, step, signal_number):
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, whole, monkeypatch, step, signal_number):
     """The signal comes in the middle of an epoch, while the iterator hands out a batch."""
     config = config_for(log={"images_every_steps": 4, "every_steps": 1})
     take = pipeline.TrainIterator.__next__
@@ -165,7 +165,7 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path, whole, monkeypatch, step,
 
 
 @pytest.mark.parametrize(("every", "step", "rest"), [(2, 2, [2, 4, 6, STEPS]), (STEPS, STEPS, [7])])
-def test_an_evaluation_that_a_signal_ended_is_made_up_for(
+def test_an_interrupted_evaluation_is_done_after_resuming(
     tmp_path, monkeypatch, capsys, every, step, rest
 ):
     config = config_for(eval={"every_steps": every, "batch_size": 8, "max_examples": 64})
@@ -217,7 +217,7 @@ def test_rows_after_the_last_checkpoint_are_written_once(tmp_path, whole, monkey
     assert_same(saved(tmp_path / "run", config), saved(whole, config))
 
 
-def test_nan_is_skipped_counted_and_stops_the_run(tmp_path, monkeypatch, capsys):
+def test_nan_updates_are_skipped_and_counted_and_many_end_the_run(tmp_path, monkeypatch, capsys):
     config = config_for(
         train={"num_steps": 20, "batch_size": 16, "max_nonfinite_steps": 3},
         checkpoint={"every_steps": 2},
@@ -260,7 +260,7 @@ def poison(monkeypatch, after, then=lambda count: None):
 @pytest.mark.parametrize(
     ("good_steps", "said"), [(0, "nothing is saved"), (3, "the newest checkpoint is step 3")]
 )
-def test_a_run_whose_last_updates_were_skipped_does_not_end_well(
+def test_a_run_whose_last_updates_were_skipped_ends_with_an_error(
     tmp_path, monkeypatch, good_steps, said
 ):
     training = {"num_steps": STEPS, "batch_size": 16, "max_nonfinite_steps": 20}
@@ -276,7 +276,7 @@ def test_a_run_whose_last_updates_were_skipped_does_not_end_well(
 @pytest.mark.parametrize(
     ("good_steps", "said"), [(0, "stopped at step 3: .* nothing is saved"), (1, "saved at step 1;")]
 )
-def test_a_signal_among_skipped_updates_claims_what_is_saved(
+def test_a_signal_while_updates_are_skipped_reports_the_saved_step(
     tmp_path, monkeypatch, good_steps, said
 ):
     stop = functools.partial(signal.raise_signal, signal.SIGTERM)
@@ -285,7 +285,7 @@ def test_a_signal_among_skipped_updates_claims_what_is_saved(
         train.train(config_for(), tmp_path / "run")
 
 
-def test_an_error_is_told_after_the_step_before_it_is_saved(tmp_path, whole, monkeypatch):
+def test_the_step_before_an_error_is_saved_before_it_is_raised(tmp_path, whole, monkeypatch):
     config = config_for(log={"every_steps": 1})
     take, taken = pipeline.TrainIterator.__next__, []
 
@@ -304,7 +304,7 @@ def test_an_error_is_told_after_the_step_before_it_is_saved(tmp_path, whole, mon
     assert list(map(values, rows(tmp_path / "run"))) == list(map(values, rows(whole)))
 
 
-def test_clipped_steps_are_counted_between_rows_too(tmp_path):
+def test_clipped_steps_between_rows_are_counted(tmp_path):
     def clipped(name, every):
         config = config_for(optimizer={"gradient_clip": 165.0}, log={"every_steps": every})
         train.train(config, tmp_path / name)
@@ -317,7 +317,7 @@ def test_clipped_steps_are_counted_between_rows_too(tmp_path):
     assert some[6]["train/clipped_fraction"] == pytest.approx(np.mean(found[3:6]))
 
 
-def test_only_training_counts_in_images_per_second(tmp_path, monkeypatch):
+def test_images_per_second_counts_only_training(tmp_path, monkeypatch):
     seconds = [0.0]
 
     def taking(function, duration):
@@ -343,7 +343,7 @@ def test_only_training_counts_in_images_per_second(tmp_path, monkeypatch):
     assert found == pytest.approx([4.0, 8.0, 12.0, 8.0])
 
 
-def test_one_bad_batch_changes_nothing_but_the_step(tiny):
+def test_a_bad_batch_changes_only_the_step_number(tiny):
     from nvae_jax import steps
 
     experiment, state, images = tiny
@@ -364,13 +364,13 @@ def test_one_bad_batch_changes_nothing_but_the_step(tiny):
     assert int(good.nonfinite_steps) == 0
 
 
-def test_bad_config_leaves_no_folder(tmp_path):
+def test_a_wrong_config_makes_no_folder(tmp_path):
     with pytest.raises(ValueError, match="not divisible"):
         train.train(tiny_config(data={"image_size": 10}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_data_leave_no_folder(tmp_path):
+def test_missing_data_make_no_folder(tmp_path):
     config = tiny_config(data={"name": "mnist", "image_size": 32, "dir": str(tmp_path / "no")})
     with pytest.raises(ValueError, match="no"):
         train.train(config, tmp_path / "run")

@@ -74,7 +74,7 @@ def part(arrays, *fields):
     return {name: a for name, a in arrays.items() if name.partition("/")[0] in fields}
 
 
-def test_variables_come_along_and_the_optimiser_starts_afresh(source, tmp_path):
+def test_variables_are_copied_and_the_optimiser_starts_anew(source, tmp_path):
     warm = read(config_for(), tmp_path, source[0])
     assert warm.step == 5 and not warm.fresh and not warm.unused and warm.has_spectral_vectors
     found = by_name(warm.apply_to(zeros(config_for())).stored())
@@ -83,7 +83,7 @@ def test_variables_come_along_and_the_optimiser_starts_afresh(source, tmp_path):
     assert not any(np.any(a) for a in part(found, "opt_state", "step", "key").values())
 
 
-def test_moments_come_along_by_a_key_and_the_schedule_starts_anew(source, tmp_path):
+def test_with_init_optimizer_moments_are_copied_and_the_schedule_starts_anew(source, tmp_path):
     warm = read(config_for(), tmp_path, f"{source[0]}@5", init_optimizer=True)
     found = by_name(warm.apply_to(zeros(config_for())).stored())
     moments, expected = part(found, "opt_state"), part(source[1], "opt_state")
@@ -92,7 +92,7 @@ def test_moments_come_along_by_a_key_and_the_schedule_starts_anew(source, tmp_pa
     assert found["opt_state/1/count"] == 5 and found["step"] == 0
 
 
-def test_averages_come_along_or_begin_with_the_variables(source, tmp_path):
+def test_averages_are_copied_or_start_as_the_variables(source, tmp_path):
     averaged = config_for(train={"ema_decay": 0.5})
     found = by_name(read(averaged, tmp_path, source[0]).apply_to(zeros(averaged)).stored())
     assert_same(part(found, "average"), part(source[1], "average"))
@@ -124,7 +124,7 @@ GROUPS = {"num_groups": 3, "adaptive_groups": False}
         ),
     ],
 )
-def test_other_shapes_are_named_or_start_afresh(source, tmp_path, model, message, fresh):
+def test_arrays_of_other_shapes_are_refused_or_start_anew(source, tmp_path, model, message, fresh):
     config = config_for(model=model)
     with pytest.raises(ValueError, match=message) as caught:
         read(config, tmp_path, source[0])
@@ -144,7 +144,7 @@ def test_other_shapes_are_named_or_start_afresh(source, tmp_path, model, message
     assert {n: a.shape for n, a in found.items()} == {n: a.shape for n, a in wanted.items()}
 
 
-def test_what_the_new_run_has_no_use_for_is_named(source, tmp_path):
+def test_arrays_that_the_new_run_does_not_use_are_refused_or_named(source, tmp_path):
     config = config_for(model={"squeeze_excitation": False})
     with pytest.raises(ValueError, match="/se/.* in the source and not in this run"):
         read(config, tmp_path, source[0])
@@ -168,7 +168,7 @@ def write_tiny(tmp_path):
     return "tiny"
 
 
-def test_a_published_checkpoint(tmp_path):
+def test_a_run_can_start_from_a_published_checkpoint(tmp_path):
     torch = pytest.importorskip("torch")
     golden = Golden("bernoulli_2scale")
     path = tmp_path / "published.pt"
@@ -192,7 +192,7 @@ def test_a_published_checkpoint(tmp_path):
         read(config, tmp_path, path)
 
 
-def test_sources_that_will_not_do(source, tmp_path):
+def test_invalid_sources_are_refused(source, tmp_path):
     def refused(init_from, message):
         with pytest.raises(ValueError, match=message) as caught:
             read(config_for(), tmp_path / "new", init_from)
@@ -220,7 +220,7 @@ def test_sources_that_will_not_do(source, tmp_path):
     refused(damaged, "no checkpoint in .* can be read .step 5: ")
 
 
-def test_settings_are_checked_before_anything_else():
+def test_the_settings_of_a_start_are_checked():
     with pytest.raises(ValueError, match="init_differences is 'some'; it must be one of: refuse, "):
         build.build_start(config_for(train={"init_differences": "some"}))
     with pytest.raises(ValueError, match="init_optimizer needs the other run: name it with"):
@@ -229,7 +229,7 @@ def test_settings_are_checked_before_anything_else():
     assert warm_start.parse("a@b/run")[1] == "latest" and warm_start.parse("run@12")[1] == 12
 
 
-def test_a_run_needs_its_source_at_the_start_only(tmp_path, monkeypatch):
+def test_a_run_needs_its_source_only_at_the_start(tmp_path, monkeypatch):
     """It is trained, cut off at once, and resumed when the source is gone: with the same result."""
     write_source(tmp_path / "source", config_for())
     sections = {"train": {"num_steps": 2, "batch_size": 16}, "checkpoint": {"every_steps": 0}}
@@ -252,7 +252,7 @@ def test_a_run_needs_its_source_at_the_start_only(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, *(state for state, _ in states))
 
 
-def test_power_iteration_begins_anew_where_only_parameters_come_along(tiny):
+def test_when_only_parameters_are_copied_the_power_iteration_starts_anew(tiny):
     experiment, state, _ = tiny
     other = jax.tree.map(
         lambda a: a + 0.1 * np.cos(np.arange(a.size)).reshape(a.shape), state.params

@@ -107,7 +107,7 @@ def environment(built, tmp_path_factory):
     return folder / "bin"
 
 
-def test_an_installed_command_trains_and_samples_in_another_project(environment, tmp_path):
+def test_an_installed_command_works_in_the_folder_of_another_project(environment, tmp_path):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "__init__.py").write_text("raise RuntimeError('of another project')")
     place = run(

@@ -51,7 +51,7 @@ def fail(*_):
     raise RuntimeError("out of memory\nand more")
 
 
-def test_one_that_fails_does_not_stop_the_others(scripts, results, tmp_path):
+def test_a_program_that_fails_does_not_stop_the_others(scripts, results, tmp_path):
     runner = scripts.side_by_side.Runner(results, time.monotonic() + 100)
     bad_lowering = scripts.side_by_side.Program({"what": "step", "name": "bad"}, fail, fail)
     runner.run(
@@ -68,7 +68,9 @@ def test_one_that_fails_does_not_stop_the_others(scripts, results, tmp_path):
     assert found["good"]["ms"] == 1.0 and found["good"]["compiled_together"] == 3
 
 
-def test_what_takes_too_long_is_named_and_the_rest_measured(scripts, results, tmp_path):
+def test_a_program_that_takes_too_long_is_reported_and_the_others_are_measured(
+    scripts, results, tmp_path
+):
     late = threading.Event()
     # A second is the least that is waited.
     runner = scripts.side_by_side.Runner(results, time.monotonic() + scripts.side_by_side.TO_RUN)
@@ -96,7 +98,7 @@ def test_nothing_is_measured_beside_a_compilation_that_ends_in_time(scripts, res
         assert found[one.row["name"]]["problem"] == "not compiled in the available time"
 
 
-def test_every_result_is_in_the_file_at_once(scripts, results, tmp_path):
+def test_every_result_is_written_at_once(scripts, results, tmp_path):
     seen = []
 
     def measure(_):
@@ -108,7 +110,7 @@ def test_every_result_is_in_the_file_at_once(scripts, results, tmp_path):
     assert seen[0]["first"]["ms"] == 1.0 and "compile_s" in seen[0]["second"]
 
 
-def test_variants_are_read(scripts):
+def test_variants_of_a_program_are_parsed(scripts):
     parse = scripts.variants.parse
     text = "a:config=cifar10,model.unroll=5,train.ema_decay=0.5,xla_gpu_x=A,B,xla_gpu_y=false"
     found = parse(text, {"model.remat": "cell"}, None)
@@ -124,7 +126,7 @@ def test_variants_are_read(scripts):
         parse("a:unroll", {}, None)
 
 
-def test_kernels_of_one_name_are_added_up(scripts):
+def test_times_of_kernels_of_the_same_name_are_added(scripts):
     def line(name, *events):
         return SimpleNamespace(
             name=name, events=[SimpleNamespace(name=n, duration_ns=t) for n, t in events]
@@ -142,7 +144,7 @@ def test_kernels_of_one_name_are_added_up(scripts):
     assert fusion == {"kernel": "fusion", "share": 0.4, "ms": 2.0, "count": 1.0}
 
 
-def test_made_up_arrays_are_finite_and_not_all_the_same(scripts):
+def test_generated_arrays_are_finite_and_varied(scripts):
     shapes = {"params": np.zeros((30, 70), np.float32), "var": np.zeros(5, np.float32)}
     shapes = scripts.programs.jax.eval_shape(lambda: shapes)
     found = scripts.programs.filled(shapes)

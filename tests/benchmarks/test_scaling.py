@@ -17,7 +17,7 @@ def scaling():
         del sys.modules["scaling"]
 
 
-def test_more_devices_are_less_efficient_and_parts_a_device_mend_it(scaling):
+def test_efficiency_falls_with_devices_unless_each_has_its_own_statistics(scaling):
     for system in scaling.SYSTEMS.values():
         for work in scaling.WORKLOADS.values():
             found = [scaling.efficiency(system, work, n) for n in scaling.DEVICES]
@@ -30,7 +30,7 @@ def test_more_devices_are_less_efficient_and_parts_a_device_mend_it(scaling):
             )
 
 
-def test_what_exchanges_take(scaling):
+def test_the_times_of_exchanges_equal_those_computed_by_hand(scaling):
     work = scaling.Workload(images=1, seconds=1.0, norms=100, parameters=10**9)
     h100, v5e = scaling.SYSTEMS.values()
     # One host of GPUs: 200 exchanges of 12 us, and 2 GB twice over NVLink less an eighth.

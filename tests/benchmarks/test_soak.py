@@ -35,7 +35,9 @@ def scripts():
 @pytest.mark.parametrize(
     ("memory", "files", "failed"), [(0, 0, ""), (2**20, 0, "memory grew"), (0, 1, "files grew")]
 )
-def test_what_grows_is_told(scripts, monkeypatch, tmp_path, memory, files, failed):
+def test_growing_memory_and_open_files_are_reported(
+    scripts, monkeypatch, tmp_path, memory, files, failed
+):
     program = [sys.executable, "-c", TRAIN]
     monkeypatch.setattr(
         scripts.soak_steps, "command", lambda run, *_: [*program, str(run), str(memory), str(files)]
@@ -47,7 +49,7 @@ def test_what_grows_is_told(scripts, monkeypatch, tmp_path, memory, files, faile
     assert (tmp_path / "figure.svg").read_text().count("<svg") == 1
 
 
-def test_looking_at_a_process(scripts, tmp_path):
+def test_memory_and_open_files_of_a_process_are_read(scripts, tmp_path):
     before = scripts.soak_steps.look(os.getpid())
     with open(tmp_path / "file", "w"):
         now = scripts.soak_steps.look(os.getpid())
@@ -55,7 +57,7 @@ def test_looking_at_a_process(scripts, tmp_path):
     assert scripts.soak_steps.look(2**30) is None
 
 
-def test_a_process_that_does_not_end_is_told(scripts, monkeypatch, tmp_path):
+def test_a_process_that_does_not_end_is_reported(scripts, monkeypatch, tmp_path):
     """One of two is killed; the other ends as it should, otherwise, too late, or not at all."""
     for name, seconds in (("MARGIN", 0), ("SLACK", 0), ("TIMEOUT", 3), ("START_TIMEOUT", 8)):
         monkeypatch.setattr(scripts.soak_kills, name, seconds)
@@ -81,7 +83,7 @@ def test_a_process_that_does_not_end_is_told(scripts, monkeypatch, tmp_path):
         assert all(process.poll() is not None for process in cluster.processes)
 
 
-def test_kills_go_on_where_they_were_cut_off(scripts, monkeypatch, tmp_path):
+def test_an_interrupted_series_of_kills_is_continued(scripts, monkeypatch, tmp_path):
     calls, kills = [], scripts.soak_kills
 
     def kill(_run, whiles, _chance):
@@ -101,7 +103,7 @@ def test_kills_go_on_where_they_were_cut_off(scripts, monkeypatch, tmp_path):
     assert summary["kills"] == 6 and not summary["failed"]
 
 
-def test_rows_that_differ(scripts, tmp_path):
+def test_rows_that_differ_in_computed_values_are_reported(scripts, tmp_path):
     """By what was computed, not by how fast it went; a line that a kill cut in two is none."""
     lines = '{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/loss": 3.0}\n{"step": 3, "train/lo'
     (tmp_path / "metrics.jsonl").write_text(lines)

@@ -27,7 +27,7 @@ def hold(bucket):
     return bucket_lock.locked(bucket / ".lock", REFUSAL)
 
 
-def test_one_holds_it_and_lets_it_go(bucket, capsys):
+def test_a_lock_is_held_by_one_process_and_can_be_taken_again_when_released(bucket, capsys):
     for _ in range(3):
         with hold(bucket):
             for _ in range(2):
@@ -38,7 +38,9 @@ def test_one_holds_it_and_lets_it_go(bucket, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_live_lock_of_another_host_is_seen_without_clocks(bucket, elsewhere, capsys, monkeypatch):
+def test_a_live_lock_of_another_host_is_recognised_whatever_the_clocks(
+    bucket, elsewhere, capsys, monkeypatch
+):
     with hold(bucket):
         elsewhere()
         monkeypatch.setattr(time, "time", lambda: 0.0)
@@ -48,7 +50,7 @@ def test_a_live_lock_of_another_host_is_seen_without_clocks(bucket, elsewhere, c
     assert "waiting up to 1 s to see whether it is alive" in line
 
 
-def test_a_lock_that_a_dead_process_left_is_taken_at_once(commands, bucket, capsys):
+def test_the_lock_of_a_dead_process_is_taken_at_once(commands, bucket, capsys):
     code = (
         "import os, sys\n"
         "from nvae_jax import bucket_lock, buckets\n"
@@ -62,7 +64,7 @@ def test_a_lock_that_a_dead_process_left_is_taken_at_once(commands, bucket, caps
     assert capsys.readouterr().err == ""
 
 
-def test_one_that_another_host_left_is_taken_after_some_time(bucket, elsewhere, capsys):
+def test_the_lock_of_a_dead_host_is_taken_after_a_wait(bucket, elsewhere, capsys):
     files.write_json(bucket / ".lock" / "7", {"host": "gone", "machine": "gone", "pid": 1})
     begin = time.monotonic()
     with hold(bucket):
@@ -72,13 +74,13 @@ def test_one_that_another_host_left_is_taken_after_some_time(bucket, elsewhere, 
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{"])
-def test_a_damaged_one_counts_as_left_behind(bucket, content):
+def test_a_damaged_lock_can_be_taken(bucket, content):
     (bucket / ".lock" / "1").write_bytes(content)
     with hold(bucket):
         pass
 
 
-def test_of_several_that_see_a_lock_left_behind_one_takes_it(bucket, monkeypatch):
+def test_of_several_processes_only_one_takes_the_lock_of_a_dead_one(bucket, monkeypatch):
     (bucket / ".lock" / "1").write_bytes(b"{}")
     monkeypatch.setattr(bucket_lock, "_is_alive", lambda *_: False)
     barrier, results = threading.Barrier(4), []
@@ -99,7 +101,7 @@ def test_of_several_that_see_a_lock_left_behind_one_takes_it(bucket, monkeypatch
     assert taken == list(range(2, 2 + len(taken))) and len(set(taken)) == len(taken) >= 1
 
 
-def test_a_holder_that_was_held_up_and_lost_it_ends(bucket, monkeypatch, capsys):
+def test_a_process_that_has_lost_its_lock_ends(bucket, monkeypatch, capsys):
     ended = threading.Event()
     monkeypatch.setattr(bucket_lock.distributed, "exit_without_waiting", lambda _: ended.set())
     with hold(bucket):

@@ -10,7 +10,7 @@ from nvae_jax.buckets import BucketError, BucketPath
 ABSENT = BucketPath("gs://absent/run")
 
 
-def test_folders_are_beginnings_of_names(bucket):
+def test_a_folder_exists_when_an_object_has_its_name_as_prefix(bucket):
     (bucket / "folder").mkdir(parents=True)
     assert not bucket.exists() and not bucket.is_dir() and list(bucket.iterdir()) == []
     (bucket / "folder" / "file").write_text("é")
@@ -27,7 +27,7 @@ def test_folders_are_beginnings_of_names(bucket):
     assert not bucket.exists()
 
 
-def test_what_other_processes_write_is_seen(bucket):
+def test_changes_by_other_processes_are_visible(bucket):
     (bucket / "b").touch()
     assert not (bucket / "a").exists() and list(bucket.iterdir()) == [bucket / "b"]
     other = fsspec.filesystem("gcs", skip_instance_cache=True)
@@ -39,21 +39,21 @@ def test_what_other_processes_write_is_seen(bucket):
     assert not (bucket / "a").exists() and list(bucket.iterdir()) == []
 
 
-def test_an_object_is_made_by_one_process(bucket):
+def test_only_one_process_can_create_an_object(bucket):
     (bucket / "lock").create(b"one")
     with pytest.raises(FileExistsError):
         (bucket / "lock").create(b"two")
     assert (bucket / "lock").read_bytes() == b"one"
 
 
-def test_nothing_is_appended_to(bucket):
+def test_appending_is_an_error(bucket):
     (bucket / "rows").write_text("1\n")
     with pytest.raises(ValueError, match="objects in buckets cannot be appended to"):
         (bucket / "rows").open("a")
     assert (bucket / "rows").read_text() == "1\n"
 
 
-def test_a_file_appears_whole_or_not_at_all(bucket):
+def test_a_file_is_written_whole_or_not_at_all(bucket):
     with pytest.raises(ZeroDivisionError), files.atomic_write(bucket / "file.png") as temporary:
         assert temporary.suffix == ".png"
         temporary.write_text("half")
@@ -63,7 +63,7 @@ def test_a_file_appears_whole_or_not_at_all(bucket):
     assert files.open_regular(bucket / "file.json").read() == b'{\n  "a": 1\n}\n'
 
 
-def test_files_that_grow_are_uploaded_whole(bucket):
+def test_a_growing_file_is_uploaded_whole_at_each_sync(bucket):
     (bucket / "rows").write_text("1\n")
     synced = files.SyncedFolder(bucket)
     rows = synced.fetch("rows")
@@ -80,7 +80,7 @@ def test_files_that_grow_are_uploaded_whole(bucket):
     assert (bucket / "rows").read_text() == "3\n4\n5\n" and not rows.exists()
 
 
-def test_a_bucket_that_is_not_there_is_named(store):
+def test_a_missing_bucket_is_an_error_that_names_it(store):
     calls = (
         ABSENT.exists,
         ABSENT.is_file,
@@ -99,12 +99,12 @@ def test_a_bucket_that_is_not_there_is_named(store):
         assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_there_is_named(bucket):
+def test_a_missing_object_is_an_error_that_names_it(bucket):
     with pytest.raises(FileNotFoundError, match=f"no such object: '{bucket}/a'"):
         (bucket / "a").read_text()
 
 
-def test_results_of_other_settings_stay(bucket):
+def test_results_of_other_settings_are_not_overwritten(bucket):
     written = [bucket / "a.npz", bucket / "a.png", bucket / "a.json"]
     outputs.check(written, {"seed": 1})
     pictures.save_arrays(written[0], seed=1)

@@ -67,7 +67,7 @@ def images(store, tmp_path):
         (HERE / "images" / name).upload(tmp_path / name)
 
 
-def test_commands_read_and_write_there(commands, images, tmp_path):
+def test_commands_read_from_and_write_to_buckets(commands, images, tmp_path):
     """All paths are in the bucket, and nothing but copies of data is in the user's home folder."""
     config = config_for()
     config.data.update(name="folder", dir=f"{HERE}/data")
@@ -98,7 +98,7 @@ def programs(bucket, monkeypatch, compilation_cache):
     reset_cache()
 
 
-def test_compiled_programs_are_kept_there(programs, caplog):
+def test_compiled_programs_are_cached_in_a_bucket(programs, caplog):
     caplog.set_level(logging.DEBUG, "jax._src.compiler")
     for hits in range(2):
         assert jax.jit(lambda x: 3 * x + 1)(1.0) == 4

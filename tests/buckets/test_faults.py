@@ -90,7 +90,9 @@ def unwritable_after(store):
         yield start
 
 
-def test_a_run_ends_in_a_line_and_goes_on_later(commands, unwritable_after, bucket, whole):
+def test_a_run_whose_bucket_fails_ends_with_one_line_and_can_be_resumed(
+    commands, unwritable_after, bucket, whole
+):
     """A part of a checkpoint is taken, and nothing more."""
     workdir, address = bucket / "run", unwritable_after("checkpoints/8/")
     run_directory.save_config(workdir, build.resolve(config_for()))
@@ -104,7 +106,7 @@ def test_a_run_ends_in_a_line_and_goes_on_later(commands, unwritable_after, buck
     assert_same_run(workdir, whole)
 
 
-def test_a_cluster_ends_in_a_line(unwritable_after, bucket):
+def test_a_cluster_whose_bucket_fails_ends_with_one_line(unwritable_after, bucket):
     """The process that cannot save does not wait for the other, which waits for it in that save."""
     workdir, address = bucket / "run", unwritable_after("checkpoints/8/")
     run_directory.save_config(workdir, build.resolve(config_for()))

@@ -18,11 +18,11 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_what_is_on_this_machine_is_left_alone(tmp_path):
+def test_a_local_path_is_returned_as_it_is(tmp_path):
     assert mirror.local(tmp_path / "absent") == tmp_path / "absent"
 
 
-def test_a_folder_is_kept_up_to_date(bucket, capsys):
+def test_the_copy_of_a_folder_is_updated(bucket, capsys):
     for name in ("a.txt", "deep/b [1].txt", "deep/c.txt"):
         (bucket / name).write_text(name)
     copy = mirror.local(bucket)
@@ -38,7 +38,7 @@ def test_a_folder_is_kept_up_to_date(bucket, capsys):
     assert not mirror.local(bucket / "absent").exists()
 
 
-def test_what_is_cut_off_is_gone_on_with(bucket, monkeypatch, capsys):
+def test_an_interrupted_download_is_continued(bucket, monkeypatch, capsys):
     for number in range(5):
         (bucket / str(number)).write_text("x")
     monkeypatch.setattr(mirror, "FILES_PER_DOWNLOAD", 2)
@@ -58,7 +58,7 @@ def test_what_is_cut_off_is_gone_on_with(bucket, monkeypatch, capsys):
     assert "3 file(s)" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_foreseen(bucket, monkeypatch):
+def test_a_download_that_does_not_fit_the_disk_is_refused(bucket, monkeypatch):
     (bucket / "a").write_text("xyz")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(ValueError, match=r"takes 3e-09 GB, and .* has 0 GB left"):
@@ -76,7 +76,7 @@ def pictures(tmp_path):
     return folder
 
 
-def test_data_are_read_from_there(bucket, pictures, tmp_path):
+def test_data_sets_are_read_from_buckets(bucket, pictures, tmp_path):
     """Pictures, and what is prepared of them: the same batches as from this machine."""
     prepare.prepare("folder", str(tmp_path / "prepared"), manual_dir=str(pictures), image_size=8)
     for name, folder in (("raw", pictures), ("prepared", tmp_path / "prepared")):
@@ -93,7 +93,7 @@ def test_data_are_read_from_there(bucket, pictures, tmp_path):
         batch(bucket / "absent")
 
 
-def test_images_and_arrays_are_read_from_there(bucket, pictures, tmp_path):
+def test_images_and_arrays_are_read_from_buckets(bucket, pictures, tmp_path):
     (bucket / "0.png").upload(pictures / "train" / "0.png")
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8, 1), np.uint8))
     (bucket / "a.npz").upload(tmp_path / "a.npz")

@@ -58,7 +58,9 @@ RUN = ["--config=configs/digits.py", "--workdir=gs://bucket/run"]
 @pytest.mark.parametrize(
     "command, flags", [("train", RUN), ("train", RUN[1:]), ("evaluate", RUN[1:])], ids=str
 )
-def test_credentials_and_permission(commands, refusing, command, flags):
+def test_missing_credentials_and_permissions_are_one_line_errors(
+    commands, refusing, command, flags
+):
     status, address = refusing
     line = the_line(commands.run(command, *flags, **variables(address)))
     missing = "no valid credentials: run `gcloud auth application-default login`"
@@ -75,18 +77,18 @@ def test_credentials_and_permission(commands, refusing, command, flags):
         ("prepare_data", ["--name=folder", "--manual_dir=.", "--data_dir=gs://absent/a"]),
     ],
 )
-def test_a_bucket_that_is_not_there(commands, store, tmp_path, command, flags):
+def test_a_missing_bucket_is_a_one_line_error(commands, store, tmp_path, command, flags):
     line = the_line(commands.run(command, *flags, HOME=str(tmp_path)))
     assert "there is no bucket gs://absent: make it first, or name another" in line
 
 
-def test_data_in_a_bucket_that_is_not_there(commands, store, tmp_path):
+def test_data_in_a_missing_bucket_are_an_error_before_a_run_is_made(commands, store, tmp_path):
     flags = ["--config=configs/folder.py", f"--workdir={tmp_path / 'run'}"]
     line = the_line(commands.run("train", *flags, "--config.data.dir=gs://absent/a"))
     assert "there is no bucket gs://absent" in line and not (tmp_path / "run").exists()
 
 
-def test_a_package_that_is_not_installed(monkeypatch):
+def test_a_missing_package_is_an_error_that_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     buckets._system.cache_clear()
     with pytest.raises(ValueError, match=r"gs:// needs gcsfs: pip install 'nvae_jax\[gcs\]'$"):

@@ -94,7 +94,7 @@ def test_a_run_in_s3_that_was_killed_is_resumed_bit_for_bit(s3, tmp_path, whole,
     np.testing.assert_array_equal(one.sample(2, seed=1), other.sample(2, seed=1))
 
 
-def test_another_process_is_kept_out_and_another_folder_left_alone(bucket):
+def test_a_second_process_and_a_folder_of_something_else_are_refused(bucket):
     workdir = bucket / "run"
     with run_directory.open_for_training(workdir, config_for()):
         with pytest.raises(ValueError, match=f"another process is training in {workdir}"):
@@ -107,7 +107,7 @@ def test_another_process_is_kept_out_and_another_folder_left_alone(bucket):
     assert [path.name for path in (bucket / "other").iterdir()] == ["notes.txt"]
 
 
-def test_a_checkpoint_without_its_mark_does_not_count(bucket, tiny):
+def test_a_checkpoint_without_its_commit_marker_does_not_count(bucket, tiny):
     experiment, state, _ = tiny
 
     def save(step):

@@ -6,7 +6,7 @@ from nvae_jax import api, bucket_lock
 from nvae_jax.buckets import BucketError, BucketPath
 
 
-def test_one_writer(s3):
+def test_a_lock_in_s3_is_held_by_one_process(s3):
     folder = s3 / "locked" / ".lock"
     with bucket_lock.locked(folder, "somebody trains there"):
         with pytest.raises(FileExistsError):
@@ -18,7 +18,7 @@ def test_one_writer(s3):
         assert [path.name for path in folder.iterdir()] == ["2"]
 
 
-def test_a_bucket_that_is_not_there(s3):
+def test_a_missing_bucket_is_an_error_that_names_it(s3):
     with pytest.raises(BucketError, match="there is no bucket s3://absent: make it first"):
         api.load("s3://absent/run")
     with pytest.raises(BucketError, match="there is no bucket s3://absent: make it first"):

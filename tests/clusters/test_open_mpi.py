@@ -43,7 +43,7 @@ def mpirun(tmp_path):
             process.terminate()
 
 
-def test_processes_of_mpirun_train_stop_and_resume(mpirun, tmp_path):
+def test_processes_started_by_mpirun_train_stop_together_and_resume(mpirun, tmp_path):
     """They find each other; SIGTERM to mpirun reaches them, and they save; one that is killed ends
     all; the same command resumes and trains to the end."""
     workdir = tmp_path / "run"

@@ -87,7 +87,7 @@ class Job:
         self.wait(lambda: self.log().count("resumed at step") == count)
 
 
-def test_a_job_is_preempted_loses_a_process_and_is_cancelled(submit):
+def test_a_job_resumes_after_preemption_and_a_lost_process_but_not_when_cancelled(submit):
     """It saves, is queued again and resumes after SIGTERM and after SIGKILL of one process, and
     saves and stays away when its user ends it."""
     job = submit(*ARGUMENTS, ENDLESS, "--config.distributed.timeout=20")
@@ -112,14 +112,14 @@ def test_a_job_is_preempted_loses_a_process_and_is_cancelled(submit):
     job.wait(lambda: not list(job.folder.glob(".restarts-*")))
 
 
-def test_a_job_at_its_time_limit_goes_on(submit):
+def test_a_job_at_its_time_limit_saves_and_resumes(submit):
     # SLURM looks twice a minute, and the signal reaches only what has started.
     job = submit(*ARGUMENTS, ENDLESS, options=["--time=4", "--signal=TERM@60"])
     job.wait_for_restart(1)
     assert "received SIGTERM: saving" in job.log()
 
 
-def test_a_job_that_trains_to_its_end(submit):
+def test_a_job_that_trains_to_its_end_is_completed(submit):
     job = submit(*ARGUMENTS, "--config.train.num_steps=6")
     assert job.wait_for_end() == ("COMPLETED", "0:0")
     assert list(losses(job.workdir)) == list(range(1, 7))
@@ -159,7 +159,7 @@ NO_GPUS = {f"{i} of 2: local 0, GPUs , jax's own choice" for i in range(2)}
         (["--gpus-per-node=0"], {}, NO_GPUS),
     ],
 )
-def test_one_process_a_gpu(submit, tmp_path, options, variables, tasks):
+def test_each_gpu_has_one_process(submit, tmp_path, options, variables, tasks):
     """Whatever says how many GPUs; each process sees those of the job, and jax takes its own."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()

@@ -24,7 +24,7 @@ def opened(path, split, **options):
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz"])
-def test_files_by_split(tmp_path, ending):
+def test_each_split_is_read_from_its_file(tmp_path, ending):
     train, test = drawn((5, 8, 8, 3)), drawn((3, 8, 8, 3), seed=1)
     for name, array in (("train", train), ("test", test)):
         path = tmp_path / f"{name}.{ending}"
@@ -34,7 +34,7 @@ def test_files_by_split(tmp_path, ending):
     np.testing.assert_array_equal(opened(tmp_path, "test"), test)
 
 
-def test_one_archive_with_all_splits(tmp_path):
+def test_one_archive_can_have_all_splits(tmp_path):
     arrays = {name: drawn((3, 8, 8), seed=i) for i, name in enumerate(("x_train", "val", "test"))}
     np.savez(tmp_path / "mine.npz", labels=np.arange(3), **arrays)
     for place in (tmp_path, tmp_path / "mine.npz"):
@@ -63,7 +63,7 @@ def test_npy_files_are_mapped_and_not_sent_to_reader_processes(tmp_path):
     np.testing.assert_array_equal(pickle.loads(sent)[199], images[199])
 
 
-def test_order_of_bytes_and_of_axes_in_the_file(tmp_path):
+def test_any_order_of_bytes_and_axes_in_the_file_is_read(tmp_path):
     array = drawn((4, 8, 8), np.uint16, 2**16)
     np.save(tmp_path / "a.npy", np.asfortranarray(array.astype(">u2")))
     images = splits.open_images(spec_of(tmp_path / "a.npy", num_bits=16), "train")
@@ -72,7 +72,7 @@ def test_order_of_bytes_and_of_axes_in_the_file(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("bits", [10, 12, 16])
-def test_deep_arrays_are_read_exactly(tmp_path, bits, channels):
+def test_arrays_of_more_than_eight_bits_are_read_exactly(tmp_path, bits, channels):
     array = drawn((6, 8, 8, channels), np.uint16, 2**bits)
     np.save(tmp_path / "train.npy", array)
     np.savez(tmp_path / "test.npz", images=array[:2], max_value=2**bits - 1)
@@ -82,7 +82,7 @@ def test_deep_arrays_are_read_exactly(tmp_path, bits, channels):
         np.testing.assert_array_equal(np.round(seen * (2**bits - 1)), array[:count])
 
 
-def test_the_range_of_sixteen_bits(tmp_path):
+def test_sixteen_bit_arrays_that_look_black_need_a_value_for_white(tmp_path):
     array = drawn((6, 8, 8), np.uint16, 4001)
     array[:, 0, 0] = 4000
     np.save(tmp_path / "train.npy", array)
@@ -138,14 +138,14 @@ def test_other_files_are_refused(tmp_path):
         opened(tmp_path / "picture.png", "train")
 
 
-def test_sizes_are_not_changed(tmp_path):
+def test_arrays_are_never_resized(tmp_path):
     np.save(tmp_path / "train.npy", drawn((20, 8, 8)))
     spec = DataSpec("arrays", dir=str(tmp_path), image_size=16, channels=1)
     with pytest.raises(DataError, match="has images of 8x8 .* image_size=16"):
         pipeline.train_iterator(spec, batch_size=2, seed=0)
 
 
-def test_reader_processes_read_the_same(tmp_path):
+def test_reader_processes_give_the_same_batches(tmp_path):
     np.save(tmp_path / "train.npy", drawn((20, 8, 8)))
     batches = []
     for workers in (0, 1):

@@ -29,14 +29,14 @@ def test_celeba_has_its_own_splits_and_crop(celeba):
 
 
 @pytest.mark.parametrize("line", ["", "000001.jpg", "000001.jpg 3", "../../etc/passwd 0", "a b c"])
-def test_celeba_with_a_damaged_partition(celeba, line):
+def test_a_damaged_partition_file_is_an_error_with_its_line(celeba, line):
     with (celeba / "list_eval_partition.txt").open("a") as file:
         file.write(f"{line}\n")
     with pytest.raises(DataError, match="list_eval_partition.txt line 7: "):
         CelebA().find(celeba)
 
 
-def test_celeba_without_its_partition(celeba):
+def test_a_missing_partition_file_is_an_error(celeba):
     (celeba / "list_eval_partition.txt").unlink()
     with pytest.raises(DataError, match="list_eval_partition.txt: cannot be read"):
         CelebA().find(celeba)

@@ -31,7 +31,7 @@ def write_cifar_pickles(directory, images):
 
 @pytest.mark.parametrize("write", [write_cifar_binary, write_cifar_pickles])
 @pytest.mark.parametrize("folder", ["", "cifar-10-batches-bin", "cifar-10-batches-py"])
-def test_cifar(write, folder, tmp_path, colour_images, read):
+def test_both_formats_of_cifar10_are_read(write, folder, tmp_path, colour_images, read):
     images = colour_images(24)
     (tmp_path / folder).mkdir(exist_ok=True)
     write(tmp_path / folder, images)
@@ -39,7 +39,7 @@ def test_cifar(write, folder, tmp_path, colour_images, read):
     np.testing.assert_array_equal(read(Cifar(), tmp_path, "test"), images[20:])
 
 
-def test_cifar_pickle_as_python_2_wrote_it(tmp_path, colour_images, read):
+def test_pickles_written_by_python_2_are_read(tmp_path, colour_images, read):
     images = colour_images(24)
     write_cifar_pickles(tmp_path, images)
     for path in tmp_path.iterdir():
@@ -47,7 +47,7 @@ def test_cifar_pickle_as_python_2_wrote_it(tmp_path, colour_images, read):
     np.testing.assert_array_equal(read(Cifar(), tmp_path, "test"), images[20:])
 
 
-def test_cifar_without_one_of_its_files(tmp_path, colour_images, read):
+def test_a_missing_file_is_named(tmp_path, colour_images, read):
     write_cifar_binary(tmp_path, colour_images(24))
     (tmp_path / "data_batch_3.bin").unlink()
     with pytest.raises(DataError, match="data_batch_3.bin: cannot be read"):
@@ -55,7 +55,7 @@ def test_cifar_without_one_of_its_files(tmp_path, colour_images, read):
 
 
 @pytest.mark.parametrize("write", [write_cifar_binary, write_cifar_pickles])
-def test_cifar_truncated(write, tmp_path, colour_images, read):
+def test_every_truncation_is_named(write, tmp_path, colour_images, read):
     write(tmp_path, colour_images(6))
     (path,) = tmp_path.glob("test_batch*")
     content = path.read_bytes()
@@ -78,7 +78,7 @@ class Evil:
         return (print, ("this must never run",))
 
 
-def test_cifar_pickles_run_no_code(tmp_path, colour_images, capsys, read):
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, colour_images, capsys, read):
     write_cifar_pickles(tmp_path, colour_images(6))
     (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": Evil()}))
     with pytest.raises(DataError, match=r"asks for builtins\.print.*refused"):
@@ -96,7 +96,7 @@ def test_cifar_pickles_run_no_code(tmp_path, colour_images, capsys, read):
     ],
     ids=["no data", "rows", "floats", "list"],
 )
-def test_cifar_pickles_of_something_else(batch, message, tmp_path, colour_images, read):
+def test_pickles_of_something_else_are_refused(batch, message, tmp_path, colour_images, read):
     write_cifar_pickles(tmp_path, colour_images(6))
     (tmp_path / "test_batch").write_bytes(pickle.dumps(batch))
     with pytest.raises(DataError, match=f"test_batch: .*{message}"):
@@ -121,7 +121,7 @@ class Calls:
     ],
     ids=["more than there is", "another encoding"],
 )
-def test_cifar_pickles_that_claim_what_they_do_not_have(data, message, tmp_path, read):
+def test_pickles_of_arrays_with_a_false_shape_are_refused(data, message, tmp_path, read):
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
         (tmp_path / name).write_bytes(pickle.dumps({"data": data}))
     with pytest.raises(DataError, match=f"data_batch_1: .*{message}"):

@@ -33,7 +33,7 @@ def colours(values):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_all_of_sixteen_bits_are_scaled_to_eight(kind, encode):
+def test_the_full_range_of_sixteen_bits_is_scaled_to_eight(kind, encode):
     values = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16, 1)
     expected = np.arange(256).reshape(16, 16, 1)
     np.testing.assert_array_equal(images.decode(encode(values, kind), "file"), expected)
@@ -42,7 +42,7 @@ def test_all_of_sixteen_bits_are_scaled_to_eight(kind, encode):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_twelve_bits_need_the_key(kind, encode):
+def test_twelve_bits_in_sixteen_need_a_value_for_white(kind, encode):
     content = encode(VALUES_12, kind)
     with pytest.raises(DataError, match="scan: .*nearly black.*data.max_value.*4095") as caught:
         images.decode(content, "scan")
@@ -54,18 +54,18 @@ def test_twelve_bits_need_the_key(kind, encode):
         images.decode(content, "scan", max_value=1023)
 
 
-def test_ranges_that_the_bits_cannot_have(encode):
+def test_a_value_for_white_that_exceeds_the_bits_is_refused(encode):
     with pytest.raises(DataError, match="max_value=99999 exceeds the range of its 16 bits"):
         images.decode(encode(VALUES_12), "scan", max_value=99999)
     with pytest.raises(DataError, match="nearly black"):
         images.decode(encode(VALUES_12, "TIFF", tiffinfo={341: 1e9}), "scan")
 
 
-def test_a_black_picture_is_black(encode):
+def test_a_picture_without_any_light_is_allowed(encode):
     assert not images.decode(encode(np.zeros((2, 2, 1), np.uint16)), "night").any()
 
 
-def test_stated_ranges_are_followed(encode):
+def test_a_range_that_the_file_states_is_used(encode):
     for content in (
         with_significant_bits(encode(VALUES_12), 12),  # as they are
         with_significant_bits(
@@ -78,13 +78,13 @@ def test_stated_ranges_are_followed(encode):
     assert images.decode(dark, "file").max() == 64  # a quarter of the way to white
 
 
-def test_tiffs_with_black_and_white_exchanged(encode):
+def test_tiffs_whose_zero_is_white_are_inverted(encode):
     values = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16, 1)
     read = images.decode(encode(values, "TIFF", tiffinfo={262: 0}), "file")
     np.testing.assert_array_equal(read, 255 - np.arange(256).reshape(16, 16, 1))
 
 
-def test_colours_of_sixteen_bits():
+def test_colour_pictures_of_sixteen_bits_are_scaled_by_their_full_range_only():
     values = np.repeat(VALUES_12, 3, -1)
     np.testing.assert_array_equal(images.decode(colours(values * 16), "file"), values // 16)
     with pytest.raises(DataError, match="file: .*nearly black: save it with 8 bits"):
@@ -102,7 +102,7 @@ def test_other_kinds_of_values_are_refused(dtype, message, encode):
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("bits", [10, 12, 16])
-def test_deep_pictures_are_read_exactly(kind, bits, encode):
+def test_pictures_of_more_than_eight_bits_are_read_exactly(kind, bits, encode):
     values = np.random.default_rng(0).integers(0, 2**bits, (16, 16, 1)).astype(np.uint16)
     for content, white in (
         (encode(values, kind), 0),  # of so many bits, because the model is
@@ -117,7 +117,7 @@ def test_deep_pictures_are_read_exactly(kind, bits, encode):
         )
 
 
-def test_deep_pictures_that_do_not_fit(encode):
+def test_pictures_that_do_not_fit_the_models_bits_are_refused(encode):
     def refused(content, **options):
         with pytest.raises(DataError) as caught:
             images.decode(content, "scan", **{"num_bits": 12, **options})
@@ -136,7 +136,7 @@ def test_deep_pictures_that_do_not_fit(encode):
     assert "data.channels=3" in refused(encode(VALUES_12), channels=3)
 
 
-def test_deep_pictures_are_resized_with_all_their_bits():
+def test_pictures_of_sixteen_bits_are_resized_with_all_their_bits():
     ramp = np.tile(np.arange(64, dtype=np.uint16)[:, None, None] * 1000, (1, 64, 1))
     for image in (ramp, np.repeat(ramp, 3, -1)):
         small = images.fit(image, 16)
@@ -144,7 +144,7 @@ def test_deep_pictures_are_resized_with_all_their_bits():
         np.testing.assert_allclose(small[4:-4, 5, 0], np.arange(4, 12) * 4000 + 1500, atol=2)
 
 
-def test_a_folder_of_deep_pictures_as_the_model_sees_it(tmp_path, encode):
+def test_a_folder_of_ten_bit_pictures_reaches_the_model_exactly(tmp_path, encode):
     values = np.random.default_rng(0).integers(0, 1024, (30, 16, 16, 1)).astype(np.uint16)
     for i, image in enumerate(values):
         (tmp_path / f"{i:02d}.png").write_bytes(encode(image))
@@ -156,6 +156,6 @@ def test_a_folder_of_deep_pictures_as_the_model_sees_it(tmp_path, encode):
     assert {i.tobytes() for i in found} == {i.astype(int).tobytes() for i in values}
 
 
-def test_sets_of_eight_bits_have_no_more():
+def test_data_sets_of_eight_bits_refuse_more():
     with pytest.raises(DataError, match="data set 'digits' has 8 bits .*data.name=arrays"):
         splits.open_images(DataSpec("digits", image_size=16, num_bits=12), "train")

@@ -23,7 +23,7 @@ from nvae_jax.data.tfrecords import TfRecords
         (TfRecords(5), "train/x-r05-s-0.tfrecords", []),
     ],
 )
-def test_a_fifo_is_not_waited_for(form, fifo, files, tmp_path, read):
+def test_a_fifo_in_place_of_a_file_is_refused_without_waiting(form, fifo, files, tmp_path, read):
     if isinstance(form, Lmdb):
         pytest.importorskip("lmdb")
     for name in (fifo, *files):

@@ -49,7 +49,7 @@ def test_folders_named_like_splits_are_the_splits(tmp_path, encode, colour_image
     }
 
 
-def test_hidden_and_other_files_are_no_pictures(pictures):
+def test_hidden_and_other_files_are_ignored(pictures):
     before = names(pictures)
     (pictures / "notes.txt").write_text("no picture")
     (pictures / "._001.png").write_bytes(b"what macOS leaves behind")
@@ -58,7 +58,7 @@ def test_hidden_and_other_files_are_no_pictures(pictures):
     assert names(pictures) == before
 
 
-def test_what_is_passed_over_is_counted_and_said_once(pictures, tmp_path, monkeypatch):
+def test_ignored_files_are_counted_in_one_warning(pictures, tmp_path, monkeypatch):
     for name in ("a.gif", "b.GIF", "c.heic", "d.txt", "e"):
         (pictures / name).write_bytes(b"")
     (pictures / "link").symlink_to(tmp_path)
@@ -84,7 +84,7 @@ def test_bmp_and_tiff_are_read(tmp_path, encode, colour_images):
         np.testing.assert_array_equal(images[i], colour_images(30)[int(path.stem)])
 
 
-def test_the_key_for_white_reaches_the_pictures(tmp_path, encode):
+def test_max_value_of_the_config_is_used_for_pictures(tmp_path, encode):
     for i in range(30):
         values = np.full((16, 16, 1), 100 * i, np.uint16)
         (tmp_path / f"{i:02d}.png").write_bytes(encode(values))
@@ -93,12 +93,12 @@ def test_the_key_for_white_reaches_the_pictures(tmp_path, encode):
     assert batch["image"][batch["mask"]].max() > 0.5
 
 
-def test_size_and_channels_follow_from_the_data(pictures):
+def test_size_and_channels_default_to_those_of_the_pictures(pictures):
     spec = pipeline.describe(DataSpec("folder", dir=str(pictures), image_size=0, channels=0))
     assert (spec.image_size, spec.channels) == (16, 3)  # The shorter side is 24.
 
 
-def test_grey_pictures_make_a_grey_set(tmp_path, encode, colour_images):
+def test_a_folder_of_grey_pictures_has_one_channel(tmp_path, encode, colour_images):
     for i, image in enumerate(colour_images(30)):
         (tmp_path / f"{i}.png").write_bytes(encode(image[..., :1]))
     spec = DataSpec("folder", dir=str(tmp_path), image_size=0, channels=0)
@@ -109,7 +109,7 @@ def test_grey_pictures_make_a_grey_set(tmp_path, encode, colour_images):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [8, 32])
-def test_trains_at_any_size_and_colour(pictures, size, channels):
+def test_a_folder_can_be_read_at_any_size_and_number_of_channels(pictures, size, channels):
     spec = DataSpec("folder", dir=str(pictures), image_size=size, channels=channels)
     iterator = pipeline.train_iterator(spec, batch_size=4, seed=0)
     assert next(iterator)["image"].shape == (4, size, size, channels)

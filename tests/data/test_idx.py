@@ -17,7 +17,7 @@ def write(path, content):
     return path
 
 
-def test_reads_plain_and_gzipped_files(tmp_path, grey_images, idx_bytes):
+def test_plain_and_gzipped_files_are_read(tmp_path, grey_images, idx_bytes):
     plain = write(tmp_path / "plain", idx_bytes(grey_images))
     zipped = write(tmp_path / "zipped.gz", gzip.compress(idx_bytes(grey_images)))
     misnamed = write(tmp_path / "unpacked.gz", idx_bytes(grey_images))
@@ -34,13 +34,13 @@ def test_reads_plain_and_gzipped_files(tmp_path, grey_images, idx_bytes):
         "train-images.idx3-ubyte.gz",
     ],
 )
-def test_finds_every_name_in_use(tmp_path, name):
+def test_every_usual_file_name_is_found(tmp_path, name):
     write(tmp_path / name, b"")
     assert idx.Idx().find(tmp_path) == {"train": tmp_path / name}
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
-def test_every_truncation_is_one_clear_error(tmp_path, pack, idx_bytes):
+def test_every_truncation_is_a_one_line_error(tmp_path, pack, idx_bytes):
     images = np.random.default_rng(1).integers(0, 256, (2, 3, 4), np.uint8)
     content = pack(idx_bytes(images))
     for length in range(len(content)):
@@ -50,7 +50,7 @@ def test_every_truncation_is_one_clear_error(tmp_path, pack, idx_bytes):
         assert "\n" not in str(caught.value)
 
 
-def test_no_damaged_byte_raises_anything_else(tmp_path, idx_bytes):
+def test_damaged_bytes_raise_only_the_documented_error(tmp_path, idx_bytes):
     images = np.random.default_rng(1).integers(0, 256, (2, 3, 4), np.uint8)
     content = gzip.compress(idx_bytes(images))
     random = np.random.default_rng(2)
@@ -100,7 +100,7 @@ def test_gzip_bombs_are_refused(tmp_path, count, monkeypatch):
     assert sum(unpacked) < 2000
 
 
-def test_a_fifo_is_not_waited_for(tmp_path):
+def test_a_fifo_in_place_of_a_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(DataError, match="fifo: cannot be read .is a FIFO"):
         idx.read_images(tmp_path / "fifo")
@@ -113,7 +113,7 @@ def test_directory_in_place_of_a_file_is_refused(tmp_path):
 
 @pytest.mark.skipif(not os.path.isdir(FASHION), reason="Debian's dataset-fashion-mnist is absent")
 @pytest.mark.parametrize("split, count", [("train", 60_000), ("test", 10_000)])
-def test_reads_debians_fashion_mnist(split, count):
+def test_the_fashion_mnist_of_debian_is_read(split, count):
     images = idx.read_images(idx.Idx().find(pathlib.Path(FASHION))[split])
     assert images.shape == (count, 28, 28, 1)
     # The mean brightness that is published for normalising this data set: 0.2860.

@@ -21,7 +21,7 @@ def smooth(height=20, width=20):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_decodes_colour(kind, encode):
+def test_every_format_is_decoded_to_colour(kind, encode):
     decoded = images.decode(encode(smooth(), kind, quality=100), "file")
     assert decoded.dtype == np.uint8 and decoded.shape == (20, 20, 3)
     assert np.abs(decoded.astype(int) - smooth()).mean() < 3
@@ -34,7 +34,7 @@ def test_png_is_lossless(encode, colour_images):
     np.testing.assert_array_equal(images.decode(images.encode(grey), "file"), grey)
 
 
-def test_channels_follow_the_file_unless_asked_for(encode):
+def test_channels_are_those_of_the_file_unless_given(encode):
     colour, grey = encode(smooth()), encode(smooth()[..., :1])
     assert images.decode(colour, "file").shape[-1] == 3
     assert images.decode(grey, "file").shape[-1] == 1
@@ -51,14 +51,14 @@ def test_transparent_pixels_become_white(encode):
     assert decoded[0, 0].tolist() == [10, 20, 30] and (decoded[1] == 255).all()
 
 
-def test_camera_rotation_is_followed(tmp_path):
+def test_the_rotation_of_the_camera_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # Turned by a quarter.
     Image.fromarray(smooth(20, 30)).save(tmp_path / "turned.jpg", exif=exif)
     assert images.read_file(tmp_path / "turned.jpg").shape == (30, 20, 3)
 
 
-def test_every_format_is_turned_and_has_white_behind_it(encode, tmp_path):
+def test_rotation_and_a_white_background_are_applied_in_every_format(encode, tmp_path):
     exif, image = Image.Exif(), np.full((3, 5, 4), 77, np.uint8)
     exif[0x0112], image[..., 3] = 6, 0
     for kind, suffix in (("PNG", ".PNG"), ("WEBP", ".webp"), ("TIFF", ".Tif")):
@@ -68,7 +68,7 @@ def test_every_format_is_turned_and_has_white_behind_it(encode, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_truncation_is_one_clear_error(kind, encode):
+def test_every_truncation_is_a_one_line_error(kind, encode):
     content = encode(smooth(12, 12), kind)
     for length in range(0, len(content) - 1, 7):
         try:
@@ -80,7 +80,7 @@ def test_every_truncation_is_one_clear_error(kind, encode):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damage_raises_nothing_else(kind, encode):
+def test_damaged_bytes_raise_only_the_documented_error(kind, encode):
     content = encode(smooth(12, 12), kind)
     random = np.random.default_rng(0)
     for position in random.choice(len(content), min(len(content), 200), replace=False):
@@ -112,7 +112,7 @@ def test_image_bombs_are_refused(side, tmp_path):
                 read(tmp_path / "bomb.png")
 
 
-def test_a_bomb_is_refused_without_a_word_of_pillow(tmp_path):
+def test_an_image_bomb_is_refused_without_a_warning_of_pillow(tmp_path):
     """As in a program, where warnings are no errors."""
     (tmp_path / "bomb.png").write_bytes(png_that_claims(10_000, 10_000))
     code = "import sys, pathlib; from nvae_jax.data import images\n"
@@ -124,7 +124,7 @@ def test_a_bomb_is_refused_without_a_word_of_pillow(tmp_path):
     assert error.splitlines()[-1].endswith("are allowed") and "Warning" not in error
 
 
-def test_text_that_unpacks_to_much_is_refused():
+def test_a_text_chunk_that_unpacks_to_much_is_refused():
     content = png_that_claims(4, 4)
     body = b"Comment\0\0" + zlib.compress(bytes(2**24))
     text = struct.pack(">I", len(body)) + b"zTXt" + body
@@ -134,7 +134,7 @@ def test_text_that_unpacks_to_much_is_refused():
 
 
 @pytest.mark.parametrize("read", [images.read_file, images.read_header])
-def test_a_fifo_is_not_waited_for(read, tmp_path):
+def test_a_fifo_in_place_of_a_file_is_refused_without_waiting(read, tmp_path):
     os.mkfifo(tmp_path / "fifo.png")
     with pytest.raises(CorruptError, match="fifo.png: cannot be read .is a FIFO, not a file"):
         read(tmp_path / "fifo.png")
@@ -143,7 +143,7 @@ def test_a_fifo_is_not_waited_for(read, tmp_path):
 @pytest.mark.parametrize(
     "kind, suffix", [("PNG", ".jpg"), ("JPEG", ".png"), ("WEBP", ".jpeg"), ("BMP", ".png")]
 )
-def test_files_that_lie_about_their_type_are_refused(kind, suffix, encode, tmp_path):
+def test_files_whose_ending_contradicts_their_format_are_refused(kind, suffix, encode, tmp_path):
     path = tmp_path / f"liar{suffix}"
     path.write_bytes(encode(smooth(), kind))
     with pytest.raises(CorruptError, match=f"liar{suffix}: is a {kind} file"):
@@ -163,14 +163,14 @@ def test_unreadable_file_is_named(tmp_path):
         images.read_file(tmp_path / "absent.png")
 
 
-def test_fit_takes_the_centre_and_then_resizes_as_pillow_does():
+def test_fit_crops_the_centre_and_resizes_like_pillow():
     image = smooth(30, 50)
     expected = Image.fromarray(image[:, 10:40]).resize((16, 16), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(images.fit(image, 16), np.asarray(expected))
     assert images.fit(image[..., :1], 16).shape == (16, 16, 1)
 
 
-def test_fit_takes_the_box_of_celeba():
+def test_fit_crops_the_given_box():
     image = smooth(218, 178)
     expected = Image.fromarray(image).crop((15, 40, 163, 188)).resize((64, 64), 2)
     np.testing.assert_array_equal(images.fit(image, 64, (15, 40, 163, 188)), np.asarray(expected))

@@ -18,7 +18,7 @@ def write_lmdb(path, records, keys=None):
 
 
 @pytest.mark.parametrize("kind", ["raw", "PNG"])
-def test_lmdb_of_the_published_code(kind, tmp_path, colour_images, encode, read):
+def test_databases_of_the_published_code_are_read(kind, tmp_path, colour_images, encode, read):
     images = colour_images(12)
     as_bytes = (lambda x: x.tobytes()) if kind == "raw" else encode
     write_lmdb(tmp_path / "train.lmdb", [as_bytes(image) for image in images])
@@ -28,7 +28,7 @@ def test_lmdb_of_the_published_code(kind, tmp_path, colour_images, encode, read)
     np.testing.assert_array_equal(read(Lmdb(), tmp_path, "validation"), images[:3])
 
 
-def test_lmdb_of_lsun(tmp_path, colour_images, encode, read):
+def test_databases_of_lsun_are_read(tmp_path, colour_images, encode, read):
     images = colour_images(4)
     keys = [b"ab3", b"0f1", b"c22", b"001"]
     write_lmdb(tmp_path / "bedroom_train_lmdb", [encode(x, "PNG") for x in images], keys)
@@ -38,7 +38,7 @@ def test_lmdb_of_lsun(tmp_path, colour_images, encode, read):
     np.testing.assert_array_equal(read(Lmdb(), tmp_path, "validation"), images[:1])
 
 
-def test_lmdb_trains_in_several_iterators_and_processes(tmp_path, colour_images):
+def test_several_iterators_and_processes_read_the_same(tmp_path, colour_images):
     for split in ("train", "validation"):
         write_lmdb(tmp_path / f"{split}.lmdb", [x.tobytes() for x in colour_images(12)])
     batches = []
@@ -51,7 +51,7 @@ def test_lmdb_trains_in_several_iterators_and_processes(tmp_path, colour_images)
     np.testing.assert_array_equal(batches[0], batches[2])
 
 
-def test_lmdb_truncated(tmp_path, colour_images, read):
+def test_truncated_databases_are_named(tmp_path, colour_images, read):
     for i, pages in enumerate((0, 1, 2, 3, 5)):
         path = tmp_path / str(i) / "train.lmdb"
         path.parent.mkdir()
@@ -62,7 +62,7 @@ def test_lmdb_truncated(tmp_path, colour_images, read):
             read(Lmdb(), path.parent, "train")
 
 
-def test_lmdb_of_something_else(tmp_path, read):
+def test_databases_of_something_else_are_refused(tmp_path, read):
     write_lmdb(tmp_path / "train.lmdb", [b"12345"])
     with pytest.raises(DataError, match="train.lmdb record 0: 5 bytes are not a square"):
         read(Lmdb(), tmp_path, "train")
@@ -75,7 +75,7 @@ def test_lmdb_of_something_else(tmp_path, read):
         read(Lmdb(), tmp_path, "test")
 
 
-def test_lmdb_with_a_damaged_record_names_it(tmp_path, colour_images, encode, read):
+def test_a_damaged_record_is_named(tmp_path, colour_images, encode, read):
     contents = [encode(image) for image in colour_images(3)]
     contents[1] = contents[1][:80]
     write_lmdb(tmp_path / "train.lmdb", contents)

@@ -6,7 +6,7 @@ from nvae_jax.data.spec import DataError
 
 
 @pytest.mark.parametrize("key", ["images", "data", "arr_0"])
-def test_npz(key, tmp_path, colour_images, read):
+def test_a_file_for_each_split_is_read(key, tmp_path, colour_images, read):
     train, validation = colour_images(5), colour_images(3, seed=1)
     np.savez(tmp_path / "train.npz", **{key: train}, labels=np.zeros(5))
     np.savez_compressed(tmp_path / "validation.npz", **{key: validation})
@@ -15,7 +15,7 @@ def test_npz(key, tmp_path, colour_images, read):
     np.testing.assert_array_equal(read(Npz(), tmp_path, "validation"), validation)
 
 
-def test_npz_of_one_file_with_all_splits(tmp_path, grey_images, read):
+def test_one_file_with_all_splits_is_read(tmp_path, grey_images, read):
     np.savez(tmp_path / "mnist.npz", x_train=grey_images[:20], x_test=grey_images[20:])
     assert set(Npz().find(tmp_path)) == {"train", "test"}
     np.testing.assert_array_equal(read(Npz(), tmp_path, "test"), grey_images[20:, ..., None])
@@ -26,7 +26,7 @@ def planes(images):
     return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
 
 
-def test_npz_of_downsampled_imagenet(tmp_path, colour_images, read):
+def test_the_archives_of_downsampled_imagenet_are_read(tmp_path, colour_images, read):
     images = colour_images(30)
     for i in range(10):
         np.savez(tmp_path / f"train_data_batch_{i + 1}.npz", data=planes(images[3 * i : 3 * i + 3]))
@@ -35,7 +35,7 @@ def test_npz_of_downsampled_imagenet(tmp_path, colour_images, read):
     np.testing.assert_array_equal(read(Npz(), tmp_path, "validation"), images[:4])
 
 
-def test_npz_truncated(tmp_path, colour_images, read):
+def test_every_truncation_is_named(tmp_path, colour_images, read):
     np.savez_compressed(tmp_path / "train.npz", images=colour_images(2, 8))
     content = (tmp_path / "train.npz").read_bytes()
     for length in range(0, len(content), 13):
@@ -56,7 +56,7 @@ def test_npz_truncated(tmp_path, colour_images, read):
     ],
     ids=["no images", "floats", "four channels", "empty", "flat", "objects"],
 )
-def test_npz_of_something_else(arrays, message, tmp_path, read):
+def test_archives_of_something_else_are_refused(arrays, message, tmp_path, read):
     np.savez(tmp_path / "train.npz", **arrays)
     with pytest.raises(DataError, match=f"train.npz.*{message}"):
         read(Npz(), tmp_path, "train")

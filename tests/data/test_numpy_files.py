@@ -15,7 +15,7 @@ def arrays():
     return {"images": np.arange(24, dtype=np.uint8).reshape(2, 3, 4), "step": np.array(3)}
 
 
-def test_all_some_or_the_names(tmp_path, arrays):
+def test_all_arrays_some_of_them_or_their_names_are_read(tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays)
     np.save(tmp_path / "a.npy", arrays["images"])
     loaded = numpy_files.load(tmp_path / "a.npz")
@@ -34,7 +34,7 @@ def header_that_claims(shape):
     return buffer.getvalue()
 
 
-def test_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
+def test_archives_that_unpack_to_too_much_are_refused_beforehand(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "MAX_UNPACKED", 2**20)
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unpacked"))
     many, claims = bytes(2**22), header_that_claims((2**40,))
@@ -52,13 +52,13 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
             numpy_files.load(tmp_path / name)
 
 
-def test_what_is_stored_as_it_is_may_be_large(tmp_path, monkeypatch, arrays):
+def test_uncompressed_arrays_can_have_any_size(tmp_path, monkeypatch, arrays):
     monkeypatch.setattr(limits, "MAX_UNPACKED", 10)
     np.savez(tmp_path / "a.npz", **arrays)
     assert len(numpy_files.load(tmp_path / "a.npz")) == 2
 
 
-def test_files_of_other_kinds(tmp_path):
+def test_other_and_damaged_files_are_errors_that_name_them(tmp_path):
     np.savez(tmp_path / "objects.npz", images=np.array([{}, 1], object))
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "version.npy").write_bytes(b"\x93NUMPY\x09\x00" + bytes(100))

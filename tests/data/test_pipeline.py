@@ -39,7 +39,7 @@ def assert_same(first, second):
         np.testing.assert_array_equal(one["image"], other["image"])
 
 
-def test_batches_are_what_the_model_takes(spec):
+def test_a_batch_has_the_shape_and_type_that_the_model_takes(spec):
     (batch,) = train(spec, 1)
     assert batch["image"].shape == (8, 32, 32, 1) and batch["image"].dtype == np.float32
     assert batch["id"].shape == (8,) and batch["id"].dtype == np.int64
@@ -54,7 +54,7 @@ def test_images_belong_to_their_ids(idx_dir):
         np.testing.assert_allclose(cut, images[batch["id"]], atol=1e-4)
 
 
-def test_epochs_have_no_example_twice_and_differ_in_order(spec):
+def test_an_epoch_has_each_example_once_in_a_new_order(spec):
     batches = ids(train(spec, 6))  # 23 // 8 = 2 steps an epoch: three epochs.
     epochs = [sum(batches[i : i + 2], []) for i in (0, 2, 4)]
     for epoch in epochs:
@@ -62,12 +62,12 @@ def test_epochs_have_no_example_twice_and_differ_in_order(spec):
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_a_batch_of_one_sees_everything_in_every_epoch(spec):
+def test_with_batches_of_one_every_epoch_has_every_example(spec):
     seen = sum(ids(train(spec, 2 * COUNT, batch_size=1)), [])
     assert sorted(seen[:COUNT]) == sorted(seen[COUNT:]) == list(range(COUNT))
 
 
-def test_seed_changes_the_order(spec):
+def test_the_order_depends_on_the_seed(spec):
     orders = [ids(train(spec, 4, seed=seed)) for seed in (0, 1, 2)]
     assert orders[0] != orders[1] != orders[2]
     # Nor is a seed another one an epoch later.
@@ -75,7 +75,7 @@ def test_seed_changes_the_order(spec):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_together_see_what_one_host_sees(spec, hosts):
+def test_the_shards_of_all_hosts_make_up_the_batch_of_one_host(spec, hosts):
     whole = train(spec, 5)
     parts = [train(spec, 5, shard_index=i, shard_count=hosts) for i in range(hosts)]
     for step, batch in enumerate(whole):
@@ -89,7 +89,7 @@ def test_a_resumed_run_repeats_order_and_augmentation(spec, start):
     assert_same(train(spec, 8)[start:], train(spec, 8 - start, start=start))
 
 
-def test_state_passes_through_json_and_to_other_numbers_of_hosts(spec):
+def test_the_state_is_json_and_can_be_restored_on_another_number_of_hosts(spec):
     whole = train(spec, 6)
     iterator = pipeline.train_iterator(spec, batch_size=8, seed=0)
     take(iterator, 3)
@@ -106,7 +106,7 @@ def test_state_passes_through_json_and_to_other_numbers_of_hosts(spec):
         np.testing.assert_array_equal(joined, whole[3 + step]["image"])
 
 
-def test_an_iterator_can_go_back(spec):
+def test_an_iterator_can_be_set_back(spec):
     iterator = pipeline.train_iterator(spec, batch_size=8, seed=0)
     start = iterator.get_state()
     first = take(iterator, 3)
@@ -114,7 +114,7 @@ def test_an_iterator_can_go_back(spec):
     assert_same(first, take(iterator, 3))
 
 
-def test_state_of_changed_data_is_refused(spec):
+def test_the_state_of_another_number_of_images_is_refused(spec):
     iterator = pipeline.train_iterator(spec, batch_size=8, seed=0)
     with pytest.raises(DataError, match="has 23 training images, but this run began with 24"):
         iterator.set_state({"step": 1, "num_examples": 24})
@@ -127,7 +127,7 @@ def test_batches_do_not_depend_on_threads_or_processes(spec, change):
     assert_same(train(spec, 5)[2:], train(parallel, 3, start=2))
 
 
-def test_every_epoch_binarises_and_flips_anew(spec):
+def test_every_epoch_has_new_binarisation_and_flips(spec):
     readings = {}
     for batch in train(spec, 2 * COUNT, batch_size=1):
         readings.setdefault(int(batch["id"][0]), []).append(batch["image"])
@@ -136,7 +136,7 @@ def test_every_epoch_binarises_and_flips_anew(spec):
         assert not np.array_equal(first, second)
 
 
-def test_waiting_is_measured(spec):
+def test_the_time_spent_waiting_for_data_is_measured(spec):
     iterator = pipeline.train_iterator(spec, batch_size=8, seed=0)
     assert iterator.wait_seconds == 0
     take(iterator, 2)
@@ -153,13 +153,13 @@ def test_waiting_is_measured(spec):
     ],
     ids=["indivisible", "zero", "too large", "no such host"],
 )
-def test_impossible_batches_are_refused(spec, sizes, message):
+def test_impossible_batch_sizes_are_refused(spec, sizes, message):
     with pytest.raises(DataError, match=message):
         pipeline.train_iterator(spec, seed=0, **sizes)
 
 
 @pytest.mark.parametrize("batch_size, hosts", [(1, 1), (3, 1), (23, 1), (64, 1), (8, 2), (64, 4)])
-def test_evaluation_sees_every_example_once(spec, batch_size, hosts):
+def test_evaluation_has_every_example_once(spec, batch_size, hosts):
     parts = [
         list(
             pipeline.eval_batches(
@@ -217,7 +217,7 @@ def test_evaluation_of_nothing_is_refused(spec):
         pipeline.eval_batches(spec, split="test", batch_size=4, seed=0, max_examples=0)
 
 
-def test_training_images_are_binarised_otherwise_in_evaluation(idx_dir):
+def test_training_images_are_binarised_differently_in_evaluation(idx_dir):
     spec = DataSpec("mnist", dir=str(idx_dir), padding=2, binarize=True)
     (batch,) = train(spec, 1)
     assert not np.array_equal(evaluated(spec)[batch["id"]], batch["image"])
@@ -228,7 +228,7 @@ def test_preview_is_the_start_of_evaluation(spec):
     assert pipeline.preview(spec, "test", 100).shape == (7, 32, 32, 1)
 
 
-def test_examples_are_counted_in_the_data(spec):
+def test_the_number_of_examples_is_counted_from_the_data(spec):
     assert pipeline.num_examples(spec, "train") == 23
     assert pipeline.num_examples(spec, "test") == 7
 
@@ -239,7 +239,7 @@ def test_size_mismatch_is_refused_before_training(idx_dir):
         pipeline.train_iterator(spec, batch_size=4, seed=0)
 
 
-def test_split_to_evaluate(spec):
+def test_an_unknown_split_to_evaluate_is_an_error(spec):
     assert pipeline.resolve_split(spec, "test") == "test"
     with pytest.raises(DataError, match="no split 'validation', only train, test"):
         pipeline.resolve_split(spec, "validation")

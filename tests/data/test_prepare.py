@@ -10,7 +10,7 @@ from nvae_jax.data.prepare import prepare
 from nvae_jax.data.spec import DataError, DataSpec
 
 
-def test_own_pictures(pictures, tmp_path):
+def test_a_folder_of_pictures_is_prepared_without_changing_them(pictures, tmp_path):
     said = prepare("folder", str(tmp_path / "out"), manual_dir=str(pictures), image_size=16)
     assert "16x16x3" in said and f"--config.data.dir={tmp_path}/out/folder" in said
     before = DataSpec("folder", dir=str(pictures), image_size=16, channels=3)
@@ -25,7 +25,7 @@ def test_own_pictures(pictures, tmp_path):
             np.testing.assert_array_equal(raw[i], prepared[i])
 
 
-def test_size_and_colour_of_own_pictures_follow_from_them_or_are_chosen(pictures, tmp_path):
+def test_size_and_channels_default_to_those_of_the_pictures(pictures, tmp_path):
     prepare("folder", str(tmp_path / "a"), manual_dir=str(pictures))
     assert records.read_manifest(tmp_path / "a" / "folder")["image_size"] == 16
     prepare("folder", str(tmp_path / "b"), manual_dir=str(pictures), image_size=8, channels=1)
@@ -33,7 +33,7 @@ def test_size_and_colour_of_own_pictures_follow_from_them_or_are_chosen(pictures
     assert manifest["image_size"] == 8 and manifest["channels"] == 1
 
 
-def test_doing_it_again_is_quick_and_does_no_harm(pictures, tmp_path):
+def test_preparing_again_changes_nothing(pictures, tmp_path):
     settings = {"manual_dir": str(pictures), "image_size": 16}
     prepare("folder", str(tmp_path), **settings)
     written = (tmp_path / "folder" / "manifest.json").stat()
@@ -44,7 +44,7 @@ def test_doing_it_again_is_quick_and_does_no_harm(pictures, tmp_path):
         prepare("folder", str(tmp_path), manual_dir=str(pictures), image_size=32)
 
 
-def test_corrupt_pictures_stop_it_or_are_counted(pictures, tmp_path):
+def test_corrupt_pictures_are_an_error_or_are_counted(pictures, tmp_path):
     next(pictures.rglob("003.png")).write_bytes(b"\x89PNG\r\n\x1a\n")
     out = tmp_path / "out"
     next(pictures.rglob("006.png")).write_bytes(b"")
@@ -55,7 +55,7 @@ def test_corrupt_pictures_stop_it_or_are_counted(pictures, tmp_path):
     assert "2 unreadable ones skipped" in said
 
 
-def test_padded_sets_are_prepared_without_their_padding(idx_dir, tmp_path, grey_images):
+def test_padding_is_not_part_of_prepared_data(idx_dir, tmp_path, grey_images):
     prepare("mnist", str(tmp_path / "out"), manual_dir=str(idx_dir))
     spec = DataSpec("mnist", dir=str(tmp_path / "out"), padding=2)
     images = splits.open_images(spec, "test")
@@ -63,7 +63,7 @@ def test_padded_sets_are_prepared_without_their_padding(idx_dir, tmp_path, grey_
     assert pipeline.preview(spec, "test", 2).shape == (2, 32, 32, 1)
 
 
-def test_stacked_digits_are_not_stacked_twice(idx_dir, tmp_path):
+def test_prepared_stacked_digits_are_not_stacked_again(idx_dir, tmp_path):
     prepare("stacked_mnist", str(tmp_path / "out"), manual_dir=str(idx_dir))
     raw, prepared = (
         splits.open_images(DataSpec("stacked_mnist", dir=str(dir), channels=3), "train")
@@ -73,7 +73,7 @@ def test_stacked_digits_are_not_stacked_twice(idx_dir, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(sources.SOURCES))
-def test_what_cannot_be_prepared_says_what_to_do(name, tmp_path, monkeypatch):
+def test_what_cannot_be_prepared_is_an_error_that_says_what_to_do(name, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)  # No TensorFlow.
     source = sources.get_source(name)
     if not source.by_hand and not source.tfds:
@@ -94,7 +94,7 @@ def test_what_cannot_be_prepared_says_what_to_do(name, tmp_path, monkeypatch):
     assert not (tmp_path / "out" / name).exists()
 
 
-def test_lsun_at_a_size(tmp_path, encode, colour_images):
+def test_lsun_is_prepared_at_the_given_size(tmp_path, encode, colour_images):
     lmdb = pytest.importorskip("lmdb")
     for split in ("train", "val"):
         path = tmp_path / f"church_outdoor_{split}_lmdb"
@@ -108,23 +108,23 @@ def test_lsun_at_a_size(tmp_path, encode, colour_images):
     assert records.read_manifest(tmp_path / "out" / "lsun_church")["image_size"] == 16
 
 
-def test_files_that_are_there_but_not_of_the_set(tmp_path):
+def test_a_folder_without_files_of_the_data_set_is_an_error(tmp_path):
     with pytest.raises(DataError, match=f"ffhq256: none of its files is in {tmp_path}; download"):
         prepare("ffhq256", str(tmp_path / "out"), manual_dir=str(tmp_path))
 
 
-def test_manual_dir_must_be_there(tmp_path):
+def test_a_missing_manual_dir_is_an_error(tmp_path):
     with pytest.raises(DataError, match="--manual_dir=.*absent: no such folder"):
         prepare("cifar10", str(tmp_path), manual_dir=str(tmp_path / "absent"))
 
 
-def test_unknown_name(tmp_path):
+def test_an_unknown_name_is_an_error(tmp_path):
     with pytest.raises(DataError, match="unknown data set 'cifar11'; known: .*cifar10"):
         prepare("cifar11", str(tmp_path))
 
 
 @pytest.mark.usefixtures("no_bucket")
-def test_tensorflow_datasets_prepares_what_it_can_download(tmp_path, monkeypatch):
+def test_downloadable_data_sets_are_prepared_by_tensorflow_datasets(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
     with tfds.testing.mock_data():
@@ -133,7 +133,7 @@ def test_tensorflow_datasets_prepares_what_it_can_download(tmp_path, monkeypatch
 
 
 @pytest.mark.usefixtures("no_bucket")
-def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
+def test_a_failed_download_is_a_one_line_error(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
 
@@ -145,7 +145,7 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
         prepare("cifar10", str(tmp_path))
 
 
-def test_split_of_ffhq_is_nine_to_one(pictures, tmp_path):
+def test_ffhq_is_split_nine_to_one(pictures, tmp_path):
     prepare("ffhq256", str(tmp_path / "out"), manual_dir=str(pictures), image_size=16)
     spec = DataSpec("ffhq256", dir=str(tmp_path / "out"), image_size=16, channels=3)
     assert pipeline.num_examples(spec, "train") == 54
@@ -153,7 +153,7 @@ def test_split_of_ffhq_is_nine_to_one(pictures, tmp_path):
     assert pipeline.resolve_split(spec, "test") == "validation"
 
 
-def test_truncated_gzip_stops_it(idx_dir, tmp_path):
+def test_a_truncated_gzip_file_is_an_error_and_nothing_is_written(idx_dir, tmp_path):
     path = idx_dir / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()))[:-20])
     with pytest.raises(DataError, match="t10k-images-idx3-ubyte.gz: truncated"):

@@ -22,7 +22,7 @@ def run(*arguments):
     )
 
 
-def test_prepares_a_folder_and_says_how_to_use_it(pictures, tmp_path):
+def test_a_folder_is_prepared_and_the_flags_to_use_it_are_printed(pictures, tmp_path):
     done = run(
         "--name=folder", f"--manual_dir={pictures}", f"--data_dir={tmp_path}", "--image_size=16"
     )
@@ -31,7 +31,7 @@ def test_prepares_a_folder_and_says_how_to_use_it(pictures, tmp_path):
     assert (tmp_path / "folder" / "manifest.json").is_file()
 
 
-def test_what_is_white_and_what_is_left_out_are_flags(commands, tmp_path, encode):
+def test_the_value_of_white_and_skipping_corrupt_images_are_flags(commands, tmp_path, encode):
     (tmp_path / "scans").mkdir()
     for i in range(30):
         values = np.full((8, 8, 1), 100 * i, np.uint16)
@@ -56,7 +56,7 @@ def test_what_is_white_and_what_is_left_out_are_flags(commands, tmp_path, encode
     ],
     ids=["by hand", "name", "flag"],
 )
-def test_faults_are_one_line_and_an_exit_status(commands, arguments, message, tmp_path):
+def test_errors_are_one_line_and_an_exit_status(commands, arguments, message, tmp_path):
     folder = [] if "nme" in message else [f"--data_dir={tmp_path}"]
     done = commands.run("prepare_data", *arguments, *folder)
     assert done.returncode != 0 and done.stdout == ""

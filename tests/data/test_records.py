@@ -25,7 +25,7 @@ def prepared(tmp_path, splits, monkeypatch):
     return tmp_path / "folder"
 
 
-def test_what_was_written_is_read(prepared, splits):
+def test_images_are_read_as_they_were_written(prepared, splits):
     manifest = records.read_manifest(prepared)
     assert manifest["image_size"] == 16 and manifest["channels"] == 3 and manifest["skipped"] == 0
     assert len(manifest["splits"]["train"]) > 2
@@ -37,7 +37,7 @@ def test_what_was_written_is_read(prepared, splits):
             np.testing.assert_array_equal(opened[i], images[i])
 
 
-def test_trains_as_it_is(prepared):
+def test_prepared_data_need_no_further_settings(prepared):
     spec = DataSpec("folder", dir=str(prepared), image_size=0, channels=0)
     spec = pipeline.describe(spec)
     assert spec.image_shape == (16, 16, 3)
@@ -48,7 +48,7 @@ def test_trains_as_it_is(prepared):
         iterator.close()
 
 
-def test_other_size_than_prepared_is_refused(prepared):
+def test_another_size_than_the_prepared_one_is_refused(prepared):
     spec = DataSpec("folder", dir=str(prepared), image_size=32, channels=3)
     with pytest.raises(DataError, match="16x16 .* image_size=32"):
         pipeline.train_iterator(spec, batch_size=8, seed=0)
@@ -59,7 +59,7 @@ def test_another_data_set_under_that_name_is_refused(prepared):
         pipeline.num_examples(DataSpec("cifar10", dir=str(prepared)), "train")
 
 
-def test_worker_processes_read_it(prepared):
+def test_worker_processes_give_the_same_batches(prepared):
     spec = DataSpec("folder", dir=str(prepared), image_size=16, channels=3, workers=1)
     here = DataSpec("folder", dir=str(prepared), image_size=16, channels=3)
     for one in (spec, here):
@@ -87,7 +87,7 @@ def test_every_truncation_is_found_before_training(prepared):
             read_everything(prepared)
 
 
-def test_damage_is_named_or_harmless(prepared, splits):
+def test_damaged_bytes_are_an_error_that_names_the_file_or_change_nothing(prepared, splits):
     path = prepared / "train-00001.array_record"
     content = path.read_bytes()
     used = np.flatnonzero(np.frombuffer(content, np.uint8))  # Much of a small file is padding.
@@ -143,7 +143,7 @@ def test_every_wrong_value_in_a_manifest_is_named(prepared, key):
         assert str(prepared) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_counts_that_the_files_do_not_have(prepared):
+def test_a_manifest_with_a_wrong_count_is_refused(prepared):
     path = prepared / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["splits"]["train"][1]["count"] = 10**12
@@ -181,7 +181,7 @@ def test_a_failed_preparation_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unreadable_images_can_be_left_out(tmp_path):
+def test_unreadable_images_can_be_skipped(tmp_path):
     manifest = record_writer.write(
         tmp_path / "made", {"train": Failing()}, name="folder", skip_corrupt=True
     )

@@ -24,7 +24,7 @@ def spec(tmp_path, encode, colour_images):
     return DataSpec("folder", dir=str(tmp_path), channels=3, skip_corrupt=True)
 
 
-def test_without_it_training_and_evaluation_stop(spec):
+def test_without_skip_corrupt_training_and_evaluation_stop(spec):
     strict = dataclasses.replace(spec, skip_corrupt=False)
     with pytest.raises(DataError, match=r"(02|03|11)\.png: damaged"):
         iterator = pipeline.train_iterator(strict, batch_size=COUNT, seed=0)
@@ -34,7 +34,7 @@ def test_without_it_training_and_evaluation_stop(spec):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_all_of_them_are_named_at_once_with_the_way_out(spec, workers):
+def test_one_error_names_all_unreadable_images_and_skip_corrupt(spec, workers):
     strict = dataclasses.replace(spec, skip_corrupt=False, workers=workers)
     with pytest.raises(DataError) as caught:
         iterator = pipeline.train_iterator(strict, batch_size=COUNT, seed=0)
@@ -45,7 +45,7 @@ def test_all_of_them_are_named_at_once_with_the_way_out(spec, workers):
     assert message.endswith("--config.data.skip_corrupt=true")
 
 
-def test_no_more_than_ten_are_named(spec, tmp_path):
+def test_the_error_names_at_most_ten_images(spec, tmp_path):
     for path in (tmp_path / "validation").iterdir():
         path.write_bytes(b"nothing")
     for i in range(20, 28):
@@ -56,7 +56,7 @@ def test_no_more_than_ten_are_named(spec, tmp_path):
     assert str(caught.value).count("damaged") == 10
 
 
-def test_each_is_reported_once_and_not_at_each_epoch(spec, monkeypatch):
+def test_each_skipped_image_is_reported_once(spec, monkeypatch):
     said = []
     monkeypatch.setattr(faults.logging, "warning", lambda text, *values: said.append(values[0]))
     faults.warn_skipped.cache_clear()
@@ -67,7 +67,7 @@ def test_each_is_reported_once_and_not_at_each_epoch(spec, monkeypatch):
     assert len(said) == len(set(said)) == len(BROKEN)
 
 
-def test_training_counts_them_and_puts_the_next_in_their_place(spec):
+def test_training_counts_skipped_images_and_takes_the_next_ones(spec):
     iterator = pipeline.train_iterator(spec, batch_size=COUNT, seed=0)
     batch = next(iterator)
     assert set(batch) == {"image", "id"}
@@ -78,7 +78,7 @@ def test_training_counts_them_and_puts_the_next_in_their_place(spec):
     iterator.close()
 
 
-def test_evaluation_masks_and_counts_them(spec, monkeypatch):
+def test_evaluation_masks_and_counts_skipped_images(spec, monkeypatch):
     said = []
     monkeypatch.setattr(
         pipeline.logging, "warning", lambda text, *values: said.append(text % values)
@@ -91,7 +91,7 @@ def test_evaluation_masks_and_counts_them(spec, monkeypatch):
     assert said[-1].endswith("3 unreadable image(s) skipped")
 
 
-def test_a_folder_that_disappears_stops_all_the_same(spec, tmp_path):
+def test_a_folder_that_disappears_is_an_error_even_with_skip_corrupt(spec, tmp_path):
     iterator = pipeline.train_iterator(spec, batch_size=4, seed=0)
     shutil.rmtree(tmp_path / "train")
     with pytest.raises(

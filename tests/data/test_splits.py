@@ -8,18 +8,18 @@ from nvae_jax.data.prepare import prepare
 from nvae_jax.data.spec import DataError, DataSpec
 
 
-def test_unknown_name_lists_the_known_ones():
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
     with pytest.raises(DataError, match="unknown data set 'mnits'; known: .*digits.*mnist"):
         splits.open_images(DataSpec("mnits"), "train")
 
 
-def test_unknown_split_lists_the_known_ones(idx_dir):
+def test_an_unknown_split_is_an_error_that_lists_the_known_ones(idx_dir):
     with pytest.raises(DataError, match="no split 'validation', only train, test"):
         splits.open_images(DataSpec("mnist", dir=str(idx_dir)), "validation")
 
 
 @pytest.mark.parametrize("name", sorted(set(sources.SOURCES) - {"digits"}))
-def test_missing_data_says_where_it_looked_and_what_to_do(name, tmp_path):
+def test_missing_data_are_an_error_that_says_where_and_how_to_get_them(name, tmp_path):
     missing = tmp_path / "absent"
     with pytest.raises(DataError) as caught:
         splits.open_images(DataSpec(name, dir=str(missing)), "train")
@@ -29,13 +29,13 @@ def test_missing_data_says_where_it_looked_and_what_to_do(name, tmp_path):
     assert "\n" not in message
 
 
-def test_default_places_are_below_home(tmp_path, monkeypatch):
+def test_the_default_folder_is_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(DataError, match=f"not in {tmp_path}/nvae_data/mnist"):
         splits.open_images(DataSpec("mnist"), "train")
 
 
-def test_other_than_published_size_is_a_warning(idx_dir, monkeypatch):
+def test_a_number_of_images_that_is_not_published_is_a_warning(idx_dir, monkeypatch):
     said = []
     monkeypatch.setattr(splits.logging, "warning", lambda text, *values: said.append(text % values))
     splits._compare_size.cache_clear()
@@ -47,7 +47,7 @@ def test_other_than_published_size_is_a_warning(idx_dir, monkeypatch):
     )
 
 
-def test_digits_are_whole_disjoint_and_recognisable():
+def test_the_splits_of_digits_are_disjoint_and_complete():
     train, test = (splits.open_images(DataSpec("digits"), split) for split in ("train", "test"))
     assert train.shape == (1500, 16, 16, 1) and test.shape == (297, 16, 16, 1)
     assert train.dtype == np.uint8 and train.max() == 255 and train.min() == 0
@@ -72,7 +72,9 @@ def test_digits_are_whole_disjoint_and_recognisable():
         (1_281_147, "imagenet32_downsampled", "imagenet32"),
     ],
 )
-def test_the_two_imagenets_are_told_apart(count, name, other, tmp_path, monkeypatch):
+def test_the_two_downsampled_imagenets_are_told_apart_by_their_sizes(
+    count, name, other, tmp_path, monkeypatch
+):
     class Many:
         shape = (count, 32, 32, 3)
 
@@ -88,12 +90,12 @@ def test_the_two_imagenets_are_told_apart(count, name, other, tmp_path, monkeypa
     assert len(opened) == count
 
 
-def test_validation_marks_of_the_two_imagenets():
+def test_the_published_validation_sizes_of_the_two_imagenets_differ():
     assert 49_999 in sources.SOURCES["imagenet32"].sizes["validation"]
     assert 49_999 not in sources.SOURCES["imagenet32_downsampled"].sizes["validation"]
 
 
-def test_stacked_mnist_from_files_of_mnist(idx_dir, grey_images):
+def test_stacked_mnist_is_made_from_the_files_of_mnist(idx_dir, grey_images):
     spec = DataSpec("stacked_mnist", dir=str(idx_dir), channels=3, padding=2)
     iterator = pipeline.train_iterator(spec, batch_size=4, seed=0)
     batch = next(iterator)
@@ -124,7 +126,9 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_two_steps_without_tensorflow_datasets(name, pictures, tmp_path, train_two_steps):
+def test_every_data_set_without_tensorflow_datasets_trains_two_steps(
+    name, pictures, tmp_path, train_two_steps
+):
     """The sources that tests/data/test_tfds.py does not have."""
     if name != "digits":
         prepare(name, str(tmp_path), manual_dir=str(pictures), image_size=16)

@@ -48,7 +48,7 @@ def cifar10(tmp_path, colour_images, encode):
     return images, DataSpec("cifar10", dir=str(tmp_path), channels=3)
 
 
-def test_reads_what_was_prepared(cifar10):
+def test_prepared_data_sets_are_read(cifar10):
     images, spec = cifar10
     for split, expected in images.items():
         opened = splits.open_images(spec, split)
@@ -57,7 +57,7 @@ def test_reads_what_was_prepared(cifar10):
         assert {opened[i].tobytes() for i in range(len(opened))} == {x.tobytes() for x in expected}
 
 
-def test_worker_processes_read_it(cifar10):
+def test_worker_processes_give_the_same_batches(cifar10):
     _, spec = cifar10
     batches = []
     for workers in (0, 1):
@@ -111,7 +111,7 @@ def stand_in(tmp_path):
     return make
 
 
-def test_a_set_without_validation_gets_one_in_ten(stand_in):
+def test_without_a_validation_split_one_image_in_ten_is_held_out(stand_in):
     directory = stand_in("celeb_a_hq/256")
     spec = DataSpec("celebahq256", dir=directory, image_size=256, channels=3)
     with tfds.testing.mock_data(num_examples=30):
@@ -120,7 +120,7 @@ def test_a_set_without_validation_gets_one_in_ten(stand_in):
 
 
 @pytest.mark.parametrize("length", [0, 1000, -1])
-def test_truncated_files_are_one_clear_error(cifar10, length):
+def test_truncated_files_are_a_one_line_error(cifar10, length):
     _, spec = cifar10
     (path,) = (pathlib.Path(spec.dir) / "cifar10/3.0.2").glob("*train.array_record*")
     path.write_bytes(path.read_bytes()[:length])
@@ -147,7 +147,9 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_two_steps_on_every_source(name, stand_in, colour_images, train_two_steps):
+def test_every_data_set_of_tensorflow_datasets_trains_two_steps(
+    name, stand_in, colour_images, train_two_steps
+):
     directory = stand_in(sources.SOURCES[name].tfds.name)
     stand_ins = {}
     if name == "imagenet32":  # Its declared shape is open, so that stand-ins are of any size.

@@ -45,7 +45,7 @@ def write_glow(directory, images):
             path.write_bytes(tfrecord(*(example(image) for image in half)))
 
 
-def test_tfrecords_of_glow(tmp_path, colour_images, read):
+def test_the_files_of_glow_are_read_at_the_given_size(tmp_path, colour_images, read):
     images = colour_images(11)
     write_glow(tmp_path, images)
     other = tmp_path / "train" / "train-r04-s-0000-of-0001.tfrecords"
@@ -54,7 +54,7 @@ def test_tfrecords_of_glow(tmp_path, colour_images, read):
     np.testing.assert_array_equal(read(TfRecords(5), tmp_path, "validation"), images[9:])
 
 
-def test_tfrecords_truncated(tmp_path, colour_images, read):
+def test_truncated_files_are_named(tmp_path, colour_images, read):
     write_glow(tmp_path, colour_images(11))
     path = tmp_path / "train" / "train-r05-s-0001-of-0002.tfrecords"
     content = path.read_bytes()
@@ -66,7 +66,7 @@ def test_tfrecords_truncated(tmp_path, colour_images, read):
                 read(TfRecords(5), tmp_path, "train")
 
 
-def test_tfrecords_damaged(tmp_path, colour_images, read):
+def test_damaged_files_are_named(tmp_path, colour_images, read):
     write_glow(tmp_path, colour_images(11))
     path = tmp_path / "validation" / "validation-r05-s-0000-of-0002.tfrecords"
     content = path.read_bytes()
@@ -80,7 +80,7 @@ def test_tfrecords_damaged(tmp_path, colour_images, read):
             assert f"{path} record 0" in str(error)
 
 
-def test_tfrecords_of_something_else(tmp_path, colour_images, read):
+def test_files_of_something_else_are_refused(tmp_path, colour_images, read):
     write_glow(tmp_path, colour_images(11))
     path = tmp_path / "train" / "train-r05-s-0000-of-0002.tfrecords"
     path.write_bytes(tfrecord(b"", field(1, b"")))
@@ -88,7 +88,7 @@ def test_tfrecords_of_something_else(tmp_path, colour_images, read):
         read(TfRecords(5), tmp_path, "train")
 
 
-def test_tfrecords_whose_first_is_damaged_can_be_read_from_the_second(tmp_path, colour_images):
+def test_a_file_whose_first_record_is_damaged_is_read_from_the_second(tmp_path, colour_images):
     images = colour_images(11)
     write_glow(tmp_path, images)
     path = tmp_path / "train" / "train-r05-s-0000-of-0002.tfrecords"

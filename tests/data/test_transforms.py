@@ -21,7 +21,7 @@ def test_quantize_is_the_formula_of_the_paper(num_bits):
     assert result.min() == 0 and result.max() == 1 and len(np.unique(result)) == 2**num_bits
 
 
-def test_binarize_draws_with_the_brightness_as_probability():
+def test_binarisation_draws_ones_with_the_brightness_as_probability():
     image = np.tile(np.array([0, 64, 191, 255], np.uint8), (100, 100, 1)).reshape(100, 400, 1)
     drawn = transforms.binarize(image, rng()).reshape(100, 100, 4)
     assert set(np.unique(drawn)) == {0, 1}
@@ -31,7 +31,7 @@ def test_binarize_draws_with_the_brightness_as_probability():
     np.testing.assert_allclose(means[1:3], [64 / 255, 191 / 255], atol=0.025)
 
 
-def test_flip_mirrors_width_half_of_the_time():
+def test_half_of_the_images_are_mirrored():
     image = np.arange(12, dtype=np.uint8).reshape(2, 3, 2)
     flipped = [transforms.flip(image, rng(i)) for i in range(400)]
     mirrored = [not np.array_equal(one, image) for one in flipped]
@@ -39,13 +39,13 @@ def test_flip_mirrors_width_half_of_the_time():
     np.testing.assert_array_equal(flipped[mirrored.index(True)], image[:, ::-1])
 
 
-def test_pad_surrounds_with_zeros():
+def test_padding_surrounds_an_image_with_zeros():
     padded = transforms.pad(np.full((28, 28, 1), 7, np.uint8), 2)
     assert padded.shape == (32, 32, 1) and padded.sum() == 7 * 28 * 28
     assert (padded[2:30, 2:30] == 7).all()
 
 
-def test_only_training_flips():
+def test_images_are_flipped_only_in_training():
     spec = DataSpec("x", image_size=16, horizontal_flip=True)
     plain = transforms.quantize(ALL_VALUES, 8)
     for index in range(8):
@@ -61,14 +61,14 @@ def test_only_training_flips():
     [{"seed": 1}, {"stream": transforms.EVAL_STREAM}, {"epoch": 1}, {"index": 1}],
     ids=lambda change: next(iter(change)),
 )
-def test_random_numbers_depend_on_every_part_of_the_key(change):
+def test_random_numbers_depend_on_seed_epoch_and_index(change):
     key = {"seed": 0, "stream": transforms.TRAIN_STREAM, "epoch": 0, "index": 0}
     first = transforms.example_rng(**key).random(4)
     np.testing.assert_array_equal(first, transforms.example_rng(**key).random(4))
     assert not np.array_equal(first, transforms.example_rng(**(key | change)).random(4))
 
 
-def test_shape_mismatch_says_what_the_data_has_and_what_was_asked():
+def test_a_wrong_shape_is_an_error_with_both_shapes():
     spec = DataSpec("mnist", image_size=64, padding=2)
     with pytest.raises(DataError, match="28x28 .* 32x32; the config says image_size=64"):
         transforms.check_shape((28, 28, 1), spec)

@@ -13,7 +13,7 @@ TRAINING_SCRIPTS = ("tpu_pod.sh", "slurm.sbatch", "gke.sh")  # hand flags on to 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_take_their_flags(commands, command):
+def test_every_command_line_has_valid_flags(commands, command):
     assert (ROOT / "launch" / f"{command}.py").exists(), command
     lines = [line for line in LINES if line.command == command and line.arguments]
     calls = json.dumps([line.arguments for line in lines])
@@ -23,7 +23,7 @@ def test_commands_take_their_flags(commands, command):
     assert not [(line, fault) for line, fault in faults if fault]
 
 
-def test_configs_exist():
+def test_every_named_config_exists():
     named = {name for line in LINES for name in re.findall(r"--config=([\w./]+)", line.text)}
     files = {f"configs/{name}.py": name for name in named if name == name.lower()}
     assert files, "no page names a config"
@@ -31,7 +31,7 @@ def test_configs_exist():
     assert not [name for name in missing if not (ROOT / name).is_file()]
 
 
-def test_scripts_take_their_options():
+def test_every_script_has_the_options_it_is_called_with():
     for line in LINES:
         for script in line.scripts:
             file = ROOT / script
@@ -44,6 +44,6 @@ def test_scripts_take_their_options():
                 assert re.search(rf"\W{option.lstrip('-')}\b", text), (line, option)
 
 
-def test_the_pages_are_read():
+def test_commands_are_found_in_the_pages():
     """Fails if a change of the pages' format hides their commands from these tests."""
     assert len(LINES) > 40 and len(COMMANDS) == len(list((ROOT / "launch").glob("[a-z]*.py")))

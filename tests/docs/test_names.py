@@ -24,26 +24,26 @@ def defines(file, name):
 
 
 @pytest.mark.parametrize("page", NOW, ids=lambda page: page.name)
-def test_named_files_exist(page):
+def test_every_named_file_exists(page):
     named = [span for span in spans(page) if FILE.fullmatch(span)]
     assert not [name for name in named if not any(f.endswith(f"/{name}") for f in FILES)]
 
 
 @pytest.mark.parametrize("page", NOW, ids=lambda page: page.name)
-def test_named_functions_exist(page):
+def test_every_named_function_exists(page):
     found = [ATTRIBUTE.fullmatch(span) for span in spans(page) if span not in schema.DEFAULTS]
     modules = [(ROOT / "nvae_jax" / f"{m[1]}.py", m[2]) for m in found if m]
     missing = [(file, name) for file, name in modules if file.exists() and not defines(file, name)]
     assert not missing
 
 
-def test_included_files_exist():
+def test_every_included_file_exists():
     lines = [line for page in PAGES for line in page.read_text().splitlines() if "--8" in line]
     files = [re.fullmatch(r'--8<-- "(.+)"', line) for line in lines]
     assert len(files) > 2 and all(file and (ROOT / file[1]).exists() for file in files), lines
 
 
-def test_links_of_readme_lead_somewhere():
+def test_every_linked_file_of_the_readme_exists():
     """Links in docs/ are checked when the pages are built."""
     text = (ROOT / "README.md").read_text()
     links = re.findall(r"\]\((?!http)([^)#]+)|src=\"(.+?)\"", text)
@@ -51,7 +51,7 @@ def test_links_of_readme_lead_somewhere():
     assert not [link for link in map("".join, links) if not (ROOT / link).exists()]
 
 
-def test_the_map_has_every_module():
+def test_architecture_names_every_module():
     text = (ROOT / "docs" / "architecture.md").read_text()
     modules = [file.name for file in (ROOT / "nvae_jax").glob("*.py")]
     assert len(modules) > 40

@@ -23,7 +23,7 @@ def folder(tmp_path_factory, make_run):  # noqa: F811
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
-def test_python_blocks_run(page, folder, monkeypatch):
+def test_the_python_blocks_of_a_page_run(page, folder, monkeypatch):
     monkeypatch.chdir(folder)
     for example in DOCUMENTS[page].examples():
         example.evaluate()

@@ -26,7 +26,7 @@ def known(commands):
     return cases.every(flags, {script: judge.options_of(script) for script in SCRIPT_CALLS})
 
 
-def test_wrong_calls_are_refused_in_one_line_and_lose_nothing(one, known):
+def test_invalid_calls_are_one_line_errors_and_change_no_file(one, known):
     refused = [case for case in known.values() if case.statuses == REFUSED]
     cheap = [case for case in refused if "bomb" not in case.what]
     faults = []
@@ -36,12 +36,12 @@ def test_wrong_calls_are_refused_in_one_line_and_lose_nothing(one, known):
     assert not faults, "\n".join(faults)
 
 
-def test_there_are_cases_for_every_flag_and_key(known):
+def test_every_command_has_invalid_calls(known):
     assert len(known) > 3000
     assert {case.command for case in known.values()} >= {*CALLS, *SCRIPT_CALLS}
 
 
-def test_the_judge_sees_what_is_wrong(one):
+def test_the_judge_finds_faults(one):
     """Valid calls declared as invalid ones; and changes of files that only valid calls may make."""
     accepted = call("prepare_data", "--help")
     assert one.judge(accepted) == ([("accepted", "0")], 0, "")

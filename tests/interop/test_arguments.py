@@ -9,7 +9,7 @@ PUBLISHED = (mnist, cifar10, celeba64, imagenet32, celebahq256, ffhq256)
 
 
 @pytest.mark.parametrize("module", PUBLISHED)
-def test_published_configs_survive_the_way_there_and_back(module):
+def test_published_configs_survive_export_and_conversion(module):
     config = module.get_config()
     again = convert_args(export_args(config))
     assert again.model == config.model
@@ -17,14 +17,14 @@ def test_published_configs_survive_the_way_there_and_back(module):
     assert again.objective == config.objective
 
 
-def test_golden_arguments_come_back(golden):
+def test_golden_arguments_survive_conversion_and_export(golden):
     exported = export_args(convert_args(golden.args))
     shared = set(exported) & set(golden.args)
     assert len(shared) > 15
     assert {key: exported[key] for key in shared} == {key: golden.args[key] for key in shared}
 
 
-def test_old_arguments_take_the_published_defaults():
+def test_missing_arguments_take_the_published_defaults():
     args = export_args(cifar10.get_config())
     for name in ("ada_groups", "min_groups_per_scale", "num_mixture_dec"):
         del args[name]
@@ -57,20 +57,20 @@ def test_bad_arguments_are_named(change, complaint):
         ("model", {"likelihood": "gaussian"}, "RGB images"),
     ],
 )
-def test_what_the_published_code_lacks_is_not_exported(section, change, complaint):
+def test_settings_that_the_published_code_lacks_are_not_exported(section, change, complaint):
     config = mnist.get_config()
     config[section].update(change)
     with pytest.raises(ValueError, match=complaint):
         export_args(config)
 
 
-def test_digits_are_not_published():
+def test_a_data_set_that_the_published_code_lacks_is_not_exported():
     with pytest.raises(ValueError, match="28x28"):
         export_args(digits.get_config())
 
 
 @pytest.mark.parametrize("pair", CELLS.values())
-def test_operations_name_every_place(pair):
+def test_the_exported_cell_types_cover_every_place_in_the_model(pair):
     config = mnist.get_config()
     config.model.update(encoder_cell=pair[0], decoder_cell=pair[1])
     operations = export_operations(config)

@@ -18,7 +18,7 @@ def trees_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_fresh_state_is_what_training_would_restore(small_config, small_variables):
+def test_a_fresh_state_has_the_shapes_that_training_restores(small_config, small_variables):
     experiment = build.build(small_config)
     state = conversion.fresh_state(experiment, small_variables, 7)
     shapes = experiment.abstract_state()
@@ -30,7 +30,7 @@ def test_fresh_state_is_what_training_would_restore(small_config, small_variable
     assert sorted(counts) == [0, 7]  # the moments are fresh, the schedule is not
 
 
-def test_data_state_without_data_is_the_published_one(small_config):
+def test_without_data_the_position_is_computed_from_the_published_sizes(small_config):
     config = small_config.copy_and_resolve_references()
     config.data.dir = "/nowhere"
     assert conversion.data_state(config, 5) == {"step": 5, "num_examples": 60_000}
@@ -48,7 +48,7 @@ def run(tmp_path, small_config, small_variables, mnist_dir):
     return workdir
 
 
-def test_round_trip_of_a_run_and_its_resumption(
+def test_an_exported_run_can_be_imported_and_resumed(
     monkeypatch, tmp_path, bucket, run, mnist_dir, small_variables
 ):
     """By a bucket, where the new run is too."""
@@ -107,7 +107,9 @@ def test_published_files_give_the_golden_numbers(tmp_path, golden):
     trees_equal(back.state, {n: there.state[n] for n in back.state})
 
 
-def test_old_files(tmp_path, small_config, small_variables):
+def test_files_of_older_versions_of_the_published_code_are_read(
+    tmp_path, small_config, small_variables
+):
     pytest.importorskip("torch")
     state = torch_checkpoint.export_state(small_config, small_variables)
     state["stem.weight_normalized"] = np.ones((), np.float32)
@@ -120,9 +122,7 @@ def test_old_files(tmp_path, small_config, small_variables):
     trees_equal(loading.load_run(tmp_path / "run")[1].variables, dict(small_variables))
 
 
-def test_nothing_is_left_behind_by_a_file_that_does_not_fit(
-    tmp_path, small_config, small_variables
-):
+def test_a_file_that_does_not_fit_leaves_nothing_behind(tmp_path, small_config, small_variables):
     pytest.importorskip("torch")
     state = torch_checkpoint.export_state(small_config, small_variables)
     del state["stem.weight"]
@@ -140,7 +140,7 @@ def test_resuming_on_other_data_is_refused(tmp_path, run, mnist_dir):
         train.train(None, run)
 
 
-def test_without_a_checkpoint(tmp_path, small_config):
+def test_exporting_a_run_without_checkpoint_is_an_error(tmp_path, small_config):
     run_directory.save_config(tmp_path, small_config)
     with pytest.raises(ValueError, match="no checkpoint yet"):
         conversion.export_run(tmp_path, tmp_path / "out.pt")

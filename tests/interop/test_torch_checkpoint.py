@@ -13,7 +13,7 @@ def trees_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_export_is_the_exact_reverse(golden):
+def test_export_exactly_reverses_conversion(golden):
     config, variables = torch_checkpoint.convert_state(golden.state, golden.args)
     exported = torch_checkpoint.export_state(config, variables)
     kept = {n for n in golden.state if not n.endswith(torch_checkpoint.IGNORED_SUFFIXES)}
@@ -26,7 +26,7 @@ def test_export_is_the_exact_reverse(golden):
 @pytest.mark.parametrize(
     "cells", [("residual_bn_elu",) * 2, ("residual_elu",) * 2, ("inverted_residual",) * 2]
 )
-def test_other_cells_come_back(small_config, cells):
+def test_every_kind_of_cell_survives_export_and_conversion(small_config, cells):
     config = small_config.copy_and_resolve_references()
     config.model.update(encoder_cell=cells[0], decoder_cell=cells[1])
     shapes = torch_checkpoint.shapes(config)
@@ -50,7 +50,7 @@ def published(small_config, small_variables):
     return state, export_args(small_config)
 
 
-def test_what_can_be_ignored_is(published):
+def test_arrays_that_can_be_ignored_are_ignored(published):
     state, args = published
     state = {**state, "weight_normalized": np.ones(()), "stem.weight_normalized": np.ones(())}
     torch_checkpoint.convert_state(state, args)
@@ -63,7 +63,7 @@ def test_a_missing_array_is_named(published):
         torch_checkpoint.convert_state(state, args)
 
 
-def test_a_foreign_array_is_named(published):
+def test_an_unknown_array_is_named(published):
     state, args = published
     state["discriminator.weight"] = np.ones(3)
     with pytest.raises(ValueError, match="not expected, first discriminator.weight"):
@@ -80,13 +80,13 @@ def test_an_array_of_another_shape_is_named(published, name, shape):
         torch_checkpoint.convert_state(state, args)
 
 
-def test_other_arguments_than_the_state_s_are_noticed(published):
+def test_arguments_that_contradict_the_arrays_are_an_error(published):
     state, args = published
     with pytest.raises(ValueError, match="of another shape"):
         torch_checkpoint.convert_state(state, {**args, "num_channels_enc": 8})
 
 
-def test_one_group_has_no_published_name(small_config, small_variables):
+def test_a_model_of_one_group_cannot_be_exported(small_config, small_variables):
     config = small_config.copy_and_resolve_references()
     config.model.num_groups = 1
     with pytest.raises(ValueError, match="one group"):

@@ -25,7 +25,7 @@ class Hostile:
         return os.mkdir, (self._path,)
 
 
-def test_round_trip(tmp_path):
+def test_a_written_file_is_read_back(tmp_path):
     state = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
     published = torch_file.PublishedFile(state, {"dataset": "mnist", "ada_groups": True}, 3, 77)
     torch_file.write(tmp_path / "new.pt", published, {"normal_enc": ["res_bnswish"]})
@@ -38,7 +38,7 @@ def test_round_trip(tmp_path):
 
 @pytest.mark.parametrize("where", ["args", "state_dict", "optimizer"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_is_refused_and_not_run(tmp_path, where, zipped):
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, where, zipped):
     content = {"args": argparse.Namespace(), "state_dict": {}, where: Hostile(tmp_path / "made")}
     path = tmp_path / "hostile.pt"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
@@ -55,7 +55,7 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_other_files(tmp_path):
+def test_other_and_damaged_files_are_errors_that_name_them(tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         torch_file.read(tmp_path / "absent.pt")
     (tmp_path / "text.pt").write_text("hello")
@@ -85,7 +85,7 @@ def test_other_files(tmp_path):
         ({"state_dict": {}, "args": {}, "epoch": torch.ones(2)}, "epoch must be a whole number"),
     ],
 )
-def test_files_that_are_no_checkpoint(tmp_path, content, complaint):
+def test_files_without_a_checkpoint_are_refused(tmp_path, content, complaint):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=complaint):
         torch_file.read(tmp_path / "other.pt")

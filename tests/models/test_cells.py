@@ -15,7 +15,7 @@ X = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype(np.float32)
 @pytest.mark.parametrize(
     ("resample", "features", "size"), [(None, 8, 4), ("down", 16, 2), ("up", 4, 8)]
 )
-def test_shapes_of_every_kind(kind, resample, features, size):
+def test_every_kind_of_cell_has_the_expected_output_shape(kind, resample, features, size):
     cell = cells.Cell(features, kind, resample)
     y, variables = cell.init_with_output(jax.random.key(0), X, True)
     assert y.shape == (2, size, size, features)
@@ -34,7 +34,7 @@ def test_cell_is_skip_plus_a_tenth_of_the_gated_body():
     )
 
 
-def test_up_body_equals_doubling_first():
+def test_an_up_body_equals_upsampling_before_the_body():
     """The order of the specification, against the cheaper one that the module uses."""
     body = cells.InvertedResidualBody(4, "up", expansion=3)
     plain = cells.InvertedResidualBody(4, None, expansion=3)
@@ -50,7 +50,9 @@ def test_up_body_equals_doubling_first():
 
 @pytest.mark.parametrize("ops", [PORTABLE, NATIVE])
 @pytest.mark.parametrize("resample", [None, "down", "up"])
-def test_inverted_residual_with_fixed_statistics(resample, ops):
+def test_an_inverted_residual_with_running_statistics_equals_one_with_batch_statistics(
+    resample, ops
+):
     """A pass that does not train, against one in whose batch the running statistics hold."""
     kernels = partial(layers.Conv, ops=ops)
     body = cells.InvertedResidualBody(8, resample, conv=kernels)
@@ -74,12 +76,12 @@ def test_inverted_residual_with_fixed_statistics(resample, ops):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_expansion_sets_the_hidden_width():
+def test_the_expansion_sets_the_hidden_width():
     params = cells.InvertedResidualBody(8, expansion=5).init(jax.random.key(0), X, False)["params"]
     assert params["conv_depthwise"]["kernel"].shape == (5, 5, 1, 40)
 
 
-def test_activation_of_the_elu_kinds():
+def test_the_elu_kinds_use_elu():
     assert cells.body("residual_bn_elu").keywords["activation"] is nn.elu
     assert cells.body("residual_elu").keywords == {"activation": nn.elu, "use_norm": False}
 
@@ -94,6 +96,6 @@ def test_skip_down_reads_the_four_corners_in_order():
         np.testing.assert_allclose(y[..., 2 * i : 2 * i + 2], part, rtol=1e-5, atol=1e-6)
 
 
-def test_unknown_kind_lists_the_known():
+def test_an_unknown_kind_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown cell 'resnet'; known: residual, "):
         cells.body("resnet")

@@ -24,7 +24,7 @@ def test_each_half_is_autoregressive(flipped, latents):
     assert np.tril(jacobian, -1).any()
 
 
-def test_first_output_sees_nothing_and_last_sees_all():
+def test_the_first_output_depends_on_no_input_and_the_last_on_all_before_it():
     half = flows.FlowHalf(False)
     z = jnp.ones((1, 5, 5, 2))
     variables = half.init(jax.random.key(0), z)
@@ -37,7 +37,7 @@ def test_first_output_sees_nothing_and_last_sees_all():
     assert seen(4, 4, 1) > 20
 
 
-def test_flow_starts_close_to_the_identity():
+def test_a_new_flow_is_close_to_the_identity():
     z = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 4)), jnp.float32)
     half = flows.FlowHalf(False)
     params = half.init(jax.random.key(0), z)["params"]

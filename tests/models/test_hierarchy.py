@@ -19,7 +19,7 @@ def test_groups_halve_down_to_the_minimum():
     assert Hierarchy(**FFHQ).groups == (16, 8, 4, 4, 4)
 
 
-def test_every_scale_has_all_groups_unless_adaptive():
+def test_without_adaptive_groups_every_scale_has_all_groups():
     assert Hierarchy(**{**FFHQ, "adaptive_groups": False}).groups == (16,) * 5
 
 
@@ -39,6 +39,6 @@ def test_latent_shapes_are_top_down():
         ({"process_blocks": -1}, "process_blocks"),
     ],
 )
-def test_impossible_shapes_are_named(change, message):
+def test_impossible_shapes_are_errors_that_name_them(change, message):
     with pytest.raises(ValueError, match=message):
         Hierarchy(**{**FFHQ, **change})

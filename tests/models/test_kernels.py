@@ -31,7 +31,9 @@ def variables(experiment):
     return {**variables, "params": params}
 
 
-def test_the_model_with_given_kernels_is_the_model(experiment, variables):
+def test_the_model_with_precomputed_kernels_gives_the_same_values_and_gradients(
+    experiment, variables
+):
     """Values and gradients: masks, norms and log-scales in every convolution, stacked or not."""
     images = jax.random.uniform(jax.random.key(0), (2, *experiment.image_shape))
 
@@ -52,7 +54,7 @@ def test_the_model_with_given_kernels_is_the_model(experiment, variables):
         np.testing.assert_allclose(mine, wanted, rtol=1e-3, atol=1e-5 * largest)
 
 
-def test_every_convolution_has_a_kernel_and_nothing_else_does(experiment, variables):
+def test_a_kernel_is_precomputed_for_every_convolution_and_nothing_else(experiment, variables):
     params = traverse_util.flatten_dict(variables["params"])
     kernels = traverse_util.flatten_dict(effective_kernels(experiment.model, variables["params"]))
     dense = {path for path in params if path[-2] in ("reduce", "expand")}

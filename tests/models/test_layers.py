@@ -12,12 +12,12 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def test_effective_kernel_has_norm_of_the_log_scale():
+def test_the_norm_of_an_effective_kernel_is_the_exponential_of_its_log_scale():
     kernel = layers.weight_norm([normal(3, 3, 2, 5)], [jnp.arange(5.0)])[0]
     np.testing.assert_allclose(layers.kernel_norm(kernel), np.exp(np.arange(5.0)), rtol=1e-4)
 
 
-def test_convolution_by_hand():
+def test_a_convolution_equals_one_computed_by_hand():
     x, conv = normal(1, 4, 4, 2), layers.Conv(3, 3, stride=2)
     variables = conv.init(jax.random.key(1), x)
     y, params = conv.apply(variables, x), variables["params"]
@@ -29,7 +29,7 @@ def test_convolution_by_hand():
     assert y.shape == (1, 2, 2, 3)
 
 
-def test_initial_log_scale_and_ranges():
+def test_initial_weights_are_in_their_range_and_keep_the_norm_of_the_kernel():
     conv = layers.Conv(64, 3)
     params = conv.init(jax.random.key(0), normal(1, 4, 4, 8))["params"]
     limit = 1 / np.sqrt(72)
@@ -39,7 +39,7 @@ def test_initial_log_scale_and_ranges():
     np.testing.assert_allclose(params["log_scale"], expected, rtol=1e-6)
 
 
-def test_data_init_gives_mean_0_and_std_a_fifth():
+def test_data_dependent_initialization_gives_mean_0_and_deviation_one_fifth():
     x = 3.0 + 5.0 * normal(8, 6, 6, 4)
     conv = layers.Conv(6, 3, data_init=True)
     variables = conv.init(jax.random.key(0), x)
@@ -49,7 +49,7 @@ def test_data_init_gives_mean_0_and_std_a_fifth():
 
 
 @pytest.mark.parametrize("copies", [1, 4])
-def test_batch_norm_statistics(copies):
+def test_batch_norm_normalizes_with_batch_statistics_and_updates_the_running_ones(copies):
     x = normal(3, 4, 4, 2) + 7.0
     norm = layers.BatchNorm()
     variables = norm.init(jax.random.key(0), x, True)
@@ -72,7 +72,7 @@ def test_batch_norm_uses_running_statistics_when_not_training():
     np.testing.assert_allclose(y, 0.5 + 3.0 * (2.0 - 1.0) / np.sqrt(4.0 + 1e-5), rtol=1e-6)
 
 
-def test_batch_norm_over_groups_of_the_batch():
+def test_batch_norm_with_groups_normalizes_each_part_of_the_batch_alone():
     x = normal(6, 3, 3, 2) * 3 + 1
     apart, whole = layers.BatchNorm(groups=2), layers.BatchNorm()
     variables = whole.init(jax.random.key(0), x, True)
@@ -84,7 +84,7 @@ def test_batch_norm_over_groups_of_the_batch():
         np.testing.assert_allclose(updated["batch_stats"][name], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_bilinear_doubling_aligns_corners():
+def test_bilinear_upsampling_aligns_corners():
     x = normal(1, 3, 5, 2)
     y = np.asarray(layers.upsample_bilinear(x))
     rows = np.linspace(0, 2, 6)
@@ -96,7 +96,7 @@ def test_bilinear_doubling_aligns_corners():
             np.testing.assert_allclose(y[0, i, j, 0], value, rtol=1e-4, atol=1e-5)
 
 
-def test_the_gradient_of_bilinear_doubling_is_sums_of_neighbours():
+def test_the_gradient_of_bilinear_upsampling_needs_only_sums_of_neighbours():
     x = normal(1, 3, 5, 2)
     gradient = jax.grad(lambda x: layers.upsample_bilinear(x).sum())
     # Each output's weights sum to 1: so do all of the gradient to the number of outputs.
@@ -106,12 +106,12 @@ def test_the_gradient_of_bilinear_doubling_is_sums_of_neighbours():
     assert not used & {"dot_general", "convolution", "gather", "scatter"}, used
 
 
-def test_nearest_doubling():
+def test_nearest_upsampling_repeats_each_pixel():
     x = normal(2, 3, 2, 1)
     np.testing.assert_array_equal(layers.upsample_nearest(x), x.repeat(2, 1).repeat(2, 2))
 
 
-def test_squeeze_excitation_hidden_width():
+def test_squeeze_and_excitation_has_a_sixteenth_of_the_channels_but_at_least_four():
     se = layers.SqueezeExcitation()
     for channels, hidden in ((16, 4), (128, 8)):
         x = normal(1, 2, 2, channels)

@@ -37,7 +37,7 @@ def make(**model_keys):
     return model, images
 
 
-def test_output_shapes(tiny):
+def test_outputs_have_the_documented_shapes(tiny):
     experiment, state, images = tiny
     out = run(experiment.model, state.variables, images, noise=noise_for(experiment.model, 4))
     assert out.logits.shape == (4, 16, 16, 1)
@@ -49,7 +49,7 @@ def test_output_shapes(tiny):
     assert (np.asarray(out.kl) >= 0).all()
 
 
-def test_unrolling_changes_nothing(tiny):
+def test_unrolling_does_not_change_the_outputs(tiny):
     experiment, state, images = tiny
     noise = noise_for(experiment.model, 4)
     looped = experiment.model.clone(unroll=1)
@@ -68,7 +68,7 @@ def test_unrolling_changes_nothing(tiny):
 
 
 @pytest.mark.parametrize(("num_groups", "looped"), [(16, False), (17, True)])
-def test_large_models_stay_loops(num_groups, looped):
+def test_only_small_models_are_unrolled_by_default(num_groups, looped):
     """2 scales of 16 groups are the most that are unrolled unasked."""
     model, _ = make(num_groups=num_groups)
     assert (model.unroll == 1) == looped
@@ -76,7 +76,7 @@ def test_large_models_stay_loops(num_groups, looped):
     assert model.unroll == 4
 
 
-def test_groups_of_a_scale_are_stacked(tiny):
+def test_parameters_of_the_groups_of_a_scale_are_stacked(tiny):
     _, state, _ = tiny
     params = state.params
     assert params["bottom_up"]["scale_0"]["cell_0"]["body"]["conv_0"]["kernel"].shape[0] == 2
@@ -85,7 +85,7 @@ def test_groups_of_a_scale_are_stacked(tiny):
 
 
 @pytest.mark.parametrize("residual", [True, False])
-def test_posterior_is_relative_to_the_prior(residual):
+def test_a_residual_posterior_is_relative_to_the_prior(residual):
     """With the posterior heads at zero, a residual posterior is the prior: no KL at all."""
     model, images = make(residual_posterior=residual, unroll=1)
     variables = initialized(model, jax.random.key(0), images)
@@ -105,7 +105,7 @@ def test_posterior_is_relative_to_the_prior(residual):
         assert (kl[:, 1:].sum(1) > 1e-3).all()
 
 
-def test_first_prior_has_scale_1_01(tiny):
+def test_the_first_prior_has_scale_1_01(tiny):
     experiment, state, _ = tiny
     noise = noise_for(experiment.model, 1)
 
@@ -133,7 +133,7 @@ def test_temperature_scales_the_noise(tiny):
     np.testing.assert_allclose(logits(noise, 0.5), scaled, rtol=1e-4, atol=1e-5)
 
 
-def test_degenerate_model_has_no_towers():
+def test_a_model_of_one_group_has_no_towers():
     model, images = make(num_scales=1, num_groups=1, unroll=1)
     variables = initialized(model, jax.random.key(0), images)
     params = variables["params"]
@@ -147,7 +147,7 @@ def test_degenerate_model_has_no_towers():
     np.testing.assert_array_equal(out.logits, again.logits)
 
 
-def test_flows_change_the_kl_to_a_one_sample_estimate():
+def test_with_flows_the_kl_is_estimated_from_one_sample():
     model, images = make(num_flows=1, unroll=1)
     variables = initialized(model, jax.random.key(0), images)
     out = run(model, variables, images, noise=noise_for(model, 2))
@@ -155,7 +155,7 @@ def test_flows_change_the_kl_to_a_one_sample_estimate():
 
 
 @pytest.mark.parametrize("cells", [("residual_elu", "residual_elu"), ("residual_elu", "residual")])
-def test_data_init_sets_every_body_convolution(cells):
+def test_data_dependent_initialization_sets_every_convolution_of_the_bodies(cells):
     model, images = make(encoder_cell=cells[0], decoder_cell=cells[1], unroll=1)
     assert model.needs_data_init
     real = initialized(model, jax.random.key(0), images)["params"]
@@ -166,7 +166,7 @@ def test_data_init_sets_every_body_convolution(cells):
     assert np.abs(np.asarray(real - other)).max() > 0.01
 
 
-def test_initialize_has_the_distribution_of_init(tiny):
+def test_initialize_draws_from_the_distributions_of_flax_init(tiny):
     """Same structure, and per leaf the same range, as flax's own init."""
     experiment, _, images = tiny
     model = experiment.model.clone(unroll=1)
@@ -184,7 +184,7 @@ def test_initialize_has_the_distribution_of_init(tiny):
     jax.tree_util.tree_map_with_path(same_range, ours["params"], theirs["params"])
 
 
-def test_init_is_what_training_begins_with(tiny, monkeypatch):
+def test_flax_init_returns_the_initial_values_of_training(tiny, monkeypatch):
     """Eagerly, under jit and with keys by name, without Flax's pass of the model."""
     experiment, state, images = tiny
     _, modules = describe_variables(experiment.model, images.shape[1:])
@@ -201,7 +201,7 @@ def test_init_is_what_training_begins_with(tiny, monkeypatch):
     jax.tree.map(close, jax.jit(init)(key, images), eager)
 
 
-def test_what_only_flax_can_init_goes_there(tiny):
+def test_init_with_another_method_is_left_to_flax(tiny):
     experiment, state, images = tiny
     init = partial(experiment.model.init, method="encode")
     variables = jax.eval_shape(init, jax.random.key(0), images)
@@ -233,7 +233,7 @@ def initialized_by_modules(model, key, images):
     ],
     ids=lambda keys: "-".join(map(str, keys.values())),
 )
-def test_initialize_has_the_values_of_the_modules(keys):
+def test_constant_initial_values_are_those_of_the_modules(keys):
     model, images = make(unroll=1, **keys)
     ours = initialized(model, jax.random.key(3), images)
     theirs = initialized_by_modules(model, jax.random.key(3), images)
@@ -250,7 +250,7 @@ class GainBody(cells.ResidualBody):
         return gain * super().__call__(x, train)
 
 
-def test_parameters_of_new_cells_come_from_their_modules(monkeypatch):
+def test_a_new_kind_of_cell_is_initialized_by_its_own_module(monkeypatch):
     monkeypatch.setitem(cells.BODIES, "gain", GainBody)
     model, images = make(num_scales=1, num_groups=1, encoder_cell="gain", unroll=1)
     params = initialized(model, jax.random.key(0), images)["params"]
@@ -266,7 +266,7 @@ def test_wrong_noise_is_refused(tiny):
         run(experiment.model, state.variables, images, noise=noise)
 
 
-def test_noise_is_drawn_from_the_latent_stream(tiny):
+def test_without_given_noise_it_is_drawn_from_the_rng_named_latent(tiny):
     experiment, state, images = tiny
 
     def logits(seed):
@@ -277,5 +277,5 @@ def test_noise_is_drawn_from_the_latent_stream(tiny):
     assert (logits(0) != logits(1)).any()
 
 
-def test_number_of_latent_variables_is_that_of_the_shapes(tiny):
+def test_the_latent_shapes_add_up_to_the_number_of_latent_variables(tiny):
     assert sum(math.prod(s) for s in tiny[0].model.latent_shapes()) == 2 * 4 * 4 * 4 + 2 * 8 * 8 * 4

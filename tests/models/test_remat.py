@@ -51,7 +51,7 @@ UNROLLED = [(policy, 10**6) for policy in ("none", "norm_act", "group")]
 
 
 @pytest.mark.parametrize(("policy", "unroll"), [(policy, 1) for policy in POLICIES[1:]] + UNROLLED)
-def test_gradients_and_statistics_do_not_change(without, policy, unroll):
+def test_rematerialization_changes_no_gradient_and_no_statistic(without, policy, unroll):
     params, loss = pass_of(policy, unroll)
     found = jax.jit(jax.grad(loss, has_aux=True))(params)
     for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(without), strict=True):
@@ -59,7 +59,7 @@ def test_gradients_and_statistics_do_not_change(without, policy, unroll):
 
 
 @pytest.mark.parametrize("unroll", [1, 10**6])
-def test_each_policy_keeps_less_than_the_one_before(unroll):
+def test_each_policy_stores_less_than_the_one_before(unroll):
     kept = [kept_bytes(policy, unroll) for policy in POLICIES]
     assert kept == sorted(kept, reverse=True) and len(set(kept)) == len(kept)
     assert kept[1] < 0.82 * kept[0]  # the paper saves 18%
@@ -80,6 +80,6 @@ def test_statistics_are_not_computed_again(policy):
     assert found[0] == found[1] > 0
 
 
-def test_an_unknown_policy_is_named():
+def test_an_unknown_policy_is_an_error_that_names_it():
     with pytest.raises(ValueError, match="model.remat is 'all'; it must be one of: none, norm_act"):
         build.build(tiny_config(model={"remat": "all"}))

@@ -13,7 +13,7 @@ def forget():
 
 
 @pytest.mark.parametrize("kind", [{}, {"runs_once": True}, {"unrolled": True}])
-def test_the_users_flags_come_first(monkeypatch, kind):
+def test_xla_flags_of_the_user_override_the_options(monkeypatch, kind):
     monkeypatch.setenv("XLA_FLAGS", "")
     ours = compiler.options("cpu", **kind)
     assert "xla_backend_optimization_level" in ours
@@ -23,7 +23,7 @@ def test_the_users_flags_come_first(monkeypatch, kind):
     assert theirs == {k: v for k, v in ours.items() if k != "xla_backend_optimization_level"}
 
 
-def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
+def test_options_unknown_to_the_installed_xla_are_left_out(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     known = {"xla_backend_optimization_level": 1, "xla_cpu_prefer_vector_width": 256}
     monkeypatch.setattr(compiler, "CPU", {"xla_no_such_option": 1, **known})
@@ -34,14 +34,14 @@ def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_the_users_flags_come_first_on_accelerators(monkeypatch, platform):
+def test_xla_flags_of_the_user_override_the_options_of_accelerators(monkeypatch, platform):
     ours = {"xla_backend_optimization_level": 2, "xla_gpu_autotune_level": 3}
     monkeypatch.setattr(compiler, platform.upper(), ours)
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
     assert compiler.options(platform) == {"xla_backend_optimization_level": 2}
 
 
-def test_what_runs_once_on_a_gpu_has_options_of_its_own(monkeypatch):
+def test_gpu_programs_that_run_once_have_their_own_options(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(compiler, "GPU_RUNS_ONCE", {"xla_gpu_autotune_level": 0})
     assert compiler.options("gpu", runs_once=True) == {"xla_gpu_autotune_level": 0}

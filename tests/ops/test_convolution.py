@@ -50,7 +50,7 @@ def check(given, stride, ops):
 
 @pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
 @pytest.mark.parametrize(("k", "stride", "size"), CASES)
-def test_values_and_gradients(k, stride, size, ops):
+def test_values_and_gradients_equal_those_in_float64(k, stride, size, ops):
     check(arrays(k, stride, size), stride, ops)
 
 
@@ -65,12 +65,14 @@ def test_values_and_gradients(k, stride, size, ops):
         ((1, 9), 3, (1, 70)),
     ],
 )
-def test_native_blocks(size, batch, channels, stride, ops):
+def test_sizes_around_the_blocks_of_the_native_kernel_give_the_same_values(
+    size, batch, channels, stride, ops
+):
     check(arrays(3, stride, size, batch=batch, channels=channels), stride, ops)
 
 
 @pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
-def test_an_empty_batch(ops):
+def test_an_empty_batch_is_allowed(ops):
     given = arrays(3, 1, (4, 4), np.float32, batch=0)
     ours = ops.conv
     y, dx, dkernel = jax.jit(partial(with_gradients, ours))(*given)
@@ -79,7 +81,7 @@ def test_an_empty_batch(ops):
 
 @pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
 @pytest.mark.parametrize("k", [1, 3])
-def test_bfloat16_stays(k, ops):
+def test_bfloat16_inputs_give_bfloat16_outputs(k, ops):
     given = [jnp.asarray(a, jnp.bfloat16) for a in arrays(k, 1, (6, 6))]
     found = with_gradients(ops.conv, *given)
     expected = with_gradients(lambda x, w: reference(x, w, 1), *given)
@@ -90,7 +92,7 @@ def test_bfloat16_stays(k, ops):
 
 
 @pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
-def test_under_vmap_scan_and_remat(ops):
+def test_vmap_scan_and_remat_give_the_same_values(ops):
     x, kernel, g = arrays(3, 1, (5, 6), np.float32)
     kernel, g = kernel[..., :3], g[..., :3]
     kernels = jnp.stack([kernel, 0.5 * kernel])
@@ -112,7 +114,7 @@ def test_under_vmap_scan_and_remat(ops):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
-def test_gradients_on_cpu_have_the_order_that_its_kernels_want():
+def test_gradients_on_cpu_have_the_dimension_order_of_its_fast_kernels():
     given = arrays(3, 1, (6, 8), np.float32)
     text = jax.jit(lambda *a: with_gradients(Cpu().conv, *a)).lower(*given).as_text()
     lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]

@@ -100,7 +100,7 @@ CASES = [
 
 @pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
 @pytest.mark.parametrize(("k", "stride", "size", "dtype"), CASES)
-def test_value_and_gradients(k, stride, size, dtype, ops):
+def test_values_and_gradients_equal_those_in_float64(k, stride, size, dtype, ops):
     x, kernel, g = data(size, k, [-(-n // stride) for n in size], dtype)
 
     def operation(x, kernel):
@@ -120,7 +120,7 @@ def test_value_and_gradients(k, stride, size, dtype, ops):
         (7, (3, 2), jnp.float32),
     ],
 )
-def test_upsample_value_and_gradients(k, size, dtype, ops):
+def test_upsampling_values_and_gradients_equal_those_in_float64(k, size, dtype, ops):
     x, kernel, g = data(size, k, [2 * n for n in size], dtype)
 
     def operation(x, kernel):
@@ -133,7 +133,7 @@ def test_upsample_value_and_gradients(k, size, dtype, ops):
 @pytest.mark.parametrize(("k", "stride"), [(3, 1), (5, 1), (5, 2)])
 @pytest.mark.parametrize("channels", [16, 28, 37, 100])
 @NEEDS_COMPILER
-def test_native_blocks(k, stride, channels):
+def test_sizes_around_the_blocks_of_the_native_kernel_give_the_same_values(k, stride, channels):
     # More channels than a block has, or a part of one and of a register; several strips of rows.
     size = (45, 40)
     x, kernel, g = data(size, k, [-(-n // stride) for n in size], channels=channels)
@@ -143,7 +143,7 @@ def test_native_blocks(k, stride, channels):
 
 
 @NEEDS_COMPILER
-def test_native_gives_the_same_bits_every_time():
+def test_the_native_kernel_is_deterministic():
     x, kernel, g = data((8, 8), 5, (8, 8), batch=7, channels=70)
     run = jax.jit(with_gradients(Native().depthwise_conv))
     first = run(x, kernel, g)
@@ -167,7 +167,7 @@ def kept(folder):
     return [path for path in folder.glob("*/*") if path.suffix != ".lock"]
 
 
-def test_native_is_compiled_once_a_machine(fresh_native):
+def test_processes_that_start_together_compile_the_native_library_once(fresh_native):
     """Also where processes begin together; by a compiler that writes what it was called for."""
     compiler, calls = fresh_native / "compiler", fresh_native / "calls"
     compiler.write_text(f'sleep 0.1; for last; do :; done; echo "$last" | tee -a {calls} > "$last"')
@@ -182,7 +182,9 @@ def test_native_is_compiled_once_a_machine(fresh_native):
 @pytest.mark.parametrize(
     ("compiler", "message"), [("no-such-compiler", "no C"), ("false", "cannot compile")]
 )
-def test_what_keeps_native_from_being_had(fresh_native, monkeypatch, compiler, message):
+def test_without_a_working_compiler_native_kernels_are_an_error_that_says_why(
+    fresh_native, monkeypatch, compiler, message
+):
     monkeypatch.setenv("CXX", compiler)
     assert message in native.problem()
     assert not kept(fresh_native)
@@ -199,7 +201,7 @@ def test_bfloat16_is_accumulated_in_float32():
         assert ops.depthwise_conv(x, kernel)[0, 2, 2, 0] == 280
 
 
-def test_kernel_may_keep_its_own_dtype():
+def test_a_float32_kernel_of_bfloat16_inputs_has_a_float32_gradient():
     x, kernel, g = data((4, 4), 3, (4, 4), jnp.bfloat16)
     kernel = kernel.astype(jnp.float32)
     y, dx, dkernel = jax.jit(with_gradients(Native().depthwise_conv))(x, kernel, g)
@@ -208,7 +210,7 @@ def test_kernel_may_keep_its_own_dtype():
 
 
 @pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
-def test_vmap_over_examples_and_over_kernels(ops):
+def test_vmap_over_examples_and_kernels_equals_separate_calls(ops):
     x, kernel, g = data((4, 5), 3, (4, 5), batch=6)
     xs, gs = x.reshape(3, 2, 4, 5, 3), g.reshape(3, 2, 4, 5, 3)
     kernels = jnp.stack([kernel, 2 * kernel, kernel[::-1]])
@@ -288,7 +290,7 @@ def test_a_sharded_batch_stays_sharded(ops):
 
 
 @pytest.mark.parametrize("name", ["depthwise_conv", "upsample_depthwise_conv"])
-def test_a_program_for_all_platforms_has_what_each_wants(name):
+def test_a_program_for_several_platforms_has_the_implementation_of_each(name):
     # Lowering needs no device of the platform.
     x, kernel, _ = data((4, 4), 5, (4, 4))
 
@@ -319,7 +321,7 @@ def test_layers_of_equal_shape_are_traced_once():
     jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel)
 
 
-def test_wrong_arguments_are_named():
+def test_wrong_arguments_are_errors_that_name_them():
     x, kernel, _ = data((4, 4), 3, (4, 4))
     with pytest.raises(ValueError, match="stride"):
         Portable().depthwise_conv(x, kernel, stride=3)

@@ -73,7 +73,7 @@ def gradients(run):
 
 @pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_values(case, ops):
+def test_values_equal_those_of_the_separate_operations(case, ops):
     found = jax.jit(ops.inverted_residual)(*arrays(case, dtype=np.float32))
     assert found.dtype == jnp.float32
     check(found, reference(case))
@@ -82,7 +82,7 @@ def test_values(case, ops):
 @pytest.mark.parametrize("ops", [NATIVE])
 @pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 7])
-def test_sizes_of_kernels(k, upsample, ops):
+def test_every_kernel_size_gives_the_values_of_the_separate_operations(k, upsample, ops):
     case, run = CASES[0], ops.inverted_residual
     found = run(*arrays(case, k, np.float32), upsample=upsample)
     check(found, reference(case, k, upsample=upsample))
@@ -91,14 +91,16 @@ def test_sizes_of_kernels(k, upsample, ops):
 @pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
 @pytest.mark.parametrize("options", [{"stride": 2}, {"upsample": True}], ids=["down", "up"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_other_resolutions(case, options, ops):
+def test_strided_and_upsampling_bodies_give_the_values_of_the_separate_operations(
+    case, options, ops
+):
     run = jax.jit(partial(ops.inverted_residual, **options))
     check(run(*arrays(case, dtype=np.float32)), reference(case, **options))
 
 
 @pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
-def test_gradients(ops, upsample):
+def test_gradients_equal_those_of_the_separate_operations(ops, upsample):
     case = ((8, 8, 8, 5), 30, 6)
 
     run = partial(ops.inverted_residual, upsample=upsample)
@@ -119,7 +121,7 @@ def test_gradients(ops, upsample):
         ((32, 4, 4, 4), {}, True),
     ],
 )
-def test_one_call_where_it_pays(shape, options, at_once, ops):
+def test_one_fused_call_is_used_only_for_shapes_where_it_is_faster(shape, options, at_once, ops):
     given = arrays((shape, 24, 4), dtype=np.float32)
     run = partial(ops.inverted_residual, **options)
     program = jax.jit(run).lower(*given).as_text()
@@ -127,7 +129,7 @@ def test_one_call_where_it_pays(shape, options, at_once, ops):
 
 
 @pytest.mark.parametrize("ops", [NATIVE])
-def test_nothing_is_left_of_the_call_before(ops):
+def test_a_result_does_not_depend_on_the_call_before(ops):
     # A larger call fills the buffers that a smaller one then works in.
     run = ops.inverted_residual
     small = arrays(((8, 8, 8, 3), 20, 4), dtype=np.float32)
@@ -137,7 +139,7 @@ def test_nothing_is_left_of_the_call_before(ops):
 
 
 @pytest.mark.parametrize("ops", [PORTABLE, CPU, NATIVE])
-def test_bfloat16(ops):
+def test_bfloat16_values_are_close_to_those_in_float64(ops):
     x, kernels, norms = arrays(CASES[0], dtype=np.float32)
     x, kernels = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, kernels))
     found = ops.inverted_residual(x, kernels, norms)

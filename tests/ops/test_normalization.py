@@ -43,7 +43,7 @@ def ours(*given, ops, activation=None):
 
 @pytest.mark.parametrize("ops", [CPU, NATIVE])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
-def test_values_and_gradients(wrap, ops):
+def test_values_and_gradients_equal_those_in_float64(wrap, ops):
     with jax.enable_x64(True):
         expected = with_gradients(reference, *arrays())
     function = wrap(partial(ours, ops=ops))
@@ -54,7 +54,7 @@ def test_values_and_gradients(wrap, ops):
 
 
 @pytest.mark.parametrize("ops", [NATIVE])
-def test_many_rows_and_channels(ops):
+def test_several_blocks_of_rows_and_a_large_mean_give_the_same_values(ops):
     # Several blocks of rows, the last of another size, and a mean that is large beside the spread.
     rng = np.random.default_rng(1)
     x = rng.normal(size=(7, 30, 31, 70)) + 100
@@ -70,7 +70,7 @@ def test_many_rows_and_channels(ops):
 @pytest.mark.parametrize("ops", [CPU, NATIVE])
 @pytest.mark.parametrize("activation", [swish, nn.elu])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
-def test_activations_behind_it(wrap, activation, ops):
+def test_a_fused_activation_gives_the_same_values_and_gradients(wrap, activation, ops):
     # Channels that fill no vector of any machine, and where the gate is as good as 0 and 1.
     (x, scale, bias), g = arrays(shape=(5, 7, 31, 6))
     x, g = (np.concatenate([a] * 7, axis=-1) for a in (x, g))
@@ -87,7 +87,7 @@ def test_activations_behind_it(wrap, activation, ops):
 
 
 @pytest.mark.parametrize("ops", [NATIVE])
-def test_swish_far_from_zero(ops):
+def test_swish_is_finite_far_from_zero(ops):
     x = jnp.array([-1.0, 1.0]).repeat(20)[:, None]
     for size in (50.0, 1e3, 1e30):
         y = ops.batch_norm(x, jnp.array([size]), jnp.zeros(1), 0.0, activation=swish)[0]
@@ -106,7 +106,7 @@ def test_swish_is_exact_to_the_last_bits(ops):
 
 
 @pytest.mark.parametrize("ops", [CPU, NATIVE])
-def test_long_sums_hardly_round(ops):
+def test_long_sums_have_small_rounding_errors(ops):
     # What rounding leaves of a gradient that is zero is noise that the optimiser enlarges.
     rng = np.random.default_rng(0)
     x, g = (rng.normal(size=(2, 16, 32, 32, 3)) + 1).astype(np.float32)
@@ -125,7 +125,7 @@ def test_long_sums_hardly_round(ops):
 
 
 @pytest.mark.parametrize("ops", [CPU, NATIVE])
-def test_statistics_of_the_batch_pass_no_gradient(ops):
+def test_no_gradient_flows_through_the_returned_statistics(ops):
     given, _ = arrays(np.float32)
     _, mean, var = ops.batch_norm(*given, EPSILON)
     np.testing.assert_allclose(mean, given[0].mean((0, 1, 2)), rtol=1e-5)
@@ -138,7 +138,7 @@ def test_statistics_of_the_batch_pass_no_gradient(ops):
 
 
 @pytest.mark.parametrize("ops", [CPU, NATIVE])
-def test_nothing_cancels_near_the_center(ops):
+def test_a_center_near_the_mean_avoids_cancellation(ops):
     rng = np.random.default_rng(0)
     x, ones = rng.normal(size=(4, 8, 8, 6)) + 1000, np.ones(6, np.float32)
     center = np.full(6, 1000.3, np.float32)
@@ -149,7 +149,7 @@ def test_nothing_cancels_near_the_center(ops):
 
 
 @pytest.mark.parametrize("ops", [CPU, NATIVE])
-def test_under_vmap_statistics_are_of_each_group(ops):
+def test_under_vmap_each_group_has_its_own_statistics(ops):
     given, g = arrays(np.float32, (2, 4, 4, 5, 6))
     over = jax.vmap(partial(ours, ops=ops), in_axes=(0, None, None))
     found = with_gradients(over, given, g)
@@ -158,7 +158,7 @@ def test_under_vmap_statistics_are_of_each_group(ops):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
 
 
-def test_bfloat16_takes_float32_statistics():
+def test_bfloat16_inputs_are_normalized_with_float32_statistics():
     (x, scale, bias), g = arrays(np.float32)
     x, g = jnp.asarray(x, jnp.bfloat16), jnp.asarray(g, jnp.bfloat16)
     found = with_gradients(partial(ours, ops=Portable()), (x, scale, bias), g)
@@ -169,7 +169,7 @@ def test_bfloat16_takes_float32_statistics():
     assert Portable().batch_norm(x, scale, bias, EPSILON)[1].dtype == jnp.float32
 
 
-def test_swish_keeps_only_its_input():
+def test_the_backward_pass_of_swish_stores_only_its_input():
     x, g = np.linspace(-8, 8, 101), np.random.default_rng(0).normal(size=101)
     with jax.enable_x64(True):
         expected = with_gradients(lambda x: x * jax.nn.sigmoid(x), (x,), g)

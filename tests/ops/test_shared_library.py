@@ -61,14 +61,14 @@ def kept(folder):
     return list(folder.glob("native/*.so"))
 
 
-def test_it_is_compiled_once_and_kept_where_nobody_else_can_write(place, compiled, said):
+def test_the_library_is_compiled_once_and_cached_in_a_private_folder(place, compiled, said):
     assert answer() == answer() == 42
     assert len(compiled) == 1 and not said
     assert (place / "cache" / "native").stat().st_mode & 0o777 == 0o700
     assert len(kept(place / "cache")) == 1 and not (place / "home").exists()
 
 
-def test_one_planted_where_others_can_write_is_not_loaded(place, said):
+def test_a_library_in_a_folder_that_others_can_write_is_not_loaded(place, said):
     folder, name = place / "cache" / "native", shared_library._identity(["c++"])
     (place / "one.cc").write_text(SOURCE % 13)
     planted = shared_library._compile(["c++"], place)
@@ -101,7 +101,7 @@ def another_users(path):
 
 
 @pytest.mark.parametrize("spoil", [not_whole, anybodys, another_users])
-def test_a_file_that_cannot_be_trusted_is_replaced(place, compiled, said, spoil):
+def test_a_cached_file_that_cannot_be_trusted_is_replaced(place, compiled, said, spoil):
     answer()
     (path,) = kept(place / "cache")
     fault = spoil(path)
@@ -109,7 +109,7 @@ def test_a_file_that_cannot_be_trusted_is_replaced(place, compiled, said, spoil)
     assert len(compiled) == 2 and len(said) == 1 and fault in said[0]
 
 
-def test_without_a_folder_to_keep_it_nothing_is_left_behind(place, compiled, said):
+def test_without_a_cache_folder_the_library_is_temporary_and_removed(place, compiled, said):
     for name in ("cache", "home"):
         (place / name).write_text("no folder")
     assert answer() == 42
@@ -118,7 +118,7 @@ def test_without_a_folder_to_keep_it_nothing_is_left_behind(place, compiled, sai
     assert len(said) == 1 and "for this process only" in said[0]
 
 
-def test_a_kept_one_is_used_where_nothing_can_be_written(place, compiled, said, monkeypatch):
+def test_a_cached_library_is_used_from_a_read_only_folder(place, compiled, said, monkeypatch):
     answer()
 
     def read_only(*_):
@@ -128,7 +128,9 @@ def test_a_kept_one_is_used_where_nothing_can_be_written(place, compiled, said, 
     assert answer() == 42 and len(compiled) == 1 and not said
 
 
-def test_folders_without_a_home(monkeypatch, tmp_path, compilation_cache):
+def test_the_cache_folders_are_beside_the_compilation_cache_and_in_the_home_folder(
+    monkeypatch, tmp_path, compilation_cache
+):
     monkeypatch.undo()
     monkeypatch.setenv("HOME", str(tmp_path))
     beside, home = shared_library._folders()

@@ -27,7 +27,7 @@ def with_gradients(function, given, g):
 @pytest.mark.parametrize(
     ("shape", "hidden"), [((3, 4, 4, 70), 4), ((8, 9, 7, 64), 17), ((1, 2, 2, 3), 4)]
 )
-def test_values_and_gradients(shape, hidden, ops):
+def test_values_and_gradients_equal_those_in_float64(shape, hidden, ops):
     rng = np.random.default_rng(0)
     channels = shape[-1]
     shapes = [shape, shape, (channels, hidden), (hidden,), (hidden, channels), (channels,)]

@@ -21,13 +21,13 @@ def by_hand(length):
 
 
 @pytest.mark.parametrize("ops", [CPU, NATIVE, GPU])
-def test_entries(ops):
+def test_unstack_returns_the_entries_of_every_array(ops):
     entries = jax.jit(ops.unstack, static_argnums=1)(TREE, 3)
     chex.assert_trees_all_equal(entries, by_hand(3))
 
 
 @pytest.mark.parametrize("ops", [CPU, NATIVE, GPU])
-def test_gradients(ops):
+def test_gradients_of_entries_are_stacked_again(ops):
     weights = jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape), jnp.float32), by_hand(3))
 
     def total(tree):
@@ -40,7 +40,7 @@ def test_gradients(ops):
 
 
 @pytest.mark.parametrize("ops", [CPU, NATIVE, GPU])
-def test_other_dtypes_and_trees_without_arrays(ops):
+def test_integers_and_empty_trees_can_be_unstacked(ops):
     tree = {"number": jnp.arange(6).reshape(2, 3), "none": None}
     entries = ops.unstack(tree, 2)
     np.testing.assert_array_equal(entries[1]["number"], [3, 4, 5])

@@ -31,7 +31,7 @@ def with_gradients(function, arrays, gradients):
     return values, pullback(gradients)
 
 
-def test_values_and_gradients():
+def test_values_and_gradients_equal_those_in_float64():
     with jax.enable_x64(True):
         expected = jax.tree.map(np.asarray, with_gradients(reference, *given()))
 
@@ -42,7 +42,7 @@ def test_values_and_gradients():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_channel_of_zeros_stays_so():
+def test_a_channel_of_zeros_stays_zero():
     kernel = jnp.ones((3, 3, 2, 4)).at[..., 1].set(0.0)
     (normalized,) = weight_norm([kernel], [jnp.zeros(4)])
     np.testing.assert_array_equal(normalized[..., 1], 0.0)

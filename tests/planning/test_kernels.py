@@ -61,11 +61,11 @@ condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"10"}}
 MOVED = 10 * 2 * (2 * MB + 4) + 3 * MB + 2 * MB
 
 
-def test_loops_slices_and_library_calls():
+def test_kernels_in_loops_slices_and_library_calls_are_counted():
     assert count_kernels(hlo.parse(TEXT)) == KernelCounts(10 * 2 + 2, MOVED, 0)
 
 
-def test_a_loop_of_unknown_length_is_said():
+def test_loops_of_unknown_length_are_counted_apart():
     unknown = TEXT.replace(', backend_config={"known_trip_count":{"n":"10"}}', "")
     kernels = count_kernels(hlo.parse(unknown))
     assert (kernels.count, kernels.uncounted_loops) == (2 + 2, 1)
@@ -78,7 +78,7 @@ def test_a_loop_of_unknown_length_is_said():
         ("true_computation=%small, false_computation=%large", ["small", "large"]),
     ],
 )
-def test_of_branches_the_one_that_moves_most_counts(named, branches):
+def test_the_branch_that_moves_most_bytes_counts(named, branches):
     text = f"""
 %small (a: f32[8]) -> f32[8] {{
   ROOT %copy.0 = f32[8]{{0}} copy(%a)
@@ -101,6 +101,6 @@ ENTRY %main (p: pred[], x: f32[8]) -> f32[8] {{
     assert count_kernels(program) == KernelCounts(2, 2 * 2 * 32, 0)
 
 
-def test_a_fused_computation_reads_whole_what_more_than_a_slice_uses():
+def test_an_array_that_is_not_only_sliced_is_read_whole():
     both = TEXT.replace("add(%flat, %flat)", "add(%flat, %p0)")
     assert count_kernels(hlo.parse(both)).bytes == MOVED + 10 * (10 - 1) * MB

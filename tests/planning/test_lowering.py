@@ -31,7 +31,7 @@ TRACED = [name for name in PUBLISHED if name != "ffhq256"]
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, "float32") for name in TRACED), ("mnist", "bfloat16")]
 )
-def test_the_training_step_lowers(name, dtype):
+def test_the_training_step_of_every_config_lowers_for_tpu_and_gpu(name, dtype):
     config = load(name)
     config.model.dtype = dtype
     experiment = build.build(config, jax.devices()[:1]).portable()
@@ -48,7 +48,7 @@ def test_the_training_step_lowers(name, dtype):
     assert images and set(images) == {element}
 
 
-def test_the_step_of_ffhq_is_that_of_celebahq_with_schedules_of_its_own():
+def test_the_step_of_ffhq_differs_from_that_of_celebahq_only_in_its_schedules():
     configs = [load(name) for name in ("celebahq256", "ffhq256")]
     one, other = (build.build(config, jax.devices()[:1]).portable() for config in configs)
     same = ("model", "likelihood", "image_shape", "mesh")

@@ -41,7 +41,7 @@ def convolve(x, kernel, groups=1, stride=1):
     )
 
 
-def test_flops_of_products_and_convolutions():
+def test_flops_of_products_and_convolutions_are_counted_exactly():
     assert flops(jnp.matmul, shape(3, 5), shape(5, 7)) == 2 * 3 * 5 * 7
     x, kernel = shape(2, 8, 8, 6), shape(3, 3, 6, 10)
     forward = 2 * (2 * 8 * 8 * 10) * (3 * 3 * 6)
@@ -55,7 +55,7 @@ def test_flops_of_products_and_convolutions():
         assert flops(gradient, x, kernel) == pytest.approx(3 * forward, rel=1e-9)
 
 
-def test_flops_of_loops_and_branches():
+def test_flops_of_loops_and_branches_are_counted_exactly():
     def scanned(x, stack):
         return jax.lax.scan(lambda x, w: (x @ w, None), x, stack)[0]
 
@@ -77,7 +77,7 @@ def peak(function, *arrays, **kwargs):
     return peak_bytes(jax.make_jaxpr(function)(*arrays), size, **kwargs) / (FLOAT * 100)
 
 
-def test_peak_memory_counts_what_is_alive_at_once():
+def test_peak_memory_counts_arrays_that_are_alive_at_the_same_time():
     x = shape(100)
     assert peak(lambda x: jnp.sin(jnp.cos(jnp.exp(x))), x) == 2  # each with its operand
     assert peak(lambda x: jnp.sin(x) + jnp.cos(x) + jnp.exp(x), x) == 3
@@ -90,7 +90,7 @@ def test_peak_memory_counts_what_is_alive_at_once():
     assert peak(jnp.sin, x, aliased=1) == 0
 
 
-def test_peak_memory_of_loops_and_calls():
+def test_peak_memory_of_loops_and_calls_is_counted_exactly():
     x = shape(100)
     inner = jax.jit(lambda x: jnp.sin(jnp.cos(jnp.exp(x))))
     assert peak(lambda x: inner(x) + inner(x), x) == 3
@@ -107,7 +107,7 @@ def estimator():
     return estimate.Estimator(tiny_config())
 
 
-def test_state_is_known_exactly(estimator):
+def test_the_size_of_the_training_state_is_exact(estimator):
     params = sum(math.prod(p.shape) for p in jax.tree.leaves(estimator.state.params))
     assert estimator.num_params == params
     one = estimate.planned_mesh(1, 1)
@@ -128,7 +128,7 @@ def test_state_is_known_exactly(estimator):
     assert large and estimate.bytes_on_device(estimator.state.params, mesh) == FLOAT * sum(sizes)
 
 
-def test_policies_and_devices_save_memory(estimator):
+def test_rematerialization_and_more_devices_reduce_the_estimated_memory(estimator):
     def need(remat, devices=1, fsdp=1, micro_batches=1):
         return estimator.need(Setting("float32", remat, fsdp, micro_batches), devices)
 
@@ -148,7 +148,7 @@ def test_policies_and_devices_save_memory(estimator):
         need("none", 5)
 
 
-def test_recomputing_costs_arithmetic(estimator):
+def test_rematerialization_adds_the_expected_flops(estimator):
     none, norm_act, cell, group = (
         estimator.flops(Setting("float32", remat, 1, 1), 1) for remat in POLICIES
     )
@@ -188,13 +188,13 @@ class Fake:
         (0.9, None),
     ],
 )
-def test_what_changes_least_is_chosen(usable, chosen):
+def test_the_setting_that_changes_least_is_chosen(usable, chosen):
     requested = Setting("float32", "none", 1, 1)
     budget = plan.Budget(8, usable / (1 - plan.HEADROOM))
     assert plan.choose(Fake(), 16, budget, requested) == chosen
 
 
-def test_what_cannot_fit_is_said_with_what_would():
+def test_a_plan_that_does_not_fit_says_what_would_fit():
     requested = Setting("float32", "none", 1, 1)
     refusal = " ".join(plan.explain_no_fit(Fake(), 16, plan.Budget(8, 1.55), requested))
     assert "cannot fit: even remat=group, bfloat16, mesh.fsdp=8" in refusal
@@ -203,7 +203,7 @@ def test_what_cannot_fit_is_said_with_what_would():
     assert "8 device(s) of 1.61 GB" in refusal
 
 
-def test_a_report_has_a_line_a_policy_and_flags(estimator, monkeypatch):
+def test_a_report_has_a_line_for_each_policy_and_ends_with_flags(estimator, monkeypatch):
     monkeypatch.setattr(plan, "Estimator", lambda config: estimator)
     config = tiny_config()
     lines, fits = plan.report(config, plan.Budget(4, 16.0, rate=100.0))
@@ -218,7 +218,7 @@ def test_a_report_has_a_line_a_policy_and_flags(estimator, monkeypatch):
     assert (config.mesh.data, config.mesh.fsdp, config.model.remat) == (4, 1, "none")
 
 
-def test_the_flags_share_the_devices_as_chosen(estimator, monkeypatch):
+def test_the_flags_divide_the_devices_as_chosen(estimator, monkeypatch):
     monkeypatch.setattr(plan, "Estimator", lambda config: estimator)
     monkeypatch.setattr(plan, "choose", lambda *_: Setting("float32", "cell", 4, 2))
     lines, _ = plan.report(tiny_config(), plan.Budget(8))
@@ -239,12 +239,12 @@ def test_the_flags_share_the_devices_as_chosen(estimator, monkeypatch):
         ({"devices": 2, "rate": -1.5}, "--rate must be a positive number of TFLOP/s.*, not -1.5"),
     ],
 )
-def test_bad_budgets_are_named(budget, message):
+def test_invalid_budgets_are_errors_that_name_them(budget, message):
     with pytest.raises(ValueError, match=message):
         plan.Budget(**budget)
 
 
-def test_what_the_config_must_say_is_named():
+def test_missing_keys_of_the_config_are_named():
     with pytest.raises(ValueError, match="--config.data.image_size=64 --config.data.channels=3"):
         plan.report(folder.get_config(), plan.Budget(2))
     with pytest.raises(ValueError, match="among 5 devices: take --devices=4 or .*batch_size=20"):
@@ -260,13 +260,13 @@ def test_what_the_config_must_say_is_named():
         (["--topology=v5e-8"], "topology 'v5e-8' is neither GPUs, as h100, h100:8"),
     ],
 )
-def test_the_command_says_what_is_wrong_in_one_line(commands, arguments, message):
+def test_errors_of_the_command_are_one_line(commands, arguments, message):
     done = commands.run("plan", "--config=configs/digits.py", *arguments)
     assert done.returncode == 2
     assert message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_topologies():
+def test_a_name_of_a_tpu_slice_gives_its_devices_and_memory():
     slice_ = topology.parse("v5e:4x4")
     assert (slice_.num_devices, slice_.hbm) == (16, 16 * 2**30)
     assert topology.parse("v4:2x2x2").num_devices == 8
@@ -275,13 +275,13 @@ def test_topologies():
             topology.parse(name)
 
 
-def test_a_missing_compiler_is_said_with_how_to_get_it(monkeypatch):
+def test_a_missing_compiler_is_an_error_that_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'nvae_jax\[tpu\]'"):
         topology.parse("v5e:2x2").devices()
 
 
-def test_what_the_compiler_says(estimator, monkeypatch):
+def test_the_report_of_a_compiled_step_has_its_memory_and_flops(estimator, monkeypatch):
     # Stands in for a slice: this machine, and its compiler.
     monkeypatch.setattr(tpu.Slice, "devices", lambda slice_: jax.devices()[:1])
     monkeypatch.setattr(tpu.Slice, "platform", "cpu")
@@ -303,7 +303,7 @@ def compiled_step(gigabytes):
     )
 
 
-def test_what_is_too_large_is_said(monkeypatch):
+def test_the_report_says_whether_a_step_fits_and_what_is_too_large(monkeypatch):
     slice_ = tpu.Slice("v5e", (2, 2))
     monkeypatch.setattr(compiled, "compile_step", lambda *_: compiled_step(12.3))
     lines, fits = compiled.report(tiny_config(), slice_)
@@ -348,7 +348,7 @@ print(json.dumps([
 """
 
 
-def test_collectives_of_a_program_for_eight_devices(commands):
+def test_collectives_of_a_compiled_program_for_eight_devices_are_counted(commands):
     with commands.start(PROGRAM, environment=of_devices(8)) as process:
         out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
@@ -402,7 +402,7 @@ def test_parts_of_one_collective_count_once():
     assert found.count == {"all-gather": 2} and found.bytes == {"all-gather": 2 * 64}
 
 
-def test_collectives_in_the_text_of_a_tpu_program():
+def test_collectives_in_the_text_of_a_tpu_program_are_counted():
     found = count_collectives(hlo.parse(TPU_TEXT))
     assert found.count == {"all-gather": 1, "all-reduce": 10 + 1}
     assert found.bytes == {"all-gather": 16 * 8 * 2, "all-reduce": 11 * 2 * 8 * 4}

@@ -32,7 +32,7 @@ def compile_shared(name, data, fsdp):
 
 
 @pytest.mark.parametrize(("name", "data", "fsdp"), [("h100:8", 2, 4), ("v5e:4x4", 4, 4)])
-def test_collectives_are_what_arithmetic_says(name, data, fsdp):
+def test_the_compiled_collectives_send_the_expected_bytes(name, data, fsdp):
     step, shared, kept = compile_shared(name, data, fsdp)
     sent = step.collectives.bytes
     assert not {"all-to-all", "collective-permute"} & sent.keys()

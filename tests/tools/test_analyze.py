@@ -17,7 +17,7 @@ def run(small_run):
     return small_run
 
 
-def test_moments_and_summary(run, images):
+def test_moments_and_summary_equal_direct_computations(run, images):
     batches = [
         {"image": images, "mask": np.ones(5, bool)},
         {"image": images[::-1], "mask": np.array([True, True, False, False, False])},
@@ -45,7 +45,7 @@ def test_moments_and_summary(run, images):
     np.testing.assert_allclose(by_scale, summary["kl"])
 
 
-def test_a_variable_without_variance_or_kl_is_not_in_use(run):
+def test_a_variable_without_variance_or_kl_is_inactive(run):
     quiet, busy = np.zeros((4, 4, 2)), np.ones((4, 4, 2))
     half = busy.copy()
     half[..., 1] = 0
@@ -59,7 +59,7 @@ def test_a_variable_without_variance_or_kl_is_not_in_use(run):
         assert [group["used_variables"] for group in groups] == expected
 
 
-def test_an_active_unit_is_that_of_training(run):
+def test_active_units_are_counted_as_in_training(run):
     """A channel at the threshold between its two sides: the same count from the same KL."""
     shapes = run.latent_shapes
     kl = [np.full(s, 0.1 / s[0] ** 2) * np.array([0.9, 1.1]) for s in shapes]
@@ -69,7 +69,7 @@ def test_an_active_unit_is_that_of_training(run):
     assert summary["active_units"] == objective.active_units(per_channel) == 2
 
 
-def test_the_gap_is_what_the_prior_pays_for_other_moments():
+def test_the_prior_gap_equals_its_closed_form():
     """In closed form; draws of the prior itself have none, on average."""
     draws = np.random.default_rng(0).normal(size=(400, 500, 2, 3))
     own = posterior_moments.prior_gap(*sums(draws))
@@ -86,7 +86,7 @@ def sums(draws):
     return len(draws), draws.sum(0), np.einsum("nhwi,nhwj->hwij", draws, draws)
 
 
-def test_the_gap_is_explained():
+def test_the_explanation_has_the_numbers_of_the_gap():
     points = [{"groups": k, "frechet": f} for k, f in ((0, 9.0), (1, 8.0), (3, 2.0), (4, 1.0))]
     text = analyze.explain_gap({"kl": 20.0, "prior_gap": 5.0, "rate_distortion": points})
     assert "at least 5.00 of 20.00 nats of KL (25%)" in text
@@ -94,7 +94,7 @@ def test_the_gap_is_explained():
     assert text.endswith("falls most once the posterior gives group 1 to 2")
 
 
-def test_with_flows_the_kl_is_that_of_the_draw(tiny_run_config, random_variables, images):
+def test_with_flows_the_kl_is_estimated_from_the_sample(tiny_run_config, random_variables, images):
     config = tiny_run_config.copy_and_resolve_references()
     config.model.update(num_flows=1, num_scales=1, num_groups=1)
     model, key = build_model(config), jax.random.key(0)
@@ -107,7 +107,9 @@ def test_with_flows_the_kl_is_that_of_the_draw(tiny_run_config, random_variables
         np.testing.assert_allclose(kl.sum((0, 1)) / 5, expected, rtol=1e-3, atol=1e-2)
 
 
-def test_files_of_few_images(run, tmp_path, undocumented, monkeypatch):
+def test_the_files_of_an_analysis_of_few_images_are_written(
+    run, tmp_path, undocumented, monkeypatch
+):
     seen, original = [], analyze.latent_moments
 
     def spied(run, batches, **options):

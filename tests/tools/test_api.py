@@ -24,7 +24,7 @@ def run(small_run):
     return small_run
 
 
-def test_encode_and_decode_are_reconstruct(run, images):
+def test_encoding_and_decoding_equals_reconstruction(run, images):
     latents = run.encode(images, seed=4)
     assert [z.shape for z in latents] == [(5, *shape) for shape in run.latent_shapes]
     copies = run.reconstruct(images, seed=4)
@@ -33,7 +33,7 @@ def test_encode_and_decode_are_reconstruct(run, images):
     assert not close(run.decode(run.encode(images, seed=5)), copies)
 
 
-def test_means_are_the_posterior_s(run, images):
+def test_temperature_zero_encodes_to_posterior_means(run, images):
     model, variables = run.experiment.model, run.state.variables
     zeros = [np.zeros((5, *shape), np.float32) for shape in run.latent_shapes]
     out = jax.jit(model.apply)(variables, images, noise=zeros)
@@ -41,7 +41,7 @@ def test_means_are_the_posterior_s(run, images):
         assert close(ours, expected)
 
 
-def test_noise_of_the_prior_goes_both_ways(run, images):
+def test_noise_of_the_prior_can_be_decoded_and_recovered(run, images):
     noise = run.draw_noise(5, seed=2)
     samples = run.from_noise(noise, temperature=1.0)
     assert close(samples, run.sample(5, seed=2))
@@ -52,7 +52,7 @@ def test_noise_of_the_prior_goes_both_ways(run, images):
     assert close(back, run.reconstruct(images, seed=4), 1e-3)
 
 
-def test_partial_reconstructions(run, images):
+def test_a_partial_reconstruction_equals_decoding_the_first_groups(run, images):
     assert close(run.reconstruct(images, groups=2), run.reconstruct(images))
     assert close(run.reconstruct(images, groups=0, seed=3), run.sample(5, seed=3))
     latents = run.encode(images, seed=3)
@@ -86,7 +86,7 @@ def test_results_do_not_depend_on_the_batch_size(run, images, monkeypatch, capsy
     assert "computing: batch" in capsys.readouterr().err
 
 
-def test_log_prob(run, images):
+def test_log_prob_is_a_bound_that_more_samples_tighten(run, images):
     one = run.log_prob(images)
     assert one.shape == (5,)
     many = run.log_prob(images, num_samples=8)
@@ -98,7 +98,7 @@ def test_log_prob(run, images):
     np.testing.assert_allclose(one, log_likelihood + out.log_p - out.log_q, rtol=1e-4)
 
 
-def test_recalibration_changes_samples_and_is_told(run):
+def test_recalibration_changes_samples_and_is_in_the_metadata(run):
     recalibrated = run.recalibrated(0.8)
     assert recalibrated.metadata(seed=1) == {
         "model": "NVAE of digits 16x16x1: 2 groups on 2 scale(s), widths 4 and 4",
@@ -113,7 +113,7 @@ def test_recalibration_changes_samples_and_is_told(run):
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-def test_inference_never_changes_the_run(make_run, run, images, tmp_path, averaged):
+def test_inference_does_not_change_the_run(make_run, run, images, tmp_path, averaged):
     """Recalibrated and sampled, it evaluates as before, with and without `train.ema_decay`."""
     programs = run.programs  # compiled already
     if averaged:
@@ -155,12 +155,12 @@ def test_inference_never_changes_the_run(make_run, run, images, tmp_path, averag
         (lambda r, x: api.load(r.workdir / "checkpoints"), "not a run directory"),
     ],
 )
-def test_what_is_refused(run, images, call, complaint):
+def test_invalid_arguments_are_errors(run, images, call, complaint):
     with pytest.raises(ValueError, match=complaint):
         call(run, images)
 
 
-def test_free_keys_of_the_config_may_differ(run):
+def test_only_changeable_keys_of_the_config_can_be_changed(run):
     workdir = run.workdir
     run = api.load(workdir, changes={"eval.batch_size": 3, "data.dir": "/elsewhere"})
     assert run.batch_size == 3 and run.experiment.data.dir == "/elsewhere"

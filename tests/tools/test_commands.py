@@ -21,7 +21,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("script", COMMANDS)
-def test_a_folder_that_is_no_run(commands, tmp_path, script):
+def test_a_folder_without_a_run_is_a_one_line_error(commands, tmp_path, script):
     flags = [flag.replace("OUT", str(tmp_path / "out")) for flag in COMMANDS[script]]
     found = commands.run(script, f"--workdir={tmp_path}", *flags)
     assert found.returncode == 2
@@ -30,7 +30,7 @@ def test_a_folder_that_is_no_run(commands, tmp_path, script):
     assert not (tmp_path / "out").exists()
 
 
-def test_help_and_wrong_flags(commands):
+def test_help_is_shown_and_wrong_flags_are_refused(commands):
     shown = commands.run("traverse", "--help")
     assert shown.returncode == 0 and "--channel" in shown.stdout
     assert shown.stdout.startswith("Varies one latent group")
@@ -38,13 +38,13 @@ def test_help_and_wrong_flags(commands):
     assert wrong.returncode == 2 and "grupe" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
-def test_an_out_of_range_group(commands, workdir, tmp_path):
+def test_a_group_out_of_range_is_an_error(commands, workdir, tmp_path):
     found = commands.run("traverse", f"--workdir={workdir}", f"--out={tmp_path}", "--group=7")
     assert found.returncode == 2
     assert "error: group must be from 0 (coarsest) to 3, not 7" in found.stderr
 
 
-def test_data_that_moved(commands, make_run, images, tmp_path):
+def test_the_folder_of_data_that_moved_is_a_flag(commands, make_run, images, tmp_path):
     """A command that misses its data names the flag that says where they are, and takes it."""
     data = {"name": "folder", "dir": str(tmp_path / "before")}
     run, after = make_run(tmp_path / "run", data=data), tmp_path / "after"
@@ -60,7 +60,7 @@ def test_data_that_moved(commands, make_run, images, tmp_path):
     assert "before" in (run / "config.json").read_text()
 
 
-def test_nan_in_a_checkpoint(make_run, random_variables, tiny_run_config, tmp_path):
+def test_nan_in_a_checkpoint_is_an_error(make_run, random_variables, tiny_run_config, tmp_path):
     variables = random_variables(tiny_run_config)
     variables["params"]["image_head"]["bias"][0] = np.nan
     run = make_run(tmp_path / "run", variables)

@@ -50,7 +50,7 @@ def trained(request, tmp_path_factory):
     return bits, noise, root / "run"
 
 
-def test_noise_takes_its_bits(trained):
+def test_a_model_of_noise_reaches_its_entropy(trained):
     bits, _, workdir = trained
     row = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert bits - 0.05 < row["train/nelbo"] / (SIZE**2 * np.log(2)) < bits + 0.5
@@ -59,7 +59,7 @@ def test_noise_takes_its_bits(trained):
     assert bits - 0.05 < result["bits_per_dim"] < bits + 0.5
 
 
-def test_samples_have_the_depth_and_are_read_again(trained, tmp_path):
+def test_samples_have_all_bits_and_can_be_read_again(trained, tmp_path):
     bits, noise, workdir = trained
     run = api.load(workdir)
     sample_run(workdir, run.experiment, run.state, out=tmp_path, num=5, passes=1, png_files=True)
@@ -80,7 +80,7 @@ def test_samples_have_the_depth_and_are_read_again(trained, tmp_path):
         np.testing.assert_array_equal(file["samples"], samples[:2])
 
 
-def test_images_of_the_data_set_come_through_the_tools(trained, tmp_path):
+def test_images_pass_through_the_tools_with_all_bits(trained, tmp_path):
     bits, noise, workdir = trained
     run = api.load(workdir)
     np.save(tmp_path / "mine.npy", noise[:2])

@@ -23,7 +23,7 @@ np.savez("out.npz", images, *latents)
 """
 
 
-def test_programs_run_elsewhere(run, images, tmp_path):
+def test_exported_programs_run_without_this_package(run, images, tmp_path):
     export.export_run(run, tmp_path, batch_size=5, temperature=0.7, platforms=("cpu", "cuda"))
     np.save(tmp_path / "images.npy", images)
     # Isolated: neither the working directory nor PYTHONPATH leads to this package.
@@ -58,6 +58,6 @@ def draw(run, num):
         ({"temperature": -1.0}, "temperature must be positive"),
     ],
 )
-def test_what_is_refused(run, tmp_path, wrong, complaint):
+def test_invalid_arguments_are_errors(run, tmp_path, wrong, complaint):
     with pytest.raises(ValueError, match=complaint):
         export.export_run(run, tmp_path, **wrong)

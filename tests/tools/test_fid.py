@@ -32,7 +32,7 @@ def statistics_of(features):
 
 
 @pytest.mark.parametrize("cuts", [[1], [7, 8, 200], list(range(1, 500))])
-def test_pooled_moments_are_those_of_all(cuts):
+def test_pooled_moments_equal_those_of_all_features(cuts):
     features = gaussians(500, 6)
     pooled = moments.pool(np.split(features, cuts))
     assert pooled.count == 500 and pooled.mean.dtype == np.float64
@@ -40,7 +40,7 @@ def test_pooled_moments_are_those_of_all(cuts):
     np.testing.assert_allclose(pooled.covariance, np.cov(features, rowvar=False), rtol=1e-11)
 
 
-def test_frechet_distance_of_known_gaussians():
+def test_the_frechet_distance_of_gaussians_equals_its_closed_form():
     """Diagonal covariances: |shift|² + the sum of (standard deviations' differences)²."""
     one, other = np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 0.5])
     shift = np.array([0.5, 0.0, -1.0])
@@ -52,7 +52,7 @@ def test_frechet_distance_of_known_gaussians():
     assert abs(moments.frechet_distance(shift, a, shift, a)) < 1e-12
 
 
-def test_the_library_s_formulas_and_closed_forms():
+def test_distances_equal_those_of_torch_fidelity():
     pytest.importorskip("torch_fidelity", reason="torch-fidelity (extra metrics) is not installed")
     samples, reference = gaussians(40, 4), gaussians(60, 4)[:50] + 0.3
     found = statistics.compare(statistics_of(samples), statistics_of(reference), inception=True)
@@ -78,7 +78,7 @@ def test_the_library_s_formulas_and_closed_forms():
     assert far["precision"] == far["recall"] == 0.0
 
 
-def test_precision_and_recall_by_hand():
+def test_precision_and_recall_equal_those_computed_by_hand():
     """Images at 0 to 9, samples at 0 to 4 a little beside: 8 of 10 images are near samples."""
     pytest.importorskip("torch_fidelity", reason="torch-fidelity (extra metrics) is not installed")
     images = np.arange(10.0)[:, None]
@@ -108,7 +108,7 @@ def weights(tmp_path_factory):
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_features_are_those_of_the_library(weights):
+def test_inception_features_equal_those_of_torch_fidelity(weights):
     import torch
     from torch_fidelity.utils import create_feature_extractor
 
@@ -128,7 +128,7 @@ def test_features_are_those_of_the_library(weights):
     assert features.about["weights_sha256"] == digest and not features.about["weights_published"]
 
 
-def test_weights_that_are_none(weights, tmp_path):
+def test_missing_and_wrong_weights_are_errors(weights, tmp_path):
     path, digest = weights
     with pytest.raises(ValueError, match="--weights=FILE is missing: download https://github"):
         Inception(None)
@@ -148,7 +148,7 @@ def test_weights_that_are_none(weights, tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_principal_components_keep_distances():
+def test_principal_components_preserve_distances():
     """All of them: a rotation. The first: most of the variance."""
     images = (
         np.random.default_rng(0).random((30, 2, 2, 1)) * np.array([1, 3, 1, 1]).reshape(2, 2, 1) / 3
@@ -168,7 +168,9 @@ def run_pca(loaded, out, **options):
     return fid.fid_run(*loaded, out=out, **{**given, **options})
 
 
-def test_a_distance_without_weights(loaded, tmp_path, undocumented, capsys):
+def test_the_distance_of_principal_components_needs_no_weights(
+    loaded, tmp_path, undocumented, capsys
+):
     result = run_pca(loaded, tmp_path)
     assert json.loads((tmp_path / "fid.json").read_text()) == result
     assert not undocumented(result)
@@ -206,7 +208,7 @@ def _samples(loaded, num, batch_size):
     return sample_images(experiment, variables, num=num, batch_size=batch_size)
 
 
-def test_a_stopped_call_goes_on(loaded, tmp_path, monkeypatch):
+def test_an_interrupted_call_is_resumed(loaded, tmp_path, monkeypatch):
     """Stopped in the reference, and again between samples: the same numbers, nothing twice."""
     monkeypatch.setattr(parts, "PART", 8)
     monkeypatch.setattr(fid, "PART", 8)
@@ -233,7 +235,7 @@ def test_a_stopped_call_goes_on(loaded, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "stopped").iterdir()) == ["fid.json", "reference.npz"]
 
 
-def test_inception_on_random_weights(loaded, weights, tmp_path, capsys, monkeypatch):
+def test_the_command_works_with_inception_features(loaded, weights, tmp_path, capsys, monkeypatch):
     """Through the command's whole way, both protocols; few images, which is said. The eigenvalues
     of 2,048² numbers would take half a minute: the trace of the root is taken to be 0."""
     monkeypatch.setattr(np.linalg, "eigvals", lambda product: np.zeros(len(product)))
@@ -271,13 +273,13 @@ def test_inception_on_random_weights(loaded, weights, tmp_path, capsys, monkeypa
         ({"components": 0}, "components=0"),
     ],
 )
-def test_wrong_words(loaded, tmp_path, options, message):
+def test_invalid_options_are_errors(loaded, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         run_pca(loaded, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_samples_from_any_number_on(loaded):
+def test_samples_can_start_at_any_number(loaded):
     whole = np.concatenate(list(_samples(loaded, 9, 4)))
     workdir, experiment, state = loaded
     stats = recalibrated_statistics(workdir, experiment, state, temperature=1.0, passes=2)

@@ -47,7 +47,7 @@ def copy(pushed, tmp_path):
     return shutil.copytree(pushed, tmp_path / "copy")
 
 
-def test_a_pushed_folder_has_data_alone_and_nothing_private(pushed):
+def test_a_pushed_folder_has_no_private_data(pushed):
     names = sorted(str(path.relative_to(pushed)) for path in pushed.rglob("*") if path.is_file())
     assert names == ["README.md", "config.json", "eval/own.json", "metrics.jsonl"] + [
         "model.safetensors"
@@ -56,7 +56,7 @@ def test_a_pushed_folder_has_data_alone_and_nothing_private(pushed):
     assert (pushed / "metrics.jsonl").read_text() == '{"step": 0, "train/nelbo": 60.0}\n'
 
 
-def test_the_card_has_the_runs_numbers(pushed):
+def test_the_model_card_has_the_numbers_of_the_run(pushed):
     card = huggingface_hub.ModelCard.load(pushed / "README.md")
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "nvae_jax")
     numbers = {r.metric_name: r.metric_value for r in card.data.eval_results}
@@ -67,7 +67,7 @@ def test_the_card_has_the_runs_numbers(pushed):
     assert "nvae-jax pull small --workdir=runs/small" in card.text
 
 
-def test_a_pulled_model_is_the_run(pushed, trained, tmp_path):
+def test_a_pulled_model_equals_the_run(pushed, trained, tmp_path):
     workdir = tmp_path / "runs" / "small"
     workdir.mkdir(parents=True)
     transfer.pull(str(pushed), workdir)
@@ -83,7 +83,7 @@ def test_a_pulled_model_is_the_run(pushed, trained, tmp_path):
     assert (workdir / "checkpoints").stat().st_mtime_ns == before
 
 
-def test_rounding_is_of_the_parameters_and_is_refused_where_they_do_not_fit(run):
+def test_only_parameters_are_rounded_and_overflow_is_refused(run):
     half = model_folder.rounded(run.state, "float16").variables
     full = run.state.variables
     name = "image_head"
@@ -101,7 +101,7 @@ def test_rounding_is_of_the_parameters_and_is_refused_where_they_do_not_fit(run)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_halves_are_read_as_they_were_written(run, tmp_path, dtype):
+def test_half_precision_weights_are_read_as_written(run, tmp_path, dtype):
     snapshot = model_folder.rounded(run.state, dtype)
     model = model_folder.Model(run_directory.load_config(run.workdir), snapshot)
     model_folder.write(tmp_path, model, "", dtype)
@@ -136,7 +136,7 @@ BIAS = "params/image_head/bias"
 
 
 @pytest.mark.parametrize("message", FAULTS)
-def test_arrays_that_are_not_the_models_are_refused(copy, run, message):
+def test_arrays_of_another_model_are_refused(copy, run, message):
     path = copy / "model.safetensors"
     metadata, arrays = model_folder.read_metadata(path), safetensors.load_file(path)
     safetensors.save_file(FAULTS[message](arrays), path, metadata)
@@ -179,7 +179,9 @@ def of_another_program(path):
         ("eval/own.json", lambda p: p.write_text("<html>"), "own.json is not the result"),
     ],
 )
-def test_every_wrong_file_is_one_line_and_makes_no_run(copy, tmp_path, name, damage, message):
+def test_every_wrong_file_is_a_one_line_error_and_makes_no_run(
+    copy, tmp_path, name, damage, message
+):
     damage(copy / name)
     with pytest.raises(ValueError, match=message) as error:
         transfer.pull(str(copy), tmp_path / "run")
@@ -196,13 +198,13 @@ def test_every_wrong_file_is_one_line_and_makes_no_run(copy, tmp_path, name, dam
         ("", "empty"),
     ],
 )
-def test_names_that_are_none(tmp_path, name, message):
+def test_invalid_names_are_errors(tmp_path, name, message):
     with pytest.raises(ValueError, match=message):
         transfer.pull(name, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_nothing_is_overwritten(pushed, trained, copy, tmp_path):
+def test_existing_folders_are_not_overwritten(pushed, trained, copy, tmp_path):
     for folder, message in ((trained, "no model that was pushed"), (tmp_path, "not empty")):
         with pytest.raises(ValueError, match=message):
             locations.publish(pushed, str(folder), overwrite=True)
@@ -217,7 +219,7 @@ def test_nothing_is_overwritten(pushed, trained, copy, tmp_path):
 
 
 @pytest.mark.parametrize("name", locations.names())
-def test_shipped_models(name):
+def test_shipped_models_are_small_and_documented(name):
     """They are small, their cards say their numbers, and they need nothing but the package."""
     folder = ROOT / "models" / name
     assert (folder / "model.safetensors").stat().st_size < 4e6
@@ -230,14 +232,14 @@ def test_shipped_models(name):
         assert found.samefile(folder)
 
 
-def test_a_shipped_model_draws_digits(tmp_path):
+def test_a_shipped_model_draws_images(tmp_path):
     transfer.pull("digits", tmp_path / "digits")
     run = api.load(tmp_path / "digits", batch_size=4)
     images = run.sample(4, temperature=0.5)
     assert images.shape == (4, 16, 16, 1) and 0.1 < images.mean() < 0.6
 
 
-def test_the_hub_is_asked_for_what_a_model_consists_of(pushed, monkeypatch):
+def test_only_the_files_of_a_model_are_downloaded(pushed, monkeypatch):
     download = mock.create_autospec(huggingface_hub.snapshot_download, return_value=str(pushed))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with locations.fetched("hf://me/small@v1") as folder:
@@ -249,7 +251,7 @@ def test_the_hub_is_asked_for_what_a_model_consists_of(pushed, monkeypatch):
         locations.fetched("hf://me/small").__enter__()
 
 
-def test_the_hub_gets_the_folder(pushed, monkeypatch):
+def test_a_pushed_folder_is_uploaded(pushed, monkeypatch):
     hub = mock.create_autospec(huggingface_hub.HfApi, instance=True)
     hub.upload_folder.return_value.commit_url = "https://hub/me/small/commit/1"
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda library_name: hub)
@@ -268,7 +270,7 @@ def test_the_hub_gets_the_folder(pushed, monkeypatch):
         (("digit", "--workdir=W"), "known: digits"),
     ],
 )
-def test_wrong_calls_of_the_command_are_one_line(commands, words, message, tmp_path):
+def test_wrong_calls_are_one_line_errors(commands, words, message, tmp_path):
     done = commands.run("pull", *words, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not any(tmp_path.iterdir())

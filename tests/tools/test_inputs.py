@@ -16,7 +16,7 @@ GREY = DataSpec("digits", image_size=20, padding=2, binarize=True)
 COLOUR = DataSpec("folder", image_size=8, channels=3, num_bits=5)
 
 
-def test_binary_images_are_padded_and_kept():
+def test_binary_images_are_only_padded():
     images = (np.random.default_rng(0).random((3, 16, 16, 1)) > 0.5).astype(np.float32)
     prepared = inputs.to_model(images, GREY)
     assert prepared.shape == (3, 20, 20, 1) and prepared.dtype == np.float32
@@ -24,7 +24,7 @@ def test_binary_images_are_padded_and_kept():
     assert prepared.sum() == images.sum()
 
 
-def test_grey_images_are_binarised_by_seed():
+def test_grey_images_are_binarised_with_the_seed():
     images = np.full((200, 16, 16, 1), 0.25, np.float32)
     prepared = inputs.to_model(images, GREY)
     assert set(np.unique(prepared)) == {0.0, 1.0}
@@ -33,7 +33,7 @@ def test_grey_images_are_binarised_by_seed():
     assert (prepared != inputs.to_model(images, GREY, seed=1)).any()
 
 
-def test_fewer_bits_and_doing_it_twice():
+def test_images_are_reduced_to_the_models_bits_once():
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     once = inputs.to_model(images, COLOUR)
     np.testing.assert_allclose(once, (images // 8) / 31, rtol=1e-6)
@@ -56,12 +56,12 @@ def test_fewer_bits_and_doing_it_twice():
         (np.zeros((1, 16, 16, 1), np.int64), "not int64"),
     ],
 )
-def test_other_images_are_refused(images, complaint):
+def test_invalid_images_are_refused(images, complaint):
     with pytest.raises(ValueError, match=complaint):
         inputs.to_model(images, GREY)
 
 
-def test_files(tmp_path):
+def test_arrays_and_pictures_are_read_from_files(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "a.npz", images=images, step=3)
     np.save(tmp_path / "a.npy", images)
@@ -71,7 +71,7 @@ def test_files(tmp_path):
     np.testing.assert_array_equal(inputs.load(tmp_path / "a.PNG")[0], images[0])
 
 
-def test_pictures_are_brought_to_the_size_and_colour_of_the_run(tmp_path):
+def test_pictures_are_cropped_resized_and_converted_like_the_runs_data(tmp_path):
     wide = np.random.default_rng(0).integers(0, 256, (24, 40, 4), np.uint8)
     wide[..., 3] = 255
     wide[:, :10, 3] = 0  # Hidden, and cut off.
@@ -97,7 +97,7 @@ def test_pictures_are_brought_to_the_size_and_colour_of_the_run(tmp_path):
     np.testing.assert_array_equal(face, images_lib.fit(aligned, 64, (15, 40, 163, 188)))
 
 
-def test_values_of_more_than_eight_bits(tmp_path):
+def test_values_of_more_than_eight_bits_are_exact(tmp_path):
     """Arrays, pictures and arguments of the API, exactly; and what is written is read again."""
     values = np.random.default_rng(0).integers(0, 4096, (3, 8, 8, 1)).astype(np.uint16)
     deep = DataSpec("folder", image_size=8, channels=1, num_bits=12)
@@ -129,7 +129,7 @@ def test_values_of_more_than_eight_bits(tmp_path):
     np.testing.assert_allclose(eight, expected)
 
 
-def test_selection_of_pictures(run, tmp_path):
+def test_images_are_selected_from_a_folder_by_number(run, tmp_path):
     for i in range(5):
         picture = np.random.default_rng(i).integers(0, 256, (30, 40), np.uint8)
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
@@ -145,7 +145,7 @@ def test_selection_of_pictures(run, tmp_path):
         inputs.select(run.experiment, images=tmp_path)
 
 
-def test_faulty_files(tmp_path):
+def test_faulty_files_are_errors_that_name_them(tmp_path):
     np.savez(tmp_path / "other.npz", pictures=np.zeros(3))
     np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)
     for name in ("torn.npz", "torn.npy", "torn.png"):
@@ -193,7 +193,7 @@ def test_an_error_about_the_content_of_a_file_names_the_file(run, tmp_path, comm
         calls[command]()
 
 
-def test_selection_from_the_data_set(run, images):
+def test_images_are_selected_from_the_data_set_by_number(run, images):
     chosen = inputs.select(run.experiment, num=3, first=2)
     assert chosen.shape == (3, 16, 16, 1)
     np.testing.assert_array_equal(chosen, inputs.select(run.experiment, num=5)[2:])
@@ -203,7 +203,7 @@ def test_selection_from_the_data_set(run, images):
         inputs.select(run.experiment, split="validation")
 
 
-def test_what_commands_start_from(run):
+def test_commands_start_from_images_or_samples(run):
     same, images = inputs.starting_images(run, samples=False, num=2)
     assert same is run and len(images) == 2
     assert inputs.starting_images(run, samples=True) == (run, None)

@@ -11,7 +11,7 @@ from nvae_jax.interrupt import Interrupted, raise_on_sigterm
 from tests.tools.conftest import ROOT
 
 
-def test_sampling_ends_at_once_and_leaves_no_file(commands, workdir, tmp_path):
+def test_interrupted_sampling_ends_at_once_and_leaves_no_file(commands, workdir, tmp_path):
     out, script = tmp_path / "out", ROOT / "launch" / "sample.py"
     flags = [f"--workdir={workdir}", f"--out={out}", "--num=10000000", "--temperature=1"]
     process = commands.start(script, *flags, environment=dict(os.environ))
@@ -26,7 +26,7 @@ def test_sampling_ends_at_once_and_leaves_no_file(commands, workdir, tmp_path):
     assert "Traceback" not in error and not list(out.iterdir())
 
 
-def test_what_is_being_written_is_taken_back(tmp_path):
+def test_an_interrupted_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "there" / "a.txt"
     with files.atomic_write(path) as temporary:
         temporary.write_text("old")

@@ -13,7 +13,7 @@ def arrays(path):
         return {name: file[name] for name in file.files}
 
 
-def test_encode_then_decode(run, images, tmp_path):
+def test_written_latents_can_be_decoded(run, images, tmp_path):
     encode.encode_run(run, images, tmp_path / "latents.npz", seed=4)
     latents = encode.load_latents(tmp_path / "latents.npz")
     for ours, expected in zip(latents, run.encode(images, seed=4), strict=True):
@@ -30,7 +30,7 @@ def test_encode_then_decode(run, images, tmp_path):
         encode.load_latents(tmp_path / "decoded.npz")
 
 
-def test_reconstruct(run, images, tmp_path):
+def test_reconstructions_equal_those_of_the_api(run, images, tmp_path):
     reconstruct.reconstruct_run(run, images, tmp_path, temperature=0.7, seed=1)
     found = arrays(tmp_path / "reconstructions.npz")
     assert found["groups"].tolist() == [0, 2, 4]
@@ -49,12 +49,12 @@ def test_reconstruct(run, images, tmp_path):
         reconstruct.parse_groups([])
 
 
-def test_groups_by_scale():
+def test_the_numbers_of_groups_are_those_of_whole_scales():
     hierarchy = Hierarchy(32, 3, 4, 2, 1, adaptive_groups=True)
     assert reconstruct.groups_by_scale(hierarchy) == [0, 1, 3, 7]
 
 
-def test_slerp():
+def test_slerp_follows_the_circle_and_interpolates_norms():
     east, north = np.array([[2.0, 0.0]]), np.array([[0.0, 4.0]])
     np.testing.assert_allclose(interpolate.slerp(east, north, 0.0), east, atol=1e-6)
     np.testing.assert_allclose(interpolate.slerp(east, north, 1.0), north, atol=1e-6)
@@ -74,7 +74,7 @@ def test_interpolation_starts_and_ends_at_its_images(run, images, tmp_path):
         assert picture.n_frames == 46
 
 
-def test_interpolation_between_samples(run, tmp_path):
+def test_interpolations_between_samples_start_and_end_at_samples(run, tmp_path):
     options = {"num": 2, "num_steps": 2, "temperature": 0.7, "animation": "none", "seed": 3}
     interpolate.interpolate_run(run, tmp_path, **options)
     ways = arrays(tmp_path / "interpolation.npz")["images"].astype(int)
@@ -83,14 +83,14 @@ def test_interpolation_between_samples(run, tmp_path):
     assert not list(tmp_path.glob("*.gif"))
 
 
-def test_interpolation_is_refused(run, images, tmp_path):
+def test_invalid_interpolations_are_errors(run, images, tmp_path):
     with pytest.raises(ValueError, match="at least two images"):
         interpolate.interpolate_run(run, tmp_path, images=images[:1])
     with pytest.raises(ValueError, match="num_steps must be at least 2"):
         interpolate.interpolate_run(run, tmp_path, num_steps=1)
 
 
-def test_traversal_moves_one_group(run):
+def test_a_traversal_changes_one_group(run):
     noise = run.draw_noise(2, seed=1)
     moved = traverse.traverse(run, noise, 1, 3, channel=0, span=2.0)
     assert moved.shape == (2, 3, 16, 16, 1)
@@ -100,7 +100,7 @@ def test_traversal_moves_one_group(run):
     assert np.abs(moved[:, 0] - moved[:, 2]).max() > 1e-3
 
 
-def test_traversal_can_fix_the_latents_below(run):
+def test_a_traversal_can_fix_the_finer_latents(run):
     noise = run.draw_noise(2, seed=1)
     follow = traverse.traverse(run, noise, 0, 2, seed=5)
     fixed = traverse.traverse(run, noise, 0, 2, seed=5, others="latents")
@@ -109,7 +109,7 @@ def test_traversal_can_fix_the_latents_below(run):
     np.testing.assert_allclose(*last, atol=1e-4)  # nothing lies below the last group
 
 
-def test_traversal_files(run, images, tmp_path):
+def test_a_traversal_writes_its_start_images_and_variations(run, images, tmp_path):
     traverse.traverse_run(run, tmp_path, images=images, group=3, num_steps=2, channel=None)
     rows = arrays(tmp_path / "traversal_03.npz")["images"]
     assert rows.shape == (5, 3, 16, 16, 1)
@@ -127,6 +127,6 @@ def test_traversal_files(run, images, tmp_path):
         ({"group": 0, "temperature": 0.0}, "temperature must be positive"),
     ],
 )
-def test_traversal_is_refused(run, tmp_path, wrong, complaint):
+def test_invalid_traversals_are_errors(run, tmp_path, wrong, complaint):
     with pytest.raises(ValueError, match=complaint):
         traverse.traverse_run(run, tmp_path, **wrong)

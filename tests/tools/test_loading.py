@@ -55,7 +55,7 @@ def copied(tmp_path, workdir):
 
 
 @pytest.mark.parametrize("mesh", [{"data": 24}, {"data": 2, "fsdp": 4}, {"data": 1, "fsdp": -1}])
-def test_training_on_many_devices_does_not_bind_inference(copied, run, mesh):
+def test_a_run_trained_on_many_devices_is_loaded_on_those_available(copied, run, mesh):
     folder = copied(mesh=mesh, train={"batch_size": 25}, model={"implementation": "native"})
     experiment, state = loading.load_run(folder)
     assert experiment.mesh.size == jax.device_count()
@@ -64,7 +64,7 @@ def test_training_on_many_devices_does_not_bind_inference(copied, run, mesh):
     assert experiment.model == run.experiment.model
 
 
-def test_arrays_that_devices_shared_come_together(run_program, tmp_path):
+def test_sharded_arrays_are_loaded_whole(run_program, tmp_path):
     assert run_program(SAVING, 2, str(tmp_path / "run")) > 0
     _, state = loading.load_run(tmp_path / "run")
     numbers = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def test_only_the_variables_are_read(tmp_path, tiny_run_config, random_variables
     same(state.variables, variables)
 
 
-def test_nothing_changes_what_was_read(run):
+def test_loaded_variables_cannot_be_changed(run):
     before = run.state.fingerprint
     variables = run.state.variables
     variables["batch_stats"] = None

@@ -84,7 +84,7 @@ def workdir(tmp_path_factory, make_run):
     return make_run(tmp_path_factory.mktemp("runs") / "run", model=SMALL)
 
 
-def test_all_commands_compute_on_a_cluster_what_they_do_on_one_device(
+def test_commands_give_the_same_results_on_a_cluster_as_on_one_device(
     commands, make_run, workdir, store, bucket, tmp_path, monkeypatch
 ):
     """The cluster has its run in a bucket."""
@@ -111,7 +111,9 @@ def test_all_commands_compute_on_a_cluster_what_they_do_on_one_device(
             np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
-def test_a_signal_to_one_host_ends_a_command_on_all_and_leaves_no_file(commands, workdir, tmp_path):
+def test_a_signal_to_one_host_ends_a_command_on_all_hosts_without_files(
+    commands, workdir, tmp_path
+):
     """The cluster is named by flags, as `train` has it."""
     out, [address, *_] = tmp_path / "out", jax_variables()[0].values()
     command = [ROOT / "launch" / "sample.py", f"--workdir={workdir}", f"--out={out}"]

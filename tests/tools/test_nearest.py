@@ -19,7 +19,7 @@ def batches(images, size):
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_plain_search(fraction):
+def test_neighbours_equal_those_of_a_plain_search(fraction):
     rng = np.random.default_rng(0)
     images = rng.random((23, 8, 8, 3), np.float32)
     queries = np.concatenate([rng.random((4, 8, 8, 3), np.float32), images[7:8]])
@@ -33,18 +33,18 @@ def test_plain_search(fraction):
     assert found.index[4, 0] == 7
 
 
-def test_more_neighbours_than_images():
+def test_there_are_no_more_neighbours_than_images():
     images = np.random.default_rng(0).random((3, 4, 4, 1), np.float32)
     assert neighbours.find(images, batches(images, 2), 9).index.shape == (3, 3)
 
 
 @pytest.mark.parametrize("wrong", [{"num": 0}, {"num": 1, "crop_fraction": 1.5}])
-def test_bad_numbers(wrong):
+def test_invalid_numbers_are_errors(wrong):
     with pytest.raises(ValueError, match="num must be at least 1 and crop_fraction"):
         neighbours.find(np.zeros((1, 4, 4, 1)), [], **wrong)
 
 
-def test_a_memorised_sample_stands_out(run, tmp_path, undocumented):
+def test_memorised_samples_have_smaller_distances_than_test_images(run, tmp_path, undocumented):
     spec = run.experiment.data.unbinarized()
     memorised = pipeline.preview(spec, "train", 6)
     summary = nearest.nearest_run(
@@ -59,7 +59,7 @@ def test_a_memorised_sample_stands_out(run, tmp_path, undocumented):
     assert (tmp_path / "nearest.png").exists() and (tmp_path / "nearest_crop.png").exists()
 
 
-def test_samples_of_a_file_and_of_the_run(run, tmp_path):
+def test_samples_are_read_from_a_file_or_drawn(run, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 1), np.uint8)
     np.savez(tmp_path / "samples.npz", images=images)
     samples, metadata = nearest.load_or_draw_samples(run, 2, file=tmp_path / "samples.npz")

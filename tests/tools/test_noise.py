@@ -18,7 +18,7 @@ def test_noise_of_an_image_does_not_depend_on_its_batch(run):
         assert len(np.unique(one)) == one.size
 
 
-def test_temperatures_by_scale():
+def test_a_temperature_for_each_scale_applies_to_its_groups():
     hierarchy = Hierarchy(32, 3, 4, 2, 1, adaptive_groups=True)  # groups 4, 2, 1, finest first
     np.testing.assert_allclose(group_temperatures(hierarchy, 0.5), [0.5] * 7)
     np.testing.assert_allclose(
@@ -27,12 +27,12 @@ def test_temperatures_by_scale():
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf"), [1.0, 1.0], [1, 1, 0]])
-def test_bad_temperatures(bad):
+def test_invalid_temperatures_are_errors(bad):
     with pytest.raises(ValueError, match="temperature"):
         group_temperatures(Hierarchy(32, 3, 4, 2, 1), bad)
 
 
-def test_words_that_are_no_temperatures():
+def test_texts_that_are_no_temperatures_are_errors():
     assert parse_temperatures(["1", "0.7"]) == [1.0, 0.7]
     for words in (["warm"], [], ["nan"], ["1", "inf"]):
         with pytest.raises(ValueError, match="must be numbers, not '"):

@@ -22,7 +22,7 @@ def written(tmp_path):
     return paths
 
 
-def test_the_same_settings_may_make_them_again(written):
+def test_files_of_the_same_settings_can_be_written_again(written):
     outputs.check(written, SETTINGS)
     for path in written[:3]:
         outputs.check([path], SETTINGS)
@@ -30,7 +30,7 @@ def test_the_same_settings_may_make_them_again(written):
 
 @pytest.mark.parametrize("index", range(4))
 @pytest.mark.parametrize("name, value", [("seed", 4), ("temperature", [0.7]), ("span", 2.0)])
-def test_other_settings_may_not(written, index, name, value):
+def test_files_of_other_settings_are_not_overwritten(written, index, name, value):
     other = {**SETTINGS, name: value}
     order = [written[0], written[index]] if index == 3 else [written[index]]
     with pytest.raises(
@@ -42,13 +42,13 @@ def test_other_settings_may_not(written, index, name, value):
 
 @pytest.mark.parametrize("name", ["a.npz", "a.png", "a.json", "a.txt"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"no such thing"])
-def test_what_somebody_else_made_stays(tmp_path, name, content):
+def test_files_of_another_origin_are_not_overwritten(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match="was not made by this command"):
         outputs.check([tmp_path / "first.npz", tmp_path / name], SETTINGS)
 
 
-def test_an_input_is_no_output(run, images, tmp_path):
+def test_an_input_is_refused_as_an_output(run, images, tmp_path):
     path, link = tmp_path / "decoded.npz", tmp_path / "link.npz"
     latents = {f"sample_{i:02d}": z for i, z in enumerate(run.encode(images))}
     np.savez(path, images=images, **latents)

@@ -10,7 +10,7 @@ from nvae_jax import pictures
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_png(tmp_path, channels):
+def test_a_png_has_the_pixels_and_metadata(tmp_path, channels):
     image = np.random.default_rng(0).integers(0, 256, (5, 6, channels), np.uint8)
     pictures.save_png(tmp_path / "new" / "a.png", image, {"step": 3, "model": "tiny"})
     with Image.open(tmp_path / "new" / "a.png") as picture:
@@ -18,14 +18,14 @@ def test_png(tmp_path, channels):
         np.testing.assert_array_equal(np.asarray(picture).reshape(image.shape), image)
 
 
-def test_uint8_rounds_and_clips():
+def test_values_are_rounded_and_clipped_to_uint8():
     np.testing.assert_array_equal(
         pictures.to_uint8(np.array([-1.0, 0.0, 0.5, 127.6 / 255, 1.0, 2.0])),
         [0, 0, 128, 128, 255, 255],
     )
 
 
-def test_values_of_more_than_eight_bits(tmp_path):
+def test_values_of_more_than_eight_bits_are_written_exactly(tmp_path):
     """Arrays hold the values themselves, and pictures 16 bits if they are grey."""
     levels = np.linspace(0, 1, 4096, dtype=np.float32).reshape(1, 64, 64, 1)
     values = pictures.to_values(levels, 12)
@@ -43,7 +43,7 @@ def test_values_of_more_than_eight_bits(tmp_path):
         assert picture.mode == "RGB" and np.asarray(picture).max() == 255
 
 
-def test_grid_lays_out_row_by_row():
+def test_a_grid_is_filled_row_by_row():
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
     grid = pictures.image_grid(images, columns=3)
     assert grid.shape == (6, 9, 3)
@@ -51,7 +51,7 @@ def test_grid_lays_out_row_by_row():
     assert grid[3, 6, 0] == pictures.GREY and grid[2, 0, 0] == pictures.GREY
 
 
-def test_pairs_stand_above_each_other():
+def test_pairs_are_placed_above_each_other():
     above, below = np.zeros((8, 1, 1, 1)), np.ones((8, 1, 1, 1))
     rows = pictures.pair_rows(above, below).reshape(4, 4)
     np.testing.assert_array_equal(rows, [[0] * 4, [1] * 4, [0] * 4, [1] * 4])
@@ -64,7 +64,7 @@ def test_small_pictures_are_enlarged(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
-def test_animation_goes_there_and_back(tmp_path, suffix):
+def test_an_animation_plays_forwards_and_backwards(tmp_path, suffix):
     frames = np.linspace(0, 1, 5)[:, None, None, None] * np.ones((1, 8, 8, 3))
     pictures.save_animation(tmp_path / f"a{suffix}", frames, {"step": 3})
     with Image.open(tmp_path / f"a{suffix}") as picture:
@@ -75,7 +75,7 @@ def test_animation_goes_there_and_back(tmp_path, suffix):
         pictures.save_animation(tmp_path / "a.mp4", frames)
 
 
-def test_stream_is_what_numpy_writes(tmp_path):
+def test_a_stream_writes_the_file_that_numpy_writes(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (10, 3, 4), np.uint8)
     with pictures.ArrayStream(tmp_path / "a.npz", "images", array.shape, np.uint8, step=3) as file:
         assert not (tmp_path / "a.npz").exists()
@@ -87,7 +87,7 @@ def test_stream_is_what_numpy_writes(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 
-def test_torn_streams_leave_nothing(tmp_path):
+def test_incomplete_streams_leave_no_file(tmp_path):
     with pytest.raises(ValueError, match="2 row"):
         with pictures.ArrayStream(tmp_path / "a.npz", "images", (3, 2), np.uint8) as file:
             file.write(np.zeros((1, 2), np.uint8))

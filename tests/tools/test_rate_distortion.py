@@ -23,14 +23,16 @@ def images(run):
     return next(batches)["image"]
 
 
-def test_no_group_from_the_posterior_is_a_sample(run, points, images):
+def test_with_no_group_from_the_posterior_the_distortion_is_that_of_samples(run, points, images):
     samples = run.sample(COUNT, seed=3)
     rmse = np.sqrt(np.mean((samples - images) ** 2))
     np.testing.assert_allclose(points[0]["rmse"], rmse, rtol=1e-5)
     assert (points[0]["rate"], points[0]["whole_scales"]) == (0.0, 0)
 
 
-def test_all_groups_are_the_posterior(run, points, images):
+def test_with_all_groups_from_the_posterior_the_distortion_is_that_of_reconstructions(
+    run, points, images
+):
     model, key = run.experiment.model, jax.random.key(3)
     noise = latent_noise(model, image_keys(key, np.arange(COUNT)))
     out = jax.jit(model.apply)(run.variables, images, noise=noise)
@@ -40,13 +42,13 @@ def test_all_groups_are_the_posterior(run, points, images):
     np.testing.assert_allclose(points[-1]["rate_bits_per_dim"], 15 / np.log(2) / 256)
 
 
-def test_groups_and_scales(points):
+def test_the_points_have_their_groups_scales_and_rates(points):
     assert [p["groups"] for p in points] == [0, 1, 2, 3, 4]
     assert [p["whole_scales"] for p in points] == [0, None, 1, None, 2]
     assert [p["rate"] for p in points] == [0, 1, 3, 7, 15]
 
 
-def test_many_groups_are_looked_at_in_part():
+def test_of_many_groups_only_some_are_measured():
     hierarchy = Hierarchy(
         image_size=64, process_blocks=1, num_scales=3, num_groups=20, latent_channels=2
     )
@@ -54,11 +56,11 @@ def test_many_groups_are_looked_at_in_part():
     assert {0, 20, 40, 60} <= set(stops) and len(stops) < 17
 
 
-def test_pictures_are_shrunk_to_compare():
+def test_large_pictures_are_reduced_for_comparison():
     assert rate_distortion.shrink(np.zeros((2, 40, 16, 3))).shape == (2, 32, 16, 3)
 
 
-def test_the_distance_of_gaussians_in_closed_form():
+def test_the_frechet_distance_of_gaussians_equals_its_closed_form():
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 100_000, 3))
     other = other * [1, 2, 3] + [0, 0, 2]

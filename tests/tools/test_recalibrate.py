@@ -38,7 +38,7 @@ def assert_close(ours, expected):
         np.testing.assert_allclose(ours[path], expected[path], rtol=2e-4, atol=1e-5)
 
 
-def test_pooled_statistics_are_those_of_the_passes(run):
+def test_pooled_statistics_equal_those_of_all_passes(run):
     passes = [flatten_dict(statistics_of_pass(run, i, 4, 0.7)) for i in range(3)]
     expected = {path: np.mean([p[path] for p in passes], 0) for path in passes[0]}
     for path in expected:
@@ -54,7 +54,7 @@ def test_pooled_statistics_are_those_of_the_passes(run):
         assert found[path].dtype == jnp.float32
 
 
-def test_published_statistics_move_by_a_twentieth(run):
+def test_published_statistics_are_a_moving_average(run):
     expected = None
     for i in range(2):
         expected = statistics_of_pass(run, i, 4, 0.7, 0.05, expected)
@@ -93,7 +93,7 @@ def test_finite_weights_give_finite_statistics(run, method, factor):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
-def test_cached_by_temperature_passes_and_method(run, workdir, monkeypatch):
+def test_statistics_are_cached_by_temperature_passes_and_method(run, workdir, monkeypatch):
     def statistics(**kwargs):
         return recalibrated_statistics(workdir, run.experiment, run.state, **kwargs)
 
@@ -164,6 +164,6 @@ def test_damaged_statistics_are_computed_again(run, tmp_path, monkeypatch, damag
 
 
 @pytest.mark.parametrize("wrong", [{"passes": 0}, {"batch_size": 1}, {"method": "guess"}])
-def test_bad_numbers(run, wrong):
+def test_invalid_numbers_are_errors(run, wrong):
     with pytest.raises(ValueError, match="recalibration"):
         recalibrate(run.experiment.model, run.state.variables, KEY, **wrong)

@@ -66,7 +66,7 @@ def written(own):
     return path, found[0]
 
 
-def test_the_page_is_whole_and_needs_nothing_else(written):
+def test_the_page_is_valid_html_without_external_files(written):
     text = written[0].read_text()
     parser = Parser(text)
     assert not parser.faults and not parser.open
@@ -82,7 +82,7 @@ def test_the_page_is_whole_and_needs_nothing_else(written):
     assert {link["href"][1:] for link in parser.all("a")} <= set(sections)
 
 
-def test_it_says_what_was_measured(written, own):
+def test_the_page_shows_what_was_measured(written, own):
     text, found = written[0].read_text(), written[1]
     assert "123.2" in text and "77" not in re.sub(r"data:[^\"]*", "", text).split("Config")[0]
     for temperature in ("1", "0.7"):
@@ -97,7 +97,7 @@ def test_it_says_what_was_measured(written, own):
     assert "it was not requested" in text  # the neighbours
 
 
-def test_samples_are_the_runs(written, own):
+def test_the_samples_equal_those_of_the_run(written, own):
     drawn = written[1].samples
     np.testing.assert_array_equal(drawn[0.7, False], own.sample(4, temperature=0.7))
     again = own.recalibrated(0.7, passes=1).sample(4, temperature=0.7)
@@ -115,14 +115,14 @@ def test_another_report_is_not_overwritten(written, own):
     outputs.check([written[0]], metadata)
 
 
-def test_neighbours(own, written):
+def test_neighbours_of_samples_and_test_images_are_shown(own, written):
     settings = dataclasses.replace(SETTINGS, nearest=True)
     pictures, columns, medians = measure._neighbours(own, settings, written[1].samples)
     assert columns == 2 * (1 + measure.NEIGHBOURS) + 1 and len(pictures) == 4 * columns
     assert medians.keys() == {"samples", "test images"}
 
 
-def test_data_that_are_not_there_are_said(own, monkeypatch, written):
+def test_the_page_says_which_data_are_missing(own, monkeypatch, written):
     def no_data(*_, **__):
         raise ValueError("no data\nanywhere")
 
@@ -135,7 +135,7 @@ def test_data_that_are_not_there_are_said(own, monkeypatch, written):
     assert text.count("Not available: no data.") == 3 and "temperature 0.7, recalibrated" in text
 
 
-def test_texts_are_no_markup():
+def test_texts_are_escaped():
     rows = [["<b>", 1234, 0.5]]
     text = page.frame("<i>", page.table(["<u>", "", ""], rows), {"name": "</script><b>"})
     assert "<b>" not in text and "<i>" not in text and "<u>" not in text
@@ -143,7 +143,7 @@ def test_texts_are_no_markup():
 
 
 @pytest.mark.parametrize(("channels", "kind"), [(1, "png"), (3, "webp")])
-def test_large_pictures_become_small_enough_to_mail(channels, kind):
+def test_large_pictures_are_compressed(channels, kind):
     images = np.random.default_rng(0).random((4, 200, 300, channels))
     text = page.grid(images, "a caption")
     assert f"data:image/{kind};base64," in text and len(text) < 300_000

@@ -37,7 +37,7 @@ def gaussian_pixels(mean, scale):
 
 
 @pytest.mark.parametrize("scale", [1, 2])
-def test_what_is_known_is_conditioned_on(scale):
+def test_conditioning_on_known_pixels_equals_the_joint_gaussian(scale):
     """log p(y | z) and what is known of E[x | y, z] are those of the joint Gaussian, in which
     pixels of a block err together, with matrices."""
     rng = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def test_unknown_pixels_are_means_of_their_neighbours(decay):
     np.testing.assert_allclose(filled, np.where(known, values, decay * sum(around) / 4), atol=1e-5)
 
 
-def test_a_model_s_error_is_carried_on():
+def test_the_error_at_known_pixels_is_corrected_at_unknown_ones():
     """A decoder that is too dark everywhere is so at unknown pixels, and within blocks, too."""
     mean = np.full((1, 8, 8, 1), 0.4)
     mean[:, 3:5] += 0.1
@@ -93,7 +93,7 @@ def test_a_model_s_error_is_carried_on():
     assert np.abs(found - ramp).max() < 0.04 < np.abs(mean - ramp).max()
 
 
-def test_known_pixels_have_the_likelihood_s_own_probability():
+def test_known_pixels_have_the_probability_of_the_likelihood():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, 8, 8, 10)).astype(np.float32)
     x = np.round(255 * rng.random((2, 4, 4, 3))) / 255
@@ -113,7 +113,7 @@ def test_known_pixels_have_the_likelihood_s_own_probability():
 @pytest.mark.parametrize(
     ("name", "params"), [("bernoulli", 1), ("gaussian", 2), ("logistic_mixture", 30)]
 )
-def test_moments_are_those_of_samples(name, params):
+def test_the_moments_of_a_likelihood_equal_those_of_its_samples(name, params):
     logits = np.random.default_rng(0).normal(size=(1, 3, 3, params)) * 0.3
     if name == "gaussian":
         logits[..., 1] -= 1.5  # narrow, so that hardly anything is clipped
@@ -130,7 +130,7 @@ def test_moments_are_those_of_samples(name, params):
     np.testing.assert_allclose(draws.std(0), np.sqrt(variance), rtol=0.15)
 
 
-def test_numbers_between_the_sources_mix_both_draws(run, images):
+def test_a_source_between_prior_and_posterior_mixes_both_draws(run, images):
     noise, ones = run.draw_noise(5), np.ones(2)
     prepared = run.prepare(images)
     prior, mixed, posterior = (
@@ -142,7 +142,7 @@ def test_numbers_between_the_sources_mix_both_draws(run, images):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_known_pixels_stay_and_others_are_drawn(run, images, method):
+def test_known_pixels_are_kept_and_others_are_drawn(run, images, method):
     unknown = np.where(HALF[..., None], images, np.nan)
     best, found = api.restore(run, unknown, mask=HALF, method=method, **CHEAP)
     np.testing.assert_allclose(best[:, :, :8], images[:, :, :8], atol=1e-6)
@@ -157,7 +157,7 @@ def test_known_pixels_stay_and_others_are_drawn(run, images, method):
     assert np.abs(other - found)[:, :, :, 8:].max() > 0.01
 
 
-def test_the_best_image_is_the_plain_one_where_there_is_no_contrast():
+def test_without_contrast_the_best_image_is_the_plain_restoration():
     values = np.stack([np.full((8, 8, 1), 0.5), np.indices((8, 8)).sum(0)[..., None] % 2])
     known = np.ones((2, 8, 8, 1))
     contrast = baselines.contrast(Observed(values, known, np.zeros((2, 1, 1, 1)), exact=True))
@@ -167,7 +167,7 @@ def test_the_best_image_is_the_plain_one_where_there_is_no_contrast():
     np.testing.assert_allclose(best, [plain[0], (plain[1] + other[1]) / 2])
 
 
-def test_mixing_with_nothing_but_the_prior_ignores_the_encoder(run, images):
+def test_mixing_with_only_the_prior_ignores_the_encoder(run, images):
     options = {"method": "mix", "mask": HALF, **CHEAP}
     pair = [0.45 + 0.1 * x for x in (images, 1 - images)]
     # What differs is then what is carried on of the errors, where nothing is clipped.
@@ -181,7 +181,7 @@ def test_mixing_with_nothing_but_the_prior_ignores_the_encoder(run, images):
     assert np.abs(np.where(inside, found[0] - found[1] - carried, 0)).max() > 0.01
 
 
-def test_noise_is_taken_off_images_of_the_model(run, images):
+def test_noise_is_removed_from_images_of_the_model(run, images):
     """Images that the model itself makes are in its prior, so it must know noise from image."""
     prepared, noise = run.prepare(images), run.draw_noise(5, seed=7)
     images = run.compose(np.full(2, PRIOR), np.ones(2), images=prepared, latents=noise)[0]
@@ -195,7 +195,7 @@ def test_noise_is_taken_off_images_of_the_model(run, images):
     assert gain[1] > 3 and gain[1] > gain[0] + 1, gain
 
 
-def test_low_resolution_is_kept(run, images):
+def test_a_restored_image_has_the_given_low_resolution(run, images):
     small = np.asarray(shrink(images, 4))
     found = run.restore(small, scale=4, method="mix", **CHEAP).samples
     # Where nothing is clipped to [0, 1], the means over blocks are those that were given.
@@ -205,7 +205,7 @@ def test_low_resolution_is_kept(run, images):
     np.testing.assert_allclose(means[inside], small[inside], atol=0.01)
 
 
-def test_plain_restorations():
+def test_plain_restorations_equal_known_solutions():
     image = np.linspace(0, 1, 16)[None, :, None, None] * np.ones((1, 16, 16, 1))
     known = np.ones((1, 16, 16, 1), bool)
     known[:, 4:12, 4:12] = False
@@ -240,7 +240,7 @@ def test_plain_restorations():
         ({"noise": 0.1, "temperature": [1, 1]}, "temperature must be one number"),
     ],
 )
-def test_what_is_refused(run, images, options, message):
+def test_invalid_options_are_errors(run, images, options, message):
     with pytest.raises(ValueError, match=message):
         run.restore(images, **options)
 
@@ -258,13 +258,15 @@ def test_what_is_refused(run, images, options, message):
         ({"noise": np.nan}, "noise must be a standard deviation"),
     ],
 )
-def test_what_the_command_refuses_of_whole_images(run, images, tmp_path, options, message):
+def test_invalid_options_for_whole_images_are_errors_before_writing(
+    run, images, tmp_path, options, message
+):
     with pytest.raises(ValueError, match=message):
         results.restore_run(run, images, tmp_path / "out", whole=True, **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_images_that_are_refused(run, images):
+def test_invalid_images_are_errors(run, images):
     with pytest.raises(ValueError, match="some values are not finite"):
         run.restore(np.where(HALF[..., None], np.nan, images), mask=HALF)
     with pytest.raises(ValueError, match="divide by 255"):
@@ -274,7 +276,7 @@ def test_images_that_are_refused(run, images):
     observe(images + 7, run.experiment.data, noise=0.1)  # noise has no bounds
 
 
-def test_the_command_s_files(run, images, tmp_path):
+def test_the_command_writes_its_files(run, images, tmp_path):
     options = {"mask": HALF, "method": "mix", "num_samples": 2, "settings": {"steps": 3}}
     measured = results.restore_run(run, images, tmp_path, whole=True, **options)
     with np.load(tmp_path / "restored.npz") as file:
@@ -288,7 +290,7 @@ def test_the_command_s_files(run, images, tmp_path):
         results.restore_run(run, images, tmp_path, whole=True, seed=1, **options)
 
 
-def test_masks(tmp_path):
+def test_masks_are_made_by_name_or_read_from_files(tmp_path):
     center = masks.load("center", 16, 3)
     assert center.shape == (16, 16) and (~center).sum() == 64 and not center[7, 7]
     assert masks.load("half", 16, 3)[:, :8].all() and not masks.load("half", 16, 3)[:, 8:].any()
@@ -304,13 +306,13 @@ def test_masks(tmp_path):
         masks.load(str(tmp_path / "absent.png"), 16, 3)
 
 
-def test_settings_of_the_command(run):
+def test_the_settings_of_a_method_are_completed_with_defaults(run):
     hierarchy = run.experiment.model.hierarchy
     chosen = check_settings("mix", {"alpha": [0.0, 0.8], "steps": None}, hierarchy)
     np.testing.assert_allclose(chosen["shares"], [1, 0.2], rtol=1e-6)
     assert chosen["steps"] == METHODS["mix"]["steps"]
 
 
-def test_grow_undoes_shrink():
+def test_shrinking_reverses_growing():
     small = np.random.default_rng(0).random((2, 4, 4, 3)).astype(np.float32)
     np.testing.assert_allclose(shrink(grow(jnp.asarray(small), 3), 3), small, rtol=1e-6)

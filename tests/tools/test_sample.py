@@ -31,7 +31,7 @@ def test_images_do_not_depend_on_the_batch_size(run):
     assert np.abs(seven - drawn).max() <= 1  # the Python API draws the same
 
 
-def test_drawn_pixels_do_not_depend_on_the_batch_size_either(run):
+def test_drawn_pixels_do_not_depend_on_the_batch_size(run):
     drawn = draw(run, num=4, batch_size=4, draw_pixels=True)
     assert set(np.unique(drawn)) == {0, 255}
     assert (draw(run, num=4, batch_size=2, draw_pixels=True) != drawn).mean() < 1e-3
@@ -49,12 +49,12 @@ def test_drawn_pixels_do_not_depend_on_the_batch_size_either(run):
         {"num": 1, "decoder_temperature": -1.0},
     ],
 )
-def test_bad_numbers(run, wrong):
+def test_invalid_numbers_are_errors(run, wrong):
     with pytest.raises(ValueError, match=list(wrong)[-1]):
         sample_images(run.experiment, run.state.variables, **wrong)
 
 
-def test_files_and_their_metadata(run, workdir, tmp_path):
+def test_the_files_have_the_samples_and_their_metadata(run, workdir, tmp_path):
     sample_run(
         workdir,
         run.experiment,
@@ -104,7 +104,7 @@ def test_two_devices_draw_the_same_images(run, workdir, tmp_path, commands):
         assert same(file["images"], here[0])
 
 
-def test_wrong_values_end_in_one_line(commands, workdir, tmp_path):
+def test_wrong_values_are_a_one_line_error(commands, workdir, tmp_path):
     out = tmp_path / "out"
     found = commands.run("sample", f"--workdir={workdir}", f"--out={out}", "--temperature=1,1,1")
     assert found.returncode == 2
@@ -113,7 +113,7 @@ def test_wrong_values_end_in_one_line(commands, workdir, tmp_path):
     assert not out.exists()
 
 
-def test_a_run_without_checkpoint(tmp_path, tiny_run_config):
+def test_a_run_without_checkpoint_is_an_error(tmp_path, tiny_run_config):
     run_directory.save_config(tmp_path, tiny_run_config)
     with pytest.raises(ValueError, match="no checkpoint yet"):
         api.load(tmp_path)

@@ -27,7 +27,7 @@ def found(run, images):
     return api.score(run, images, num_samples=2, seed=3)
 
 
-def test_the_bounds_are_those_of_evaluation(run, images, found):
+def test_the_bounds_equal_those_of_evaluation(run, images, found):
     np.testing.assert_allclose(
         found["log_p"], run.log_prob(images, num_samples=2, seed=3), rtol=1e-5
     )
@@ -44,7 +44,7 @@ def test_the_bounds_are_those_of_evaluation(run, images, found):
         np.testing.assert_allclose(found[name], expected, rtol=1e-4)
 
 
-def test_above_k_the_finest_scales_come_from_the_prior(run, images, found):
+def test_in_l_gt_k_the_finest_scales_come_from_the_prior(run, images, found):
     """L^{>1} from a plain pass with the first two groups inferred and the others drawn."""
     model, likelihood = run.experiment.model, run.experiment.likelihood
     sources, expected = [POSTERIOR, POSTERIOR, PRIOR, PRIOR], 0
@@ -61,14 +61,14 @@ def test_above_k_the_finest_scales_come_from_the_prior(run, images, found):
     assert "l_gt_2" not in found
 
 
-def test_an_image_s_scores_are_its_own(run, images, found):
+def test_the_scores_of_an_image_do_not_depend_on_the_others(run, images, found):
     assert run.batch_size == 8
     few = api.score(run, images[3:], num_samples=2, seed=3, numbers=[3, 4])
     for name, values in few.items():
         np.testing.assert_allclose(values, found[name][3:], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_nats_and_bits(found):
+def test_scores_are_given_in_nats_and_bits_per_dimension(found):
     names = {"elbo", "log_p", "kl_scale_0", "kl_scale_1", "l_gt_1", "llr_gt_1"}
     assert found.keys() == names | {f"{name}_bits_per_dim" for name in names}
     for name in names:
@@ -77,7 +77,7 @@ def test_nats_and_bits(found):
         np.testing.assert_allclose(found[f"{name}_bits_per_dim"], bits)
 
 
-def test_a_scale_that_the_model_does_not_have(run, images):
+def test_a_missing_scale_is_an_error(run, images):
     with pytest.raises(ValueError, match=r"no L\^{>2}: for 2 scale\(s\) k is from"):
         api.score(run, images, scales=[2])
     assert "l_gt_1" not in api.score(run, images, scales=[])
@@ -85,7 +85,7 @@ def test_a_scale_that_the_model_does_not_have(run, images):
         scores.parse_scales(["1", "x"])
 
 
-def test_with_flows_the_kl_is_that_of_the_draw(tiny_run_config, random_variables, images):
+def test_with_flows_the_kl_is_estimated_from_the_sample(tiny_run_config, random_variables, images):
     config = tiny_run_config.copy_and_resolve_references()
     config.model.update(num_flows=1, num_scales=1, num_groups=2)
     model, key, likelihood = build_model(config), jax.random.key(0), build_likelihood(config)
@@ -104,7 +104,7 @@ def test_with_flows_the_kl_is_that_of_the_draw(tiny_run_config, random_variables
     np.testing.assert_allclose(terms["bound"], terms["log_weight"], rtol=1e-4)
 
 
-def test_detection_of_scores_that_are_known():
+def test_detection_measures_equal_those_computed_by_hand():
     """Ranks by hand: of 2 × 3 pairs, 5 have the other image higher."""
     known, other = np.array([0.0, 2.0]), np.array([1.0, 3.0, 4.0])
     found = detection.measure(known, other, "llr_gt_1")
@@ -118,7 +118,7 @@ def test_detection_of_scores_that_are_known():
         detection.measure(known, np.array([np.nan]), "elbo")
 
 
-def test_files(run, images, tmp_path, undocumented):
+def test_the_command_writes_its_files(run, images, tmp_path, undocumented):
     np.save(tmp_path / "own.npy", images)
     save_png(tmp_path / "pictures" / "b.png", np.zeros((30, 20, 1), np.uint8))
     save_png(tmp_path / "pictures" / "a" / "c.png", np.full((16, 16, 3), 255, np.uint8))
@@ -164,7 +164,7 @@ def test_files(run, images, tmp_path, undocumented):
         ("cifar10", "cifar10"),
     ],
 )
-def test_sets_that_are_none(run, tmp_path, source, message):
+def test_invalid_image_sets_are_errors(run, tmp_path, source, message):
     (tmp_path / "empty").mkdir()
     np.save(tmp_path / "small.npy", np.zeros((2, 8, 8, 1), np.uint8))
     np.save(tmp_path / "none.npy", np.zeros((0, 16, 16, 1), np.uint8))
@@ -175,14 +175,14 @@ def test_sets_that_are_none(run, tmp_path, source, message):
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
-def test_another_data_set_and_a_split(run, tmp_path):
+def test_a_split_and_another_data_set_are_image_sets(run, tmp_path):
     assert open_set(run.experiment.data, "test").images.shape == (297, 16, 16, 1)
     larger = dataclasses.replace(run.experiment.data, image_size=32, padding=2, name="mnist")
     found = open_set(larger, "digits")
     assert found.name == "digits test" and found.images[0].shape == (28, 28, 1)
 
 
-def test_unreadable_pictures_are_left_out_where_the_run_does(run, tmp_path):
+def test_unreadable_pictures_are_skipped_if_the_run_skips_them(run, tmp_path):
     for name in "abc":
         save_png(tmp_path / "test" / f"{name}.png", np.zeros((16, 16, 1), np.uint8))
         save_png(tmp_path / "train" / f"{name}.png", np.zeros((16, 16, 1), np.uint8))
@@ -194,7 +194,7 @@ def test_unreadable_pictures_are_left_out_where_the_run_does(run, tmp_path):
     assert numbers == [[0], [2]]
 
 
-def test_digits_are_likelier_than_clothes_and_the_ratio_tells_them_apart(make_run, tmp_path):
+def test_the_likelihood_ratio_detects_digits_that_are_likelier_than_clothes(make_run, tmp_path):
     """The failure that Havtorn et al. (2021) are about, and their remedy, on a model of the tiny
     config that was trained on Fashion-MNIST at 16x16 for 4,000 steps of 32 images. Digits-like
     images: those of scikit-learn, 12x12 in the middle."""

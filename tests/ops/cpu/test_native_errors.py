@@ -57,12 +57,12 @@ def call(name, results, arrays, attributes):
     return jax.block_until_ready(native.call(name, results, *given, **attributes))
 
 
-def test_every_kernel_is_here():
+def test_this_file_has_a_call_of_every_kernel():
     assert set(RIGHT) == set(native.KERNELS)
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_right_calls_go_through(name):
+def test_valid_calls_succeed(name):
     call(name, *RIGHT[name])
 
 
@@ -96,7 +96,7 @@ def wrong_calls():
                 yield name, results, arrays, {**attributes, key: value}
 
 
-def test_wrong_calls_are_errors():
+def test_calls_with_wrong_shapes_are_errors():
     for wrong in wrong_calls():
         with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT"):
             call(*wrong)
@@ -120,7 +120,7 @@ def calls_of_another_kind():
             yield name, [*results, V], arrays, attributes
 
 
-def test_calls_of_another_kind_are_errors():
+def test_calls_with_wrong_attributes_or_numbers_of_arrays_are_errors():
     for wrong in calls_of_another_kind():
         with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT"):
             call(*wrong)
@@ -138,7 +138,7 @@ NVAE_JAX_EXPORT(throw_in_a_task, Throw)
 """
 
 
-def test_what_a_task_throws_becomes_an_error(tmp_path):
+def test_an_exception_in_a_thread_becomes_an_error(tmp_path):
     (tmp_path / "throw.cc").write_text(THROWING)
     folders = [f"-I{shared_library.FOLDER}", "-isystem", jax.ffi.include_dir()]
     command = ["c++", *shared_library.FLAGS, *folders, "-shared", str(tmp_path / "throw.cc")]
@@ -151,7 +151,7 @@ def test_what_a_task_throws_becomes_an_error(tmp_path):
             jax.block_until_ready(run(ones(*shape)))
 
 
-def test_a_compiler_that_hangs_is_given_up_on(tmp_path, monkeypatch):
+def test_a_compiler_that_hangs_is_stopped(tmp_path, monkeypatch):
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\nexec sleep 60\n")
     compiler.chmod(0o700)
@@ -165,7 +165,7 @@ def test_a_compiler_that_hangs_is_given_up_on(tmp_path, monkeypatch):
         native.problem.cache_clear()
 
 
-def test_processors_of_arm_are_told_apart(monkeypatch):
+def test_different_arm_processors_have_different_names(monkeypatch):
     texts = {}
     for part in ("0xd0c", "0xd40"):
         text = f"processor: 0\nCPU implementer\t: 0x41\nCPU part\t: {part}\nFeatures\t: fp asimd\n"
@@ -175,7 +175,7 @@ def test_processors_of_arm_are_told_apart(monkeypatch):
 
 
 @pytest.mark.skipif(not shutil.which("clang++"), reason="needs clang++")
-def test_clang_compiles_them_to_the_same():
+def test_kernels_compiled_by_clang_give_the_same_values():
     program = f"""
 import numpy as np
 from nvae_jax.ops.cpu import native

@@ -27,7 +27,9 @@ CASES = [
 @pytest.mark.parametrize("size, c, k, blocks, dtype, tolerance", CASES)
 @pytest.mark.parametrize("of", GEOMETRIES, ids=["plain", "stride", "doubled"])
 @pytest.mark.parametrize("name", ["correlate", "input_grad", "kernel_grad"])
-def test_is_exact(size, c, k, blocks, dtype, tolerance, of, name, monkeypatch):
+def test_values_and_gradients_equal_float64_references(
+    size, c, k, blocks, dtype, tolerance, of, name, monkeypatch
+):
     for constant, value in blocks.items():
         monkeypatch.setattr(gpu, constant, value)
     geometry, rng = of(size, kernel_size=k), np.random.default_rng(0)
@@ -47,7 +49,7 @@ def test_is_exact(size, c, k, blocks, dtype, tolerance, of, name, monkeypatch):
 
 
 @pytest.mark.parametrize("operation", ["depthwise_conv", "upsample_depthwise_conv"])
-def test_lowers_for_cuda_with_its_gradients(operation):
+def test_the_kernels_and_their_gradients_lower_for_cuda(operation):
     def gradients(x, kernel):
         y, pullback = jax.vjp(getattr(Gpu(), operation), x, kernel)
         return y, pullback(y)

@@ -51,7 +51,9 @@ def normalized(x, scale, bias, *, with_swish):
 @pytest.mark.parametrize("with_swish", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("sizes", SIZES, ids=["one", "few", "many"])
-def test_batch_norm(sizes, shape, with_swish, dtype, monkeypatch):
+def test_batch_norm_and_its_gradients_equal_those_in_float64(
+    sizes, shape, with_swish, dtype, monkeypatch
+):
     for name, size in sizes.items():
         monkeypatch.setattr(columns, name, size)
     x, scale, bias, center, g = random(shape, *[shape[-1:]] * 3, shape)
@@ -70,7 +72,7 @@ def test_batch_norm(sizes, shape, with_swish, dtype, monkeypatch):
     assert_close((y, *gradients), expected, 2e-6 if dtype == jnp.float32 else 1e-2)
 
 
-def test_norms_of_several_models_at_once():
+def test_batch_norm_under_vmap_equals_separate_calls():
     x, scale, bias, center = (
         jnp.asarray(array, jnp.float32) for array in random((2, 3, 5, 4, 6), *[(2, 6)] * 3)
     )
@@ -83,7 +85,7 @@ def test_norms_of_several_models_at_once():
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4, 24), (20, 9, 7, 90), (2, 16, 16, 128)])
-def test_squeeze_excitation(shape):
+def test_squeeze_and_excitation_and_its_gradients_equal_those_in_float64(shape):
     channels, hidden = shape[-1], 5
     weights = (channels, hidden), (hidden,), (hidden, channels), (channels,)
     *given, g = random(shape, shape, *weights, shape)
@@ -97,7 +99,7 @@ def test_squeeze_excitation(shape):
     assert_close(with_gradients(partial(added, Gpu(interpret=True)), given, g), expected, 2e-6)
 
 
-def test_what_does_not_suit_one_program_is_left_to_xla():
+def test_shapes_that_do_not_fit_one_program_are_left_to_xla():
     wide, large = jnp.zeros((1, 2, 2, 1024)), jnp.zeros((1, 64, 64, 8))
     assert not gpu_squeeze_excitation.supports(wide) and not gpu_squeeze_excitation.supports(large)
 
@@ -107,7 +109,7 @@ def lowered(function, *shapes):
     return jax.jit(function).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
 
 
-def test_batch_norm_is_four_kernels():
+def test_a_training_step_of_batch_norm_is_four_kernels():
     def step(x, scale, bias, g):
         function = partial(Gpu().batch_norm, epsilon=EPSILON, activation=swish)
         return with_gradients(lambda *given: function(*given)[0], (x, scale, bias), g)
@@ -116,7 +118,7 @@ def test_batch_norm_is_four_kernels():
     assert text.count("__gpu$xla.gpu.triton") == 4
 
 
-def test_squeeze_excitation_is_three_kernels():
+def test_a_training_step_of_squeeze_and_excitation_is_three_kernels():
     def step(skip, x, *weights):
         *weights, g = weights
 

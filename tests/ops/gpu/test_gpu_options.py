@@ -19,7 +19,7 @@ class Recorder:
         self.names.add(name)
 
 
-def test_lowering_a_kernel_looks_for_no_module(monkeypatch):
+def test_lowering_a_second_kernel_imports_nothing(monkeypatch):
     sums = partial(columns.column_sums, lambda tiles, _: (tiles[0], tiles[0]))
     program = jax.jit(lambda x: sums([x], []))
 

@@ -146,7 +146,7 @@ def png(folder, size=(40, 20), name="mine.png"):
     return path
 
 
-def test_all_parts_by_mouse(page):
+def test_every_part_works_with_the_mouse(page):
     samples = pictures(page, "samples")
     assert len(set(samples)) == 6 and page.title() == "tiny · nvae-jax explore"
     choose(page, 2)
@@ -163,7 +163,7 @@ def test_all_parts_by_mouse(page):
     changed(page, "samples", samples)
 
 
-def test_all_parts_by_keyboard(page):
+def test_every_part_works_with_the_keyboard(page):
     samples = pictures(page, "samples")
     reached = set()
     page.focus("#seed")
@@ -188,7 +188,7 @@ def test_all_parts_by_keyboard(page):
     assert len(set(pictures(page, "keep"))) == 1  # nothing is drawn
 
 
-def test_recalibration_is_offered_and_temperatures_are_of_scales(page):
+def test_recalibration_and_a_temperature_for_each_scale_can_be_chosen(page):
     before = pictures(page, "samples")
     assert page.locator("#temperatures input").count() == 2
     page.uncheck("#together")
@@ -200,7 +200,7 @@ def test_recalibration_is_offered_and_temperatures_are_of_scales(page):
     assert len(pictures(page, "samples")) == 6
 
 
-def test_an_upload_and_wrong_ones(page, tmp_path):
+def test_an_image_can_be_uploaded_and_wrong_files_are_refused(page, tmp_path):
     page.set_input_files("#file", png(tmp_path))
     pictures(page, "keep")
     label = "mine.png (40×20, cropped to a square and resized to 16×16)"
@@ -222,7 +222,7 @@ def test_an_upload_and_wrong_ones(page, tmp_path):
     assert page.inner_text("#chosen .status") == ""
 
 
-def test_two_windows_have_their_own_pictures(open_page):
+def test_each_window_has_its_own_pictures(open_page):
     one, other = open_page(), open_page()
     first = pictures(one, "samples")
     assert pictures(other, "samples") == first
@@ -234,7 +234,7 @@ def test_two_windows_have_their_own_pictures(open_page):
     assert (one.input_value("#seed"), other.input_value("#seed")) == ("9", "8")
 
 
-def test_a_reload_loses_nothing(page, tmp_path):
+def test_a_reload_keeps_all_settings_and_pictures(page, tmp_path):
     before = pictures(page, "samples")
     page.fill("#seed", "5")
     samples = changed(page, "samples", before)
@@ -250,7 +250,7 @@ def test_a_reload_loses_nothing(page, tmp_path):
     assert pictures(page, "interpolate") == way and pictures(page, "keep") == kept
 
 
-def test_pictures_and_latents_are_saved(page, explorer, tmp_path):
+def test_pictures_and_latents_can_be_saved(page, explorer, tmp_path):
     pictures(page, "samples")
     choose(page, 3)
     with page.expect_download() as download:
@@ -264,7 +264,7 @@ def test_pictures_and_latents_are_saved(page, explorer, tmp_path):
     assert [z.shape[1:] for z in latents] == list(explorer.run.latent_shapes)
 
 
-def test_while_programs_compile_the_page_says_how_far(open_page, jobs):
+def test_the_page_shows_the_progress_of_compilation(open_page, jobs):
     on, off = threading.Event(), threading.Event()
 
     def compile_slowly(job):
@@ -284,7 +284,7 @@ def test_while_programs_compile_the_page_says_how_far(open_page, jobs):
 
 
 @pytest.mark.parametrize("width", [320, 700, 1280])
-def test_no_window_is_too_narrow(open_page, width):
+def test_the_page_fits_narrow_windows(open_page, width):
     page = open_page(width)
     pictures(page, "samples")
     choose(page, 0)
@@ -296,7 +296,7 @@ def test_no_window_is_too_narrow(open_page, width):
     assert not wide
 
 
-def test_what_goes_wrong_is_said(page):
+def test_the_page_shows_errors(page):
     pictures(page, "samples")
     page.fill("#seed", "-1")
     status(page, "samples", "The seed must be a whole number from 0 to 2147483647.")
@@ -309,7 +309,7 @@ def test_what_goes_wrong_is_said(page):
     assert page.inner_text("#samples .status") == ""
 
 
-def test_pages_of_another_origin_get_nothing(open_page, url, jobs, monkeypatch):
+def test_pages_of_another_origin_get_no_answer(open_page, url, jobs, monkeypatch):
     """By its other name, localhost, the page's address is another origin already. Its own content
     security policy, which would keep it from asking, is left out."""
     page = open_page(bypass_csp=True)

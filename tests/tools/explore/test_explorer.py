@@ -38,7 +38,7 @@ def nothing_more_is_compiled(explorer, compiled):
     assert not compiled
 
 
-def test_samples_are_those_of_the_seed(explorer, allowing):
+def test_samples_equal_those_of_the_library(explorer, allowing):
     drawn = explorer.draw(SAMPLES)
     assert len(drawn.images) == 6 and explorer.draw(requests.Samples(3, T, False)) is drawn
     with allowing():
@@ -49,7 +49,7 @@ def test_samples_are_those_of_the_seed(explorer, allowing):
     )
 
 
-def test_one_group_is_drawn_again(explorer):
+def test_only_the_given_group_is_redrawn(explorer):
     start = explorer.draw(SAMPLES)
     again = explorer.draw(requests.Redraw(SAMPLE, 1, 9, T))
     assert close(again.images[0], start.images[2])
@@ -62,7 +62,7 @@ def test_one_group_is_drawn_again(explorer):
     assert not close(again.images[1], again.images[2], 0.05)
 
 
-def test_the_first_groups_of_an_image_are_kept(explorer):
+def test_the_given_number_of_first_groups_is_kept(explorer):
     image = explorer.draw(IMAGE.request)
     for count in range(GROUPS + 1):
         kept = explorer.draw(requests.Keep(IMAGE, count, 5, T))
@@ -87,7 +87,7 @@ def test_interpolation_goes_from_one_picture_to_the_other(explorer):
     assert not close(way[2], way[0], 0.05) and not close(way[3], way[-1], 0.05)
 
 
-def test_kl_of_each_group(explorer, allowing):
+def test_the_kl_of_each_group_equals_that_of_the_model(explorer, allowing):
     answer = explorer.answer(requests.Divergence(IMAGE), now)
     with allowing():
         model, variables = explorer.run.experiment.model, explorer.run.state.variables
@@ -101,7 +101,7 @@ def test_kl_of_each_group(explorer, allowing):
     assert explorer.answer(requests.Divergence(SAMPLE), now)["held_out"] == answer["held_out"]
 
 
-def test_data_that_is_gone_is_said(explorer, monkeypatch):
+def test_missing_data_are_reported(explorer, monkeypatch):
     def gone(*_, **__):
         raise ValueError("no such data")
 
@@ -131,7 +131,7 @@ def test_recalibrated_statistics_are_computed_once_for_a_temperature(
     assert kept.run.recalibration == answer["statistics"]
 
 
-def test_recalibration_that_is_superseded_leaves_nothing(explorer):
+def test_a_superseded_recalibration_is_not_cached(explorer):
     job, request = Job(), requests.Samples(3, (0.9, 0.9), True)
 
     def watch(what, items):
@@ -149,7 +149,7 @@ def content(answer):
     return io.BytesIO(base64.b64decode(answer["content"]))
 
 
-def test_files_of_a_picture(explorer, tmp_path, allowing):
+def test_a_picture_can_be_downloaded_as_png_and_latents(explorer, tmp_path, allowing):
     drawn = explorer.draw(SAMPLES)
     answer = explorer.answer(requests.Download(SAMPLE, "png"), now)
     picture = Image.open(content(answer))
@@ -165,14 +165,14 @@ def test_files_of_a_picture(explorer, tmp_path, allowing):
         assert close(explorer.run.decode(latents), drawn.images[2:3])
 
 
-def test_pictures_go_to_the_page_as_png(explorer):
+def test_pictures_are_sent_to_the_page_as_png(explorer):
     answer = explorer.answer(SAMPLES, now)
     first = Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))
     assert close(np.asarray(first) / 255, explorer.draw(SAMPLES).images[0, ..., 0], 1 / 255)
     assert answer["statistics"] == "none" and len(answer["images"]) == 6
 
 
-def test_the_page_is_told_the_run(explorer):
+def test_the_page_gets_a_description_of_the_run(explorer):
     described = explorer.describe()
     assert described["name"] == "tiny" and described["num"] == 6
     assert described["scales"] == [4, 8] and described["groups"] == [0, 0, 1, 1]
@@ -197,6 +197,6 @@ SMALL = images_lib.encode(np.zeros((8, 8, 1), np.uint8))
         ),
     ],
 )
-def test_what_the_run_does_not_have_is_refused(explorer, request_, complaint):
+def test_requests_that_do_not_fit_the_run_are_errors(explorer, request_, complaint):
     with pytest.raises(ValueError, match=complaint):
         explorer.answer(request_, now)

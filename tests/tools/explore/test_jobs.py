@@ -24,7 +24,7 @@ def busy(jobs):
     release.set()
 
 
-def test_the_newest_of_a_place_wins(jobs, busy):
+def test_a_newer_call_replaces_the_waiting_call_of_its_place(jobs, busy):
     ran = []
     first = jobs.submit(("window", "samples"), lambda job: ran.append("first"))
     elsewhere = jobs.submit(("another window", "samples"), lambda job: ran.append("elsewhere"))
@@ -36,7 +36,7 @@ def test_the_newest_of_a_place_wins(jobs, busy):
         first.future.result(60)
 
 
-def test_a_running_call_stops_at_its_next_step_and_tells_how_far_it_is(jobs):
+def test_a_superseded_call_stops_at_its_next_step_and_reports_its_progress(jobs):
     started, go_on, seen = threading.Event(), threading.Event(), []
 
     def call(job):
@@ -55,7 +55,7 @@ def test_a_running_call_stops_at_its_next_step_and_tells_how_far_it_is(jobs):
     assert jobs.progress == {}
 
 
-def test_a_call_that_could_not_stop_in_time_is_superseded_all_the_same(jobs):
+def test_a_call_that_did_not_stop_in_time_is_superseded_too(jobs):
     started, go_on = threading.Event(), threading.Event()
     old = jobs.submit("place", lambda job: started.set() or go_on.wait(60))
     assert started.wait(60)
@@ -65,7 +65,7 @@ def test_a_call_that_could_not_stop_in_time_is_superseded_all_the_same(jobs):
         old.future.result(60)
 
 
-def test_who_goes_away_is_not_computed_for(jobs, busy):
+def test_a_forgotten_call_is_not_computed(jobs, busy):
     ran = []
     job = jobs.submit("place", lambda job: ran.append("old"))
     jobs.forget("place", job)
@@ -76,7 +76,7 @@ def test_who_goes_away_is_not_computed_for(jobs, busy):
     assert ran == ["new"]
 
 
-def test_an_error_is_the_caller_s_and_the_queue_goes_on(jobs):
+def test_an_error_is_raised_for_its_caller_and_the_queue_continues(jobs):
     job = jobs.submit("place", lambda job: 1 // 0)
     assert jobs.submit("another", lambda job: 5).future.result(60) == 5
     with pytest.raises(ZeroDivisionError):

@@ -8,7 +8,7 @@ SAMPLES = {"kind": "samples", "seed": 3, "temperature": [1, 0.5], "recalibrate":
 PICTURE = {"request": SAMPLES, "index": 2}
 
 
-def test_json_becomes_requests():
+def test_json_is_parsed_to_requests():
     samples = requests.Samples(3, (1.0, 0.5), True)
     picture = requests.Picture(samples, 2)
     assert requests.parse(SAMPLES) == samples
@@ -21,7 +21,7 @@ def test_json_becomes_requests():
     assert hash(requests.parse(both)) == hash(requests.parse(both))
 
 
-def test_files_tell_requests():
+def test_a_request_is_described_for_the_metadata_of_files():
     encode = requests.Picture(requests.Encode(b"", 5), 0)
     told = requests.describe(requests.Keep(encode, 2, 1, (0.7,)))
     assert told["kind"] == "keep" and told["groups"] == 2
@@ -65,12 +65,12 @@ def nested(times):
         (nested(31), "requests are nested 31 times: start from a new image"),
     ],
 )
-def test_what_is_none_is_refused_in_one_line(request_, complaint):
+def test_invalid_requests_are_one_line_errors(request_, complaint):
     with pytest.raises(ValueError) as error:
         requests.parse(request_)
     assert complaint in str(error.value) and len(str(error.value)) < 200
     assert "\n" not in str(error.value)
 
 
-def test_deep_is_not_too_deep():
+def test_nested_requests_are_allowed():
     assert requests.parse(nested(30))

@@ -70,7 +70,7 @@ def ask(client, window="w", **changes):
     return json.loads(response.text.splitlines()[-1])
 
 
-def test_the_page_and_its_parts(client):
+def test_the_page_and_its_files_are_served(client):
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html") and "page.js" in page.text
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
@@ -81,7 +81,7 @@ def test_the_page_and_its_parts(client):
     assert client.get("/../server.py").status_code == 404
 
 
-def test_an_answer(client):
+def test_a_request_is_answered(client):
     assert ask(client) == {"result": {"seed": 3}}
 
 
@@ -98,7 +98,7 @@ def test_foreign_hosts_are_refused(client, explorer, host):
 @pytest.mark.parametrize(
     "host", ["127.0.0.1:8000", "localhost:8000", "localhost:9999", "127.0.0.1"]
 )
-def test_the_own_host_is_served_by_either_name(client, host):
+def test_both_names_of_this_machine_are_served(client, host):
     """The port is another one where it is forwarded, by SSH say."""
     headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
     assert client.get("/api/run", headers=headers).status_code == 200
@@ -126,7 +126,7 @@ def test_other_origins_are_refused(client, explorer, headers):
     assert not explorer.seen
 
 
-def test_links_from_elsewhere_lead_to_the_page(client):
+def test_links_of_other_sites_to_the_page_work(client):
     headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     assert client.get("/", headers=headers).status_code == 200
 
@@ -137,13 +137,13 @@ def png(height, width):
     return buffer.getvalue()
 
 
-def test_an_upload_is_fitted(client):
+def test_an_upload_is_cropped_and_resized(client):
     answer = client.post("/api/upload", content=png(20, 30)).json()
     assert answer["note"] == "30×20, cropped to a square and resized to 16×16"
     assert client.post("/api/upload", content=png(16, 16)).json()["note"] == ""
 
 
-def test_wrong_uploads(client):
+def test_wrong_uploads_are_refused(client):
     answer = client.post("/api/upload", content=b"no picture")
     assert answer.status_code == 400 and answer.json()["error"].startswith("the file: not a PNG")
     assert client.post("/api/upload", content=b"").status_code == 400
@@ -166,13 +166,13 @@ def test_wrong_uploads(client):
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_request_is_refused(client, body):
+def test_invalid_requests_are_refused(client, body):
     answer = client.post("/api/ask", content=body)
     assert answer.status_code == 400 and answer.json()["error"].startswith("not a request: ")
     assert "\n" not in answer.json()["error"]
 
 
-def test_errors_are_one_line_and_the_server_goes_on(client, capsys):
+def test_errors_are_one_line_and_the_server_continues(client, capsys):
     assert ask(client, seed=7) == {"error": "no such seed"}
     assert ask(client, seed=8) == {"error": "RuntimeError: out of memory"}
     assert "Traceback" in capsys.readouterr().err
@@ -187,9 +187,7 @@ def wait_for(condition):
     raise AssertionError("never")
 
 
-def test_the_newest_of_a_window_wins_and_other_windows_get_theirs(
-    client, explorer, jobs, monkeypatch
-):
+def test_a_newer_request_supersedes_only_those_of_its_window(client, explorer, jobs, monkeypatch):
     answers, asked, submit = {}, [], jobs.submit
     monkeypatch.setattr(jobs, "submit", lambda *call: asked.append(call) or submit(*call))
     threads = []
@@ -216,7 +214,7 @@ def test_the_newest_of_a_window_wins_and_other_windows_get_theirs(
     assert explorer.seen == [9, 1, 3]
 
 
-def test_who_waits_while_the_server_stops_is_told(client, explorer, jobs):
+def test_a_request_that_waits_when_the_server_stops_is_answered(client, explorer, jobs):
     answers = []
     thread = threading.Thread(target=lambda: answers.append(ask(client, seed=9)))
     thread.start()
@@ -227,7 +225,7 @@ def test_who_waits_while_the_server_stops_is_told(client, explorer, jobs):
     assert answers == [{"error": "the server is stopping"}]
 
 
-def test_a_port_in_use_is_said():
+def test_a_port_in_use_is_an_error():
     with socket.create_server((server.HOST, 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} of 127.0.0.1 is not available .*--port"):
@@ -236,7 +234,7 @@ def test_a_port_in_use_is_said():
         assert listening.getsockname()[0] == "127.0.0.1" and listening.getsockname()[1]
 
 
-def test_serving_ends_with_the_error_that_compiling_ends_with():
+def test_an_error_while_compiling_ends_the_server():
     class Broken(Explorer):
         def compile(self, watch):
             raise ValueError("it does not compile")

@@ -19,7 +19,7 @@ def encoded(array, form="PNG"):
     return buffer.getvalue()
 
 
-def test_one_of_the_model_s_size_stays_as_it_is():
+def test_a_picture_of_the_models_size_is_unchanged():
     image = np.arange(256, dtype=np.uint8).reshape(16, 16)
     png, note = uploads.fit(encoded(image), GREY)
     assert note == ""
@@ -27,7 +27,7 @@ def test_one_of_the_model_s_size_stays_as_it_is():
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
-def test_others_are_cropped_and_resized(form):
+def test_pictures_of_other_sizes_are_cropped_and_resized(form):
     image = np.zeros((20, 40, 3), np.uint8)
     image[:, 10:30] = 255  # the square in the middle
     png, note = uploads.fit(encoded(image, form), GREY)
@@ -36,14 +36,14 @@ def test_others_are_cropped_and_resized(form):
     assert fitted.shape == (1, 16, 16, 1) and fitted.dtype == np.float32 and fitted.mean() > 0.95
 
 
-def test_colours_padding_and_single_pixels():
+def test_a_single_pixel_is_enlarged_and_converted_to_colour():
     spec = DataSpec("folder", image_size=16, channels=3, padding=2)
     png, note = uploads.fit(encoded(np.full((1, 1), 51, np.uint8)), spec)
     assert note == "1×1, resized to 12×12"
     np.testing.assert_allclose(uploads.read(png, spec), np.full((1, 12, 12, 3), 0.2))
 
 
-def test_values_of_16_bits_stay():
+def test_values_of_16_bits_are_kept():
     spec = DataSpec("folder", image_size=2, num_bits=12)
     image = np.array([[0, 4095], [1024, 257]], np.uint16)
     png, _ = uploads.fit(encoded(image), spec)
@@ -59,13 +59,13 @@ def test_values_of_16_bits_stay():
         (encoded(np.random.default_rng(0).integers(0, 256, (30, 30), np.uint8))[:200], "damaged"),
     ],
 )
-def test_what_is_no_picture_is_refused(content, complaint):
+def test_a_file_that_is_no_picture_is_refused(content, complaint):
     with pytest.raises(ValueError, match=complaint) as error:
         uploads.fit(content, GREY)
     assert "\n" not in str(error.value)
 
 
-def test_what_is_too_large_is_refused(monkeypatch):
+def test_a_file_or_picture_that_is_too_large_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="the file is too large: at most 32 MiB are allowed"):
         uploads.fit(bytes(uploads.LARGEST + 1), GREY)
     claims = encoded(np.zeros((100, 100), np.uint8))
