@@ -1,1 +1,2 @@
-"""The tests; a package, as installed ones of this name would come first otherwise."""
+"""The tests. They are a package, because an installed package named `tests` would otherwise come
+first."""

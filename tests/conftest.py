@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[1]
 FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if jax.__version_info__ < (0, 11):  # a flag that XLA does not know ends the process
     FAST_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
-    FAST_COMPILATION += " --xla_cpu_parallel_codegen_split_count=1"  # other tests have the cores
+    FAST_COMPILATION += (
+        " --xla_cpu_parallel_codegen_split_count=1"  # the other cores run other tests
+    )
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}".strip()
 
 
@@ -59,7 +61,7 @@ def commands(compilation_cache):
 
 
 def environment(**variables):
-    """This process's environment, without what says that it is part of a cluster."""
+    """This process's environment, without the variables of a cluster."""
     clean = {
         name: value
         for name, value in os.environ.items()
@@ -77,7 +79,8 @@ def of_devices(count, **variables):
 
 @pytest.fixture(scope="session")
 def run_program(commands):
-    """A function: what a program prints last, on a number of simulated devices; read as JSON."""
+    """A function that runs a program on a number of simulated devices, and returns the last line
+    that it prints, read as JSON."""
 
     def run(program, devices, *arguments):
         with commands.start(program, *arguments, environment=of_devices(devices)) as process:
@@ -119,7 +122,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def undocumented():
-    """A function from names of metrics to those that are missing in docs/metrics.md."""
+    """A function from names of metrics to those that docs/metrics.md lacks."""
     page = (ROOT / "docs" / "metrics.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     known = {name for row in rows for name in re.findall("`(.+?)`", row)}

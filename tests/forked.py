@@ -1,13 +1,14 @@
-"""Launch scripts in children that are forked after the imports: a call takes a tenth of a second
-where a new process imports for seconds first.
+"""Runs launch scripts in forked children of a server process that has imported the package.
+
+A call takes a tenth of a second, whereas a new process would first import for seconds.
 
     with Commands() as commands:
-        done = commands.run("evaluate", "--workdir=DIR")  # a subprocess.CompletedProcess
-        process = commands.start("print(1)")  # a program beside the tests, as a subprocess.Popen
+        done = commands.run("evaluate", "--workdir=DIR")  # like subprocess.run
+        process = commands.start("print(1)")  # in the background, like subprocess.Popen
 
-A child has fresh absl flags (the server has run no script), its own working directory,
-environment, session and open files, and JAX has started no device before it. What it cannot have
-are other values of the variables that JAX reads when it is imported (JAX_PLATFORMS, ...).
+A child has fresh absl flags, its own working directory, environment, session and open files, and
+JAX has not started any device. It differs from a new process in one way: variables that JAX reads
+when it is imported (JAX_PLATFORMS, ...) have the server's values.
 """
 
 import atexit
@@ -31,12 +32,12 @@ TIMED_OUT = "no answer"
 
 
 class Process:
-    """What `Commands.start` has started, with what tests need of a `subprocess.Popen`.
+    """A process started by `Commands.start`, with some of the methods of a `subprocess.Popen`.
 
     Args:
-      ask: a function: a line for the server to its answer.
-      pid: of the child.
-      streams: paths of what it writes to stdout and stderr.
+      ask: a function from a request to the server's answer.
+      pid: the process id of the child.
+      streams: paths of the files to which stdout and stderr are written.
     """
 
     def __init__(self, ask, pid, streams):
@@ -57,7 +58,7 @@ class Process:
         return self.returncode
 
     def wait(self, timeout):
-        """The exit status; raises subprocess.TimeoutExpired where it still runs."""
+        """Waits for the exit status; raises subprocess.TimeoutExpired after `timeout` seconds."""
         end = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > end:
@@ -70,12 +71,12 @@ class Process:
         return tuple(path.read_text(errors="replace") for path in self.streams)
 
     def communicate(self, timeout=None):
-        """(stdout, stderr) of the process, which has to end within so many seconds."""
+        """Waits for the end of the process, like `wait`, and returns (stdout, stderr)."""
         self.wait(threading.TIMEOUT_MAX if timeout is None else timeout)
         return self.output()
 
     def send_signal(self, number):
-        """Nothing where it has ended."""
+        """Sends a signal, unless the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -87,10 +88,11 @@ class Process:
 
 
 class Commands:
-    """A server process that has imported the package. One call at a time; a context manager.
+    """A context manager for a server process that has imported the package and runs one command
+    at a time.
 
     Args:
-      memory: bytes of address space that a command may have; None sets no limit.
+      memory: largest address space of a command in bytes; None sets no limit.
     """
 
     def __init__(self, memory=None):
@@ -107,26 +109,26 @@ class Commands:
         return self
 
     def __exit__(self, *_):
-        self._server.communicate()  # it ends with its input
+        self._server.communicate()  # the server ends when its input is closed
         self._folder.cleanup()
 
     def run(self, name, *flags, cwd=ROOT, timeout=300, before="", **environment):
-        """Runs launch/NAME.py, or `python -m NAME`, to its end.
+        """Runs launch/NAME.py, or `python -m nvae_jax`, to its end.
 
         Args:
-          name: of the script, without .py, or "nvae_jax".
+          name: name of the script without .py, or "nvae_jax".
           *flags: its arguments.
-          cwd: where it runs.
-          timeout: seconds after which it and all it has started is killed.
+          cwd: its working directory.
+          timeout: seconds after which the command and its own children are killed.
           before: Python code that the child runs first.
-          **environment: variables to change; None unsets one.
+          **environment: environment variables to change; None unsets one.
 
         Returns:
           a `subprocess.CompletedProcess` with text in `stdout` and `stderr`; the `returncode` is
-          -N after signal N, as that of a real process.
+          -N after signal N.
 
         Raises:
-          subprocess.TimeoutExpired: it was killed.
+          subprocess.TimeoutExpired: if the command was killed after `timeout` seconds.
         """
         package = name == "nvae_jax"
         path = ROOT / name / "__main__.py" if package else ROOT / "launch" / f"{name}.py"
@@ -148,8 +150,16 @@ class Commands:
         return subprocess.CompletedProcess(call["argv"], status, *texts)
 
     def start(self, program, *arguments, environment):
-        """Starts a script, given by its path, or Python code as `python -c` does, in the root of
-        the project, with the given variables and no others; a `Process`, which the caller ends."""
+        """Starts a script in the background, in the root of the project.
+
+        Args:
+          program: path of the script, or Python code.
+          *arguments: its arguments.
+          environment: all of its environment variables.
+
+        Returns:
+          a `Process`, which the caller must end.
+        """
         folder = Path(tempfile.mkdtemp(dir=self._folder.name))
         if not isinstance(program, Path):
             (folder / "program.py").write_text(program)
@@ -164,7 +174,7 @@ class Commands:
         }
         pid = self._ask(call)
         for path in streams:
-            path.touch()  # it may not have got there yet
+            path.touch()  # the child may not have opened it yet
         return Process(self._ask, pid, streams)
 
     def _ask(self, line):
@@ -173,7 +183,7 @@ class Commands:
 
 
 def serve():
-    """Imports what the commands import, then forks a child for each line of the input."""
+    """Imports all modules of the package, then answers each request on stdin."""
     package = importlib.import_module("nvae_jax")
     importlib.import_module("ml_collections.config_flags")
     for module in pkgutil.walk_packages(package.__path__, "nvae_jax."):
@@ -187,7 +197,8 @@ def serve():
 
 
 def _answer(call):
-    """Of a line of the input: a child's exit status, or its number where it runs on."""
+    """Answers a request: polls a child, or forks one. Returns the exit status of a child that has
+    ended, or the process id of one that runs in the background."""
     if "poll" in call:
         child, status = os.waitpid(call["poll"], os.WNOHANG)
         return _ended(child, status) if child else None
@@ -200,7 +211,8 @@ def _answer(call):
 
 
 def _wait(child, timeout):
-    """The child's exit status, or `TIMED_OUT`; nothing that it has started stays behind."""
+    """Waits for a child, and kills it with its own children after `timeout` seconds. Returns its
+    exit status, or `TIMED_OUT`."""
     expired = []
 
     def kill(*_):
@@ -216,7 +228,7 @@ def _wait(child, timeout):
 
 
 def _ended(child, status):
-    """The exit status of a child that has ended, of which nothing stays behind."""
+    """Kills the children of a child that has ended, and returns its exit status."""
     try:
         os.killpg(child, signal.SIGKILL)
     except ProcessLookupError:
@@ -225,7 +237,8 @@ def _ended(child, status):
 
 
 def _become(call):
-    """Makes the forked child what a new process of the command would be."""
+    """Gives the forked child the session, files, working directory, environment and arguments of
+    a new process."""
     os.setsid()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for descriptor, path in enumerate(call["files"]):
@@ -238,8 +251,10 @@ def _become(call):
 
 
 def _run_script(script):
-    """Runs a script as `python SCRIPT` does, and ends the process. Only the interpreter's teardown
-    is left out, which takes longer than most commands' refusals."""
+    """Runs a script as `python SCRIPT` does, and ends the process.
+
+    The interpreter's teardown is skipped, because it takes longer than most short commands.
+    """
     status = 0
     try:
         runpy.run_path(script, run_name="__main__")
@@ -248,7 +263,7 @@ def _run_script(script):
     except BaseException:
         traceback.print_exc()
         status = 1
-    threading._shutdown()  # as `multiprocessing` ends its children
+    threading._shutdown()  # as `multiprocessing` does at the end of a child
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -58,7 +58,7 @@ class Model:
         implementation = implementation or default
         # By default, accelerators multiply float32 with fewer bits.
         self.config.model.update(dtype=dtype, precision="highest", implementation=implementation)
-        # Loops over the groups, 1, compile faster.
+        # Loops over the groups (unroll=1) compile faster.
         self.config.model.unroll = unroll
         self.model = build.build_model(self.config, devices=jax.devices()[:1])
         self.likelihood = build.build_likelihood(self.config)

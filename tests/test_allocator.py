@@ -1,5 +1,5 @@
-"""Memory that a computation frees and asks for again is not cleared by the system again, and is
-given back when that is asked for."""
+"""Memory that a computation frees is reused without being cleared by the system, and is released on
+request."""
 
 import ctypes
 import subprocess
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# The first calls find holes of other sizes, and may ask for more: the usual call counts.
+# The first calls can need new memory, so the median call counts.
 PROGRAM = """
 import resource
 import statistics

@@ -1,4 +1,4 @@
-"""Public functions and methods say what types they take and give; pyright checks that it is so."""
+"""Public functions and methods have type annotations, which pyright checks."""
 
 import ast
 from pathlib import Path
@@ -18,7 +18,7 @@ def public_functions(body, prefix=""):
 
 
 def missing(function, is_method):
-    """The parameters of a function that have no annotation, and "return"."""
+    """The parameters of a function without annotation, and "return" if its result has none."""
     given = function.args
     named = [*given.posonlyargs, *given.args][is_method and not is_static(function) :]
     starred = [argument for argument in (given.vararg, given.kwarg) if argument]

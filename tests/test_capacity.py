@@ -1,4 +1,4 @@
-"""What a machine cannot hold is refused from its arithmetic."""
+"""States that a machine cannot hold are refused by computing their size."""
 
 import pytest
 

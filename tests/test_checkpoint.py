@@ -87,7 +87,7 @@ def test_instead_of_a_damaged_checkpoint_the_one_before_is_restored(saved, caplo
     checkpoints = CheckpointReader(folder)
     restored, data_state = checkpoints.restore(abstract)
     assert checkpoints.latest_step() == 1
-    gc.collect()  # of exceptions that nobody asked for
+    gc.collect()  # collects exceptions of tasks that were never awaited
     assert data_state == {"step": 1} and int(restored.step) == 1
     (record,) = caplog.records
     assert "step 2 cannot be read, trying the next one" in record.message
@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_replaced_and_does_not_count(saved):
     emptied(folder / "checkpoints" / "2" / "state")
     with Checkpoints(folder, keep=2) as checkpoints:
         checkpoints.restore(abstract)
-        # Saved between, such as at a signal: of the good ones two stay.
+        # A save in between, such as at a signal: the two newest good ones are kept.
         checkpoints.save(state.replace(step=state.step), {"step": 0})
     assert there() == [0, 1, 2]
     with Checkpoints(folder, keep=2) as checkpoints:
@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_replaced_and_does_not_count(saved):
 
 @pytest.fixture
 def beside(monkeypatch):
-    """A function: from then on there is a second process, which answers what a function gives."""
+    """A function that simulates a second process; its argument answers each `all_gather`."""
 
     def start(answer):
         all_gather = lambda value: [value, answer(value)]  # noqa: E731
@@ -158,7 +158,7 @@ def test_only_damaged_checkpoints_are_an_error(saved):
 
 @contextlib.contextmanager
 def small_disk(num_bytes):
-    """A context in which no file becomes larger than so many bytes."""
+    """A context in which no file can become larger than so many bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
     try:
@@ -186,7 +186,7 @@ def test_a_failed_save_is_a_one_line_error_and_can_be_repeated(tmp_path, tiny, c
 
 
 def test_an_error_of_a_lost_process_is_raised_without_waiting_for_it(tmp_path, tiny, monkeypatch):
-    """It would until jax aborts, with a stack trace in place of the error."""
+    """Waiting would last until jax aborts, with a stack trace instead of the error."""
     lost = RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
     state, waits = tiny[1], []
     with pytest.raises(RuntimeError), Checkpoints(tmp_path) as checkpoints:
@@ -238,7 +238,7 @@ NELBOS = {1: 5.0, 2: 3.0, 3: math.nan, 4: 4.0, 5: None, 6: 6.0, 7: None}
 def evaluated_once(tmp_path_factory, tiny):
     folder, state = tmp_path_factory.mktemp("evaluated"), tiny[1]
     for step, nelbo in NELBOS.items():
-        # A folder that is opened again ranks what is in it.
+        # The scores of saved checkpoints are read when the folder is opened again.
         with Checkpoints(folder, keep=2, keep_best=1) as checkpoints:
             metrics = None if nelbo is None else {"nelbo": nelbo}
             checkpoints.save(state.replace(step=state.step + step), {"step": step}, metrics)
@@ -247,7 +247,8 @@ def evaluated_once(tmp_path_factory, tiny):
 
 @pytest.fixture
 def evaluated(tmp_path, evaluated_once, tiny):
-    """A folder where the two newest of seven and the best were to stay, and the abstract state."""
+    """A folder of seven checkpoints, of which the two newest and the best were kept, and the
+    abstract state."""
     shutil.copytree(evaluated_once, tmp_path, dirs_exist_ok=True)
     return tmp_path, tiny[0].abstract_state()
 

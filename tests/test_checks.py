@@ -1,4 +1,4 @@
-"""Arrays of a wrong shape or type are refused where they come in, in one line."""
+"""Users' arrays of a wrong shape or type are one-line errors."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,5 @@
-"""Runs on several devices and processes: as on one, moved between them, and after a lost one."""
+"""Runs on several devices and processes: they equal runs on one device, can be moved, and resume
+after a process is lost."""
 
 import json
 import os
@@ -25,7 +26,7 @@ ARGUMENTS = [*TINY, *(f"--config.model.{key}={value}" for key, value in TINIEST.
 ARGUMENTS += ["--config.checkpoint.every_steps=2", "--config.log.images_every_steps=0"]
 ENDLESS = "--config.train.num_steps=100000"
 TIMEOUT = 30  # seconds, of distributed.timeout
-# Where programs for several numbers of devices are compiled, of a run that moves between them.
+# A faster model for a run that is compiled for several numbers of devices.
 SMALL = {"num_scales": 1, "num_groups": 2, "squeeze_excitation": False, "decoder_cell": "residual"}
 SMALLER = [f"--config.model.{key}={value}" for key, value in SMALL.items()]
 
@@ -40,11 +41,11 @@ STARTED = []
 
 @pytest.fixture(autouse=True)
 def nothing_runs_on():
-    """Ends what a failed test leaves behind."""
+    """Ends processes that a failed test has left."""
     yield
     for process in STARTED:
         with process:
-            process.terminate()  # the launcher of a cluster passes it on
+            process.terminate()  # the launcher passes the signal on
     STARTED.clear()
 
 
@@ -88,8 +89,8 @@ pipeline.TrainIterator.__next__ = stopping
 
 @pytest.fixture(scope="module")
 def train_until(commands):
-    """A function that trains on so many devices; the run is cut off by a signal that it gives
-    itself after step `last`."""
+    """A function that trains on so many devices; the run interrupts itself with a signal after step
+    `last`."""
 
     def run(workdir, last, devices=1, **mesh):
         flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}"
@@ -111,8 +112,8 @@ def run_alone(train_until, tmp_path_factory):
 
 
 def test_a_run_can_be_resumed_on_another_number_of_devices(train_until, run_alone, tmp_path):
-    """Eight devices, then one, then four that share the parameters: the losses of one device; and
-    those next to either move are what the devices before it have gone on with."""
+    """The run is trained by eight devices, then one, then four that shard the parameters. The
+    losses equal those of one device."""
     workdir, before = tmp_path / "run", []
     for last, devices, mesh in ((3, 8, {"data": 8}), (5, 1, {})):
         train_until(workdir, last, devices, **mesh)
@@ -144,8 +145,8 @@ def wait_for_step(process, workdir, step):
 
 
 def wait_for_checkpoint(process, workdir):
-    """Waits until a checkpoint is complete besides that of the start: they are written beside the
-    steps that follow."""
+    """Waits until a checkpoint besides that of the start is complete, since they are written in the
+    background."""
     names = lambda: (path.name for path in (workdir / "checkpoints").glob("*"))  # noqa: E731
     wait_until(process, lambda: any(name.isdigit() and int(name) for name in names()))
 
@@ -157,7 +158,7 @@ def trainer_of(workdir, index, variable="JAX_PROCESS_ID"):
             words = (folder / "cmdline").read_bytes().decode().split("\0")
             variables = (folder / "environ").read_bytes().decode().split("\0")
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended
         mine = f"--workdir={workdir}" in words and Path(words[0]).name.startswith("python")
         if mine and f"{variable}={index}" in variables:
             return int(folder.name)
@@ -165,7 +166,7 @@ def trainer_of(workdir, index, variable="JAX_PROCESS_ID"):
 
 
 def next_loss(workdir):
-    """(step, loss) of the update after the last checkpoint, computed in this process."""
+    """Computes (step, loss) of the update after the last checkpoint in this process."""
     config = run_directory.load_config(workdir, {"mesh.data": -1})
     experiment = build.build(config)
     saved = checkpoint_reader.CheckpointReader(workdir)
@@ -181,7 +182,7 @@ def next_loss(workdir):
 
 
 def assert_same_variables(one, other):
-    """Of two (workdir, step)."""
+    """Asserts that two checkpoints, given as (workdir, step), have the same variables."""
     place, found = jax.sharding.SingleDeviceSharding(jax.devices()[0]), []
     for workdir, step in (one, other):
         saved = checkpoint_reader.CheckpointReader(workdir)
@@ -190,9 +191,9 @@ def assert_same_variables(one, other):
 
 
 def test_a_cluster_that_lost_a_process_resumes_bit_for_bit(tmp_path, run_alone):
-    """One of two processes, which start from a run of one device, is killed; the other ends by
-    itself; the restarted cluster repeats the steps since the last checkpoint bit for bit, and one
-    process alone computes the same."""
+    """Two processes continue a run of one device. One is killed, and the other ends by itself. The
+    restarted cluster repeats the steps since the last checkpoint bit for bit, as does one process
+    alone."""
     workdir, copy = tmp_path / "run", tmp_path / "copy"
     more = [
         *SMALLER,
@@ -259,7 +260,7 @@ if processes.is_primary():
 
 @pytest.fixture(scope="module")
 def five_steps(commands):
-    """A function: what five steps give: losses, and parameters and statistics by name."""
+    """A function that trains five steps, and returns losses and all arrays by name."""
 
     def run(path, processes=1, devices=1, **mesh):
         arguments = [json.dumps({**TINIEST, **SMALL}), json.dumps(mesh), path]
@@ -292,7 +293,7 @@ def test_several_processes_train_like_one_device(
     assert found.pop("devices") == 8 and found.pop("sharded") == ("fsdp" in mesh)
     np.testing.assert_allclose(found.pop("losses"), five_steps_alone["losses"], rtol=1e-5)
     for name, array in found.items():
-        # Some are zero but for rounding, hence the absolute part.
+        # Some would be zero without rounding, hence the absolute tolerance.
         np.testing.assert_allclose(
             array, five_steps_alone[name], rtol=1e-5, atol=1e-6, err_msg=name
         )

@@ -61,7 +61,7 @@ def test_settings_override_the_environment():
 
 @pytest.fixture
 def tpu_platform():
-    """What jax says on a host with a TPU."""
+    """JAX's platforms as on a host with a TPU."""
     platforms = jax.config.jax_platforms
     jax.config.update("jax_platforms", "tpu,cpu")
     yield

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: what they write, and one clear line for what is wrong."""
+"""The commands as a user runs them: their files, and one-line errors."""
 
 import json
 import os
@@ -29,7 +29,7 @@ TINY = [
 ]
 
 
-# One scale of one group: what is compiled is not the point.
+# One scale of one group compiles fastest.
 SMALLEST = ["num_scales=1", "num_groups=1", "latent_channels=2", "decoder_cell=residual"]
 SMALLEST = [*TINY, *(f"--config.model.{key}" for key in [*SMALLEST, "squeeze_excitation=False"])]
 
@@ -48,7 +48,7 @@ def start(script, *arguments, cwd=ROOT):
 
 @pytest.fixture(scope="module")
 def run(commands):
-    """A function: (script, *flags) to (exit status, stdout, stderr)."""
+    """A function from (script, *flags) to (exit status, stdout, stderr)."""
 
     def call(script, *flags):
         done = commands.run(script, *flags)
@@ -119,7 +119,7 @@ def test_a_module_that_is_no_command_says_so(arguments):
 
 
 def test_sigterm_saves_a_run_and_a_second_process_is_refused(run, tmp_path):
-    """A real process: started, watched, joined by a second one, stopped and resumed."""
+    """A real process is started, joined by a second one, stopped and resumed."""
     arguments = [*SMALLEST, f"--workdir={tmp_path / 'run'}", "--config.train.num_steps=100000"]
     process = start("train", *arguments)
     rows = tmp_path / "run" / "metrics.jsonl"

@@ -1,4 +1,4 @@
-"""Config files that are none: one line that names the file."""
+"""Config files are loaded, or are a one-line error that names the file."""
 
 import sys
 

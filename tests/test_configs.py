@@ -32,8 +32,8 @@ PUBLISHED = {  # name: (parameters, groups fine to coarse, steps an epoch, epoch
 
 def load(name):
     config = importlib.import_module(f"nvae_jax.configs.{name}").get_config()
-    config.model.unroll = 1  # shapes do not depend on it, tracing time does
-    if not config.data.image_size:  # one's own images: as if they were in colour, 64×64
+    config.model.unroll = 1  # it changes no shapes, and tracing is faster
+    if not config.data.image_size:  # a user's images: as if they were colour images of 64×64
         config.data.update(image_size=64, channels=3)
         config = build.resolve(config)
     return config
@@ -50,7 +50,7 @@ def test_every_config_builds_and_is_locked(name):
         config.model.no_such_key = 1
     build.check(importlib.import_module(f"nvae_jax.configs.{name}").get_config())  # reads no data
     experiment = build.build(config)
-    if name not in PUBLISHED:  # those: tests/planning/test_lowering.py, where they are traced
+    if name not in PUBLISHED:  # the published ones are traced in tests/planning/test_lowering.py
         assert count_parameters(experiment) > 0
 
 
@@ -115,7 +115,7 @@ def test_every_number_of_the_config_has_a_range():
         assert low <= schema.DEFAULTS[key] <= high
 
 
-# 10^9 is no wrong number of steps; which keys refuse it says `RANGES`.
+# 10^9 is a valid number of steps; `RANGES` says which keys refuse it.
 WRONG_NUMBERS = ["two", True, math.nan, math.inf, -math.inf, 10**30, -(10**30), 1e30, -1e30, -7]
 WRONG = {
     str: [1, 1.5, True, b"x"],
@@ -189,7 +189,7 @@ def test_native_kernels_are_chosen_only_for_one_cpu_device(monkeypatch):
     monkeypatch.setattr(native, "problem", lambda: "there is no compiler")
     monkeypatch.setattr(choice.logging, "warning", lambda *line: said.append(line))
     assert build.build_model(config, [device, device]).ops == Cpu()
-    assert not said  # they would not have run there
+    assert not said  # they do not run on this device
     for _ in range(2):
         assert build.build_model(config, [device]).ops == Cpu()
     assert len(said) == 1 and said[0][-1] == "there is no compiler"

@@ -32,7 +32,9 @@ def test_drawing_again_compiles_nothing(tiny, monkeypatch):
 
     for name in ("make_sample_step", "make_reconstruct_step"):
         monkeypatch.setattr(steps, name, traced_once(getattr(steps, name)))
-    monkeypatch.setattr(drawing, "_programs", drawing._programs.__wrapped__)  # not those of others
+    monkeypatch.setattr(
+        drawing, "_programs", drawing._programs.__wrapped__
+    )  # not the images of other devices
     draw = drawing.Drawing(experiment)
     first, second = (draw(state.variables, step) for step in (1, 2))
     assert first["samples"].shape == (4, 16, 16, 1) == first["reconstructions"].shape
@@ -43,4 +45,4 @@ def test_the_images_of_a_drawing_are_divided_among_devices(run_program):
     one, four = (run_program(DEVICES, devices) for devices in (1, 4))
     assert one[2] == four[2] == 22
     np.testing.assert_allclose(one[1], four[1], rtol=1e-3)
-    assert (one[3], four[3]) == (22, 6)  # images that a device computes
+    assert (one[3], four[3]) == (22, 6)  # numbers of images that one device computes

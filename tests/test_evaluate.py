@@ -37,7 +37,7 @@ def setup(tiny):
 
 
 def test_the_bounds_equal_their_definition(setup):
-    """The definition of the bound, from the model's own log-densities."""
+    """Computes the bounds by their definition from the model's log-densities."""
     experiment, model, state, images, run = setup
     result = run(7, num_iw_samples=3, seed=5)
 
@@ -104,7 +104,7 @@ def test_no_examples_and_no_draws_are_errors(setup):
 
 
 def test_bits_of_a_density_are_not_reported_as_bits_per_dimension(undocumented):
-    """Of uniform noise of 256 values a Gaussian seems to need 1 bit, and not 8."""
+    """For uniform noise of 256 values, a Gaussian density has 1 bit per dimension instead of 8."""
     images = likelihoods.make("gaussian", np.zeros((1, 4, 4, 2), np.float32))
     sums = {"reconstruction": 16 * np.log(2), "kl": np.zeros(2), "neg_log_p": 8 * np.log(2)}
     result = {"split": "test", "step": 0, **evaluate._summary(sums, 1, 5, images)}

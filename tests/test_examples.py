@@ -1,4 +1,4 @@
-"""The scripts of examples/, in small."""
+"""The scripts of examples/, with small models."""
 
 import runpy
 from pathlib import Path
@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture
 def example(request):
-    """What the script that a test is named after defines."""
+    """The names that a script defines; the test is named after the script."""
     return runpy.run_path(str(EXAMPLES / f"{request.function.__name__.removeprefix('test_')}.py"))
 
 

@@ -1,4 +1,4 @@
-"""The base install is enough for training; what needs an extra says so in one line."""
+"""The base installation is enough for training; a missing extra is a one-line error."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ from nvae_jax.metrics.features import Inception
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# The modules of packages that are not in the base install, though they are in that of tests.
+# Modules of packages that the tests need but the base installation lacks.
 OPTIONAL = [
     *("sklearn", "matplotlib", "einops", "lmdb", "flatbuffers", "torch", "tensorboard", "wandb"),
     *("safetensors", "huggingface_hub", "gcsfs", "s3fs", "starlette", "uvicorn"),
@@ -94,12 +94,12 @@ def test_the_documentation_has_every_extra():
 
 
 def distribution(text):
-    """The name that a dependency or a package goes by, in one spelling."""
+    """The normalised name of a dependency or package."""
     return re.sub("[-_.]+", "-", re.match(r"[\w.-]+", text)[0]).lower()
 
 
 def imported(file):
-    """The top-level names of all that a file imports, but the standard library's and its own."""
+    """The top-level names that a file imports, without the standard library and this package."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -109,8 +109,8 @@ def imported(file):
 
 
 def test_every_imported_package_is_a_declared_dependency():
-    """Not one of a dependency's own dependencies, which may change; but for the files that are
-    only imported with an extra."""
+    """A dependency of a dependency is not enough, since it could change. Files that need an extra
+    are exempt."""
     known = {distribution(text) for text in PROJECT["dependencies"]}
     installed = metadata.packages_distributions()
     folders = [ROOT / name for name in ("nvae_jax", "launch", "configs")]

@@ -8,7 +8,7 @@ from nvae_jax import files
 
 
 def strict(text):
-    """Reads JSON as a parser that knows no NaN."""
+    """Reads JSON like a parser that refuses NaN."""
 
     def refuse(name):
         raise ValueError(f"{name} is not JSON")
@@ -31,5 +31,5 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
 def test_all_json_is_written_by_one_function():
     folder = Path(nvae_jax.__file__).parent
     writing = {path.name for path in folder.rglob("*.py") if "json.dump" in path.read_text()}
-    # Processes and a page are sent JSON; a report has some inside.
+    # These send JSON to processes or a page, or put it into a report.
     assert writing - {"processes.py", "server.py", "sections.py"} == {"files.py"}

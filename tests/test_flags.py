@@ -1,4 +1,4 @@
-"""Every flag of every command is used once, to the end of the command."""
+"""Every flag of every command is used in a call that runs to its end."""
 
 import json
 import re
@@ -25,7 +25,7 @@ CALLS = {
         f"--config=configs/digits.py --workdir={{out}}/run {TINY} --log=tensorboard",
         "--workdir={out}/run --extend --config.train.num_steps=1 --config.log.every_steps=2",
     ],
-    # By a reader process, which takes seconds to start.
+    # With a reader process, which takes seconds to start.
     "evaluate": [
         f"{COMMON} --split=test --num_iw_samples=2 --max_examples=3 --config.data.workers=1"
     ],
@@ -108,7 +108,7 @@ ELSEWHERE = {
 }
 
 
-CALLED_BELOW = ("train", "evaluate")  # `places` and the test of what it prints
+CALLED_BELOW = ("train", "evaluate")  # used by `places` and the test of the printed result
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_evaluate_prints_and_writes_its_result(commands, places, undocumented):
 
 
 def test_this_file_has_a_call_of_every_command_and_flag(commands):
-    served = {"explore"}  # until it is stopped: tests/tools/explore
+    served = {"explore"}  # it runs until it is stopped; see tests/tools/explore
     assert set(CALLS) | served == {path.stem for path in LAUNCH.glob("[a-z]*.py")}
     unused = {}
     for command, calls in CALLS.items():

@@ -1,4 +1,4 @@
-"""The tests' own way of running commands: a forked child behaves as a new process does."""
+"""A forked child, by which the tests run commands, behaves like a new process."""
 
 import fcntl
 import subprocess
@@ -12,7 +12,7 @@ from tests import forked
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory):
-    """A function: Python code to the name of a script for `Commands.run`."""
+    """A function from Python code to the name of a script for `Commands.run`."""
     folder = tmp_path_factory.mktemp("scripts")
 
     def write(code):
@@ -84,13 +84,13 @@ time.sleep(100)
     assert caught.value.stdout == "waits\n"
     begin = time.monotonic()
     with lock.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # waits until nobody is left who holds it
+        fcntl.flock(file, fcntl.LOCK_EX)  # waits until no process holds it
     assert time.monotonic() - begin < 50
     assert commands.run(scripts("print(1)")).stdout == "1\n"
 
 
 def test_programs_run_in_the_background_and_receive_signals(commands, tmp_path):
-    """Two at a time: each has the given variables alone, takes signals, and ends."""
+    """Two programs run at a time: each has only the given variables, and ends by a signal."""
     code = (
         "import os, sys, time; print(*sys.argv[1:], dict(os.environ), flush=True); time.sleep(99)"
     )
@@ -98,7 +98,7 @@ def test_programs_run_in_the_background_and_receive_signals(commands, tmp_path):
     script.write_text("raise SystemExit('not today')")
     with commands.start(code, 1, environment={"A": "x"}) as one:
         with commands.start(script, environment={}) as other:
-            assert commands.run("nvae_jax", "--help").returncode == 0  # it answers meanwhile
+            assert commands.run("nvae_jax", "--help").returncode == 0  # the server still answers
             assert other.communicate(timeout=60) == ("", "not today\n") and other.returncode == 1
         with pytest.raises(subprocess.TimeoutExpired):
             one.wait(0.1)
@@ -107,4 +107,4 @@ def test_programs_run_in_the_background_and_receive_signals(commands, tmp_path):
         assert one.output() == ("1 {'A': 'x'}\n", "")
         one.terminate()
     assert one.returncode == -15
-    one.kill()  # whoever has its number by now is left alone
+    one.kill()  # another process that has its id by now gets no signal

@@ -1,4 +1,4 @@
-"""The published numbers: every output, penalty, gradient and one optimiser step (float32)."""
+"""Outputs, penalties, gradients and one optimiser step equal the published numbers (float32)."""
 
 from functools import partial
 
@@ -17,7 +17,8 @@ TERMS = ("kl", "log_q", "log_p", "kl_per_channel")
 
 
 def close(ours, published, tolerance, floor=0.0):
-    """Largest error, relative to the largest published entry."""
+    """Asserts that the largest error, relative to the largest published entry, is within
+    `tolerance`."""
     error = np.abs(np.asarray(ours) - published).max()
     assert error <= tolerance * np.abs(published).max() + floor, error
 
@@ -132,7 +133,7 @@ def test_the_state_after_one_step_equals_the_published_one(model, training):
 
 
 def with_published(model, grads):
-    """`grads` with the published numbers in the place of ours, which agree to 1e-3."""
+    """`grads` with the published numbers in place of ours, which differ by less than 1e-3."""
     published = model.golden.group("grad")
     if not published:
         return grads
@@ -142,8 +143,8 @@ def with_published(model, grads):
 
 @pytest.mark.parametrize("golden", ["bernoulli_2scale"], indirect=True)
 def test_bfloat16_results_are_close_to_float32(model, training):
-    """Activations and convolutions with 8 bits of mantissa, 0.4% each: the loss within 0.1%, KLs
-    within 2%, the gradient within 5% of its norm."""
+    """bfloat16 rounds by up to 0.4%. The loss differs by less than 0.1%, KLs by 2%, and the
+    gradient by 5% of its norm."""
     value, metrics, batch_stats, _, grads = training_pass(Model(model.golden, "bfloat16"))
     exact_value, exact_metrics, _, _, exact_grads = training
     close(value, exact_value, 1e-3)

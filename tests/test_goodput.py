@@ -1,4 +1,4 @@
-"""The share of wall time in training steps, over restarts."""
+"""Goodput: the share of wall time that is spent in training steps, over restarts."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from nvae_jax.goodput import END, START, Goodput
 
 @pytest.fixture
 def clocks(monkeypatch):
-    """Seconds that `time.time` and `time.monotonic` give, as a dict to change."""
+    """The seconds of `time.time` and `time.monotonic`, as a dict that tests change."""
     now = {"time": 1e9, "monotonic": 50.0}
     monkeypatch.setattr(time, "time", lambda: now["time"])
     monkeypatch.setattr(time, "monotonic", lambda: now["monotonic"])
@@ -24,7 +24,7 @@ def wait(clocks, seconds):
 
 
 def log(workdir, step, seconds):
-    """Adds a row of metrics of steps that take 6 s, a second of which they wait."""
+    """Adds a row of metrics, in which a step takes 6 s, including 1 s of waiting."""
     row = {"step": step, "train/training_seconds": seconds}
     row |= {"train/step_seconds": 6.0, "train/data_wait_seconds": 1.0}
     with open(workdir / "metrics.jsonl", "a") as file:
@@ -66,6 +66,6 @@ def test_a_clock_that_goes_back_is_reported_and_counts_as_no_time(tmp_path, cloc
     after = Goodput(tmp_path, 5, since=clocks["monotonic"])
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "is at least 3600 s behind that of" in line
-    assert after(80.0) == 1.0  # not more
+    assert after(80.0) == 1.0  # not more than 1
     wait(clocks, 20)
     assert after(90.0) == pytest.approx(0.9)

@@ -1,4 +1,4 @@
-"""What hosts of a cluster must have alike."""
+"""The hosts of a cluster must have the same code, packages, config and arguments."""
 
 import time
 

@@ -44,13 +44,13 @@ def bash(*arguments, **variables):
 
 
 def in_new_folder(path):
-    """`path`, in a folder that is there."""
+    """Makes the folder of `path`, and returns `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def stand_in(folder, name, code):
-    """A program `name` in `folder`."""
+    """Makes a program `name` in `folder`, which runs `code` in place of the real one."""
     path = in_new_folder(Path(folder) / name)
     path.write_text(f"#!/usr/bin/env bash\n{code}\n")
     path.chmod(0o755)
@@ -175,7 +175,8 @@ def test_help_of_scripts_that_install_is_shown_without_installing(script):
 
 
 def test_the_test_script_passes_known_options_to_pytest_and_refuses_others(tmp_path):
-    """Those that neither the script nor pytest knows are refused; the rest goes to pytest."""
+    """Options that neither the script nor pytest knows are refused; the others are passed to
+    pytest."""
     for name in ("launch/test.sh", "launch/launcher.sh"):
         shutil.copy(ROOT / name, in_new_folder(tmp_path / name))
     (tmp_path / "launch/environment.sh").write_text("install_environment() { :; }\n")
@@ -194,7 +195,7 @@ echo "$@" """
 
 @pytest.mark.parametrize("failing", ["none", "train", "evaluate", "sample"])
 def test_quickstart_fails_when_any_of_its_commands_fails(tmp_path, failing):
-    """And leaves none of them behind: evaluation and sampling run at a time."""
+    """It leaves no process behind, though evaluation and sampling run at the same time."""
     for name in ("launch/quickstart.sh", "launch/launcher.sh"):
         shutil.copy(ROOT / name, in_new_folder(tmp_path / name))
     (tmp_path / "launch/environment.sh").write_text("install_environment() { :; }\n")
@@ -275,7 +276,7 @@ def test_a_dry_run_of_gke_prints_a_valid_jobset(volume, spot):
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
     assert ("cloud.google.com/gke-spot" in pod["nodeSelector"]) == bool(spot)
     assert ("tolerations" in pod) == bool(spot)
-    # The API wants a name, which must match the expression.
+    # Kubernetes requires a name that matches this expression.
     [rule] = jobset["spec"]["failurePolicy"]["rules"]
     assert re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
     [mounted], [given] = container["volumeMounts"], pod["volumes"]
@@ -337,7 +338,7 @@ exit $largest"""
 
 
 class Slurm:
-    """A repository in `folder`, from which the job 7 was submitted."""
+    """A checkout in `folder`, from which job 7 was submitted."""
 
     def __init__(self, folder):
         self._folder, self.workdir = folder, folder / "run"
@@ -349,7 +350,8 @@ class Slurm:
         stand_in(folder, "bin/scontrol", 'echo "scontrol $*"')
 
     def run(self, *ended, restarts=0):
-        """Its tasks end with these statuses: (the job's status, whether it is queued again)."""
+        """Runs the job, whose tasks end with these statuses. Returns (status of the job, whether it
+        is queued again)."""
         statuses = f"statuses=({' '.join(map(str, ended))})"
         code = f"{statuses}; exit ${{statuses[SLURM_PROCID]}}"
         stand_in(self._folder, "bin/python", f"[[ $* != *--check* ]] || exit 0; {code}")
@@ -375,7 +377,7 @@ class Slurm:
         ((143, 143), 0, 0, True),
         ((137, 134), 49, 0, True),
         ((137, 134), 50, 137, False),
-        # One refuses its input, the other is aborted because that one is gone.
+        # One task refuses its input; the other is aborted because the first is gone.
         ((2, 134), 0, 2, False),
         ((134, 2), 0, 2, False),
     ],
@@ -475,7 +477,7 @@ esac
 
 
 class Pod:
-    """A slice of two hosts in `folder`, and what the scripts do there."""
+    """A simulated slice of two hosts in `folder`, on which scripts are run."""
 
     def __init__(self, folder, gcloud=GCLOUD, python=PYTHON, hosts=("host0", "host1")):
         self._folder = folder
@@ -502,7 +504,7 @@ class Pod:
         return status
 
     def logs(self, name):
-        """What was kept of one host's log, one text for each time that it was followed."""
+        """The saved parts of one host's log, one for each time that it was followed."""
         return [path.read_text() for path in sorted((self._folder / "logs").glob(f"*/{name}.log"))]
 
 
@@ -528,7 +530,8 @@ def test_a_tpu_pod_is_resumed_after_preemption_and_lost_hosts(tmp_path, end):
 
 
 def test_two_slices_are_requested_and_resumed_together(tmp_path):
-    """They are one request, which is made again when it was suspended; all hosts are told alike."""
+    """Both slices are one request, which is made again after it was suspended. All hosts get the
+    same command."""
     hosts = ("host0", "host1", "node1_host0", "node1_host1")
     python = """
 echo "start $PWD"
@@ -587,7 +590,7 @@ def test_a_tpu_pod_whose_state_is_unknown_ends_with_an_error(tmp_path):
     assert status == 2 and "gcloud cannot tell the state of a" in error
 
 
-# Fails as $FAKE/message says at the first call of its kind, and at the next call for good.
+# The first call of $KIND fails with $FAKE/message, and the next one with a permanent error.
 FAILING_GCLOUD = """
 if [[ -e $FAKE/seen ]]; then
   echo "ERROR: PERMISSION_DENIED: later" >&2
@@ -659,7 +662,7 @@ def test_skypilot_accepts_the_task(skypilot):
 
 @pytest.mark.parametrize("extras", ["cuda12,tfds", "tpu"])
 def test_the_skypilot_task_has_only_known_keys_and_trains(skypilot, tmp_path, extras):
-    """Only keys that SkyPilot knows; its `run`, on the second of two nodes, trains."""
+    """The task has only known keys. Its `run` trains, here as the second of two nodes."""
     assert set(skypilot) == {
         *("name", "workdir", "num_nodes", "resources", "envs", "file_mounts", "setup", "run")
     }
@@ -756,7 +759,7 @@ signal.signal(signal.SIGTERM, stop)
 print("ready", flush=True)
 time.sleep(50)
 """
-    # What a shell starts in the background ignores SIGINT, and bash cannot trap what it ignores.
+    # Background processes of a shell ignore SIGINT, and bash cannot trap an ignored signal.
     command = ["env", "--default-signal=INT", "bash", *cluster(body, "--grace=0")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:

@@ -45,7 +45,7 @@ def test_log_scales_have_a_floor():
 
 
 def test_far_from_every_mean_the_density_replaces_the_mass_of_the_bin():
-    """Where the bin's mass vanishes in float32: log density at the centre times the bin's width."""
+    """Where a bin's mass vanishes in float32, it is the density at its centre times its width."""
     x = jnp.full((1, 1, 1, 3), 0.25)
     centred = np.exp(5.0) * (2 * 0.25 - 1 - 0.9)
     density = centred + 5.0 - 2 * np.logaddexp(0, centred)
@@ -122,7 +122,7 @@ def test_a_grey_mixture_of_more_than_eight_bits_is_exact_in_float32(num_bits, lo
     with np.errstate(over="ignore"):
         mass = np.abs(sigmoid(sign * edges[1:]) - sigmoid(sign * edges[:-1]))
     expected = np.log(np.maximum(mass @ (np.exp(weights) / np.exp(weights).sum()), 1e-30))
-    likely = expected > -20  # nats; in all, what is left out has next to no probability
+    likely = expected > -20  # nats; the values left out have a negligible probability
     # x has a relative error of 2e-8: beside the narrowest scales, a fiftieth of them.
     tolerance = 1e-5 if log_scale > -20 else 0.1
     np.testing.assert_allclose(log_prob[likely], expected[likely], atol=tolerance)
@@ -130,7 +130,8 @@ def test_a_grey_mixture_of_more_than_eight_bits_is_exact_in_float32(num_bits, lo
 
 @pytest.mark.parametrize("num_bits", [8, 12])
 def test_colours_of_more_than_eight_bits_have_every_value(num_bits):
-    """The published 8 bits take the two highest values as one; more bits have no such gap."""
+    """With 8 bits, the published likelihood treats the two highest values as one; with more, all
+    values differ."""
     levels = grey_levels(num_bits)
     same = one_component(np.full(3, 0.9), np.full(3, -2.0))
     tiled = jnp.broadcast_to(same, (len(levels), 1, 1, 10))
@@ -140,7 +141,7 @@ def test_colours_of_more_than_eight_bits_have_every_value(num_bits):
 
 
 def test_a_grey_mixture_equals_one_computed_by_hand():
-    """Two logistics, 5 bits, one value inside and the two at the ends."""
+    """Two logistics and 5 bits, for a value in the middle and the two at the ends."""
     logits = np.array([0.0, np.log(3.0), -0.2, 0.4, -1.0, -2.0], np.float32)
     x = np.array([0.0, 20 / 31, 1.0], np.float32)[:, None, None, None]
     edges = np.array(
@@ -168,7 +169,7 @@ def test_a_grey_mixture_has_the_right_mean_and_shapes():
     mean = np.clip((weights * logits[..., 10:20]).sum(-1, keepdims=True), -1, 1)
     np.testing.assert_allclose(distribution.mean(), (mean + 1) / 2, rtol=1e-5)
     assert distribution.num_dims == 16 and distribution.log_prob(mean).shape == (2,)
-    assert likelihoods.make("logistic_mixture", logits).num_dims == 48  # RGB, where none is named
+    assert likelihoods.make("logistic_mixture", logits).num_dims == 48  # RGB is the default
     assert likelihoods.num_params("logistic_mixture", 1) == 30
     assert likelihoods.default(binary=False) == "logistic_mixture"
 
@@ -181,7 +182,7 @@ def test_grey_gradients_are_finite_far_from_every_mean():
 
 @pytest.mark.parametrize(("num_bits", "most"), [(5, 5.05), (8, 8.05), (12, 12.1)])
 def test_the_best_grey_mixture_of_noise_reaches_its_entropy(num_bits, most):
-    """Uniform noise of b bits takes b bits a value, and nothing can take less."""
+    """No model can encode uniform noise of b bits with less than b bits per value."""
     levels, optimizer = grey_levels(num_bits), optax.adam(0.05)
 
     def bits(logits):

@@ -1,4 +1,4 @@
-"""Where metrics and pictures go: a run's folder, TensorBoard, Weights & Biases, a user's logger."""
+"""Loggers of metrics and pictures: files, TensorBoard, Weights & Biases, a user's own."""
 
 import errno
 import struct
@@ -21,9 +21,9 @@ def started(workdir, *others, step=0):
     return Loggers(others).started(workdir, tiny_config(), step)
 
 
-@dataclass  # and so without a hash
+@dataclass  # and so it cannot be hashed
 class Failing(Logger):
-    """Fails at the steps it is told."""
+    """A logger that fails at the given steps."""
 
     steps: tuple[int, ...] = ()
     rows: list = field(default_factory=list)
@@ -133,7 +133,7 @@ def test_event_files_have_the_records_of_tensorboard(tmp_path):
 
 
 def records(data):
-    """The events of a file: length, its checksum, event, its checksum."""
+    """The events of a file; each is stored as length, checksum, event, checksum."""
     while data:
         (length,) = struct.unpack("<Q", data[:8])
         yield Event.FromString(data[12 : 12 + length])
@@ -142,7 +142,7 @@ def records(data):
 
 @pytest.fixture
 def fake_wandb(monkeypatch):
-    """A stand-in for the package, which keeps what it is given."""
+    """A stand-in for wandb that stores what it is given."""
     fake = ModuleType("wandb")
     fake.runs, fake.Image = [], lambda image: image.shape
 
@@ -165,7 +165,7 @@ def log_to_wandb(workdir, step):
 
 
 def test_weights_and_biases_gets_everything_and_continues_a_resumed_run(tmp_path, fake_wandb):
-    for step in (0, 1, 0):  # begun, resumed, and begun anew
+    for step in (0, 1, 0):  # started, resumed, and started anew
         log_to_wandb(tmp_path, step)
     first, resumed, anew = fake_wandb.runs
     assert first.rows == [

@@ -1,4 +1,4 @@
-"""A process ends in one line, whatever it was in when another one was lost."""
+"""When a process is lost, the others end with one line, whatever they are doing."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 from nvae_jax import cluster_detection, distributed, lost_process, paths, runtime_abort
 from tests.local_cluster import TIMEOUT, LocalCluster, jax_variables
 
-# One of two processes does what others then wait for in vain, and kills itself.
+# One of two processes kills itself while the other waits for it.
 PROGRAM = f"""
 import os, signal, time
 import jax, numpy as np
@@ -48,7 +48,7 @@ def main(_):
 
 cli.run(main)
 """
-PHASES = {  # name: (which of two is killed, what the other says)
+PHASES = {  # name: (which of two is killed, the message of the other)
     "joining": (1, r"process 0 of 2 at \S+ has waited 5 s \(distributed.start_timeout\) for all"),
     "devices": (1, ".*silent for 5 s"),
     "barrier": (1, ".*(silent for 5 s|Task 1 heartbeat timeout)"),
@@ -59,7 +59,7 @@ PHASES = {  # name: (which of two is killed, what the other says)
 
 
 def pair(phase, killed):
-    """The variables of two processes."""
+    """The environment variables of two processes."""
     variables = [{**each, "PHASE": phase} for each in jax_variables()]
     variables[killed]["KILLED"] = "1"
     return variables
@@ -67,7 +67,7 @@ def pair(phase, killed):
 
 @pytest.fixture(scope="module")
 def ends(commands):
-    """{phase: (status, seconds after the other's end, lines said)} of the processes left."""
+    """{phase: (status, seconds after the other's end, printed lines)} of remaining processes."""
     with ExitStack() as stack:
         started = {
             phase: stack.enter_context(
@@ -96,7 +96,7 @@ def test_a_process_ends_in_one_line_in_any_phase(ends, phase):
 
 @pytest.fixture
 def ended(monkeypatch):
-    """What would have been written at the end, and with which status it would have come."""
+    """[last line, exit status] of a simulated end of this process, and an event that it sets."""
     said, end = [], threading.Event()
 
     def leave(status):
@@ -123,7 +123,7 @@ def test_of_several_threads_only_the_first_ends_the_process(ended):
     ("message", "cause", "lost"),
     [
         ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", None, True),
-        # What orbax makes of it while it writes a checkpoint.
+        # Raised by Orbax while it writes a checkpoint.
         ("Timed out while waiting for async_write_complete barrier.", "UNAVAILABLE: tasks", True),
         ("Timed out while waiting for async_write_complete barrier.", None, False),
         ("[Errno 110] Connection timed out", "no answer", False),

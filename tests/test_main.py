@@ -1,4 +1,4 @@
-"""`python -m nvae_jax COMMAND`, which is `nvae-jax COMMAND` where the package is installed."""
+"""`python -m nvae_jax COMMAND`, which is the same as `nvae-jax COMMAND`."""
 
 import re
 from pathlib import Path

@@ -35,7 +35,7 @@ def test_adamax_equals_one_computed_by_hand():
 
 
 def parameters(seed):
-    """Some of them small, two of them larger than what a thread works off at once."""
+    """Random parameters: some small, two larger than the part that a thread updates at once."""
     rng = np.random.default_rng(seed)
     shapes = {"b": (3,), "a": {"w": (70, 1000), "v": (5, 1)}, "c": (300, 300), "one": ()}
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""What becomes of the arrays that are written beside one that cannot be."""
+"""When an array cannot be written, Orbax waits for the writes of the others."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ async def fail():
 
 
 def test_orbax_waits_for_other_writes_after_an_error():
-    """TensorStore ends a write by calling the event loop from a thread of its own."""
+    """As in TensorStore, a write ends with a call of the event loop from another thread."""
     ended = []
 
     async def write():
@@ -26,7 +26,7 @@ def test_orbax_waits_for_other_writes_after_an_error():
     async def save():
         await asyncio.gather(fail(), write())
 
-    assert checkpoint_reader.orbax_errors is orbax_errors  # which has told Orbax to
+    assert checkpoint_reader.orbax_errors is orbax_errors  # which calls `silence` on import
     with pytest.raises(OSError, match="no space"):
         asyncio_utils.run_sync(save())
     assert ended == [None]

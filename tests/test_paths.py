@@ -1,4 +1,4 @@
-"""Paths that are none, in flags, configs and Python."""
+"""Valid and invalid paths in flags, configs and Python."""
 
 import os
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_an_output_is_checked_to_be_a_writable_file(tmp_path):
         paths.check_writable(tmp_path, "--out")
     with pytest.raises(ValueError, match="is not a regular file"):
         paths.check_writable(tmp_path / "pipe", "--out")
-    if os.getuid():  # the administrator may write everywhere
+    if os.getuid():  # root can write everywhere
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(ValueError, match="cannot be written to"):
             paths.check_writable(tmp_path / "locked" / "b.npz", "--out")

@@ -59,7 +59,7 @@ cli.run(lambda _: train.train(tiny_config(train={"batch_size": 16 - index}), fol
 
 
 def test_an_error_in_one_process_is_raised_in_all(commands, tmp_path):
-    """So are a run directory and data that are not the same for all of them."""
+    """This includes errors about run directories and data that differ between processes."""
     for index in (0, 1):
         (tmp_path / f"pictures_{index}").mkdir()
         for name in range(40 + 20 * index):

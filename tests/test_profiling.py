@@ -22,7 +22,7 @@ def run(workdir, span, start, steps):
 
 
 def traced_steps(workdir):
-    """Numbers of the steps in a trace as xprof finds them: in the profile, and for its viewer."""
+    """The steps that xprof finds in a trace."""
     [path] = workdir.glob("plugins/profile/*/*.xplane.pb")
     planes = jax.profiler.ProfileData.from_file(str(path)).planes
     events = [event for plane in planes for line in plane.lines for event in line.events]
@@ -40,7 +40,7 @@ def test_the_steps_of_the_given_span_are_traced(tmp_path, capsys):
 
 
 def test_a_resumed_run_traces_the_remaining_steps_of_the_span(tmp_path, capsys):
-    run(tmp_path, (2, 9), 3, 5)  # and ends, or fails, within the span
+    run(tmp_path, (2, 9), 3, 5)  # it ends within the span
     assert traced_steps(tmp_path) == [4, 5]
     run(tmp_path / "later", (2, 9), 9, 12)
     assert not (tmp_path / "later").exists()

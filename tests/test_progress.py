@@ -65,7 +65,7 @@ def test_a_long_call_reports_that_it_is_running(monkeypatch, capsys):
             lines += capsys.readouterr().err
     assert all(re.fullmatch(r"compiling: \d+ s so far", line) for line in lines.splitlines())
     capsys.readouterr()
-    time.sleep(0.05)  # nothing is said of what has ended
+    time.sleep(0.05)  # nothing is printed after the end
     monkeypatch.setattr(progress, "SECONDS", 60.0)
     with progress.waiting("saving"):
         pass
@@ -88,7 +88,7 @@ def test_the_clock_counts_only_training(monkeypatch):
     now.seconds += 8.0
     with laps.paused(), laps.saving():
         now.seconds += 5.0
-    assert laps.training_seconds() == 3.0 + 8.0  # the steps', without the wait
+    assert laps.training_seconds() == 3.0 + 8.0  # of the steps, without waiting
     lap = laps.lap(18, 16)
     assert (lap["images_per_second"], lap["data_wait_fraction"]) == (8.0, 0.0)
     assert lap["checkpoint_seconds"] == 5.0

@@ -1,4 +1,4 @@
-"""What the package offers: a short list, documented name by name."""
+"""The public names of the package are few, and each is documented."""
 
 import inspect
 import re
@@ -16,7 +16,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
 def test_the_public_names_are_those_of_the_docs():
     table = re.findall(r"\[`(\w+)`\]\[nvae_jax\.([\w.]+)\]", PAGE)
     assert sorted(name for name, _ in table) == nvae_jax.__all__ == sorted(nvae_jax.__all__)
-    assert len(nvae_jax.__all__) == 14  # each more is a promise: think twice
+    assert len(nvae_jax.__all__) == 14  # think twice before adding one: a public name is a promise
     shown = re.findall(r"^::: nvae_jax\.([\w.]+)", PAGE, re.MULTILINE)
     assert shown == [home for _, home in table]
     for name, home in table:
@@ -31,7 +31,9 @@ def test_every_public_name_has_a_docstring(name):
     if inspect.isclass(value):
         assert len(value.__doc__) > 40, value
         functions = [f for n, f in vars(value).items() if inspect.isfunction(f) and n[0] != "_"]
-        functions = [f for f in functions if f.__module__ == value.__module__ and n_documented(f)]
+        functions = [
+            f for f in functions if f.__module__ == value.__module__ and needs_docstring(f)
+        ]
     for function in functions:
         text = inspect.getdoc(function)
         assert text, function
@@ -40,8 +42,8 @@ def test_every_public_name_has_a_docstring(name):
             assert not [p for p in parameters if f"{p}:" not in text], (function, text)
 
 
-def n_documented(function):
-    """Methods that flax.struct and flax.linen add are theirs to explain."""
+def needs_docstring(function):
+    """Whether a function should have a docstring, unlike methods that Flax adds."""
     return function.__name__ not in ("replace", "setup")
 
 

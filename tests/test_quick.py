@@ -1,4 +1,4 @@
-"""The selection of `launch/test.sh --quick` has something of every package and test folder."""
+"""The selection of `launch/test.sh --quick` covers every package and test folder."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ FILES = {ROOT / name.partition("::")[0] for name in SELECTED}
 
 
 def imported(file):
-    """The dotted names of all that a file imports."""
+    """The dotted names of a file's imports."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}." for alias in node.names)

@@ -46,7 +46,7 @@ def test_power_iteration_converges_to_the_largest_singular_values(ops):
 
 @BY_BOTH
 def test_returned_vectors_continue_the_power_iteration(ops):
-    """Rounds in two calls are rounds in one."""
+    """Two calls of 3 and 4 rounds equal one call of 7 rounds."""
     *_, vectors = ops.spectral_penalty(KERNELS, start(), 3)
     twice, *_ = ops.spectral_penalty(KERNELS, vectors, 4)
     once, *_ = ops.spectral_penalty(KERNELS, start(), 7)

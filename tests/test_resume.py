@@ -8,7 +8,7 @@ from nvae_jax.checkpoint import Checkpoints
 
 @pytest.fixture
 def restore(tmp_path, tiny):
-    """A function: what the run in `tmp_path` goes on with."""
+    """A function that calls `resume.restore` for the run in `tmp_path`."""
 
     def call(**options):
         with Checkpoints(tmp_path) as checkpoints:

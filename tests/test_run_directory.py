@@ -20,7 +20,7 @@ def test_a_config_is_saved_and_loaded_unchanged(tmp_path):
 
 
 def begin(folder):
-    """What the first step of a run leaves."""
+    """Makes the files of a run that has trained a step."""
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
 
 
@@ -74,7 +74,7 @@ def test_only_changeable_keys_of_a_run_can_be_changed(tmp_path):
 
 
 def longer(workdir, num_steps, config=None, **changes):
-    """A start with --extend, as `train` makes it."""
+    """Starts a run with --extend, as `train` does."""
     changes = {"train.num_steps": num_steps, **changes}
     chosen = run_directory.chosen_config(workdir, config, changes, extend=True)
     with run_directory.open_for_training(workdir, chosen, extend=True) as config:
@@ -88,7 +88,7 @@ def history(workdir):
 
 @pytest.fixture
 def finished(tmp_path):
-    """A run of six steps that has come to its end."""
+    """A finished run of six steps."""
     with run_directory.open_for_training(tmp_path, tiny_config()):
         begin(tmp_path)
     (tmp_path / "checkpoints" / "6").mkdir(parents=True)
@@ -104,14 +104,16 @@ def test_a_finished_run_can_be_extended_and_keeps_its_schedules(finished):
     assert (stored.train.num_steps, stored.objective.schedule_steps) == (20, 6)
     assert stored.data.workers == 0  # for that start only
     assert history(finished) == [{"until_step": 6, "config": first.to_dict()}]
-    # The same command once more, such as after an interruption, and with the config's file.
+    # The same command again, such as after an interruption, also with a config file.
     assert longer(finished, 20) == longer(finished, 20, tiny_config()) == stored
     with run_directory.open_for_training(
         finished, run_directory.chosen_config(finished, tiny_config(train={"num_steps": 20}))
     ) as config:
         assert config == stored
     (finished / "checkpoints" / "20").mkdir()
-    assert longer(finished, 30).objective.schedule_steps == 6  # what it was planned with at first
+    assert (
+        longer(finished, 30).objective.schedule_steps == 6
+    )  # the number of steps of its first start
     assert [row["until_step"] for row in history(finished)] == [6, 20]
 
 
@@ -238,7 +240,7 @@ def test_a_missing_key_is_an_error_and_not_filled_in(tmp_path):
 
 
 def test_configs_of_older_versions_are_converted(tmp_path, monkeypatch):
-    """What a version before an added key left is read as what it computed."""
+    """A key that an older version lacked gets the value with which that version computed."""
     before = tiny_config().to_dict()
     del before["version"], before["train"]["ema_decay"]
     (tmp_path / "config.json").write_text(json.dumps(before))

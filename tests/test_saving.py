@@ -7,7 +7,7 @@ from nvae_jax.state import State
 
 
 class Disk:
-    """Checkpoints of which so many saves fail in the background."""
+    """Simulated checkpoints, of which the first `failures` saves fail in the background."""
 
     def __init__(self, failures=0):
         self.failures, self.steps, self.writing = failures, [], None
@@ -66,7 +66,7 @@ def test_a_second_failure_ends_the_run_and_says_what_is_saved():
         reach(6)
         saving.save(wait=True)
     assert caught.value.__notes__ == ["the newest checkpoint is step 3"]
-    assert disk.failures == 0  # there is no third time
+    assert disk.failures == 0  # there is no third attempt
 
 
 def test_the_state_is_saved_before_an_error_is_raised():
@@ -89,7 +89,7 @@ def test_an_error_while_saving_does_not_hide_the_first_error():
 
 def test_while_updates_are_skipped_the_state_before_them_is_saved():
     saving, reach = saving_on(disk := Disk())
-    reach(5, skipped=5)  # none was good
+    reach(5, skipped=5)  # all updates were skipped
     saving.save(wait=True)
     assert disk.steps == [] and saving.latest_step() is None
     reach(7, skipped=2)

@@ -1,4 +1,4 @@
-"""One step function on any mesh: eight fake devices in a process of their own."""
+"""The same step function on any mesh, on eight simulated devices in another process."""
 
 import json
 
@@ -114,7 +114,7 @@ def test_eight_devices_train_like_one(run_program, one_device, mesh):
 
 
 def check_collectives(found, one_device, fsdp):
-    """Devices send each other what arithmetic says, and keep their share of the kernels."""
+    """Asserts that devices exchange the expected bytes, and store their part of the kernels."""
     count, sent, shared = found["count"], found["bytes"], found["shared"]
     assert not {"all-to-all", "collective-permute"} & count.keys()
     assert found["arguments"] == pytest.approx(found["kept"] + found["images"], rel=0.01)
@@ -131,7 +131,7 @@ def check_collectives(found, one_device, fsdp):
 
 def test_batch_norm_within_a_device_needs_no_communication(run_program):
     found = run_program(NORM_GROUPS, 8)
-    # The mean and the second moment in one.
+    # One collective has the mean and the second moment.
     assert found["1"] == found["2"] == 1
     assert found["8"] == found["16"] == 0
 

@@ -1,4 +1,5 @@
-"""The train step as a program: what it must not hold, and what it must not grow with."""
+"""The compiled program of a training step: what it must not contain, and with what it must not
+grow."""
 
 import dataclasses
 import logging
@@ -42,7 +43,7 @@ def compiled(lowered):
 
 
 def equations(jaxpr):
-    """All equations of a program and of the programs inside it."""
+    """All equations of a jaxpr and of the jaxprs inside it."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
@@ -108,7 +109,7 @@ def test_one_compilation_serves_all_steps(experiment, caplog):
 
 
 def test_experiments_with_equal_steps_share_the_compiled_step(experiment):
-    """What is logged or where data are does not matter to it, what is optimised does."""
+    """The step does not depend on logging or the folder of data, but on the optimiser."""
     loop = dataclasses.replace(experiment.loop, log_every_steps=7)
     elsewhere = dataclasses.replace(experiment.data, dir="/elsewhere")
     same = dataclasses.replace(experiment, loop=loop, data=elsewhere, seed=3)
@@ -135,7 +136,7 @@ def test_a_step_without_native_kernels_has_its_own_compiler_options(monkeypatch)
 
 
 def test_every_product_has_the_requested_precision():
-    """Accelerators multiply float32 with fewer bits where a program does not say otherwise."""
+    """By default, accelerators multiply float32 numbers with fewer bits."""
     model = {"num_flows": 1, "precision": "highest", "dtype": "float32"}
     experiment = experiment_of(**model).portable()
     traced = experiment.train_step().trace(

@@ -1,4 +1,4 @@
-"""The loop: rows, pictures, resuming, stopping, and what it does with NaN."""
+"""The training loop: rows, pictures, resuming, stopping, and NaN."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ STEPS = 7
 
 
 class PowerCut(BaseException):
-    """What no program can do anything about."""
+    """A simulated power cut, after which no code runs."""
 
 
 def config_for(**sections):
@@ -36,7 +36,7 @@ def saved(workdir, config):
 
 
 def assert_same(a, b):
-    """Bit for bit: every array of the state, and the position in the data."""
+    """Asserts that two states and positions in the data are equal bit for bit."""
     jax.tree.map(np.testing.assert_array_equal, a[0], b[0])
     assert a[1] == b[1]
 
@@ -73,7 +73,7 @@ def test_rows_have_the_documented_names(whole, undocumented):
     np.testing.assert_allclose(row["train/nelbo"], total, rtol=1e-6)
     groups = sum(row[f"train/kl_group_{i:02d}"] for i in range(4))
     np.testing.assert_allclose(groups, row["train/kl"], rtol=1e-5)
-    # β is 1 and γ with it, so the objective is the NELBO and the regularisers.
+    # β and γ are 1, so the objective is the NELBO plus the regularisers.
     regularizers = 1e-2 * (row["train/spectral"] + row["train/bn"])
     np.testing.assert_allclose(row["train/loss"], total + regularizers, rtol=1e-5)
 
@@ -142,7 +142,7 @@ def test_a_finished_run_can_be_extended(tmp_path, whole, capsys):
 
 @pytest.mark.parametrize(("signal_number", "step"), [(signal.SIGTERM, 4), (signal.SIGINT, 2)])
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, whole, monkeypatch, step, signal_number):
-    """The signal comes in the middle of an epoch, while the iterator hands out a batch."""
+    """The signal arrives in the middle of an epoch, while the iterator makes a batch."""
     config = config_for(log={"images_every_steps": 4, "every_steps": 1})
     take = pipeline.TrainIterator.__next__
     taken = []
@@ -182,7 +182,7 @@ def test_an_interrupted_evaluation_is_done_after_resuming(
         patch.setattr(pipeline, "eval_batches", interrupting)
         with pytest.raises(Interrupted, match=f"saved at step {step}"):
             train.train(config, tmp_path / "run")
-    assert len(read) < 8  # it does not evaluate to the end first
+    assert len(read) < 8  # the evaluation stops at once
     assert int(saved(tmp_path / "run", config)[0].step) == step
     train.train(None, tmp_path / "run")
     scores = [row for row in rows(tmp_path / "run") if "test/nelbo" in row]
@@ -243,7 +243,8 @@ def test_nan_updates_are_skipped_and_counted_and_many_end_the_run(tmp_path, monk
 
 
 def poison(monkeypatch, after, then=lambda count: None):
-    """Every batch after so many, of which the first gives the state its shapes, is NaN."""
+    """Makes all batches after the first `after` ones NaN; the very first only gives the state its
+    shapes."""
     take, taken = pipeline.TrainIterator.__next__, []
 
     def poisoned(iterator):

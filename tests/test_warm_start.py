@@ -1,4 +1,4 @@
-"""New runs from the variables of others: what comes along, what is refused, and that it stays."""
+"""New runs that start from the variables of others: what is copied, and what is refused."""
 
 import dataclasses
 import json
@@ -27,7 +27,8 @@ def config_for(**sections):
 
 
 def write_source(workdir, config, step=5, bad=()):
-    """A run with a checkpoint of random numbers, and those; NaN in arrays of the names `bad`."""
+    """Writes a run with a checkpoint of random numbers and returns them; arrays named in `bad` are
+    NaN."""
     abstract, rng = build.build(config).abstract_state(), np.random.default_rng(step)
 
     def array(path, a):
@@ -59,7 +60,7 @@ def read(config, workdir, init_from, **options):
 
 
 def zeros(config):
-    """A state that stands for a fresh one."""
+    """A training state of zeros."""
     abstract = build.build(config).abstract_state()
     return jax.tree.map(lambda a: jax.device_put(np.zeros(a.shape, a.dtype), a.sharding), abstract)
 
@@ -157,7 +158,7 @@ def test_arrays_that_the_new_run_does_not_use_are_refused_or_named(source, tmp_p
 
 
 def write_tiny(tmp_path):
-    """A run of which nothing fits anything."""
+    """Writes a run whose arrays have other shapes."""
     run_directory.save_config(tmp_path, config_for())
     state = zeros(config_for())
     state = state.replace(params={"alone": jax.numpy.zeros(1)}, batch_stats={})
@@ -230,7 +231,7 @@ def test_the_settings_of_a_start_are_checked():
 
 
 def test_a_run_needs_its_source_only_at_the_start(tmp_path, monkeypatch):
-    """It is trained, cut off at once, and resumed when the source is gone: with the same result."""
+    """An interrupted run is resumed after its source was deleted, with the same result."""
     write_source(tmp_path / "source", config_for())
     sections = {"train": {"num_steps": 2, "batch_size": 16}, "checkpoint": {"every_steps": 0}}
     config = config_for(**sections)

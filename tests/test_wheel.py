@@ -1,4 +1,4 @@
-"""What `pip install` brings: a wheel in a fresh environment, used from somebody else's project."""
+"""The built wheel, installed in a new environment and used in the folder of another project."""
 
 import os
 import shutil
@@ -95,8 +95,8 @@ def test_the_wheel_has_one_package_with_all_its_files(built):
 
 @pytest.fixture(scope="module")
 def environment(built, tmp_path_factory):
-    """A fresh environment with the wheel, in which no extra is installed. What the base install
-    needs is borrowed from this one; the checkout is not, whose link there is not followed."""
+    """A new environment with the wheel and without extras. It uses the dependencies that are
+    installed here, but not this checkout."""
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     pip = ("-m", "pip", "--python", folder / "bin" / "python", "--disable-pip-version-check")

@@ -1,4 +1,4 @@
-"""The script for an accelerator that is there for minutes only: what it survives, what it reads."""
+"""The script that measures programs on an accelerator: it survives failures and parses variants."""
 
 import importlib
 import json
@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def scripts():
-    """The modules beside the script, as it imports them."""
+    """The modules of the script's folder, imported as the script imports them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         names = ("kernel_times", "machine", "programs", "side_by_side", "variants")
@@ -28,7 +28,7 @@ def results(scripts, tmp_path):
 
 
 def program(scripts, name, compile_=lambda options: "compiled", measure=lambda _: {"ms": 1.0}):
-    """A `Program` that needs no device."""
+    """Makes a `Program` that needs no device."""
     memory = SimpleNamespace(memory_analysis=lambda: None)
 
     def compiled(options):
@@ -72,7 +72,7 @@ def test_a_program_that_takes_too_long_is_reported_and_the_others_are_measured(
     scripts, results, tmp_path
 ):
     late = threading.Event()
-    # A second is the least that is waited.
+    # The shortest wait is one second.
     runner = scripts.side_by_side.Runner(results, time.monotonic() + scripts.side_by_side.TO_RUN)
     runner.run([program(scripts, "late", lambda _: late.wait(30)), program(scripts, "good")])
     late.set()

@@ -1,4 +1,4 @@
-"""The model of step time: its limits, and that the documentation shows what it gives."""
+"""The model of step times: its limits, and that the documentation shows its tables."""
 
 import importlib
 import sys

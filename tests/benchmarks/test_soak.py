@@ -1,4 +1,5 @@
-"""The long run's judges: what grows, does not end, or differs is told. The run itself is CI's."""
+"""The checks of the long run: they report memory that grows, processes that do not end, and rows
+that differ. CI makes the run itself."""
 
 import importlib
 import os
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-# Stands in for training: writes rows, and leaks as it is told.
+# Stands in for training: writes rows, and leaks so much memory and so many files.
 TRAIN = """
 import json, pathlib, sys, time
 run, memory, files = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -25,7 +26,7 @@ with open(run / "metrics.jsonl", "a") as rows:
 
 @pytest.fixture(scope="module")
 def scripts():
-    """The modules beside the script, as it imports them."""
+    """The modules of the script's folder, imported as the script imports them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         names = ("soak_kills", "soak_run", "soak_steps")
@@ -58,7 +59,8 @@ def test_memory_and_open_files_of_a_process_are_read(scripts, tmp_path):
 
 
 def test_a_process_that_does_not_end_is_reported(scripts, monkeypatch, tmp_path):
-    """One of two is killed; the other ends as it should, otherwise, too late, or not at all."""
+    """One of two processes is killed; the other ends as it should, with another error, too late, or
+    never."""
     for name, seconds in (("MARGIN", 0), ("SLACK", 0), ("TIMEOUT", 3), ("START_TIMEOUT", 8)):
         monkeypatch.setattr(scripts.soak_kills, name, seconds)
     wait = "import os, sys, time; print('waiting up to 8 s', file=sys.stderr, flush=True);"
@@ -104,7 +106,8 @@ def test_an_interrupted_series_of_kills_is_continued(scripts, monkeypatch, tmp_p
 
 
 def test_rows_that_differ_in_computed_values_are_reported(scripts, tmp_path):
-    """By what was computed, not by how fast it went; a line that a kill cut in two is none."""
+    """Only computed values are compared, not speeds. A line that was cut in two by a kill is
+    ignored."""
     lines = '{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/loss": 3.0}\n{"step": 3, "train/lo'
     (tmp_path / "metrics.jsonl").write_text(lines)
     one = scripts.soak_run.rows(tmp_path)

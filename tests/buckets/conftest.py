@@ -1,4 +1,4 @@
-"""The local run that runs in buckets are compared with, and the comparison."""
+"""A local run with which runs in buckets are compared, and the comparison."""
 
 import json
 
@@ -14,7 +14,7 @@ STEPS = 9
 
 
 def config_for():
-    """The smallest model that there is: every array is an object or more, and every write a
+    """The smallest model: in a bucket every array is at least one object, and every write a
     request."""
     small = {"num_scales": 1, "num_groups": 1, "latent_channels": 2, "unroll": 1}
     small |= {"encoder_width": 4, "decoder_width": 4, "decoder_cell": "residual"}

@@ -1,4 +1,4 @@
-"""One writer of a folder in a bucket, and locks that are left behind."""
+"""The lock of a folder in a bucket: one process holds it, and a dead process loses it."""
 
 import os
 import threading

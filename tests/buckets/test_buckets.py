@@ -1,4 +1,4 @@
-"""Paths in buckets: what object stores do otherwise than file systems."""
+"""Paths in buckets, where object stores differ from file systems."""
 
 import fsspec
 import numpy as np
@@ -73,7 +73,7 @@ def test_a_growing_file_is_uploaded_whole_at_each_sync(bucket):
     synced.upload()
     assert (bucket / "rows").read_text() == "1\n2\n"
     (bucket / "rows").unlink()
-    synced.upload()  # nothing has changed here
+    synced.upload()  # this file has not changed
     assert not (bucket / "rows").exists()
     rows.write_text("3\n4\n5\n")
     synced.close()

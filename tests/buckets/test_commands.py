@@ -1,4 +1,4 @@
-"""The commands with everything that they read and write in a bucket."""
+"""The commands, when everything that they read and write is in a bucket."""
 
 import logging
 import signal
@@ -15,7 +15,7 @@ from tests.buckets.conftest import config_for
 HERE = buckets.BucketPath("gs://bucket/commands")
 RUN, OUT = f"--workdir={HERE}/run", f"--out={HERE}/out"
 
-# What is not here runs in a bucket in tests/tools/test_multihost.py and tests/interop.
+# The other commands are run in a bucket by tests/tools/test_multihost.py and tests/interop.
 COMMANDS = {
     "prepare_data": ["--name=folder", f"--manual_dir={HERE}/images", f"--data_dir={HERE}/data"],
     "train": [RUN, "--profile=2:2"],
@@ -58,7 +58,7 @@ server.listen = listen
 
 @pytest.fixture
 def images(store, tmp_path):
-    """Pictures in the bucket."""
+    """A folder of pictures in the bucket."""
     rng = np.random.default_rng(0)
     for name in (f"{split}/{number}.png" for split in ("train", "test") for number in range(16)):
         pixels = (rng.random((16, 16)) > 0.5).astype(np.uint8) * 255
@@ -68,7 +68,7 @@ def images(store, tmp_path):
 
 
 def test_commands_read_from_and_write_to_buckets(commands, images, tmp_path):
-    """All paths are in the bucket, and nothing but copies of data is in the user's home folder."""
+    """All paths are in the bucket. The user's home folder gets only copies of data."""
     config = config_for()
     config.data.update(name="folder", dir=f"{HERE}/data")
     run_directory.save_config(HERE / "run", build.resolve(config))
@@ -89,7 +89,7 @@ def test_commands_read_from_and_write_to_buckets(commands, images, tmp_path):
 
 @pytest.fixture
 def programs(bucket, monkeypatch, compilation_cache):
-    """The folder that compiled programs are kept in."""
+    """The folder in which compiled programs are cached."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", f"{bucket}/programs")
     cli._use_compilation_cache()
     reset_cache()

@@ -21,8 +21,8 @@ REFUSED = {"error": {"code": 403, "message": "me has no storage.objects.create a
 
 
 class Proxy(ThreadingHTTPServer):
-    """A store before the real one, that forbids writing after the first write with `last` in its
-    name or content."""
+    """A proxy of the store that refuses all writes after the first one with `last` in its name or
+    content."""
 
     daemon_threads = True
 
@@ -32,7 +32,7 @@ class Proxy(ThreadingHTTPServer):
         self.behind = os.environ["STORAGE_EMULATOR_HOST"].removeprefix("http://")
 
     def handle_error(self, *_):
-        """Whoever asked has gone."""
+        """Ignores clients that have closed their connection."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def unwritable_after(store):
-    """A function: a part of the last write that is taken, to the address of such a store."""
+    """A function from `Proxy`'s `last` to the address of such a proxy."""
     with contextlib.ExitStack() as at_the_end:
 
         def start(last):
@@ -93,7 +93,7 @@ def unwritable_after(store):
 def test_a_run_whose_bucket_fails_ends_with_one_line_and_can_be_resumed(
     commands, unwritable_after, bucket, whole
 ):
-    """A part of a checkpoint is taken, and nothing more."""
+    """The store accepts a part of a checkpoint, and nothing after that."""
     workdir, address = bucket / "run", unwritable_after("checkpoints/8/")
     run_directory.save_config(workdir, build.resolve(config_for()))
     done = commands.run("train", f"--workdir={workdir}", **variables(address))
@@ -107,7 +107,8 @@ def test_a_run_whose_bucket_fails_ends_with_one_line_and_can_be_resumed(
 
 
 def test_a_cluster_whose_bucket_fails_ends_with_one_line(unwritable_after, bucket):
-    """The process that cannot save does not wait for the other, which waits for it in that save."""
+    """The process that cannot save does not wait for the other one, which waits for it in the same
+    save."""
     workdir, address = bucket / "run", unwritable_after("checkpoints/8/")
     run_directory.save_config(workdir, build.resolve(config_for()))
     command = [sys.executable, "launch/train.py", f"--workdir={workdir}"]

@@ -1,4 +1,4 @@
-"""Copies on this machine of what is in buckets."""
+"""Local copies of files in buckets."""
 
 import shutil
 
@@ -77,7 +77,7 @@ def pictures(tmp_path):
 
 
 def test_data_sets_are_read_from_buckets(bucket, pictures, tmp_path):
-    """Pictures, and what is prepared of them: the same batches as from this machine."""
+    """Pictures and data prepared from them give the same batches as local files."""
     prepare.prepare("folder", str(tmp_path / "prepared"), manual_dir=str(pictures), image_size=8)
     for name, folder in (("raw", pictures), ("prepared", tmp_path / "prepared")):
         for file in filter(lambda path: path.is_file(), folder.rglob("*")):

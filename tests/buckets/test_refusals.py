@@ -1,4 +1,4 @@
-"""What a bucket refuses ends a command in one line."""
+"""When a bucket refuses a request, the command ends with a one-line error."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Runs in a bucket: the numbers of runs in a folder, also after kill -9."""
+"""Runs in a bucket give the same numbers as runs in a folder, also after kill -9."""
 
 import signal
 import struct
@@ -17,7 +17,7 @@ from tests.test_cluster import nothing_runs_on  # noqa: F401 (a fixture)
 
 
 def logged_steps(content):
-    """The steps of an event file's rows."""
+    """The steps of the rows in an event file."""
     steps = []
     while content:
         (size,) = struct.unpack("<Q", content[:8])
@@ -47,8 +47,8 @@ train.train(None, workdir)
 
 
 def train_until_killed(workdir, spool, launcher=()):
-    """Trains in processes that kill themselves ahead of the eighth step, and gives the rows that
-    they have written until then, of which some have not been uploaded."""
+    """Trains in processes that kill themselves before the eighth step. Returns the rows that they
+    have written, some of which have not been uploaded."""
     run_directory.save_config(workdir, build.resolve(config_for()))
     spool.mkdir()
     command = [*launcher, sys.executable, "-c", KILLED, str(workdir)]
@@ -64,13 +64,13 @@ def train_until_killed(workdir, spool, launcher=()):
 
 
 def names(folder):
-    """Of all files of a run that are named by their step."""
+    """The names of all files of a run that are named by their step."""
     parts = ("checkpoints", "samples")
     return {part: sorted(path.name for path in (folder / part).iterdir()) for part in parts}
 
 
 def test_two_processes_that_were_killed_resume_bit_for_bit(bucket, tmp_path, whole):
-    """They compute anew what they had computed after the checkpoint."""
+    """The processes compute the steps since the last checkpoint again."""
     workdir, cluster = bucket / "run", ["bash", "launch/local_cluster.sh", "2", "--grace=100", "--"]
     kept = train_until_killed(workdir, tmp_path / "spool", cluster)
     command = [*cluster, sys.executable, "launch/train.py", f"--workdir={workdir}"]

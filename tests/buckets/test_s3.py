@@ -1,4 +1,4 @@
-"""S3, as moto answers for it; a run there is in test_runs.py."""
+"""Locks and errors of S3, which moto simulates; test_runs.py has a run in S3."""
 
 import pytest
 

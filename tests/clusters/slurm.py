@@ -14,7 +14,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare")
 NODES = ("node1", "node2")
-ADMIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where daemons are
+ADMIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where Debian installs daemons
 CONFIG = """
 ClusterName=nvae
 SlurmctldHost={host}
@@ -44,7 +44,7 @@ PartitionName=gpus Nodes=ALL Default=YES MaxTime=INFINITE
 
 
 def missing():
-    """Why there can be no cluster here; '' where there can."""
+    """Why no cluster can be started here; '' if one can."""
     lacking = [program for program in PROGRAMS if not shutil.which(program, path=ADMIN)]
     if lacking:
         return f"SLURM's {lacking[0]} is not installed (Debian: slurm-wlm, munge)"
@@ -82,7 +82,7 @@ class SlurmCluster:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def ask(self, *command, variables=os.environ):
-        """What one of SLURM's programs says."""
+        """The output of one of SLURM's programs."""
         variables = {**variables, **self.environment}
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
         return (done.stdout + done.stderr).strip()
@@ -101,7 +101,7 @@ class SlurmCluster:
         (folder / "slurm.conf").write_text(text)
         names = " ".join((host, *NODES))
         (folder / "hosts").write_text(f"127.0.0.1 localhost {names}\n")
-        for index in range(2):  # what SLURM looks for and nobody opens
+        for index in range(2):  # SLURM requires it, but nothing opens it
             os.mknod(folder / f"gpu{index}", 0o666 | 0o020000, os.makedev(195, index))
         (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
 
@@ -134,7 +134,7 @@ class SlurmCluster:
 
 
 class _free_ports:
-    """A context: so many ports that are free, and may be taken at its end."""
+    """A context with so many free ports, which are released at its end."""
 
     def __init__(self, count):
         self._servers = [socket.create_server(("", 0)) for _ in range(count)]

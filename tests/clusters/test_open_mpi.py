@@ -1,4 +1,4 @@
-"""Training under a real Open MPI: what mpirun tells every program is all that it is told."""
+"""Training under a real Open MPI, whose variables are all that the processes need."""
 
 import os
 import shutil
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def mpirun(tmp_path):
-    """A function: flags to two processes that train."""
+    """A function from flags to mpirun with two processes that train."""
     started = []
 
     def call(*flags):
-        # One of them by localhost's own name: several processes on few cores, as root, in tests.
+        # In tests there can be fewer cores than processes, and the user can be root.
         launcher = ["mpirun", "-np", "2", "--oversubscribe", "--allow-run-as-root", "--tag-output"]
         train = [sys.executable, "launch/train.py", *flags, f"--workdir={tmp_path / 'run'}"]
         process = subprocess.Popen(
@@ -44,8 +44,8 @@ def mpirun(tmp_path):
 
 
 def test_processes_started_by_mpirun_train_stop_together_and_resume(mpirun, tmp_path):
-    """They find each other; SIGTERM to mpirun reaches them, and they save; one that is killed ends
-    all; the same command resumes and trains to the end."""
+    """The processes find each other. After SIGTERM to mpirun they save; after one of them is
+    killed, all end; then the same command resumes and trains to the end."""
     workdir = tmp_path / "run"
     process = mpirun(*ARGUMENTS, ENDLESS, "--config.distributed.timeout=20")
     wait_for_step(process, workdir, 3)

@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch, unchanged, under a real SLURM of two nodes."""
+"""Runs launch/slurm.sbatch unchanged under a real SLURM of two nodes."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def slurm():
 
 @pytest.fixture
 def submit(slurm, tmp_path):
-    """A function: options of sbatch, and flags, to a job of two nodes."""
+    """A function from options of sbatch and flags to a `Job` on two nodes."""
     for name in ("launch", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     jobs = []
@@ -64,7 +64,7 @@ class Job:
         return self.slurm.job(self.number)
 
     def wait(self, condition, seconds=600):
-        """Until `condition()`, of a job that has not ended."""
+        """Waits until `condition()` is true; fails if the job ends before."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"{self.fields()}\n{self.log()}"
@@ -88,8 +88,8 @@ class Job:
 
 
 def test_a_job_resumes_after_preemption_and_a_lost_process_but_not_when_cancelled(submit):
-    """It saves, is queued again and resumes after SIGTERM and after SIGKILL of one process, and
-    saves and stays away when its user ends it."""
+    """After SIGTERM, and after SIGKILL of one process, the job is queued again and resumes. When
+    its user cancels it, it saves and is not queued again."""
     job = submit(*ARGUMENTS, ENDLESS, "--config.distributed.timeout=20")
     job.wait_for_more_steps()
     before = losses(job.workdir)
@@ -113,7 +113,7 @@ def test_a_job_resumes_after_preemption_and_a_lost_process_but_not_when_cancelle
 
 
 def test_a_job_at_its_time_limit_saves_and_resumes(submit):
-    # SLURM looks twice a minute, and the signal reaches only what has started.
+    # SLURM checks time limits twice a minute, and signals only processes that have started.
     job = submit(*ARGUMENTS, ENDLESS, options=["--time=4", "--signal=TERM@60"])
     job.wait_for_restart(1)
     assert "received SIGTERM: saving" in job.log()
@@ -128,7 +128,7 @@ def test_a_job_that_trains_to_its_end_is_completed(submit):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.model.no_such_key=1", "error: .*model.no_such_key"),  # before the step
+        ("--config.model.no_such_key=1", "error: .*model.no_such_key"),  # reported before the step
         ("--config.data.dir=no/such/folder", "[01]: error: .*no/such/folder"),  # by each task
     ],
 )
@@ -159,8 +159,9 @@ NO_GPUS = {f"{i} of 2: local 0, GPUs , jax's own choice" for i in range(2)}
         (["--gpus-per-node=0"], {}, NO_GPUS),
     ],
 )
-def test_each_gpu_has_one_process(submit, tmp_path, options, variables, tasks):
-    """Whatever says how many GPUs; each process sees those of the job, and jax takes its own."""
+def test_by_default_each_gpu_has_one_process(submit, tmp_path, options, variables, tasks):
+    """This holds for every option that sets the number of GPUs, unless another one sets the number
+    of processes."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(STAND_IN)

@@ -15,7 +15,7 @@ from nvae_jax.data import pipeline
 
 @pytest.fixture(scope="session")
 def idx_bytes():
-    """A function: uint8 (N, H, W) to the bytes of an IDX file."""
+    """A function from uint8 (N, H, W) to the bytes of an IDX file."""
     return _idx_bytes
 
 
@@ -41,7 +41,7 @@ def idx_dir(tmp_path, grey_images):
 
 @pytest.fixture(scope="session")
 def colour_images():
-    """A function: (count, size, seed) to different colour images, uint8 (count, size, size, 3)."""
+    """A function from (count, size, seed) to colour images, uint8 (count, size, size, 3)."""
     return _colour_images
 
 
@@ -51,7 +51,7 @@ def _colour_images(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def encode():
-    """A function: (uint8 image (H, W, C), format of Pillow) to the bytes of a file."""
+    """A function from (uint8 image (H, W, C), format of Pillow) to the bytes of a file."""
     return _encode
 
 
@@ -63,7 +63,7 @@ def _encode(image: np.ndarray, kind: str = "PNG", **options) -> bytes:
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder with sixty 40x24 colour pictures named by their number, of three kinds."""
+    """A folder with sixty colour pictures of 40x24, named by their number, in three formats."""
     folder = tmp_path / "pictures"
     for i, image in enumerate(_colour_images(60, 40)):
         kind, suffix = (("PNG", ".png"), ("JPEG", ".jpg"), ("WEBP", ".webp"))[i % 3]
@@ -75,15 +75,15 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def no_bucket(monkeypatch):
-    """Keeps tensorflow-datasets from asking the network about what it makes, which also leaves a
-    temporary folder each time."""
+    """Prevents tensorflow-datasets from looking in a bucket for a data set that it prepares, which
+    would use the network and leave a temporary folder."""
     tfds = pytest.importorskip("tensorflow_datasets")
     monkeypatch.setattr(tfds.core.DatasetInfo, "initialize_from_bucket", lambda self: None)
 
 
 @pytest.fixture(scope="session")
 def read():
-    """A function: (format, folder, split) to all images of the split, uint8 (N, H, W, C)."""
+    """A function from (format, folder, split) to all images of the split, uint8 (N, H, W, C)."""
 
     def read_all(form, directory, split):
         images = form.open(form.find(directory)[split], split, 0)
@@ -94,7 +94,8 @@ def read():
 
 @pytest.fixture(scope="session")
 def train_two_steps():
-    """A function: trains two steps of a model without towers on a data set, which it checks."""
+    """A function that trains a model without towers for two steps on a data set, and checks the
+    loss."""
     updates = {}
 
     def update_for(spec):
@@ -129,7 +130,7 @@ def train_two_steps():
     return train
 
 
-# The degenerate model of one group: the smallest there is to compile.
+# The model of one group is the smallest to compile.
 TOWERLESS = dict(
     num_scales=1,
     num_groups=1,

@@ -1,4 +1,4 @@
-"""One's own arrays: what is read, what is mapped, and how splits are made."""
+"""NumPy arrays as a data set: which are read or memory-mapped, and how splits are made."""
 
 import pickle
 
@@ -51,7 +51,9 @@ def test_a_tenth_of_a_single_array_is_held_out(tmp_path, name):
         assert (len(train), len(held_out)) == (23, 2)
         together = np.concatenate([train, held_out])[..., 0]
         assert {i.tobytes() for i in together} == {i.tobytes() for i in array}
-        np.testing.assert_array_equal(opened(place, "validation"), held_out)  # always the same
+        np.testing.assert_array_equal(
+            opened(place, "validation"), held_out
+        )  # the same split every time
 
 
 def test_npy_files_are_mapped_and_not_sent_to_reader_processes(tmp_path):

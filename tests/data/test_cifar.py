@@ -1,4 +1,4 @@
-"""CIFAR-10's own files."""
+"""The published files of CIFAR-10."""
 
 import codecs
 import pickle
@@ -104,7 +104,7 @@ def test_pickles_of_something_else_are_refused(batch, message, tmp_path, colour_
 
 
 class Calls:
-    """Pickled as a call."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments

@@ -1,5 +1,5 @@
-"""Pictures of more than 8 bits: scaled by what is known of them, or refused; never emptied. And how
-models of more than 8 bits see them."""
+"""Pictures of more than 8 bits are scaled by their known range or refused, but never become black.
+Models of more than 8 bits get all bits."""
 
 import struct
 import zlib
@@ -19,12 +19,12 @@ def chunk(kind, body):
 
 
 def with_significant_bits(content, bits):
-    """A grey PNG with a chunk sBIT, which comes behind its header."""
+    """A grey PNG with the chunk sBIT after its header."""
     return content[:33] + chunk(b"sBIT", bytes([bits])) + content[33:]
 
 
 def colours(values):
-    """uint16 (H, W, 3) as a PNG, which Pillow does not write."""
+    """Encodes uint16 (H, W, 3) as a PNG, which Pillow cannot."""
     height, width, _ = values.shape
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
     header = struct.pack(">2I5B", width, height, 16, 2, 0, 0, 0)
@@ -46,7 +46,7 @@ def test_twelve_bits_in_sixteen_need_a_value_for_white(kind, encode):
     content = encode(VALUES_12, kind)
     with pytest.raises(DataError, match="scan: .*nearly black.*data.max_value.*4095") as caught:
         images.decode(content, "scan")
-    # Not to be left out with the unreadable ones: it would be all of them.
+    # No CorruptError: with skip_corrupt, all pictures would be skipped.
     assert not isinstance(caught.value, CorruptError)
     np.testing.assert_array_equal(images.decode(content, "scan", max_value=4095), SCALED_12)
     assert images.decode(content, "scan", max_value=65535).max() == 16
@@ -67,10 +67,10 @@ def test_a_picture_without_any_light_is_allowed(encode):
 
 def test_a_range_that_the_file_states_is_used(encode):
     for content in (
-        with_significant_bits(encode(VALUES_12), 12),  # as they are
+        with_significant_bits(encode(VALUES_12), 12),  # values up to 4095
         with_significant_bits(
             encode(VALUES_12 * 16 + VALUES_12 // 256), 12
-        ),  # scaled, as PNG wants
+        ),  # scaled to 16 bits, as the standard of PNG demands
         encode(VALUES_12, "TIFF", tiffinfo={341: 4095}),  # SMaxSampleValue
     ):
         np.testing.assert_array_equal(images.decode(content, "file"), SCALED_12)
@@ -105,7 +105,7 @@ def test_other_kinds_of_values_are_refused(dtype, message, encode):
 def test_pictures_of_more_than_eight_bits_are_read_exactly(kind, bits, encode):
     values = np.random.default_rng(0).integers(0, 2**bits, (16, 16, 1)).astype(np.uint16)
     for content, white in (
-        (encode(values, kind), 0),  # of so many bits, because the model is
+        (encode(values, kind), 0),  # as many bits as the model
         (encode(values, kind), 2**bits - 1),
         (encode(values << 16 - bits, kind), 2**16 - 1),  # in the highest bits
     ):

@@ -1,4 +1,4 @@
-"""FIFOs where files are wanted: nobody waits for one, whatever the format."""
+"""A FIFO in place of a file is refused by every format, without waiting for its content."""
 
 import os
 

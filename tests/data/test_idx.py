@@ -85,7 +85,7 @@ def test_wrong_files_are_refused(tmp_path, content, message):
 
 @pytest.mark.parametrize("count", [2, 2**21])
 def test_gzip_bombs_are_refused(tmp_path, count, monkeypatch):
-    """What is behind the last image is not unpacked, nor more than such a file may hold."""
+    """Bytes after the last image are not unpacked, nor more than the largest allowed file."""
     unpacked, read = [], gzip.GzipFile.read
 
     def counted(self, size=-1):

@@ -15,7 +15,7 @@ KINDS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF"]
 
 
 def smooth(height=20, width=20):
-    """A picture that lossy formats keep nearly as it is."""
+    """A picture that lossy formats hardly change."""
     y, x = np.mgrid[:height, :width]
     return np.stack([8 * y, 8 * x, 4 * (x + y)], -1).astype(np.uint8)
 
@@ -113,7 +113,7 @@ def test_image_bombs_are_refused(side, tmp_path):
 
 
 def test_an_image_bomb_is_refused_without_a_warning_of_pillow(tmp_path):
-    """As in a program, where warnings are no errors."""
+    """In a process of its own, in which warnings are no errors."""
     (tmp_path / "bomb.png").write_bytes(png_that_claims(10_000, 10_000))
     code = "import sys, pathlib; from nvae_jax.data import images\n"
     code += (

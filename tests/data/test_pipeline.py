@@ -70,7 +70,7 @@ def test_with_batches_of_one_every_epoch_has_every_example(spec):
 def test_the_order_depends_on_the_seed(spec):
     orders = [ids(train(spec, 4, seed=seed)) for seed in (0, 1, 2)]
     assert orders[0] != orders[1] != orders[2]
-    # Nor is a seed another one an epoch later.
+    # Nor is the order of a seed that of another one, an epoch later.
     assert orders[0][2:] != orders[1][:2]
 
 

@@ -1,4 +1,4 @@
-"""launch/prepare_data.py as a user runs it."""
+"""Runs launch/prepare_data.py as a user does."""
 
 import os
 import pathlib

@@ -19,7 +19,7 @@ def splits(colour_images):
 
 @pytest.fixture
 def prepared(tmp_path, splits, monkeypatch):
-    """A prepared set of several files a split."""
+    """A prepared data set with several files for each split."""
     monkeypatch.setattr(record_writer, "_SHARD_BYTES", 10_000)
     record_writer.write(tmp_path / "folder", splits, name="folder")
     return tmp_path / "folder"

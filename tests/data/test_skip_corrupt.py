@@ -1,4 +1,4 @@
-"""Unreadable images: one clear error, or with skip_corrupt a counted skip."""
+"""Unreadable images are one error, or with skip_corrupt are skipped and counted."""
 
 import dataclasses
 import shutil
@@ -14,7 +14,7 @@ COUNT, BROKEN = 12, {2, 3, 11}
 
 @pytest.fixture
 def spec(tmp_path, encode, colour_images):
-    """Twelve pictures to train on, of which three cannot be read, and as many to validate."""
+    """Twelve pictures for training and twelve for validation; three of each cannot be read."""
     for split in ("train", "validation"):
         (tmp_path / split).mkdir()
         for i, image in enumerate(colour_images(COUNT)):

@@ -51,8 +51,8 @@ def test_the_splits_of_digits_are_disjoint_and_complete():
     train, test = (splits.open_images(DataSpec("digits"), split) for split in ("train", "test"))
     assert train.shape == (1500, 16, 16, 1) and test.shape == (297, 16, 16, 1)
     assert train.dtype == np.uint8 and train.max() == 255 and train.min() == 0
-    # Shrunk again, each is most like the original digit it was made of: all are there, once.
-    # (Enlarging blurs, so one or two may be as like to another.)
+    # Reduced again, each image is most similar to the digit that it was made from.
+    # (Enlarging blurs, so one or two can be as similar to another digit.)
     small = np.concatenate([train, test]).reshape(-1, 8, 2, 8, 2).mean((2, 4)).reshape(-1, 64)
     with np.load(digits.FILE) as file:
         np.testing.assert_array_equal(file["images"], load_digits().images)
@@ -112,7 +112,7 @@ def test_npz_of_celeba_is_cropped_and_resized(tmp_path):
     spec = DataSpec("celeba64", dir=str(tmp_path), image_size=64, channels=3)
     opened = splits.open_images(spec, "train")
     assert opened.shape == (4, 64, 64, 3) and opened[0].shape == (64, 64, 3)
-    # The crop takes nothing from outside of its box.
+    # Pixels outside of the box have no influence.
     images[:, :40], images[:, 188:], images[:, :, :15], images[:, :, 163:] = 0, 0, 0, 0
     np.savez(tmp_path / "train.npz", images=images)
     np.testing.assert_array_equal(splits.open_images(spec, "train")[2], opened[2])
@@ -129,7 +129,7 @@ SPECS = {
 def test_every_data_set_without_tensorflow_datasets_trains_two_steps(
     name, pictures, tmp_path, train_two_steps
 ):
-    """The sources that tests/data/test_tfds.py does not have."""
+    """Data sets that are not in tests/data/test_tfds.py."""
     if name != "digits":
         prepare(name, str(tmp_path), manual_dir=str(pictures), image_size=16)
     spec = DataSpec(name, dir="" if name == "digits" else str(tmp_path), **SPECS[name])

@@ -1,4 +1,4 @@
-"""Data sets of tensorflow-datasets: real small ones, and its own stand-ins for the real ones."""
+"""Data sets of tensorflow-datasets: small ones made here, and the library's mock data."""
 
 import io
 import os
@@ -20,7 +20,7 @@ VERSIONS = {"cifar10": "3.0.2", "omniglot": "3.0.0"}
 
 
 def prepare(directory, name, images):
-    """A real data set under the name of another, made without TensorFlow: of encoded images."""
+    """Prepares encoded images under the name of another data set, without TensorFlow."""
 
     class Small(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(VERSIONS[name])
@@ -53,7 +53,7 @@ def test_prepared_data_sets_are_read(cifar10):
     for split, expected in images.items():
         opened = splits.open_images(spec, split)
         assert opened.shape == expected.shape
-        # Its builders shuffle.
+        # tensorflow-datasets shuffles.
         assert {opened[i].tobytes() for i in range(len(opened))} == {x.tobytes() for x in expected}
 
 
@@ -100,7 +100,7 @@ def test_omniglot_becomes_bright_strokes_on_black(tmp_path, encode):
 
 @pytest.fixture
 def stand_in(tmp_path):
-    """A function: makes a folder look as if a data set of the library were prepared in it."""
+    """A function that makes a folder in which a data set of the library seems to be prepared."""
 
     def make(name):
         folder = tmp_path / name / "1.0.0"
@@ -152,7 +152,7 @@ def test_every_data_set_of_tensorflow_datasets_trains_two_steps(
 ):
     directory = stand_in(sources.SOURCES[name].tfds.name)
     stand_ins = {}
-    if name == "imagenet32":  # Its declared shape is open, so that stand-ins are of any size.
+    if name == "imagenet32":  # Its declared shape is open, so mock images could have any size.
         examples = [{"image": image} for image in colour_images(12)]
         stand_ins["as_data_source_fn"] = lambda *_, **__: examples
     spec = DataSpec(name, dir=directory, **SPECS[name])

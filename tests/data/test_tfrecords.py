@@ -22,7 +22,7 @@ def varint(value):
 
 
 def example(image, label=3):
-    """A tf.train.Example as Glow wrote them, put together byte by byte."""
+    """The bytes of a tf.train.Example in the layout of Glow."""
     features = {
         b"shape": field(3, field(1, b"".join(map(varint, image.shape)))),
         b"data": field(1, field(1, image.tobytes())),

@@ -10,7 +10,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"^ *```bash\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 FENCE = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
-# What a command line starts with, after "sbatch --nodes=4" or "local_cluster.sh 2 --": the command.
+# The command within a line, such as after "sbatch --nodes=4" or "local_cluster.sh 2 --".
 PYTHON_COMMAND = re.compile(
     r"(?:nvae-jax|python -m nvae_jax|python (?:launch|nvae_jax/commands)/(?=\w+\.py))\s*([a-z]\w*)"
 )
@@ -53,7 +53,7 @@ def command_lines(page):
     text = page.read_text()
     blocks = "\n".join(BLOCK.findall(text)).replace("\\\n", " ").splitlines()
     spans = [" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", text))]
-    # In a line of text, [what may be left out] is as good as the rest.
+    # Optional parts, which are in [brackets], are checked like the others.
     spans = [span.replace("[", "").replace("]", "").replace("\\|", "|") for span in spans]
     lines = [Line(page.name, text) for text in [*blocks, *spans]]
     return [line for line in lines if line.command or line.scripts]

@@ -9,7 +9,7 @@ from tests.docs.pages import FENCE, PAGES, ROOT, SPAN
 
 FOLDERS = (".ci", "benchmarks", "configs", "examples", "launch", "nvae_jax", "tests")
 FILES = {f"/{file.relative_to(ROOT)}" for folder in FOLDERS for file in (ROOT / folder).rglob("*")}
-# The changelog tells of names that are no more; upper case stands for the reader's own.
+# The changelog has old names; names in upper case stand for the reader's own.
 NOW = [page for page in PAGES if page.name != "changelog.md"]
 FILE = re.compile(r"[a-z_][a-z_0-9/.-]*\.(?:py|sh|sbatch|yaml)")
 ATTRIBUTE = re.compile(r"(?:\w+/)*([a-z_]+)\.(?!n?py$|npz$|csv$|png$|json$|md$)(\w+)")

@@ -17,7 +17,7 @@ WITH_PYTHON = [name for name, page in DOCUMENTS.items() if list(page.examples())
 def folder(tmp_path_factory, make_run):  # noqa: F811
     """A folder with the run directory runs/digits of the pages."""
     folder = tmp_path_factory.mktemp("pages")
-    # Four groups, as two scales of two have them, but of one program.
+    # Four groups like two scales of two, but with fewer programs to compile.
     make_run(folder / "runs" / "digits", model={"num_scales": 1, "num_groups": 4})
     return folder
 

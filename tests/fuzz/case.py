@@ -43,7 +43,7 @@ class Case:
         return f"{zlib.crc32(words.encode(errors='surrogateescape')):08x}"
 
 
-# A right call of each command. What is appended to it wins.
+# A valid call of each command. Later flags override earlier ones.
 CALLS = {
     "train": "--config=config.py --workdir=new",
     "evaluate": "--workdir=run --max_examples=4",

@@ -5,7 +5,7 @@ from tests.fuzz.case import CALLS, EITHER, READERS, REFUSED, RIGHT, Case, call
 from tests.fuzz.damage import text
 from tests.fuzz.world import TINY
 
-# {value: statuses} by the type of a flag, a word of what --help says of it.
+# By the type of a flag, which is a word in its --help: {value: statuses}.
 NUMBERS = {"": REFUSED, "nan": REFUSED, "two": REFUSED}
 INTEGERS = NUMBERS | {"1.5": REFUSED, "1e30": REFUSED, "-1": REFUSED, "0": EITHER, "True": REFUSED}
 INTEGERS |= {"1000000000": EITHER, "100000000000000": EITHER, f"{10**30}": EITHER}
@@ -39,7 +39,7 @@ BY_NAME = {
     "config": INPUTS,
 }
 OF_FILES = ("encode", "reconstruct", "restore", "interpolate", "traverse")
-# ... and what is wrong for one command is right for another.
+# ... and values that are invalid for this command only.
 BY_COMMAND = {
     ("train", "workdir"): FOLDERS | {"pictures": REFUSED},
     ("convert_checkpoint", "workdir"): FOLDERS | {"run": REFUSED, "pictures": REFUSED},
@@ -47,10 +47,10 @@ BY_COMMAND = {
     ("push", "license"): dict.fromkeys(TEXTS, EITHER),
     ("push", "note"): dict.fromkeys(TEXTS, EITHER),
     ("convert_checkpoint", "data_dir"): {"absent": EITHER, "gs://": REFUSED},
-    # Its right call has no --export, which this goes with.
+    # This flag needs --export, which the valid call does not have.
     ("convert_checkpoint", "checkpoint"): {"1": REFUSED, "best": REFUSED},
     ("decode", "groups"): INTEGERS,
-    # Their right calls take images from a file, not from a split.
+    # Their valid calls take images from a file, not from a split.
     **{(command, "split"): dict.fromkeys(TEXTS, EITHER) for command in OF_FILES},
 }
 
@@ -66,9 +66,9 @@ RIGHT_KEYS = {
     ("seed", "-1"): EITHER,
     ("mesh.data", "-1"): RIGHT,
     ("train.init_from", ""): RIGHT,
-    ("train.init_optimizer", "True"): REFUSED,  # of nothing
+    ("train.init_optimizer", "True"): REFUSED,  # an empty list
 }
-UNREAD = ("data.dir",)  # by the data set of the config: any value does
+UNREAD = ("data.dir",)  # any value is valid for the data set of the config
 ENDLESS = (("train.num_steps", "1000000000"),)
 # Values of Python, in a config file.
 FILE_VALUES = dict.fromkeys(("None", '"two"', "float('nan')", "[]", "{}", "'a\\0b'"), REFUSED)
@@ -124,7 +124,7 @@ def of_keys():
             line = f"config.{key} = {value}"
             damage = {"config.py": text(f"{TINY}    {line}\n    return config\n")}
             statuses = EITHER if key in ("seed", *UNREAD) else statuses
-            # What the file raises itself, by its last name.
+            # The name of the error that the file itself raises.
             names = (key, repr(key.split(".")[-1]))
             command = _trainer(key, statuses)
             yield call(command, statuses=statuses, names=names, damage=damage, what=line)

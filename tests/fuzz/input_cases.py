@@ -186,7 +186,7 @@ def of_data():
             statuses = EITHER if file in ONE_OF_MANY else REFUSED
             for what, function in functions.items():
                 damaged = {"damage": {file: function}, "what": f"{file}: {what}"}
-                # Training saves what it has before it ends for a picture.
+                # Training saves its state before it ends because of a picture.
                 changes = ("new*",) if file in ONE_OF_MANY else ()
                 yield call("train", *data, statuses=statuses, changes=changes, **damaged)
                 if kind == "folder":

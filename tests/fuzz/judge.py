@@ -15,9 +15,9 @@ from tests.fuzz.case import CALLS
 from tests.fuzz.flag_cases import BY_TYPE
 from tests.fuzz.script_cases import SCRIPT_CALLS
 
-# What a command may say on stderr besides its error: warnings of JAX and absl, and progress.
+# Allowed lines on stderr besides the error: warnings of JAX and absl, and progress.
 WARNING = re.compile(r"(?i)warning: |[WI]\d{4} |WARNING:|.*(it/s|\?it|s/it|\d+%\|| so far$)|\s*$")
-# Words that only somebody who knows the code understands.
+# Words that only those who know the code understand.
 INTERNAL = re.compile(
     r"NoneType|object has no attribute|unsupported operand|not supported between|Traceback"
     r"|not subscriptable|not iterable|positional argument|cannot unpack|dtype\('<|0x[0-9a-f]{8}"
@@ -82,7 +82,7 @@ class Judge:
             return self._commands.run(
                 case.command, *case.flags, cwd=place, timeout=self._limit, **environment
             )
-        # Without a Python no installation starts, whatever the flags.
+        # Without a Python, the scripts cannot start an installation.
         python = sys.executable if case.command in SCRIPT_CALLS else "false"
         variables = {**os.environ, "PYTHON": python, "HOME": environment["HOME"]}
         return subprocess.run(

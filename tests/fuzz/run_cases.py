@@ -92,7 +92,7 @@ RUN_FILES = {
     "eval": {"a file": text("x")},
     "recalibration": {"a file": damage.become_file},
 }
-# Statistics that a run keeps: the ones that are damaged are computed again.
+# Cached statistics of a run, which are computed again if they are damaged.
 STATISTICS = ANY_FILE | {
     "no numbers": damage.every_array(lambda array: array + np.nan),
     "another shape": damage.every_array(lambda array: array[..., None]),
@@ -101,7 +101,7 @@ STATISTICS = ANY_FILE | {
     "others": damage.arrays(other=np.zeros(3)),
     "a text": text("x"),
 }
-# Of what a resumed run may write anew.
+# Files that a resumed run can write again.
 RESUMED = ("run/metrics.jsonl", "run/.lock", "run/checkpoints", "run/checkpoints/2*", "run/events*")
 
 BAD_RUNS = {

@@ -1,4 +1,4 @@
-"""Published checkpoints as run directories, and back. What reads a file needs PyTorch."""
+"""Published checkpoints become run directories, and back. Reading a file needs PyTorch."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def run(tmp_path, small_config, small_variables, mnist_dir):
 def test_an_exported_run_can_be_imported_and_resumed(
     monkeypatch, tmp_path, bucket, run, mnist_dir, small_variables
 ):
-    """By a bucket, where the new run is too."""
+    """The exported file and the new run are in a bucket."""
     pytest.importorskip("torch")
     monkeypatch.setenv("HOME", str(tmp_path))
     file, again = bucket / "out.pt", bucket / "again"

@@ -11,7 +11,7 @@ import pytest
 from nvae_jax.interop import torch_file
 
 torch = pytest.importorskip("torch")
-with warnings.catch_warnings(action="ignore"):  # newer versions warn of it
+with warnings.catch_warnings(action="ignore"):  # deprecated in newer versions
     QUANTISED = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8)
 
 

@@ -35,7 +35,7 @@ def test_cell_is_skip_plus_a_tenth_of_the_gated_body():
 
 
 def test_an_up_body_equals_upsampling_before_the_body():
-    """The order of the specification, against the cheaper one that the module uses."""
+    """Compares the published order of operations with the cheaper one of the module."""
     body = cells.InvertedResidualBody(4, "up", expansion=3)
     plain = cells.InvertedResidualBody(4, None, expansion=3)
     variables = body.init(jax.random.key(0), X, True)
@@ -53,7 +53,7 @@ def test_an_up_body_equals_upsampling_before_the_body():
 def test_an_inverted_residual_with_running_statistics_equals_one_with_batch_statistics(
     resample, ops
 ):
-    """A pass that does not train, against one in whose batch the running statistics hold."""
+    """Compares inference with a training pass whose batch has exactly the running statistics."""
     kernels = partial(layers.Conv, ops=ops)
     body = cells.InvertedResidualBody(8, resample, conv=kernels)
     variables = body.init(jax.random.key(0), X, True)
@@ -64,7 +64,7 @@ def test_an_inverted_residual_with_running_statistics_equals_one_with_batch_stat
     norm = partial(layers.BatchNorm, momentum=1.0)
     trained = cells.InvertedResidualBody(8, resample, norm=norm)
     expected, stats = trained.apply({**variables, "params": params}, X, True, mutable="batch_stats")
-    # What is normalised by is the biased variance, what is kept the unbiased one.
+    # Batches are normalised with the biased variance; the running one is unbiased.
     hidden = {"norm_in": X.size // 8 * (4 if resample == "up" else 1)}
     hidden["norm_expand"] = hidden["norm_in"]
     hidden["norm_depthwise"] = hidden["norm_out"] = expected.size // 8

@@ -17,7 +17,7 @@ def test_each_half_is_autoregressive(flipped, latents):
     positions = 12
     jacobian = np.asarray(jacobian).reshape(positions, latents, positions, latents)
     if flipped:
-        jacobian = jacobian[::-1, :, ::-1]  # raster order turned around, channels not
+        jacobian = jacobian[::-1, :, ::-1]  # pixels in reverse order, channels not
     jacobian = jacobian.reshape(positions * latents, positions * latents)
     np.testing.assert_allclose(np.diag(jacobian), 1.0)
     assert not np.triu(jacobian, 1).any()

@@ -1,4 +1,4 @@
-"""The kernels made ahead of the pass are those that the convolutions make in it."""
+"""Kernels that are computed before the pass equal those that the convolutions compute in it."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def variables(experiment):
 def test_the_model_with_precomputed_kernels_gives_the_same_values_and_gradients(
     experiment, variables
 ):
-    """Values and gradients: masks, norms and log-scales in every convolution, stacked or not."""
+    """This includes masks, norms and log-scales of all convolutions, stacked or not."""
     images = jax.random.uniform(jax.random.key(0), (2, *experiment.image_shape))
 
     def apply(model, params):

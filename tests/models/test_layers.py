@@ -23,7 +23,7 @@ def test_a_convolution_equals_one_computed_by_hand():
     y, params = conv.apply(variables, x), variables["params"]
     kernel = layers.weight_norm([params["kernel"]], [params["log_scale"]])[0]
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    # Output (i, j) is centred on input (2i, 2j): one row of zeros is ahead of the image.
+    # Output (i, j) is centred on input (2i, 2j), so there is one row of zeros before the image.
     by_hand = np.einsum("hwc,hwco->o", padded[0, 2:5, 0:3], kernel) + variables["params"]["bias"]
     np.testing.assert_allclose(y[0, 1, 0], by_hand, rtol=1e-5, atol=1e-6)
     assert y.shape == (1, 2, 2, 3)
@@ -99,7 +99,7 @@ def test_bilinear_upsampling_aligns_corners():
 def test_the_gradient_of_bilinear_upsampling_needs_only_sums_of_neighbours():
     x = normal(1, 3, 5, 2)
     gradient = jax.grad(lambda x: layers.upsample_bilinear(x).sum())
-    # Each output's weights sum to 1: so do all of the gradient to the number of outputs.
+    # The weights of each output sum to 1, so the gradient sums to the number of outputs.
     np.testing.assert_allclose(gradient(x).sum(), 4 * x.size, rtol=1e-5)
     text = jax.jit(gradient).lower(jnp.zeros((1, 3, 5, 2), jnp.bfloat16)).as_text()
     used = set(re.findall(r"stablehlo\.(\w+)", text))

@@ -21,7 +21,7 @@ def noise_for(model, batch, seed=0):
     return [rng.normal(size=(batch, *s)).astype(np.float32) for s in model.latent_shapes()]
 
 
-# Compiled as wholes: run operation by operation, a model is hundreds of small programs to compile.
+# Whole passes are compiled: operation by operation, hundreds of programs would be compiled.
 initialized = jax.jit(initialize, static_argnums=0)
 
 
@@ -69,7 +69,7 @@ def test_unrolling_does_not_change_the_outputs(tiny):
 
 @pytest.mark.parametrize(("num_groups", "looped"), [(16, False), (17, True)])
 def test_only_small_models_are_unrolled_by_default(num_groups, looped):
-    """2 scales of 16 groups are the most that are unrolled unasked."""
+    """By default, at most 2 scales of 16 groups are unrolled."""
     model, _ = make(num_groups=num_groups)
     assert (model.unroll == 1) == looped
     model, _ = make(num_groups=num_groups, unroll=4)
@@ -86,14 +86,14 @@ def test_parameters_of_the_groups_of_a_scale_are_stacked(tiny):
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_a_residual_posterior_is_relative_to_the_prior(residual):
-    """With the posterior heads at zero, a residual posterior is the prior: no KL at all."""
+    """If the posterior heads are zero, a residual posterior equals the prior: the KL is zero."""
     model, images = make(residual_posterior=residual, unroll=1)
     variables = initialized(model, jax.random.key(0), images)
 
     def shut(path, value):
         if not any(k.key == "posterior_head" for k in path):
             return value
-        # The effective kernel is exp(log_scale) times a unit one.
+        # The effective kernel is exp(log_scale) times a kernel of norm 1.
         return jnp.full_like(value, -100.0) if path[-1].key == "log_scale" else value * 0
 
     params = jax.tree_util.tree_map_with_path(shut, variables["params"])
@@ -167,7 +167,7 @@ def test_data_dependent_initialization_sets_every_convolution_of_the_bodies(cell
 
 
 def test_initialize_draws_from_the_distributions_of_flax_init(tiny):
-    """Same structure, and per leaf the same range, as flax's own init."""
+    """The structure and the range of each array equal those of Flax's own init."""
     experiment, _, images = tiny
     model = experiment.model.clone(unroll=1)
     ours = initialized(model, jax.random.key(0), images)
@@ -185,10 +185,10 @@ def test_initialize_draws_from_the_distributions_of_flax_init(tiny):
 
 
 def test_flax_init_returns_the_initial_values_of_training(tiny, monkeypatch):
-    """Eagerly, under jit and with keys by name, without Flax's pass of the model."""
+    """This holds eagerly, under jit and with keys by name, without running the model."""
     experiment, state, images = tiny
     _, modules = describe_variables(experiment.model, images.shape[1:])
-    assert list(modules) == sorted(modules)  # every process makes the same program of them
+    assert list(modules) == sorted(modules)  # so that every process compiles the same program
     monkeypatch.setattr(nn.Module, "init", None)
     key = jax.random.split(jax.random.key(experiment.seed), 3)[0]
     init = experiment.model.init
@@ -210,7 +210,7 @@ def test_init_with_another_method_is_left_to_flax(tiny):
 
 @partial(jax.jit, static_argnums=0)
 def initialized_by_modules(model, key, images):
-    """`initialize`, with all that is not random left to the initialisers of the modules."""
+    """`initialize`, but constant values come from the initialisers of the modules."""
     draw_key, latent_key = jax.random.split(key)
     rngs = {"params": latent_key, "latent": latent_key}
     shapes, modules = describe_variables(model, images.shape[1:])

@@ -1,4 +1,4 @@
-"""What is computed again changes the memory, never the gradient; nor does unrolling."""
+"""Rematerialization and unrolling change the memory, but not the gradient."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def pass_of(policy, unroll):
 
 
 def kept_bytes(policy, unroll):
-    """Of everything that the forward pass leaves for the backward pass."""
+    """The bytes that the forward pass stores for the backward pass."""
     params, loss = pass_of(policy, unroll)
     residuals = jax.eval_shape(lambda p: jax.vjp(loss, p, has_aux=True)[1], params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))

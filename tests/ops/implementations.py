@@ -1,4 +1,4 @@
-"""What the tests of an operation are run with."""
+"""The implementations with which the tests of an operation are run."""
 
 import shutil
 

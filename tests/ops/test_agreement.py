@@ -1,4 +1,4 @@
-"""Training with each kind of operations: the same losses and running statistics."""
+"""Training gives the same losses and statistics with each implementation of the operations."""
 
 import dataclasses
 

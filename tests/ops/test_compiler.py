@@ -1,4 +1,4 @@
-"""Which options programs are compiled with."""
+"""The compiler options of programs."""
 
 import pytest
 

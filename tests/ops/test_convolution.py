@@ -1,4 +1,4 @@
-"""The dense convolution and its gradients, against JAX's own in float64."""
+"""The dense convolution and its gradients, compared with JAX's own in float64."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ CASES = [(k, stride, size) for k in (1, 3, 5) for stride in (1, 2) for size in (
 
 
 def reference(x, kernel, stride):
-    """JAX's convolution and what it derives, in the order of dimensions it likes."""
+    """JAX's convolution, with the order of dimensions that is fast for it."""
     pad = (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -59,7 +59,7 @@ def test_values_and_gradients_equal_those_in_float64(k, stride, size, ops):
 @pytest.mark.parametrize(
     ("size", "batch", "channels"),
     [
-        ((4, 4), 19, (64, 96)),  # several images a sum, whole blocks of channels
+        ((4, 4), 19, (64, 96)),  # several images for each sum, whole blocks of channels
         ((2, 2), 5, (37, 41)),  # parts of blocks
         ((45, 40), 1, (33, 16)),  # several strips of rows
         ((1, 9), 3, (1, 70)),

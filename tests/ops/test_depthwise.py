@@ -1,4 +1,4 @@
-"""Depthwise convolution against a float64 reference, and under every transformation in use."""
+"""The depthwise convolution, compared with a float64 reference, also under vmap, scan and remat."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def rank_promotion():
 
 
 def reference(x, kernel, g, stride):
-    """(y, dx, dkernel) in float64 numpy, tap by tap; g is the cotangent of y."""
+    """(y, dx, dkernel) in float64 NumPy, summed tap by tap; g is the cotangent of y."""
     x, kernel, g = (np.asarray(a, np.float64) for a in (x, kernel, g))
     (_, h, w, _), k = x.shape, kernel.shape[0]
     pad = (k - 1) // 2
@@ -134,7 +134,7 @@ def test_upsampling_values_and_gradients_equal_those_in_float64(k, size, dtype, 
 @pytest.mark.parametrize("channels", [16, 28, 37, 100])
 @NEEDS_COMPILER
 def test_sizes_around_the_blocks_of_the_native_kernel_give_the_same_values(k, stride, channels):
-    # More channels than a block has, or a part of one and of a register; several strips of rows.
+    # More channels than a block, or fewer than a block and a register; several strips of rows.
     size = (45, 40)
     x, kernel, g = data(size, k, [-(-n // stride) for n in size], channels=channels)
     operation = partial(Native().depthwise_conv, stride=stride)
@@ -154,7 +154,7 @@ def test_the_native_kernel_is_deterministic():
 
 @pytest.fixture
 def fresh_native(tmp_path, monkeypatch):
-    """`native` as in a new process, with an empty folder to keep what it compiles."""
+    """`native` as in a new process, with an empty folder for compiled libraries."""
     (tmp_path / "native").mkdir(mode=0o700)
     monkeypatch.setattr(shared_library, "_folders", lambda: [tmp_path / "native"])
     native.problem.cache_clear()
@@ -163,12 +163,12 @@ def fresh_native(tmp_path, monkeypatch):
 
 
 def kept(folder):
-    """What is left in `folder` beside locks."""
+    """The files in `folder`, without locks."""
     return [path for path in folder.glob("*/*") if path.suffix != ".lock"]
 
 
 def test_processes_that_start_together_compile_the_native_library_once(fresh_native):
-    """Also where processes begin together; by a compiler that writes what it was called for."""
+    """The compiler of this test writes down the files that it was called for."""
     compiler, calls = fresh_native / "compiler", fresh_native / "calls"
     compiler.write_text(f'sleep 0.1; for last; do :; done; echo "$last" | tee -a {calls} > "$last"')
     compiled = partial(shared_library._cached_or_compiled, fresh_native / "native", "kernels")
@@ -291,7 +291,7 @@ def test_a_sharded_batch_stays_sharded(ops):
 
 @pytest.mark.parametrize("name", ["depthwise_conv", "upsample_depthwise_conv"])
 def test_a_program_for_several_platforms_has_the_implementation_of_each(name):
-    # Lowering needs no device of the platform.
+    # Lowering for a platform needs none of its devices.
     x, kernel, _ = data((4, 4), 5, (4, 4))
 
     def loss(x, kernel):

@@ -1,4 +1,4 @@
-"""The body of an inverted residual with fixed statistics, against its parts in float64."""
+"""The body of an inverted residual with fixed statistics, compared with its parts in float64."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ CASES = [
 
 
 def arrays(case, k=5, dtype=np.float64):
-    """x, three kernels and four pairs of gain and shift."""
+    """x, three kernels and four pairs (gain, shift)."""
     (*size, channels), hidden, outputs = case
     rng = np.random.default_rng(0)
     kernels = [
@@ -130,7 +130,7 @@ def test_one_fused_call_is_used_only_for_shapes_where_it_is_faster(shape, option
 
 @pytest.mark.parametrize("ops", [NATIVE])
 def test_a_result_does_not_depend_on_the_call_before(ops):
-    # A larger call fills the buffers that a smaller one then works in.
+    # The larger call fills buffers that the smaller one reuses.
     run = ops.inverted_residual
     small = arrays(((8, 8, 8, 3), 20, 4), dtype=np.float32)
     first = run(*small)

@@ -1,4 +1,4 @@
-"""Batch norm and swish, against what JAX derives in float64."""
+"""Batch norm and swish, compared with JAX's derivatives in float64."""
 
 from functools import partial
 
@@ -71,7 +71,7 @@ def test_several_blocks_of_rows_and_a_large_mean_give_the_same_values(ops):
 @pytest.mark.parametrize("activation", [swish, nn.elu])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["plain", "remat"])
 def test_a_fused_activation_gives_the_same_values_and_gradients(wrap, activation, ops):
-    # Channels that fill no vector of any machine, and where the gate is as good as 0 and 1.
+    # Numbers of channels that fill no vector, and gates close to 0 and 1.
     (x, scale, bias), g = arrays(shape=(5, 7, 31, 6))
     x, g = (np.concatenate([a] * 7, axis=-1) for a in (x, g))
     given = x, np.tile(scale, 7) * np.logspace(-1, 2, 42), np.tile(bias, 7)
@@ -81,7 +81,7 @@ def test_a_fused_activation_gives_the_same_values_and_gradients(wrap, activation
     function = wrap(lambda *a: ops.batch_norm(*a, EPSILON, activation=activation)[0])
     found = jax.jit(lambda *a: with_gradients(function, *a))(given, g)
     for a, b in zip(map(np.asarray, found), map(np.asarray, expected), strict=True):
-        # Channel by channel: they differ by orders of magnitude.
+        # Each channel is compared alone, since they differ by orders of magnitude.
         axes = tuple(range(b.ndim - 1))
         assert (np.abs(a - b).max(axes) <= 2e-4 * np.abs(b).max(axes) + 1e-4).all()
 
@@ -107,7 +107,7 @@ def test_swish_is_exact_to_the_last_bits(ops):
 
 @pytest.mark.parametrize("ops", [CPU, NATIVE])
 def test_long_sums_have_small_rounding_errors(ops):
-    # What rounding leaves of a gradient that is zero is noise that the optimiser enlarges.
+    # Rounding errors of a zero gradient would be enlarged by the optimiser.
     rng = np.random.default_rng(0)
     x, g = (rng.normal(size=(2, 16, 32, 32, 3)) + 1).astype(np.float32)
     given = [x, *np.float32([[1.5, 1.0, 0.5], [0.0, 1.0, -1.0]])]

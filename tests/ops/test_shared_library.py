@@ -1,4 +1,4 @@
-"""Where the library of C++ kernels is kept, and what is loaded from there."""
+"""Where the library of C++ kernels is cached, and which cached files are loaded."""
 
 import os
 import pwd
@@ -17,8 +17,7 @@ SOURCE = 'extern "C" int answer() { return %d; }'
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
-    """A library of one small function, two folders that may keep it, and one for what does not
-    last."""
+    """A library of one small function, two folders for its cache, and one for temporary files."""
     monkeypatch.setattr(shared_library, "FOLDER", tmp_path)
     monkeypatch.setattr(shared_library, "SOURCES", ("one.cc",))
     monkeypatch.setattr(shared_library, "HEADERS", ())
@@ -32,7 +31,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Where the compiler has written to."""
+    """The paths that the compiler has written."""
     calls, original = [], shared_library._compile
 
     def counted(compiler, folder):
@@ -83,7 +82,7 @@ def test_a_library_in_a_folder_that_others_can_write_is_not_loaded(place, said):
 
 def not_whole(path):
     content = path.read_bytes()
-    path.unlink()  # this process has loaded it
+    path.unlink()  # this process has loaded the library already
     path.write_bytes(content[: len(content) // 2])
     return "is damaged"
 

@@ -1,4 +1,4 @@
-"""Squeeze and excitation in a residual sum, against float64."""
+"""Squeeze and excitation in a residual sum, compared with float64."""
 
 from functools import partial
 

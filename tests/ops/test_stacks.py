@@ -1,4 +1,4 @@
-"""Taking stacks apart, and putting their gradients together."""
+"""Splitting stacked arrays into entries, and stacking the gradients."""
 
 import chex
 import jax
@@ -9,7 +9,7 @@ import pytest
 from tests.ops.implementations import CPU, GPU, NATIVE
 
 RNG = np.random.default_rng(0)
-# One entry of the last is more than what a thread copies at once.
+# An entry of the last array is larger than the part that a thread copies at once.
 TREE = {
     "a": jnp.asarray(RNG.normal(size=(3, 2, 5)), jnp.float32),
     "b": [jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in [(3,), (3, 50, 1000)]],

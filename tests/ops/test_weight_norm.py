@@ -1,4 +1,4 @@
-"""Weight normalisation of many kernels, against float64."""
+"""Weight normalisation of many kernels, compared with float64."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""GPUs by name, and what a compiled step would do on them."""
+"""GPUs by name, and the report of a step compiled for them."""
 
 from importlib import metadata
 

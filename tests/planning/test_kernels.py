@@ -1,4 +1,4 @@
-"""Kernels and bytes in the text of a GPU program."""
+"""Counts of kernels and bytes in the text of a GPU program."""
 
 import pytest
 

@@ -1,5 +1,5 @@
-"""The training step of every published config has the published number of parameters, and becomes
-a program for TPU and GPU, on any machine."""
+"""The training step of every published config has the published number of parameters, and can be
+lowered for TPU and GPU on any machine."""
 
 import re
 
@@ -16,7 +16,7 @@ GROUPED = re.compile(r"feature_group_count = (\d+)")
 
 
 def lowered(experiment):
-    """The text of the training step, as one program for both platforms, of the same operations."""
+    """The text of the training step, as one program for both platforms."""
     traced = experiment.train_step().trace(
         experiment.abstract_state(), experiment.abstract_images()
     )
@@ -39,9 +39,9 @@ def test_the_training_step_of_every_config_lowers_for_tpu_and_gpu(name, dtype):
     text = lowered(experiment)
     # The library's depthwise convolution, not the one that is fast on this machine.
     assert any(int(n) > 1 for n in GROUPED.findall(text))
-    # What a kernel of one platform would be called as; plain XLA runs on all.
+    # Calls of kernels of one platform; the other operations run on all.
     assert "custom_call" not in text
-    # As many loops as the scans give: groups are not unrolled.
+    # The number of loops is that of the scans: groups are not unrolled.
     assert text.count("stablehlo.while") > 2
     element = {"float32": "f32", "bfloat16": "bf16"}[dtype]
     images = re.findall(r"stablehlo.convolution.*-> tensor<[\dx]+x(\w+)>", text)

@@ -1,4 +1,4 @@
-"""Plans: estimates from the traced step, what is chosen, and what a compiled program tells."""
+"""Plans: estimates from the traced step, the chosen setting, and the report of a compiled step."""
 
 import importlib.util
 import json
@@ -79,7 +79,7 @@ def peak(function, *arrays, **kwargs):
 
 def test_peak_memory_counts_arrays_that_are_alive_at_the_same_time():
     x = shape(100)
-    assert peak(lambda x: jnp.sin(jnp.cos(jnp.exp(x))), x) == 2  # each with its operand
+    assert peak(lambda x: jnp.sin(jnp.cos(jnp.exp(x))), x) == 2  # each result with its operand
     assert peak(lambda x: jnp.sin(x) + jnp.cos(x) + jnp.exp(x), x) == 3
 
     def kept(x):
@@ -98,7 +98,7 @@ def test_peak_memory_of_loops_and_calls_is_counted_exactly():
     def stacked(x):
         return jax.lax.scan(lambda x, _: (jnp.sin(x), x), x, length=7)[1]
 
-    # Seven in a stack, the carry, and what the body makes.
+    # Seven in a stack, the carry, and the result of the body.
     assert peak(stacked, x) == pytest.approx(9, abs=0.05)
 
 
@@ -137,7 +137,7 @@ def test_rematerialization_and_more_devices_reduce_the_estimated_memory(estimato
     assert activations == sorted(activations, reverse=True) and activations[0] > activations[1]
     assert len({n.state for n in needs}) == 1
     for remat in POLICIES:
-        # All that grows with the batch, and nothing else, is divided among devices or in parts.
+        # Only arrays that grow with the batch are divided among devices or micro-batches.
         assert need(remat, 4).activations < 0.3 * need(remat).activations
         assert need(remat, 4).state == need(remat).state
         assert need(remat, 1, micro_batches=4).activations == need(remat, 4).activations
@@ -152,14 +152,14 @@ def test_rematerialization_adds_the_expected_flops(estimator):
     none, norm_act, cell, group = (
         estimator.flops(Setting("float32", remat, 1, 1), 1) for remat in POLICIES
     )
-    # norm_act computes no convolution again, only the gates' small products.
+    # norm_act repeats no convolution, only the small products of the gates.
     assert none < norm_act < 1.01 * none < cell <= group < 1.5 * none
     halves = 2 * estimator.flops(Setting("float32", "none", 1, 1), 2)
     assert none < halves < 1.1 * none  # the spectral norms are computed by every device
 
 
 class Fake:
-    """Needs of 1 GB of state, and of activations by remat, dtype and examples."""
+    """An estimator of 1 GB of state, and of activations by remat, dtype and number of examples."""
 
     num_params = 7
 
@@ -282,7 +282,7 @@ def test_a_missing_compiler_is_an_error_that_says_how_to_install_it(monkeypatch)
 
 
 def test_the_report_of_a_compiled_step_has_its_memory_and_flops(estimator, monkeypatch):
-    # Stands in for a slice: this machine, and its compiler.
+    # This machine and its compiler stand in for a TPU slice.
     monkeypatch.setattr(tpu.Slice, "devices", lambda slice_: jax.devices()[:1])
     monkeypatch.setattr(tpu.Slice, "platform", "cpu")
     slice_ = tpu.Slice("v5e", (1, 1))

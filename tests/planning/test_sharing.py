@@ -14,7 +14,7 @@ DTYPE = 2  # bytes of bfloat16
 
 
 def compile_shared(name, data, fsdp):
-    """(the compiled step, bytes of shared kernels in bfloat16, of the state on a device)."""
+    """(the compiled step, bytes of shared kernels in bfloat16, bytes of the state on a device)."""
     target = topology.parse(name)
     try:
         devices = target.devices()

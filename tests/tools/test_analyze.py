@@ -1,4 +1,4 @@
-"""KL by latent variable and active units, against a direct computation."""
+"""KL by latent variable and active units, compared with a direct computation."""
 
 import json
 
@@ -13,7 +13,7 @@ from nvae_jax.noise import image_keys, latent_noise
 
 @pytest.fixture
 def run(small_run):
-    """Two scales of one group, of which no program is compiled twice."""
+    """A run with two scales of one group."""
     return small_run
 
 
@@ -60,7 +60,7 @@ def test_a_variable_without_variance_or_kl_is_inactive(run):
 
 
 def test_active_units_are_counted_as_in_training(run):
-    """A channel at the threshold between its two sides: the same count from the same KL."""
+    """Channels just below and above the threshold are counted alike from the same KL."""
     shapes = run.latent_shapes
     kl = [np.full(s, 0.1 / s[0] ** 2) * np.array([0.9, 1.1]) for s in shapes]
     summary = analyze.summarize(run, 10, [posterior_moments.Moments(k, 0 * k, 0 * k) for k in kl])
@@ -70,7 +70,7 @@ def test_active_units_are_counted_as_in_training(run):
 
 
 def test_the_prior_gap_equals_its_closed_form():
-    """In closed form; draws of the prior itself have none, on average."""
+    """The gap of samples of the prior itself is zero on average."""
     draws = np.random.default_rng(0).normal(size=(400, 500, 2, 3))
     own = posterior_moments.prior_gap(*sums(draws))
     assert own.shape == (500, 2) and abs(own.mean()) < 1e-3 < own.std()
@@ -119,7 +119,7 @@ def test_the_files_of_an_analysis_of_few_images_are_written(
 
     monkeypatch.setattr(analyze, "latent_moments", spied)
     summary = analyze.analyze_run(run, tmp_path, max_examples=5)
-    assert seen == [5] and run.batch_size > 5  # a batch is not filled up
+    assert seen == [5] and run.batch_size > 5  # a small batch is not filled up
     assert summary["num_examples"] == 5 and summary["split"] == "test"
     assert json.loads((tmp_path / "latents.json").read_text()) == summary
     groups, points = summary["groups"], summary["rate_distortion"]

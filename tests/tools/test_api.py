@@ -1,4 +1,4 @@
-"""The Python API: what goes in, comes out, and is refused."""
+"""The Python API: results of its methods, and errors for wrong arguments."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ def close(one, other, tolerance=1e-4):
 
 @pytest.fixture
 def run(small_run):
-    """Two scales of one group."""
+    """A run with two scales of one group."""
     return small_run
 
 
@@ -62,7 +62,7 @@ def test_a_partial_reconstruction_equals_decoding_the_first_groups(run, images):
 
 
 def test_each_group_has_its_own_source_and_temperature(run, images):
-    """Posterior, prior and given, in one pass: as the model's own pieces would do it."""
+    """One pass with posterior, prior and given latents equals the separate parts of the model."""
     noise, prepared = run.draw_noise(5, seed=1), run.prepare(images)
 
     def compose(*sources, temperature=1.0):
@@ -81,7 +81,7 @@ def test_each_group_has_its_own_source_and_temperature(run, images):
 
 def test_results_do_not_depend_on_the_batch_size(run, images, monkeypatch, capsys):
     other = api.load(run.workdir, batch_size=2)
-    monkeypatch.setattr(progress, "SECONDS", 0.0)  # every batch would be long work
+    monkeypatch.setattr(progress, "SECONDS", 0.0)  # every batch counts as long work
     assert close(run.reconstruct(images), other.reconstruct(images))
     assert "computing: batch" in capsys.readouterr().err
 
@@ -114,7 +114,8 @@ def test_recalibration_changes_samples_and_is_in_the_metadata(run):
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_inference_does_not_change_the_run(make_run, run, images, tmp_path, averaged):
-    """Recalibrated and sampled, it evaluates as before, with and without `train.ema_decay`."""
+    """After recalibration and sampling, the run evaluates as before, with and without
+    `train.ema_decay`."""
     programs = run.programs  # compiled already
     if averaged:
         run = api.load(make_run(tmp_path / "run", **AVERAGED))
@@ -123,7 +124,7 @@ def test_inference_does_not_change_the_run(make_run, run, images, tmp_path, aver
     fresh.recalibrated(0.8).sample(2, temperature=0.8)
     options = {"out": tmp_path / "out", "num": 2, "temperature": 0.8}
     sample_run(run.workdir, run.experiment, run.state, **options)
-    again = dataclasses.replace(fresh)  # takes its variables from the state once more
+    again = dataclasses.replace(fresh)  # takes its variables from the state again
     evaluated += [fresh.log_prob(images), again.log_prob(images)]
     np.testing.assert_array_equal(evaluated[0], evaluated[1])
     np.testing.assert_array_equal(evaluated[0], evaluated[2])

@@ -1,4 +1,4 @@
-"""Every command: help, and one line for what is wrong."""
+"""Help and one-line errors of the commands."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_a_group_out_of_range_is_an_error(commands, workdir, tmp_path):
 
 
 def test_the_folder_of_data_that_moved_is_a_flag(commands, make_run, images, tmp_path):
-    """A command that misses its data names the flag that says where they are, and takes it."""
+    """A command that does not find its data names the flag for their folder, and accepts it."""
     data = {"name": "folder", "dir": str(tmp_path / "before")}
     run, after = make_run(tmp_path / "run", data=data), tmp_path / "after"
     for number in range(12):

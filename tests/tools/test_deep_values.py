@@ -1,4 +1,4 @@
-"""More than 8 bits from end to end: trained on, evaluated, sampled, and read by the tools again."""
+"""Images of more than 8 bits are trained on, evaluated, sampled, and read again by the tools."""
 
 import json
 

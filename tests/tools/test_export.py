@@ -1,4 +1,4 @@
-"""Exported programs: without this package they give what it gives."""
+"""Exported programs give the same results without this package."""
 
 import json
 import subprocess

@@ -1,5 +1,5 @@
-"""Distances of samples from images: closed forms, pooling, the reference network on random weights,
-and that a stopped call goes on."""
+"""Distances of samples from images: closed forms, pooling, the Inception network with random
+weights, and resuming."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def test_pooled_moments_equal_those_of_all_features(cuts):
 
 
 def test_the_frechet_distance_of_gaussians_equals_its_closed_form():
-    """Diagonal covariances: |shift|² + the sum of (standard deviations' differences)²."""
+    """For commuting covariances: |shift|² + the sum of squared differences of deviations."""
     one, other = np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 0.5])
     shift = np.array([0.5, 0.0, -1.0])
     expected = (shift**2).sum() + ((one - other) ** 2).sum()
@@ -79,7 +79,7 @@ def test_distances_equal_those_of_torch_fidelity():
 
 
 def test_precision_and_recall_equal_those_computed_by_hand():
-    """Images at 0 to 9, samples at 0 to 4 a little beside: 8 of 10 images are near samples."""
+    """Images are at 0 to 9, samples near 0 to 4, so 8 of 10 images are near samples."""
     pytest.importorskip("torch_fidelity", reason="torch-fidelity (extra metrics) is not installed")
     images = np.arange(10.0)[:, None]
     samples = np.arange(5.0)[:, None] + 0.1
@@ -149,7 +149,7 @@ def test_missing_and_wrong_weights_are_errors(weights, tmp_path):
 
 
 def test_principal_components_preserve_distances():
-    """All of them: a rotation. The first: most of the variance."""
+    """All components are a rotation; the first ones have most of the variance."""
     images = (
         np.random.default_rng(0).random((30, 2, 2, 1)) * np.array([1, 3, 1, 1]).reshape(2, 2, 1) / 3
     )
@@ -190,7 +190,7 @@ def test_the_distance_of_principal_components_needs_no_weights(
         assert said in out
     assert "pooled, 2 passes of 4" in out and "peak memory" in out
 
-    # The reference's statistics again, and others that do not suit.
+    # Uses the saved statistics of the reference, and refuses others that do not fit.
     again = run_pca(loaded, tmp_path / "again", reference=str(tmp_path / "reference.npz"))
     assert again["frechet_distance"] == pytest.approx(result["frechet_distance"])
     assert again["num_reference"] == 297
@@ -209,7 +209,7 @@ def _samples(loaded, num, batch_size):
 
 
 def test_an_interrupted_call_is_resumed(loaded, tmp_path, monkeypatch):
-    """Stopped in the reference, and again between samples: the same numbers, nothing twice."""
+    """A call that was stopped twice gives the same numbers and computes nothing twice."""
     monkeypatch.setattr(parts, "PART", 8)
     monkeypatch.setattr(fid, "PART", 8)
     whole = run_pca(loaded, tmp_path / "whole", recalibrate_bn=False)
@@ -236,8 +236,8 @@ def test_an_interrupted_call_is_resumed(loaded, tmp_path, monkeypatch):
 
 
 def test_the_command_works_with_inception_features(loaded, weights, tmp_path, capsys, monkeypatch):
-    """Through the command's whole way, both protocols; few images, which is said. The eigenvalues
-    of 2,048² numbers would take half a minute: the trace of the root is taken to be 0."""
+    """Tests the whole command with both protocols; few images give a warning. The eigenvalues of a
+    matrix of 2,048² numbers would take half a minute, so they are replaced by 0."""
     monkeypatch.setattr(np.linalg, "eigvals", lambda product: np.zeros(len(product)))
     path, digest = weights
     images = np.random.default_rng(1).random((6, 16, 16, 1), np.float32)

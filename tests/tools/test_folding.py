@@ -1,4 +1,4 @@
-"""Folded models give the same numbers, in plain convolutions."""
+"""Folded models give the same numbers with plain convolutions."""
 
 import jax
 import numpy as np
@@ -37,4 +37,4 @@ def test_folded_numbers(
     names = set(flatten_dict(plain["params"]))
     assert not any("log_scale" in name for name in names)
     left = {name[-2] for name in names if name[-1] == "scale"}
-    assert left <= {"norm_0"}  # all others went into convolutions
+    assert left <= {"norm_0"}  # all other layers are folded into convolutions

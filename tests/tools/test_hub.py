@@ -1,5 +1,5 @@
-"""Models as files: pushed to a folder or the Hub, pulled to a run directory, and all that is wrong
-with such files."""
+"""Models as files are pushed to a folder or the Hub and pulled to a run directory; wrong files are
+refused."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def pushed(trained, tmp_path_factory):
 
 @pytest.fixture
 def copy(pushed, tmp_path):
-    """A copy of it to damage."""
+    """A copy of the pushed model, for tests to damage."""
     return shutil.copytree(pushed, tmp_path / "copy")
 
 
@@ -79,7 +79,7 @@ def test_a_pulled_model_equals_the_run(pushed, trained, tmp_path):
         assert (workdir / name).read_text() == (pushed / name).read_text()
     assert sorted(path.name for path in workdir.parent.iterdir()) == ["small"]
     before = (workdir / "checkpoints").stat().st_mtime_ns
-    transfer.pull(str(pushed), workdir)  # there already
+    transfer.pull(str(pushed), workdir)  # this file exists already
     assert (workdir / "checkpoints").stat().st_mtime_ns == before
 
 
@@ -220,7 +220,7 @@ def test_existing_folders_are_not_overwritten(pushed, trained, copy, tmp_path):
 
 @pytest.mark.parametrize("name", locations.names())
 def test_shipped_models_are_small_and_documented(name):
-    """They are small, their cards say their numbers, and they need nothing but the package."""
+    """Their cards have the numbers of their results, and they need no network."""
     folder = ROOT / "models" / name
     assert (folder / "model.safetensors").stat().st_size < 4e6
     card = huggingface_hub.ModelCard.load(folder / "README.md")

@@ -1,4 +1,4 @@
-"""Images from outside: what is taken, and what is refused."""
+"""Images of users: which are accepted, how they are converted, and which are refused."""
 
 import dataclasses
 import os
@@ -98,7 +98,8 @@ def test_pictures_are_cropped_resized_and_converted_like_the_runs_data(tmp_path)
 
 
 def test_values_of_more_than_eight_bits_are_exact(tmp_path):
-    """Arrays, pictures and arguments of the API, exactly; and what is written is read again."""
+    """This holds for arrays, pictures and arguments of the API, also when files are written and
+    read again."""
     values = np.random.default_rng(0).integers(0, 4096, (3, 8, 8, 1)).astype(np.uint16)
     deep = DataSpec("folder", image_size=8, channels=1, num_bits=12)
     np.save(tmp_path / "a.npy", values)
@@ -109,7 +110,7 @@ def test_values_of_more_than_eight_bits_are_exact(tmp_path):
         for given in ("a.npy", "own.npz", "a.png"):
             read = inputs.read(tmp_path / given, spec)
             np.testing.assert_array_equal(inputs.to_model(read, spec), expected[: len(read)])
-    # What is noted in a file is true whatever the run's own pictures are like.
+    # The range in a file is used, whatever the range of the run's own pictures.
     for given in ("own.npz", "a.png"):
         read = inputs.read(tmp_path / given, dataclasses.replace(deep, max_value=5000, num_bits=12))
         np.testing.assert_array_equal(inputs.to_model(read, deep), expected[: len(read)])
@@ -135,7 +136,7 @@ def test_images_are_selected_from_a_folder_by_number(run, tmp_path):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     chosen = inputs.select(run.experiment, images=tmp_path, num=None)
     assert chosen.shape == (5, 16, 16, 1)
-    (tmp_path / "0.png").write_bytes(b"")  # One that is not asked for is not read.
+    (tmp_path / "0.png").write_bytes(b"")  # A picture that is not selected is not read.
     some = inputs.select(run.experiment, images=tmp_path, num=2, first=2)
     np.testing.assert_array_equal(some, chosen[2:4])
     with pytest.raises(ValueError, match="no image number 5, only 5"):

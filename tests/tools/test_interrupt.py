@@ -1,4 +1,4 @@
-"""SIGTERM to a command that uses a trained model."""
+"""SIGTERM ends a command that uses a trained model, without incomplete files."""
 
 import os
 import signal

@@ -40,7 +40,7 @@ def test_reconstructions_equal_those_of_the_api(run, images, tmp_path):
     with Image.open(tmp_path / "reconstructions.png") as picture:
         assert picture.text["groups"] == "[0, 2, 4]"
         width, height = picture.size
-        assert height / width == 5 / 4  # a row an image; it and three reconstructions
+        assert height / width == 5 / 4  # each row has an image and its three reconstructions
     with pytest.raises(ValueError, match="groups must be from 0 to 4, not 9"):
         reconstruct.reconstruct_run(run, images, tmp_path / "other", groups=[9])
     with pytest.raises(ValueError, match="whole numbers"):
@@ -106,7 +106,7 @@ def test_a_traversal_can_fix_the_finer_latents(run):
     fixed = traverse.traverse(run, noise, 0, 2, seed=5, others="latents")
     assert np.abs(follow - fixed).max() > 1e-3
     last = [traverse.traverse(run, noise, 3, 2, seed=5, others=o) for o in traverse.OTHERS]
-    np.testing.assert_allclose(*last, atol=1e-4)  # nothing lies below the last group
+    np.testing.assert_allclose(*last, atol=1e-4)  # no group is finer than the last
 
 
 def test_a_traversal_writes_its_start_images_and_variations(run, images, tmp_path):

@@ -1,4 +1,5 @@
-"""A trained model is read on the devices there are, no more than is needed, and not changed."""
+"""A trained model is loaded on the available devices; only its variables are read, and nothing
+changes them."""
 
 import json
 import shutil
@@ -40,7 +41,7 @@ def same(a, b):
 
 @pytest.fixture
 def copied(tmp_path, workdir):
-    """A function: copies the tiny run with another mesh in its config."""
+    """A function that copies the tiny run and changes its config."""
 
     def copy(**sections):
         folder = tmp_path / "run"
@@ -60,7 +61,7 @@ def test_a_run_trained_on_many_devices_is_loaded_on_those_available(copied, run,
     experiment, state = loading.load_run(folder)
     assert experiment.mesh.size == jax.device_count()
     same(state.variables, run.state.variables)
-    # What computes is the same; only this is of the mesh.
+    # The model is the same; only the mesh differs.
     assert experiment.model == run.experiment.model
 
 
@@ -74,7 +75,7 @@ def test_sharded_arrays_are_loaded_whole(run_program, tmp_path):
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_only_the_variables_are_read(tmp_path, tiny_run_config, random_variables, averaged):
-    """Nothing else needs to be there, or to be whole."""
+    """The other parts of a checkpoint can be missing or damaged."""
     config = tiny_run_config.copy_and_resolve_references()
     config.train.ema_decay = 0.9 if averaged else 0.0
     variables = random_variables(config)
@@ -95,7 +96,7 @@ def test_loaded_variables_cannot_be_changed(run):
     assert run.state.variables["params"] and run.state.variables["batch_stats"] is not None
     with pytest.raises(AttributeError):
         run.state.collections = {}
-    # A fingerprint is of the content: of the same arrays read again, and of no other ones.
+    # A fingerprint depends only on the content of the arrays.
     again = loading.load_run(run.workdir)[1]
     assert again.fingerprint == before
     moved = jax.tree.map(lambda a: a + 1e-3, again.collections)

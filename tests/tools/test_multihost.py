@@ -1,4 +1,4 @@
-"""The commands that use a trained model on several hosts: the images and numbers of one device."""
+"""Commands that use a trained model give the same results on several hosts as on one device."""
 
 import json
 import signal
@@ -43,7 +43,7 @@ print("devices:", jax.device_count())
 
 
 def start(commands, program, *arguments, processes=1, devices=1):
-    """Processes of a cluster, or one alone, of so many devices each."""
+    """Starts the processes of a cluster, or a single one, with so many devices each."""
     return [
         commands.start(program, *arguments, environment=of_devices(devices, **each))
         for each in (jax_variables(processes) if processes > 1 else [{}])
@@ -61,8 +61,8 @@ def finish(processes):
 
 
 def results(folder):
-    """{path and name: array} of the arrays and JSON files in a run directory, but for the digest of
-    the latents that are decoded: their last bits may differ."""
+    """{path and name: array} of the arrays and JSON files in a run directory, without the digest of
+    decoded latents, whose last bits can differ."""
     found = {}
     for path in sorted(folder.rglob("*.npz")):
         with np.load(path) as file:
@@ -103,7 +103,7 @@ def test_commands_give_the_same_results_on_a_cluster_as_on_one_device(
     assert runs[1].keys() == runs[2].keys() and len(runs[1]) > 80
     for name, expected in runs[1].items():
         found = runs[2][name]
-        if expected.dtype == np.uint8:  # rounded: the values beside each other are as good
+        if expected.dtype == np.uint8:  # rounded values can differ by one
             assert np.abs(expected.astype(int) - found).max() <= 1, name
         elif expected.dtype.kind == "f":
             np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5, err_msg=name)
@@ -114,7 +114,7 @@ def test_commands_give_the_same_results_on_a_cluster_as_on_one_device(
 def test_a_signal_to_one_host_ends_a_command_on_all_hosts_without_files(
     commands, workdir, tmp_path
 ):
-    """The cluster is named by flags, as `train` has it."""
+    """The cluster is given by flags, as for `train`."""
     out, [address, *_] = tmp_path / "out", jax_variables()[0].values()
     command = [ROOT / "launch" / "sample.py", f"--workdir={workdir}", f"--out={out}"]
     command += ["--num=10000000", "--norecalibrate_bn", f"--coordinator_address={address}"]

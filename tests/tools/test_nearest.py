@@ -1,4 +1,4 @@
-"""Nearest neighbours: against a plain search, and what is written."""
+"""Nearest neighbours, compared with a plain search, and the files of the command."""
 
 import json
 
@@ -10,7 +10,7 @@ from nvae_jax.data import pipeline
 
 
 def batches(images, size):
-    """As the pipeline gives them, the last one filled up."""
+    """Batches like those of the data pipeline, of which the last one is filled up."""
     for start in range(0, len(images), size):
         part = images[start : start + size]
         filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.float32)])

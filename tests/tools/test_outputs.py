@@ -1,4 +1,4 @@
-"""What may be written: nothing that is read, and nothing of other settings or somebody else's."""
+"""A command overwrites only files that it has made with the same settings, and no inputs."""
 
 import json
 
@@ -13,7 +13,7 @@ PIXELS = np.zeros((4, 4, 3), np.uint8)
 
 @pytest.fixture
 def written(tmp_path):
-    """Files of every kind that say what made them, and one that cannot."""
+    """Files of every kind with metadata, and one without."""
     paths = [tmp_path / f"a.{ending}" for ending in ("json", "npz", "png", "txt")]
     files.write_json(paths[0], {**SETTINGS, "result": 1.5})
     pictures.save_arrays(paths[1], images=PIXELS, **SETTINGS)

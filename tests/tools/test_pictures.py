@@ -26,7 +26,7 @@ def test_values_are_rounded_and_clipped_to_uint8():
 
 
 def test_values_of_more_than_eight_bits_are_written_exactly(tmp_path):
-    """Arrays hold the values themselves, and pictures 16 bits if they are grey."""
+    """Arrays have the exact values, and grey pictures have 16 bits."""
     levels = np.linspace(0, 1, 4096, dtype=np.float32).reshape(1, 64, 64, 1)
     values = pictures.to_values(levels, 12)
     np.testing.assert_array_equal(values.ravel(), np.arange(4096))

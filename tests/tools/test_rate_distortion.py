@@ -1,4 +1,4 @@
-"""Rate and distortion by the number of groups from the posterior: both ends are known otherwise."""
+"""Rate and distortion by the number of groups from the posterior; both ends equal known values."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from nvae_jax.data import pipeline
 from nvae_jax.models.hierarchy import Hierarchy
 from nvae_jax.noise import image_keys, latent_noise
 
-COUNT = 11  # more than a batch, and no multiple of it
+COUNT = 11  # more than one batch, and no multiple of its size
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,6 @@ def test_the_frechet_distance_of_gaussians_equals_its_closed_form():
     other = other * [1, 2, 3] + [0, 0, 2]
     one, other = (images.reshape(-1, 3, 1, 1) for images in (one, other))
     axes = frechet.principal_axes(other[:500], 3)
-    # Of covariances that are diagonal: the squared difference of means and of deviations.
+    # For diagonal covariances it is the squared difference of means plus that of deviations.
     distance = frechet.picture_distance(one, other, axes)
     np.testing.assert_allclose(distance, 4 + 1 + 4, rtol=0.02)

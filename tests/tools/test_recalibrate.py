@@ -17,7 +17,7 @@ KEY = jax.random.key(5)
 
 
 def statistics_of_pass(run, number, size, temperature, momentum=1.0, batch_stats=None):
-    """What one pass with batch statistics leaves, written out."""
+    """The statistics after one pass with batch statistics, computed step by step."""
     model = run.experiment.model.clone(bn_momentum=momentum)
     noise = latent_noise(model, image_keys(KEY, np.arange(number * size, (number + 1) * size)))
     variables = dict(run.state.variables)
@@ -111,7 +111,7 @@ def test_statistics_are_cached_by_temperature_passes_and_method(run, workdir, mo
         (0.6, 1, "pooled"),
         (0.6, 2, "published"),
     ]
-    # Another model at the same step, such as of a run that was trained again.
+    # Another model at the same step, such as after training the run again.
     other = jax.tree.map(lambda a: a + 1, run.state.collections)
     retrained = dataclasses.replace(run.state, collections=other)
     recalibrated_statistics(workdir, run.experiment, retrained, temperature=0.6, passes=2)

@@ -1,4 +1,4 @@
-"""The page about a run: one file with all in it, true to what was measured."""
+"""The page about a run is one complete file, and shows what was measured."""
 
 import dataclasses
 import html.parser
@@ -14,11 +14,11 @@ from nvae_jax.report import measure, page
 from nvae_jax.report.write import report_run
 
 SETTINGS = measure.Settings(max_examples=9, temperatures=(1.0, 0.7), num=4, passes=1, nearest=False)
-EMPTY = {"meta", "img", "br"}  # elements without an end
+EMPTY = {"meta", "img", "br"}  # elements without an end tag
 
 
 class Parser(html.parser.HTMLParser):
-    """Collects a page's elements, and what is wrong with their nesting."""
+    """Collects the elements of a page, and faults of their nesting."""
 
     def __init__(self, text):
         super().__init__()
@@ -39,7 +39,7 @@ class Parser(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def own(run, tmp_path_factory):
-    """The run in a folder of its own, with metrics and results."""
+    """A copy of the run with metrics and results."""
     folder = tmp_path_factory.mktemp("report") / "run"
     folder.mkdir()
     shutil.copy(run.workdir / "config.json", folder)
@@ -56,7 +56,7 @@ def own(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(own):
-    """The path of its report, and what it was measured from."""
+    """(path of its report, the measurements in it)."""
     found, path = [], own.workdir / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         original = measure.measure

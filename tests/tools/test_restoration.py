@@ -1,4 +1,4 @@
-"""Restoration: what is known stays, wrong input is refused, and both methods use the model."""
+"""Restoration: known pixels are kept, wrong input is refused, and both methods use the model."""
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +20,17 @@ CHEAP = {"num_samples": 2, "steps": 3}
 
 @pytest.fixture
 def run(small_run):
-    """Two scales of one group: of each method two programs are compiled here."""
+    """A run with two scales of one group, so that programs compile fast."""
     return small_run
 
 
 def compiled(function):
-    """Its value, from one program instead of one for each operation."""
+    """The function's value, computed by one compiled program."""
     return jax.jit(function)()
 
 
 def gaussian_pixels(mean, scale):
-    """p(x | z) over grey images, of means and standard deviations in units of [0, 1]."""
+    """p(x | z) of grey images, from means and standard deviations in units of [0, 1]."""
     parameters = [2 * mean - 1, np.log(2 * scale - 0.01)]
     logits = jnp.asarray(np.concatenate(parameters, -1), jnp.float32)
     return likelihoods.make("gaussian", 5 * jnp.arctanh(logits / 5))  # undoes the soft clamp
@@ -38,8 +38,8 @@ def gaussian_pixels(mean, scale):
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_conditioning_on_known_pixels_equals_the_joint_gaussian(scale):
-    """log p(y | z) and what is known of E[x | y, z] are those of the joint Gaussian, in which
-    pixels of a block err together, with matrices."""
+    """log p(y | z) and E[x | y, z] at known pixels equal those of the joint Gaussian with full
+    matrices, in which the errors of a block's pixels are correlated."""
     rng = np.random.default_rng(0)
     mean, spread = rng.uniform(0.3, 0.7, (1, 4, 4, 1)), rng.uniform(0.1, 0.2, (1, 4, 4, 1))
     y = rng.uniform(0.4, 0.6, (1, 4 // scale, 4 // scale, 1))
@@ -76,7 +76,8 @@ def test_unknown_pixels_are_means_of_their_neighbours(decay):
 
 
 def test_the_error_at_known_pixels_is_corrected_at_unknown_ones():
-    """A decoder that is too dark everywhere is so at unknown pixels, and within blocks, too."""
+    """If the decoder's mean is too dark at known pixels, it is also corrected at unknown ones and
+    within blocks."""
     mean = np.full((1, 8, 8, 1), 0.4)
     mean[:, 3:5] += 0.1
 
@@ -87,7 +88,7 @@ def test_the_error_at_known_pixels_is_corrected_at_unknown_ones():
     known[:, 2:6, 2:6] = 0
     zero = np.zeros((1, 1, 1, 1))
     found = restore(Observed((mean + 0.2) * known, known, zero, exact=True))
-    assert np.abs(found - mean - 0.2).max() < 0.06  # it fades
+    assert np.abs(found - mean - 0.2).max() < 0.06  # the correction decays
     ramp = mean + np.linspace(-0.1, 0.1, 8)[:, None]
     found = restore(Observed(shrink(ramp, 4), np.ones((1, 2, 2, 1)), zero, 4))
     assert np.abs(found - ramp).max() < 0.04 < np.abs(mean - ramp).max()
@@ -170,7 +171,7 @@ def test_without_contrast_the_best_image_is_the_plain_restoration():
 def test_mixing_with_only_the_prior_ignores_the_encoder(run, images):
     options = {"method": "mix", "mask": HALF, **CHEAP}
     pair = [0.45 + 0.1 * x for x in (images, 1 - images)]
-    # What differs is then what is carried on of the errors, where nothing is clipped.
+    # Where nothing is clipped, only the propagated errors differ.
     known = np.broadcast_to(HALF[..., None], images.shape)
     carried = smooth.fill((pair[0] - pair[1]) * known, known, DECAY, REACH)[:, None, :, 8:]
     found = [run.restore(x, alpha=1.0, **options).samples[:, :, :, 8:] for x in pair]
@@ -182,7 +183,7 @@ def test_mixing_with_only_the_prior_ignores_the_encoder(run, images):
 
 
 def test_noise_is_removed_from_images_of_the_model(run, images):
-    """Images that the model itself makes are in its prior, so it must know noise from image."""
+    """The model can separate noise from samples of its own prior."""
     prepared, noise = run.prepare(images), run.draw_noise(5, seed=7)
     images = run.compose(np.full(2, PRIOR), np.ones(2), images=prepared, latents=noise)[0]
     noisy = degrade(images, noise=0.5)

@@ -1,4 +1,4 @@
-"""Samples on disk: the same for any batch size and number of devices, with what made them."""
+"""Written samples do not depend on batch size or number of devices, and have metadata."""
 
 import json
 
@@ -17,7 +17,7 @@ def draw(run, **kwargs):
 
 
 def same(one, other):
-    """Equal, but for rounding to 8 bits on the edge between two values."""
+    """Whether images are equal, except for a few that are rounded to the next value."""
     return one.shape == other.shape and np.abs(one.astype(int) - other.astype(int)).max() <= 1
 
 

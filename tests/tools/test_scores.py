@@ -1,4 +1,4 @@
-"""Scores of single images: against the model's own terms, and what the command writes."""
+"""Scores of single images, compared with the model's own terms, and the files of the command."""
 
 import csv
 import dataclasses
@@ -45,7 +45,8 @@ def test_the_bounds_equal_those_of_evaluation(run, images, found):
 
 
 def test_in_l_gt_k_the_finest_scales_come_from_the_prior(run, images, found):
-    """L^{>1} from a plain pass with the first two groups inferred and the others drawn."""
+    """Computes L^{>1} in a plain pass with the first two groups from the posterior and the others
+    from the prior."""
     model, likelihood = run.experiment.model, run.experiment.likelihood
     sources, expected = [POSTERIOR, POSTERIOR, PRIOR, PRIOR], 0
     features = run.programs.encode(run.variables, images)
@@ -105,13 +106,13 @@ def test_with_flows_the_kl_is_estimated_from_the_sample(tiny_run_config, random_
 
 
 def test_detection_measures_equal_those_computed_by_hand():
-    """Ranks by hand: of 2 × 3 pairs, 5 have the other image higher."""
+    """In 5 of 2 × 3 pairs the other image has the higher score."""
     known, other = np.array([0.0, 2.0]), np.array([1.0, 3.0, 4.0])
     found = detection.measure(known, other, "llr_gt_1")
     assert found["other_is"] == "high"
     np.testing.assert_allclose(found["auroc"], 5 / 6)
     np.testing.assert_allclose(found["auprc"], (1 + 1 + 3 / 4) / 3)
-    assert found["fpr80"] == 0.5  # to find all three, of which two are too few, 2.0 goes with them
+    assert found["fpr80"] == 0.5  # a threshold that finds all three also includes 2.0
     turned = detection.measure(-known, -other, "elbo")
     assert turned == {**found, "other_is": "low"}
     with pytest.raises(ValueError, match=r"elbo: 1 score\(s\) are not finite"):
@@ -195,9 +196,9 @@ def test_unreadable_pictures_are_skipped_if_the_run_skips_them(run, tmp_path):
 
 
 def test_the_likelihood_ratio_detects_digits_that_are_likelier_than_clothes(make_run, tmp_path):
-    """The failure that Havtorn et al. (2021) are about, and their remedy, on a model of the tiny
-    config that was trained on Fashion-MNIST at 16x16 for 4,000 steps of 32 images. Digits-like
-    images: those of scikit-learn, 12x12 in the middle."""
+    """Shows the failure that Havtorn et al. (2021) describe, and their remedy. The model has the
+    tiny config and was trained on Fashion-MNIST at 16x16 for 4,000 steps of 32 images; the other
+    images are scikit-learn's digits, 12x12 in the middle."""
     with np.load(Path(__file__).parent / "fashion_mnist_16.npz") as file:
         arrays = dict(file)
     clothes = arrays.pop("images")  # the first 150 test images

@@ -1,4 +1,4 @@
-"""C++ kernels that are called with what they do not work on, and what goes wrong inside them."""
+"""Invalid calls of C++ kernels, and errors inside of them."""
 
 import ctypes
 import shutil
@@ -29,7 +29,7 @@ RATES = {"b1": 0.9, "b2": 0.999, "epsilon": 1e-3, "decay": 0.0}
 BODY = [(2, 4, 4, 3), (1, 1, 3, 18), (5, 5, 18), (1, 1, 18, 3)]
 NORMS = [(3,), (3,), (18,), (18,), (18,), (18,), (3,), (3,)]
 
-# A call that is right: (results, arrays, attributes).
+# A valid call: (results, arrays, attributes).
 RIGHT = {
     "conv_correlate": ([X], [X, W4], AT),
     "conv_input_grad": ([X], [X, W4], AT),
@@ -52,7 +52,7 @@ RIGHT = {
 
 
 def call(name, results, arrays, attributes):
-    """`None` stands for the rounds of power iteration."""
+    """Calls a kernel; an attribute of `None` stands for the rounds of power iteration."""
     given = [jnp.int32(2) if shape is None else ones(*shape) for shape in arrays]
     return jax.block_until_ready(native.call(name, results, *given, **attributes))
 
@@ -66,14 +66,14 @@ def test_valid_calls_succeed(name):
     call(name, *RIGHT[name])
 
 
-# (kernel, array, axis) of sizes that are as good as any other.
+# (kernel, array, axis) of sizes that can have any value.
 FREE = {("moments", 0, 0), ("norm", 0, 0), ("norm", 1, 0)}
-# Vectors that may lie anywhere in an array, the larger one too.
+# Vectors that are stored in a larger array, whose size is not checked.
 FREE |= {("spectral_grad", 3, axis) for axis in (None, 0)}
 
 
 def others(shape):
-    """Shapes of another rank or of another size of one axis, with the number of the axis."""
+    """Shapes of another rank or with another size of one axis, as (shape, axis)."""
     yield None, (7, *shape)
     yield from ((a, (*shape[:a], n + 1, *shape[a + 1 :])) for a, n in enumerate(shape))
 
@@ -83,7 +83,7 @@ def wrong_calls():
         shapes = [*arrays, *results]
         for i, shape in enumerate(shapes):
             for axis, other in others(shape) if shape is not None else ():
-                # Of any rank, and other heights and widths are another convolution.
+                # Any rank is valid here, and any height or width of a convolution.
                 is_size = "conv" in name or "depthwise" in name
                 is_size = is_size and len(shape) == 4 and shape != W4 and axis in (1, 2)
                 if is_size or (name, i, axis) in FREE or (name == "norm" and axis != 0):
@@ -100,12 +100,12 @@ def test_calls_with_wrong_shapes_are_errors():
     for wrong in wrong_calls():
         with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT"):
             call(*wrong)
-            print(wrong)  # that was accepted
+            print(wrong)  # this invalid call was accepted
 
 
 def calls_of_another_kind():
-    """Without an attribute, with one more or one of another type; arrays that are not of float32,
-    and one more or less than a kernel takes."""
+    """Calls with a missing, an additional or a wrongly typed attribute; with arrays that are not
+    float32; with one array more or less."""
     for name, (results, arrays, attributes) in RIGHT.items():
         yield name, results, arrays, {**attributes, "more": 1}
         for key, value in attributes.items():
@@ -124,7 +124,7 @@ def test_calls_with_wrong_attributes_or_numbers_of_arrays_are_errors():
     for wrong in calls_of_another_kind():
         with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT"):
             call(*wrong)
-            print(wrong)  # that was accepted
+            print(wrong)  # this invalid call was accepted
 
 
 THROWING = """

@@ -11,7 +11,7 @@ from nvae_jax.explore.explorer import Explorer
 
 @pytest.fixture(scope="session")
 def compiled():
-    """The names of what JAX compiles."""
+    """The names of the programs that JAX compiles."""
     names = []
 
     def listen(name, _, **about):
@@ -37,7 +37,7 @@ def allowing(compiled):
 
 @pytest.fixture(scope="session")
 def explorer(workdir, compiled):
-    """It, with six pictures of each kind."""
+    """An explorer of six pictures, whose programs are compiled."""
     explorer, seen = Explorer(api.load(workdir, batch_size=6)), []
     explorer.compile(lambda what, steps: seen.append((what, len(steps))) or steps)
     assert seen == [("compiling", 4)] and compiled

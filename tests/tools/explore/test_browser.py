@@ -1,5 +1,5 @@
-"""The page in a real Chromium, as a person uses it. The run is a real one, of which only the model
-itself is replaced: nothing is compiled."""
+"""The page in a real Chromium, used like a person does. The run is real, but its model is replaced,
+so that nothing is compiled."""
 
 import contextlib
 import dataclasses
@@ -46,7 +46,7 @@ class Sketch(api.Run):
 
 
 class SketchExplorer(Explorer):
-    """Without the program for the KL."""
+    """An explorer that computes no KL."""
 
     def _divergence(self, images):
         return [float(images.mean())] * self.run.num_groups
@@ -67,7 +67,7 @@ def jobs():
 
 @pytest.fixture(scope="module")
 def url(explorer, jobs):
-    """Of the page of the tiny run, served to the end of this file."""
+    """The address of the page of the tiny run, which is served until the end of this file."""
     app = server.Server(server.make_app(explorer, jobs), jobs)
     with server.listen(0) as listening:
         thread = threading.Thread(target=app.run, kwargs={"sockets": [listening]})
@@ -87,7 +87,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, url):
-    """A function: the page in a new window, in which no script may fail."""
+    """A function that opens the page in a new window; an error in a script fails the test."""
     errors = []
     with contextlib.ExitStack() as closing:
 
@@ -110,9 +110,9 @@ def page(open_page):
 
 
 def pictures(page, card):
-    """The PNGs that a card shows, once they are there."""
+    """Waits for the PNGs of a card."""
     images = PICTURE.format(card) + " img"
-    while True:  # all of them at one moment
+    while True:  # all at the same time
         page.wait_for_selector(images)
         found = page.eval_on_selector_all(images, "images => images.map((image) => image.src)")
         if found:
@@ -120,7 +120,7 @@ def pictures(page, card):
 
 
 def changed(page, card, old):
-    """The PNGs that a card shows once they are others."""
+    """Waits until the PNGs of a card differ from `old`."""
     for _ in range(MILLISECONDS // 50):
         if (new := pictures(page, card)) != old:
             return new
@@ -129,7 +129,7 @@ def changed(page, card, old):
 
 
 def status(page, card, text):
-    """Waits until a card says something."""
+    """Waits until the status of a card contains `text`."""
     page.locator(f"#{card} .status", has_text=text).wait_for()
 
 
@@ -310,8 +310,8 @@ def test_the_page_shows_errors(page):
 
 
 def test_pages_of_another_origin_get_no_answer(open_page, url, jobs, monkeypatch):
-    """By its other name, localhost, the page's address is another origin already. Its own content
-    security policy, which would keep it from asking, is left out."""
+    """The same page at localhost has another origin. Its content security policy, which would
+    prevent its requests, is switched off."""
     page = open_page(bypass_csp=True)
     pictures(page, "samples")
     page.goto(url.replace("127.0.0.1", "localhost"))

@@ -1,4 +1,4 @@
-"""What the page shows is what the library computes, by programs that were compiled at the start."""
+"""The explorer computes the same as the library, with programs that are compiled at the start."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ def now(what, items):
 
 @pytest.fixture(autouse=True)
 def nothing_more_is_compiled(explorer, compiled):
-    """In any test of this file: shapes are fixed."""
+    """Fails a test that compiles another program."""
     compiled.clear()
     yield
     assert not compiled

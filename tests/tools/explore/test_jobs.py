@@ -1,4 +1,4 @@
-"""The queue: one call at a time, and the newest of a place wins."""
+"""The queue runs one call at a time; a newer call of a place supersedes the older one."""
 
 import threading
 from concurrent.futures import CancelledError
@@ -70,7 +70,7 @@ def test_a_forgotten_call_is_not_computed(jobs, busy):
     job = jobs.submit("place", lambda job: ran.append("old"))
     jobs.forget("place", job)
     newer = jobs.submit("place", lambda job: ran.append("new"))
-    jobs.forget("place", job)  # the old one, again: that leaves the newer one alone
+    jobs.forget("place", job)  # to forget the old call again does not affect the newer one
     busy.set()
     newer.future.result(60)
     assert ran == ["new"]

@@ -1,4 +1,4 @@
-"""What the page may ask for."""
+"""The requests of the page."""
 
 import pytest
 

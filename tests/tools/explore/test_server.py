@@ -1,4 +1,4 @@
-"""The web server: what it serves, to whom, and what it says to wrong requests."""
+"""The web server: what it serves, to whom, and its answers to wrong requests."""
 
 import functools
 import io
@@ -23,7 +23,7 @@ SAMPLES = {"kind": "samples", "seed": 3, "temperature": 1, "recalibrate": False}
 
 
 class Explorer:
-    """Answers with the seed; 7 is refused, 8 breaks, 9 waits until `release` is set."""
+    """Answers with the seed; seed 7 is refused, 8 fails, and 9 waits until `release` is set."""
 
     run = SimpleNamespace(experiment=SimpleNamespace(data=DataSpec("digits", image_size=16)))
 
@@ -99,7 +99,7 @@ def test_foreign_hosts_are_refused(client, explorer, host):
     "host", ["127.0.0.1:8000", "localhost:8000", "localhost:9999", "127.0.0.1"]
 )
 def test_both_names_of_this_machine_are_served(client, host):
-    """The port is another one where it is forwarded, by SSH say."""
+    """The port can differ, for example if SSH forwards it."""
     headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
     assert client.get("/api/run", headers=headers).status_code == 200
 

@@ -1,4 +1,4 @@
-"""Pictures that a person hands to the page."""
+"""Pictures that are uploaded to the page."""
 
 import io
 
