@@ -53,7 +53,7 @@ def imported_torch():
 
 
 def repeat(x):
-    """(B, H, W, C) -> (B, 2 H, 2 W, C), every pixel four times."""
+    """Upsamples (B, H, W, C) to (B, 2 H, 2 W, C) by repeating each pixel."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def programs(run):
     """`Program`s that compute the numbers of the golden files in float32."""
-    sys.path.insert(1, str(ROOT))  # ahead of packages that happen to be called tests
+    sys.path.insert(1, str(ROOT))  # before any installed package named tests
     from tests.published import GOLDEN_NAMES, Golden, Model
 
     def program(name):

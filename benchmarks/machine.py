@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 MATRIX = {"cpu": 2560, "gpu": 8192, "tpu": 8192}  # rows of the square matrices
 COPY = 2**28  # bytes read, and bytes written
-REPEATS = 10  # repetitions per call on an accelerator, which one would not keep busy
+REPEATS = 10  # repetitions per call on an accelerator, since a single one would not keep it busy
 
 
 class Ceilings:
@@ -36,7 +36,7 @@ class Ceilings:
         return lambda a: jax.lax.fori_loop(0, self._repeats, lambda _, a: function(a), a)
 
     def sample(self):
-        """Times both once."""
+        """Times the product and the copy once."""
         self._keep("product", lambda: self._product(self._matrix))
         self._keep("copy", self._copy_once)
 

@@ -99,8 +99,8 @@ def _rate(times, batch):
 
 
 def filled(shapes):
-    """Arrays of these shapes. What a step computes does not matter to its time, if it is finite and
-    not all the same: parameters about 0, everything else in [0, 1)."""
+    """Random arrays of these shapes: parameters around 0, everything else in [0, 1). The time of a
+    step does not depend on its values, if they are finite and varied."""
     block = np.random.default_rng(0).random(2**20, np.float32)
 
     def fill(path, leaf):
@@ -152,7 +152,7 @@ def _convolution(size, name, function, direction, run):
 
 
 def ceilings(run):
-    """What the device can do at most."""
+    """The `Program`s that measure the peak rates of the device."""
 
     def measure(_):
         rates = machine.Ceilings(jnp.bfloat16)

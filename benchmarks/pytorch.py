@@ -220,7 +220,7 @@ def jax_functions(experiment, variables, images, noise):
 
 
 def torch_functions(experiment, variables, images, noise, channels_last):
-    """Like `jax_functions`."""
+    """Like `jax_functions`, in PyTorch."""
     tensors = to_torch(variables, channels_last)
     model = Model(experiment.model, tensors)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -269,7 +269,7 @@ def measure(experiment, variables, images, ceilings, reps):
         "the same, channels last": torch_functions(*arguments, channels_last=True),
     }
     rows = []
-    for kind in KINDS:  # gradients last: they move PyTorch's running statistics
+    for kind in KINDS:  # gradients last, because they change PyTorch's running statistics
         for name, functions in programs.items():
             expected, found = programs["nvae_jax"][kind](), functions[kind]()
             if kind == "gradients":

@@ -82,7 +82,7 @@ class Runner:
         begin = time.monotonic()
         try:
             lowered = program.lower()
-        except Exception as error:  # a failure of one must not stop the others
+        except Exception as error:  # a failure of one program must not stop the others
             self._results.add(program.row, problem=first_line(error))
             return None
         program.row["lower_s"] = round(time.monotonic() - begin, 2)

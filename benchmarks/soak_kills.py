@@ -23,13 +23,13 @@ from nvae_jax.state import State
 PROCESSES = 2
 TIMEOUT = TINIEST["distributed.timeout"]
 START_TIMEOUT = 60  # seconds, of processes that wait for one that was killed before it joined
-WAITS, WAITED = "waiting up to", "distributed.start_timeout"  # what such a process says
-MARGIN = 15  # seconds beyond a timeout, to see how late what is late ends
-SLACK = 1  # seconds, from a process's own clock to ours
+WAITS, WAITED = "waiting up to", "distributed.start_timeout"  # in the messages of such processes
+MARGIN = 15  # additional seconds, to measure how late a process ends
+SLACK = 1  # seconds; allowance for measuring the time in another process
 LONGEST = 5  # seconds of training at the end of which a process is killed, at most
 LONGEST_START = 30  # seconds after a start
 EVERY = 5  # steps from one checkpoint to the next
-LAST_LINE = re.compile(r"error: |F\d{4} |[\w.]+(Error|Exception)")  # before a stack, if any
+LAST_LINE = re.compile(r"error: |F\d{4} |[\w.]+(Error|Exception)")  # the line before a stack trace
 KEYS = (
     "train.num_steps=1000000",
     f"distributed.start_timeout={START_TIMEOUT}",
@@ -41,7 +41,7 @@ KEYS = (
 
 
 def soak_kills(folder, kills, seed):
-    """(one row a kill, summary). What `folder` holds of an earlier call is gone on with."""
+    """Returns (one row per kill, summary). An earlier call in the same `folder` is continued."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -54,7 +54,7 @@ def soak_kills(folder, kills, seed):
         with open(path, "a") as file:
             print(json.dumps(row), file=file)
     run, alone = folder / "run", folder / "alone"
-    shutil.rmtree(alone, ignore_errors=True)  # of an earlier call, which was cut off
+    shutil.rmtree(alone, ignore_errors=True)  # of an interrupted earlier call
     found.append(_train_past(run, last_step(run), keep=2))
     found.append(_train_past(alone, last_step(run), keep=10**6))
     compared, failed = _compare(found, run, alone)
@@ -128,7 +128,7 @@ class Cluster:
         return self.workdir.with_name(f"{self.workdir.name}-{index}.log")
 
     def _last_line(self, index):
-        """What a process said at its end; jax adds its stack where it aborts."""
+        """The last line of a process before the stack trace that JAX adds if it aborts."""
         lines = self._log(index).read_text().splitlines()
         found = [line for line in lines if LAST_LINE.match(line)]
         return (found or lines or [""])[-1]
@@ -140,11 +140,11 @@ class Cluster:
         return [process.wait(300) for process in self.processes]
 
     def kill(self, index):
-        """Kills one; how the other ends: {"status": ..., "seconds": ..., "last_line": ...,
-        "failed": [what is wrong about it]}."""
+        """Kills one process and waits for the other. Returns how it ended: {"status": ...,
+        "seconds": ..., "last_line": ..., "failed": [faults]}."""
         self.processes[index].kill()
         other, log = self.processes[1 - index], self._log(1 - index)
-        # It may be importing yet, for as long as that takes.
+        # It may still be importing.
         while other.poll() is None and WAITS not in log.read_text():
             time.sleep(0.05)
         start = time.monotonic()
@@ -241,6 +241,6 @@ def _arrays(workdir, step):
 
 
 def differing_steps(one, other):
-    """The steps whose rows differ between the two."""
+    """The steps whose rows differ between two runs."""
     computed = lambda row: {k: v for k, v in row.items() if k not in reporting.TIMES}  # noqa: E731
     return [step for step in one if step in other and computed(one[step]) != computed(other[step])]

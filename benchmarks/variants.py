@@ -1,4 +1,4 @@
-"""Training steps to time: a config, a batch size, keys to change, options of the compiler."""
+"""Training steps to time, each with a config, a batch size, changed keys and compiler options."""
 
 import pathlib
 import re
@@ -25,7 +25,8 @@ class Variant:
     options: dict = field(default_factory=dict)
 
     def experiment(self):
-        """Builds it for the first device, in bfloat16 unless `changes` has another type."""
+        """Builds the experiment for the first device, in bfloat16 unless `changes` has another
+        type."""
         config = config_file.load(CONFIGS / f"{self.config}.py")
         fixed = {"model.dtype": "bfloat16", "train.batch_size": self.batch}
         config = build.resolve(schema.changed(config, {**fixed, **self.changes}))
