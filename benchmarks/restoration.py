@@ -63,7 +63,7 @@ def plain(observed, noise):
         }
     if scale > 1:
         right = baselines.first_guess(observed)
-        return {"bicubic": [baselines.bicubic(y, scale)], "bicubic, means right": [right]}
+        return {"bicubic": [baselines.bicubic(y, scale)], "bicubic, corrected means": [right]}
     known = observed.known > 0
     return {
         "mean fill": [baselines.fill_mean(y, known)],

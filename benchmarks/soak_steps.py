@@ -39,7 +39,7 @@ def draw(samples, path):
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(steps, [sample["memory"] / MEBIBYTE for sample in samples])
-    left.set(title="memory of its own", xlabel="step", ylabel="MiB", ylim=(0, None))
+    left.set(title="private memory", xlabel="step", ylabel="MiB", ylim=(0, None))
     for name in ("files", "threads"):
         right.plot(steps, [sample[name] for sample in samples], label=name)
     right.set(title="open files, threads", xlabel="step", ylim=(0, None))
