@@ -47,32 +47,32 @@ def each_file(damage):
     return lambda folder: [damage(file) for file in folder.rglob("*") if file.is_file()]
 
 
-def cut(file):
+def cut_in_half(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def with_garbage(file):
+def fill_with_garbage(file):
     file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))
 
 
-def emptied(folder):
+def empty(folder):
     shutil.rmtree(folder)
     folder.mkdir()
 
 
-def a_file(folder):
+def replace_by_file(folder):
     shutil.rmtree(folder)
     folder.write_text("not a folder")
 
 
 DAMAGES = {
-    "cut": ("", each_file(cut)),
-    "garbage": ("", each_file(with_garbage)),
-    "an empty folder": ("", emptied),
-    "a file in its place": ("", a_file),
+    "cut": ("", each_file(cut_in_half)),
+    "garbage": ("", each_file(fill_with_garbage)),
+    "an empty folder": ("", empty),
+    "a file in its place": ("", replace_by_file),
     "no arrays": ("state", shutil.rmtree),
-    "arrays that are cut": ("state/ocdbt.process_0/d", each_file(cut)),
-    "arrays of nothing": ("state/d", emptied),
+    "arrays that are cut": ("state/ocdbt.process_0/d", each_file(cut_in_half)),
+    "arrays of nothing": ("state/d", empty),
     "no list of arrays": ("state/_METADATA", Path.unlink),
     "no data state": ("data", shutil.rmtree),
     "another data state": ("data/metadata", lambda file: file.write_text("[1]")),
@@ -97,28 +97,28 @@ def test_instead_of_a_damaged_checkpoint_the_one_before_is_restored(saved, caplo
 
 def test_a_damaged_checkpoint_is_replaced_and_does_not_count(saved):
     folder, abstract, state = saved
-    there = lambda: sorted(int(p.name) for p in (folder / "checkpoints").iterdir())  # noqa: E731
-    emptied(folder / "checkpoints" / "2" / "state")
+    saved_steps = lambda: sorted(int(p.name) for p in (folder / "checkpoints").iterdir())  # noqa: E731
+    empty(folder / "checkpoints" / "2" / "state")
     with Checkpoints(folder, keep=2) as checkpoints:
         checkpoints.restore(abstract)
         # A save in between, such as at a signal: the two newest good ones are kept.
         checkpoints.save(state.replace(step=state.step), {"step": 0})
-    assert there() == [0, 1, 2]
+    assert saved_steps() == [0, 1, 2]
     with Checkpoints(folder, keep=2) as checkpoints:
         checkpoints.restore(abstract)
         checkpoints.save(state.replace(step=state.step + 2), {"step": 2})
-    assert there() == [1, 2]
+    assert saved_steps() == [1, 2]
     with Checkpoints(folder, keep=2) as checkpoints:
         assert checkpoints.restore(abstract)[1] == {"step": 2}
-    emptied(folder / "checkpoints" / "2" / "state")
+    empty(folder / "checkpoints" / "2" / "state")
     with Checkpoints(folder, keep=2) as checkpoints:
         checkpoints.restore(abstract)
         checkpoints.save(state.replace(step=state.step + 3), {"step": 3})
-    assert there() == [1, 3]
+    assert saved_steps() == [1, 3]
 
 
 @pytest.fixture
-def beside(monkeypatch):
+def second_process(monkeypatch):
     """A function that simulates a second process; its argument answers each `all_gather`."""
 
     def start(answer):
@@ -128,19 +128,21 @@ def beside(monkeypatch):
     return start
 
 
-def test_a_checkpoint_that_one_process_cannot_read_is_restored_by_none(saved, beside, caplog):
+def test_a_checkpoint_that_one_process_cannot_read_is_restored_by_none(
+    saved, second_process, caplog
+):
     folder, abstract, _ = saved
     answers = iter([[[1, math.inf], [2, math.inf]], "no such file", None])
-    beside(lambda _: next(answers))
+    second_process(lambda _: next(answers))
     checkpoints = CheckpointReader(folder)
     assert checkpoints.restore(abstract)[1] == {"step": 1}
     assert "step 2 cannot be read, trying the next one: process 1: no such file" in caplog.text
 
 
-def test_a_step_that_only_one_process_sees_is_restored_by_none(saved, beside, caplog):
+def test_a_step_that_only_one_process_sees_is_restored_by_none(saved, second_process, caplog):
     folder, abstract, _ = saved
     answers = iter([[[1, math.inf], [3, math.inf]], None, "no such file", None])
-    beside(lambda _: next(answers))
+    second_process(lambda _: next(answers))
     checkpoints = CheckpointReader(folder)
     assert checkpoints.restore(abstract)[1] == {"step": 1}
     assert len(caplog.records) == 2 and "step 3 cannot be read" in caplog.records[0].message

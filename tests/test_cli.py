@@ -9,7 +9,7 @@ from nvae_jax import cli, files
 
 
 @pytest.fixture
-def homeless(monkeypatch, compilation_cache):
+def no_home(monkeypatch, compilation_cache):
     """A user without a home folder: HOME is not set, and the system does not know the user."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
@@ -18,7 +18,7 @@ def homeless(monkeypatch, compilation_cache):
 
 
 def test_without_a_home_folder_programs_are_cached_only_where_the_variable_says(
-    homeless, monkeypatch
+    no_home, monkeypatch
 ):
     assert files.cache_folder() is None
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/cache")

@@ -58,7 +58,7 @@ PHASES = {  # name: (which of two is killed, the message of the other)
 }
 
 
-def pair(phase, killed):
+def variables_of_pair(phase, killed):
     """The environment variables of two processes."""
     variables = [{**each, "PHASE": phase} for each in jax_variables()]
     variables[killed]["KILLED"] = "1"
@@ -66,12 +66,12 @@ def pair(phase, killed):
 
 
 @pytest.fixture(scope="module")
-def ends(commands):
+def ends_by_phase(commands):
     """{phase: (status, seconds after the other's end, printed lines)} of remaining processes."""
     with ExitStack() as stack:
         started = {
             phase: stack.enter_context(
-                LocalCluster(commands, PROGRAM, pair(phase, killed), start="")
+                LocalCluster(commands, PROGRAM, variables_of_pair(phase, killed), start="")
             ).all
             for phase, (killed, _) in PHASES.items()
         }
@@ -85,8 +85,8 @@ def ends(commands):
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_process_ends_in_one_line_in_any_phase(ends, phase):
-    status, seconds, lines = ends[phase]
+def test_a_process_ends_in_one_line_in_any_phase(ends_by_phase, phase):
+    status, seconds, lines = ends_by_phase[phase]
     assert status == lost_process.STATUS, lines
     assert lines[-1].startswith(lost_process.LINE), lines
     assert re.match(PHASES[phase][1], lines[-1].removeprefix(lost_process.LINE))
@@ -95,7 +95,7 @@ def test_a_process_ends_in_one_line_in_any_phase(ends, phase):
 
 
 @pytest.fixture
-def ended(monkeypatch):
+def simulated_end(monkeypatch):
     """[last line, exit status] of a simulated end of this process, and an event that it sets."""
     said, end = [], threading.Event()
 
@@ -110,8 +110,8 @@ def ended(monkeypatch):
     return said, end
 
 
-def test_of_several_threads_only_the_first_ends_the_process(ended):
-    said, end = ended
+def test_of_several_threads_only_the_first_ends_the_process(simulated_end):
+    said, end = simulated_end
     with lost_process.limit(60, "too late"):
         pass
     with lost_process.limit(0, "one"), lost_process.limit(0.1, "other"):
@@ -158,17 +158,17 @@ def join(monkeypatch, message):
     distributed._join(cluster_detection.find_cluster(settings, {}), settings)
 
 
-def test_a_process_that_process_0_refuses_ends_in_one_line(ended, monkeypatch):
+def test_a_process_that_process_0_refuses_ends_in_one_line(simulated_end, monkeypatch):
     join(monkeypatch, "std::bad_cast")
-    line, status = ended[0]
+    line, status = simulated_end[0]
     assert line.startswith(b"error: process 2 of 3 at localhost:1: process 0 refuses it")
     assert status == lost_process.STATUS
 
 
-def test_other_errors_of_joining_are_raised_unchanged(ended, monkeypatch):
+def test_other_errors_of_joining_are_raised_unchanged(simulated_end, monkeypatch):
     with pytest.raises(RuntimeError, match="a device has been used"):
         join(monkeypatch, "a device has been used")
-    assert not ended[0]
+    assert not simulated_end[0]
 
 
 def test_a_runtime_without_the_handler_is_left_unchanged(monkeypatch):

@@ -12,13 +12,13 @@ REFUSAL = "another process is training there"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def short_intervals(monkeypatch):
     monkeypatch.setattr(bucket_lock, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(bucket_lock, "EXPIRY_SECONDS", 1.0)
 
 
 @pytest.fixture
-def elsewhere(monkeypatch):
+def on_another_machine(monkeypatch):
     """A context in which this process is on another machine."""
     return lambda name="other": monkeypatch.setattr(bucket_lock, "_machine", lambda: name)
 
@@ -39,10 +39,10 @@ def test_a_lock_is_held_by_one_process_and_can_be_taken_again_when_released(buck
 
 
 def test_a_live_lock_of_another_host_is_recognised_whatever_the_clocks(
-    bucket, elsewhere, capsys, monkeypatch
+    bucket, on_another_machine, capsys, monkeypatch
 ):
     with hold(bucket):
-        elsewhere()
+        on_another_machine()
         monkeypatch.setattr(time, "time", lambda: 0.0)
         with pytest.raises(ValueError, match=REFUSAL), hold(bucket):
             pass
@@ -64,7 +64,7 @@ def test_the_lock_of_a_dead_process_is_taken_at_once(commands, bucket, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_lock_of_a_dead_host_is_taken_after_a_wait(bucket, elsewhere, capsys):
+def test_the_lock_of_a_dead_host_is_taken_after_a_wait(bucket, on_another_machine, capsys):
     files.write_json(bucket / ".lock" / "7", {"host": "gone", "machine": "gone", "pid": 1})
     begin = time.monotonic()
     with hold(bucket):

@@ -16,7 +16,7 @@ SOURCE = 'extern "C" int answer() { return %d; }'
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
+def folders(tmp_path, monkeypatch):
     """A library of one small function, two folders for its cache, and one for temporary files."""
     monkeypatch.setattr(shared_library, "FOLDER", tmp_path)
     monkeypatch.setattr(shared_library, "SOURCES", ("one.cc",))
@@ -43,7 +43,7 @@ def compiled(monkeypatch):
 
 
 @pytest.fixture
-def said(monkeypatch):
+def warnings(monkeypatch):
     """The warnings."""
     lines = []
     monkeypatch.setattr(
@@ -52,79 +52,79 @@ def said(monkeypatch):
     return lines
 
 
-def answer():
+def call_library():
     return shared_library.load(["c++"]).answer()
 
 
-def kept(folder):
+def cached_files(folder):
     return list(folder.glob("native/*.so"))
 
 
-def test_the_library_is_compiled_once_and_cached_in_a_private_folder(place, compiled, said):
-    assert answer() == answer() == 42
-    assert len(compiled) == 1 and not said
-    assert (place / "cache" / "native").stat().st_mode & 0o777 == 0o700
-    assert len(kept(place / "cache")) == 1 and not (place / "home").exists()
+def test_the_library_is_compiled_once_and_cached_in_a_private_folder(folders, compiled, warnings):
+    assert call_library() == call_library() == 42
+    assert len(compiled) == 1 and not warnings
+    assert (folders / "cache" / "native").stat().st_mode & 0o777 == 0o700
+    assert len(cached_files(folders / "cache")) == 1 and not (folders / "home").exists()
 
 
-def test_a_library_in_a_folder_that_others_can_write_is_not_loaded(place, said):
-    folder, name = place / "cache" / "native", shared_library._identity(["c++"])
-    (place / "one.cc").write_text(SOURCE % 13)
-    planted = shared_library._compile(["c++"], place)
-    (place / "one.cc").write_text(SOURCE % 42)
+def test_a_library_in_a_folder_that_others_can_write_is_not_loaded(folders, warnings):
+    folder, name = folders / "cache" / "native", shared_library._identity(["c++"])
+    (folders / "one.cc").write_text(SOURCE % 13)
+    planted = shared_library._compile(["c++"], folders)
+    (folders / "one.cc").write_text(SOURCE % 42)
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     planted.rename(folder / f"{name}_{shared_library._digest(planted)}.so")
-    assert answer() == 42
-    assert len(kept(place / "home")) == 1
-    assert len(said) == 1 and f"others can write to {folder}" in said[0]
+    assert call_library() == 42
+    assert len(cached_files(folders / "home")) == 1
+    assert len(warnings) == 1 and f"others can write to {folder}" in warnings[0]
 
 
-def not_whole(path):
+def truncate(path):
     content = path.read_bytes()
     path.unlink()  # this process has loaded the library already
     path.write_bytes(content[: len(content) // 2])
     return "is damaged"
 
 
-def anybodys(path):
+def let_others_write(path):
     path.chmod(0o666)
     return "others can write"
 
 
-def another_users(path):
+def give_to_another_user(path):
     if os.geteuid():
         pytest.skip("needs root")
     os.chown(path, 12345, 12345)
     return "belongs to another user"
 
 
-@pytest.mark.parametrize("spoil", [not_whole, anybodys, another_users])
-def test_a_cached_file_that_cannot_be_trusted_is_replaced(place, compiled, said, spoil):
-    answer()
-    (path,) = kept(place / "cache")
+@pytest.mark.parametrize("spoil", [truncate, let_others_write, give_to_another_user])
+def test_a_cached_file_that_cannot_be_trusted_is_replaced(folders, compiled, warnings, spoil):
+    call_library()
+    (path,) = cached_files(folders / "cache")
     fault = spoil(path)
-    assert answer() == answer() == 42
-    assert len(compiled) == 2 and len(said) == 1 and fault in said[0]
+    assert call_library() == call_library() == 42
+    assert len(compiled) == 2 and len(warnings) == 1 and fault in warnings[0]
 
 
-def test_without_a_cache_folder_the_library_is_temporary_and_removed(place, compiled, said):
+def test_without_a_cache_folder_the_library_is_temporary_and_removed(folders, compiled, warnings):
     for name in ("cache", "home"):
-        (place / name).write_text("no folder")
-    assert answer() == 42
-    assert compiled[0].startswith(str(place / "temporary"))
-    assert not list((place / "temporary").iterdir())
-    assert len(said) == 1 and "for this process only" in said[0]
+        (folders / name).write_text("no folder")
+    assert call_library() == 42
+    assert compiled[0].startswith(str(folders / "temporary"))
+    assert not list((folders / "temporary").iterdir())
+    assert len(warnings) == 1 and "for this process only" in warnings[0]
 
 
-def test_a_cached_library_is_used_from_a_read_only_folder(place, compiled, said, monkeypatch):
-    answer()
+def test_a_cached_library_is_used_from_a_read_only_folder(folders, compiled, warnings, monkeypatch):
+    call_library()
 
     def read_only(*_):
         raise PermissionError
 
     monkeypatch.setattr(files, "locked", read_only)
-    assert answer() == 42 and len(compiled) == 1 and not said
+    assert call_library() == 42 and len(compiled) == 1 and not warnings
 
 
 def test_the_cache_folders_are_beside_the_compilation_cache_and_in_the_home_folder(
