@@ -50,7 +50,7 @@ def test_a_run_that_was_interrupted_before_its_first_checkpoint_starts_anew(
         restore()
 
 
-def test_a_run_with_a_checkpoint_resumes_even_with_restart_refused(restore, saved):
+def test_a_run_with_a_checkpoint_resumes_and_refuses_restart(restore, saved):
     assert restore()[1] == {"step": 0}
     with pytest.raises(ValueError, match="to start anew name a new folder"):
         restore(restart=True)

@@ -54,7 +54,7 @@ def test_images_belong_to_their_ids(idx_dir):
         np.testing.assert_allclose(cut, images[batch["id"]], atol=1e-4)
 
 
-def test_an_epoch_has_each_example_once_in_a_new_order(spec):
+def test_an_epoch_has_no_example_twice_and_a_new_order(spec):
     batches = ids(train(spec, 6))  # 23 // 8 = 2 steps an epoch: three epochs.
     epochs = [sum(batches[i : i + 2], []) for i in (0, 2, 4)]
     for epoch in epochs:
