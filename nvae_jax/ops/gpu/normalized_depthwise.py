@@ -32,11 +32,11 @@ from nvae_jax.ops.gpu.normalization import (
     swish,
     swish_slope,
 )
+from nvae_jax.ops.interface import Moments
 from nvae_jax.ops.portable.convolution import CONV_OUTPUT
 from nvae_jax.ops.portable.normalization import STATISTICS
 
 Norm = tuple[jax.Array, jax.Array, jax.Array]
-Moments = tuple[jax.Array, jax.Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -88,7 +88,7 @@ def _convolve(epsilon, phases, interpret, x, kernel, before, sums, next_center):
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _backward(epsilon, phases, interpret, residuals, cotangents):
     (x, y, kernel, before, after), (g, _) = residuals, cotangents
-    weights, turn_back = jax.vjp(partial(_by_phase, phases=phases), kernel)
+    weights, pullback = jax.vjp(partial(_by_phase, phases=phases), kernel)
     blocks = Blocks(x.shape, weights.shape[2], phases)
     options: Any = dict(epsilon=epsilon, interpret=interpret)
     sums = gradient_sums(y, g, after, with_swish=True, **options)
@@ -108,7 +108,7 @@ def _backward(epsilon, phases, interpret, residuals, cotangents):
     )
     inner_sums = columns.few(inner_sums)
     dx, *first = apply_gradient(x, inner, before, inner_sums, with_swish=False, **options)
-    return dx, *turn_back(by_weights.sum(0)), (*first, None), (*second, None)
+    return dx, *pullback(by_weights.sum(0)), (*first, None), (*second, None)
 
 
 normalized_depthwise.defvjp(_forward, _backward)
