@@ -47,7 +47,7 @@ def expected():
 
 
 @pytest.mark.parametrize("ops", [CPU, NATIVE, GPU])
-def test_all_implementations_train_alike(ops, expected):
+def test_all_implementations_train_with_the_same_losses_and_statistics(ops, expected):
     losses, statistics = train(ops)
     np.testing.assert_allclose(losses, expected[0], rtol=1e-4)
     chex.assert_trees_all_close(statistics, expected[1], rtol=1e-2, atol=1e-3)

@@ -64,7 +64,9 @@ def check(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("size, c, k, upsample, blocks, dtype, tolerance", CASES)
-def test_is_exact(size, c, k, upsample, blocks, dtype, tolerance, monkeypatch):
+def test_values_and_gradients_equal_float64_references(
+    size, c, k, upsample, blocks, dtype, tolerance, monkeypatch
+):
     for constant, value in blocks.items():
         monkeypatch.setattr(image_blocks, constant, value)
     (x, kernel, *norms), g = arrays(size, c, k, upsample)
@@ -83,7 +85,7 @@ def test_is_exact(size, c, k, upsample, blocks, dtype, tolerance, monkeypatch):
 
 
 @pytest.mark.parametrize("upsample", [False, True])
-def test_is_three_kernels_and_three_for_the_gradients(upsample):
+def test_a_training_step_is_three_kernels_forward_and_three_backward(upsample):
     def step(given, g):
         def function(*arrays):
             return Gpu().normalized_depthwise_conv(*arrays, EPSILON, upsample=upsample)
@@ -95,6 +97,6 @@ def test_is_three_kernels_and_three_for_the_gradients(upsample):
     assert text.count("__gpu$xla.gpu.triton") == 6
 
 
-def test_strides_are_left_to_single_operations():
+def test_convolutions_with_strides_use_single_operations():
     (x, kernel, *norms), _ = arrays((4, 4), 6, 3, False)
     assert Gpu().normalized_depthwise_conv(x, kernel, *norms, EPSILON, stride=2) is None
