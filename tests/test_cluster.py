@@ -20,15 +20,13 @@ from tests.conftest import FAST_COMPILATION, of_devices
 from tests.local_cluster import jax_variables
 from tests.test_commands import ROOT, TINY
 
-# The smallest model with a top-down path.
-TINIEST = {"num_groups": 1, "latent_channels": 2, "encoder_width": 4, "decoder_width": 4}
-ARGUMENTS = [*TINY, *(f"--config.model.{key}={value}" for key, value in TINIEST.items())]
+# The smallest model with a top-down path. Tests share its compiled programs.
+MODEL = {"num_scales": 1, "num_groups": 2, "latent_channels": 2, "encoder_width": 4}
+MODEL |= {"decoder_width": 4, "squeeze_excitation": False, "decoder_cell": "residual"}
+ARGUMENTS = [*TINY, *(f"--config.model.{key}={value}" for key, value in MODEL.items())]
 ARGUMENTS += ["--config.checkpoint.every_steps=2", "--config.log.images_every_steps=0"]
 ENDLESS = "--config.train.num_steps=100000"
 TIMEOUT = 30  # seconds, of distributed.timeout
-# A faster model for a run that is compiled for several numbers of devices.
-SMALL = {"num_scales": 1, "num_groups": 2, "squeeze_excitation": False, "decoder_cell": "residual"}
-SMALLER = [f"--config.model.{key}={value}" for key, value in SMALL.items()]
 
 
 def command(workdir, *more):
@@ -95,7 +93,7 @@ def train_until(commands):
     def run(workdir, last, devices=1, **mesh):
         flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}"
         keys = [ENDLESS, *(f"--config.mesh.{name}={size}" for name, size in mesh.items())]
-        arguments = command(workdir, *SMALLER, *keys)[2:]
+        arguments = command(workdir, *keys)[2:]
         before = STOPPING.format(last=last)
         done = commands.run("train", *arguments, before=before, XLA_FLAGS=flags)
         assert done.returncode == 128 + signal.SIGTERM, done.stdout + done.stderr
@@ -196,7 +194,6 @@ def test_a_cluster_that_lost_a_process_resumes_bit_for_bit(tmp_path, run_alone):
     alone."""
     workdir, copy = tmp_path / "run", tmp_path / "copy"
     more = [
-        *SMALLER,
         ENDLESS,
         f"--config.train.init_from={run_alone}@latest",
         "--config.checkpoint.keep=99",
@@ -263,7 +260,7 @@ def five_steps(commands):
     """A function that trains five steps, and returns losses and all arrays by name."""
 
     def run(path, processes=1, devices=1, **mesh):
-        arguments = [json.dumps({**TINIEST, **SMALL}), json.dumps(mesh), path]
+        arguments = [json.dumps(MODEL), json.dumps(mesh), path]
         cluster = jax_variables(processes) if processes > 1 else [{}]
         started = [
             commands.start(FIVE_STEPS, *arguments, environment=of_devices(devices, **each))

@@ -31,7 +31,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
-SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0
+SchedulerParameters=sched_min_interval=100000,sched_interval=1,batch_sched_delay=0
 SchedulerType=sched/builtin
 ReturnToService=2
 KillWait=60
