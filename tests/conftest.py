@@ -73,8 +73,8 @@ def environment(**variables):
 
 def of_devices(count, **variables):
     """The variables of a process that has `count` simulated devices."""
-    flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={count}"
-    return environment(XLA_FLAGS=flags, **variables)
+    flags = f"--xla_force_host_platform_device_count={count}" if count > 1 else ""
+    return environment(XLA_FLAGS=f"{FAST_COMPILATION} {flags}".strip(), **variables)
 
 
 @pytest.fixture(scope="session")

@@ -247,6 +247,7 @@ def _become(call):
     os.chdir(call["cwd"])
     os.environ.clear()
     os.environ.update(call["environment"])
+    tempfile.tempdir = None  # TMPDIR may have changed
     sys.argv = call["argv"]
 
 

@@ -4,7 +4,7 @@ import socket
 import time
 
 from nvae_jax import cluster_detection
-from tests.conftest import environment
+from tests.conftest import environment, of_devices
 
 TIMEOUT = 5  # seconds, of the processes under test
 WRONG_INPUT = 2  # the status of a command that no restart helps
@@ -67,6 +67,24 @@ def jax_variables(count=2):
     address = f"localhost:{free_port()}"
     names = cluster_detection.VARIABLES
     return [dict(zip(names, (address, str(count), str(i)), strict=True)) for i in range(count)]
+
+
+def start(commands, program, *arguments, processes=1, devices=1, **variables):
+    """Starts the processes of a cluster, or a single one, with so many devices each."""
+    return [
+        commands.start(program, *arguments, environment=of_devices(devices, **variables, **each))
+        for each in (jax_variables(processes) if processes > 1 else [{}])
+    ]
+
+
+def finish(processes):
+    """[(exit status, output)]."""
+    try:
+        outputs = ["".join(process.communicate(timeout=500)) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, output) for p, output in zip(processes, outputs, strict=True)]
 
 
 def slurm_variables():

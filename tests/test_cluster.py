@@ -16,8 +16,8 @@ import pytest
 
 from nvae_jax import build, checkpoint_reader, run_directory, sharding
 from nvae_jax.data import pipeline
+from tests import local_cluster
 from tests.conftest import FAST_COMPILATION, of_devices
-from tests.local_cluster import jax_variables
 from tests.test_commands import ROOT, TINY
 
 # The smallest model with a top-down path. Tests share its compiled programs.
@@ -261,36 +261,23 @@ def five_steps(commands):
 
     def run(path, processes=1, devices=1, **mesh):
         arguments = [json.dumps(MODEL), json.dumps(mesh), path]
-        cluster = jax_variables(processes) if processes > 1 else [{}]
-        started = [
-            commands.start(FIVE_STEPS, *arguments, environment=of_devices(devices, **each))
-            for each in cluster
-        ]
-        STARTED.extend(started)
-        for process in started:
-            assert process.wait(500) == 0, process.output()
+        started = local_cluster.start(
+            commands, FIVE_STEPS, *arguments, processes=processes, devices=devices
+        )
+        for status, output in local_cluster.finish(started):
+            assert status == 0, output
         with np.load(path) as file:
             return dict(file)
 
     return run
 
 
-@pytest.fixture(scope="module")
-def five_steps_alone(five_steps, tmp_path_factory):
-    return five_steps(tmp_path_factory.mktemp("five") / "alone.npz")
-
-
-@pytest.mark.parametrize(
-    ("processes", "devices", "mesh"), [(2, 4, {"data": 8}), (4, 2, {"data": 4, "fsdp": 2})]
-)
-def test_several_processes_train_like_one_device(
-    five_steps, five_steps_alone, tmp_path, processes, devices, mesh
-):
-    found = five_steps(tmp_path / "found.npz", processes, devices, **mesh)
-    assert found.pop("devices") == 8 and found.pop("sharded") == ("fsdp" in mesh)
-    np.testing.assert_allclose(found.pop("losses"), five_steps_alone["losses"], rtol=1e-5)
+def test_several_processes_train_like_one_device(five_steps, tmp_path):
+    """Each of four processes has two devices, which shard the kernels."""
+    alone = five_steps(tmp_path / "alone.npz")
+    found = five_steps(tmp_path / "found.npz", processes=4, devices=2, data=4, fsdp=2)
+    assert found.pop("devices") == 8 and found.pop("sharded")
+    np.testing.assert_allclose(found.pop("losses"), alone["losses"], rtol=1e-5)
     for name, array in found.items():
         # Some would be zero without rounding, hence the absolute tolerance.
-        np.testing.assert_allclose(
-            array, five_steps_alone[name], rtol=1e-5, atol=1e-6, err_msg=name
-        )
+        np.testing.assert_allclose(array, alone[name], rtol=1e-5, atol=1e-6, err_msg=name)

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import os
-import sys
 import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +12,9 @@ import pytest
 
 from nvae_jax import build, run_directory, train
 from nvae_jax.checkpoint_files import steps
-from tests import test_cluster
 from tests.buckets.conftest import assert_same_run, config_for
+from tests.conftest import ROOT
+from tests.local_cluster import finish, start
 from tests.stores import variables
 
 REFUSED = {"error": {"code": 403, "message": "me has no storage.objects.create access"}}
@@ -106,15 +106,17 @@ def test_a_run_whose_bucket_fails_ends_with_one_line_and_can_be_resumed(
     assert_same_run(workdir, whole)
 
 
-def test_a_cluster_whose_bucket_fails_ends_with_one_line(unwritable_after, bucket):
+def test_a_cluster_whose_bucket_fails_ends_with_one_line(commands, unwritable_after, bucket):
     """The process that cannot save does not wait for the other one, which waits for it in the same
     save."""
     workdir, address = bucket / "run", unwritable_after("checkpoints/8/")
     run_directory.save_config(workdir, build.resolve(config_for()))
-    command = [sys.executable, "launch/train.py", f"--workdir={workdir}"]
-    cluster = ["bash", "launch/local_cluster.sh", "2", "--", *command]
-    code, out = test_cluster.finish(test_cluster.start(cluster, **variables(address)))
-    assert code == 2, out
+    train = ROOT / "launch" / "train.py"
+    ended = finish(
+        start(commands, train, f"--workdir={workdir}", processes=2, **variables(address))
+    )
+    assert 2 in [status for status, _ in ended], ended
+    out = "".join(output for _, output in ended)
     (line,) = (line for line in out.splitlines() if "error: gs://" in line)
     assert "no permission (" in line and line.endswith("; the newest checkpoint is step 4"), out
     assert steps(workdir / "checkpoints") == [4]

@@ -2,7 +2,6 @@
 
 import signal
 import struct
-import sys
 
 import numpy as np
 import pytest
@@ -11,9 +10,11 @@ from tensorboardX.proto.event_pb2 import Event
 from nvae_jax import api, build, resume, run_directory, train
 from nvae_jax.checkpoint import Checkpoints
 from nvae_jax.checkpoint_reader import CheckpointReader
-from tests import test_cluster as clusters
 from tests.buckets.conftest import STEPS, assert_same_run, config_for, rows
-from tests.test_cluster import nothing_runs_on  # noqa: F401 (a fixture)
+from tests.conftest import ROOT
+from tests.local_cluster import finish, start
+
+TRAIN = ROOT / "launch" / "train.py"
 
 
 def logged_steps(content):
@@ -29,6 +30,7 @@ def logged_steps(content):
 
 KILLED = """
 import os, signal, sys, time
+import jax
 from nvae_jax import checkpoint_files, paths, train
 from nvae_jax.data import pipeline
 
@@ -36,7 +38,7 @@ take, workdir = pipeline.TrainIterator.__next__, paths.parse(sys.argv[1])
 
 def killing(iterator):
     if iterator.get_state()["step"] == 7:
-        while not checkpoint_files.steps(workdir / "checkpoints"):
+        while jax.process_index() or not checkpoint_files.steps(workdir / "checkpoints"):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
     return take(iterator)
@@ -46,14 +48,16 @@ train.train(None, workdir)
 """
 
 
-def train_until_killed(workdir, spool, launcher=()):
-    """Trains in processes that kill themselves before the eighth step. Returns the rows that they
-    have written, some of which have not been uploaded."""
+def train_until_killed(commands, workdir, spool, processes=1):
+    """Trains until the first process kills itself before the eighth step, and kills the others.
+    Returns the rows that it has written, some of which have not been uploaded."""
     run_directory.save_config(workdir, build.resolve(config_for()))
     spool.mkdir()
-    command = [*launcher, sys.executable, "-c", KILLED, str(workdir)]
-    code, out = clusters.finish(clusters.start(command, TMPDIR=str(spool)))
-    assert code in (-signal.SIGKILL, 128 + signal.SIGKILL), out
+    started = start(commands, KILLED, workdir, processes=processes, TMPDIR=str(spool))
+    status = started[0].wait(500)
+    for process in started:
+        process.kill()
+    assert status == -signal.SIGKILL, started[0].output()
     assert run_directory.checkpoint_files.steps(workdir / "checkpoints") == [4]
     (written,) = spool.glob("*/metrics.jsonl")
     kept = rows(written.parent)
@@ -69,13 +73,12 @@ def names(folder):
     return {part: sorted(path.name for path in (folder / part).iterdir()) for part in parts}
 
 
-def test_two_processes_that_were_killed_resume_bit_for_bit(bucket, tmp_path, whole):
+def test_two_processes_that_were_killed_resume_bit_for_bit(commands, bucket, tmp_path, whole):
     """The processes compute the steps since the last checkpoint again."""
-    workdir, cluster = bucket / "run", ["bash", "launch/local_cluster.sh", "2", "--grace=100", "--"]
-    kept = train_until_killed(workdir, tmp_path / "spool", cluster)
-    command = [*cluster, sys.executable, "launch/train.py", f"--workdir={workdir}"]
-    code, out = clusters.finish(clusters.start(command))
-    assert code == 0 and "resumed at step 4" in out, out
+    workdir = bucket / "run"
+    kept = train_until_killed(commands, workdir, tmp_path / "spool", processes=2)
+    ended = finish(start(commands, TRAIN, f"--workdir={workdir}", processes=2))
+    assert [status for status, _ in ended] == [0, 0] and "resumed at step 4" in ended[0][1], ended
     assert rows(workdir)[:6] == kept and names(workdir) == names(whole)
     assert [row["step"] for row in rows(workdir)] == list(range(1, STEPS + 1))
     assert resume.describe_progress(workdir).startswith(f'{STEPS} {{"step": {STEPS}, ')
@@ -83,9 +86,9 @@ def test_two_processes_that_were_killed_resume_bit_for_bit(bucket, tmp_path, who
         np.testing.assert_allclose(row["train/loss"], alone["train/loss"], rtol=1e-5)
 
 
-def test_a_run_in_s3_that_was_killed_is_resumed_bit_for_bit(s3, tmp_path, whole, capsys):
+def test_a_run_in_s3_that_was_killed_is_resumed_bit_for_bit(commands, s3, tmp_path, whole, capsys):
     workdir = s3 / "killed" / "run"
-    kept = train_until_killed(workdir, tmp_path / "spool")
+    kept = train_until_killed(commands, workdir, tmp_path / "spool")
     train.train(config_for(), str(workdir))
     assert "resumed at step 4" in capsys.readouterr().out
     assert_same_run(workdir, whole)

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import of_devices
-from tests.local_cluster import jax_variables
+from tests.local_cluster import finish, jax_variables, start
 from tests.tools.conftest import ROOT
 
 ALL = """
@@ -40,24 +39,6 @@ about = {"split": "test", "num_iw_samples": 2, "max_examples": 21, "batch_size":
 evaluate.evaluate_run(workdir, run.experiment, run.state, **about)
 print("devices:", jax.device_count())
 """
-
-
-def start(commands, program, *arguments, processes=1, devices=1):
-    """Starts the processes of a cluster, or a single one, with so many devices each."""
-    return [
-        commands.start(program, *arguments, environment=of_devices(devices, **each))
-        for each in (jax_variables(processes) if processes > 1 else [{}])
-    ]
-
-
-def finish(processes):
-    """[(exit status, output)]."""
-    try:
-        outputs = ["".join(process.communicate(timeout=280)) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(p.returncode, output) for p, output in zip(processes, outputs, strict=True)]
 
 
 def results(folder):
