@@ -18,8 +18,9 @@ from nvae_jax.planning import hlo
 from nvae_jax.planning.collectives import count_collectives
 from tests.conftest import tiny_config
 
-config = tiny_config(model={"unroll": 1}, mesh=json.loads(sys.argv[1]))
-experiment = build.build(config)
+# The smallest model with a top-down path, wide enough for kernels that are shared.
+model = {"num_scales": 1, "encoder_width": 16, "decoder_width": 16, "unroll": 1}
+experiment = build.build(tiny_config(model=model, mesh=json.loads(sys.argv[1])))
 mesh = experiment.mesh
 rng = np.random.default_rng(0)
 batches = (rng.random((5, 16, 16, 16, 1)) > 0.5).astype(np.float32)
