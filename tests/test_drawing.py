@@ -10,7 +10,8 @@ from nvae_jax import build, sharding
 from nvae_jax.drawing import Drawing
 from tests.conftest import tiny_config
 
-experiment = build.build(tiny_config(model={"unroll": 1}, log={"num_images": 22}))
+config = tiny_config(model={"num_scales": 1, "unroll": 1}, log={"num_images": 22})
+experiment = build.build(config)
 drawing = Drawing(experiment)
 state = experiment.create_state(np.zeros((4, 16, 16, 1), np.float32))
 images = drawing(state.variables, 3)

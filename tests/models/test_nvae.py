@@ -166,10 +166,9 @@ def test_data_dependent_initialization_sets_every_convolution_of_the_bodies(cell
     assert np.abs(np.asarray(real - other)).max() > 0.01
 
 
-def test_initialize_draws_from_the_distributions_of_flax_init(tiny):
+def test_initialize_draws_from_the_distributions_of_flax_init():
     """The structure and the range of each array equal those of Flax's own init."""
-    experiment, _, images = tiny
-    model = experiment.model.clone(unroll=1)
+    model, images = make(num_scales=1, unroll=1)
     ours = initialized(model, jax.random.key(0), images)
     theirs = jax.jit(partial(nn.Module.init, model))(jax.random.key(0), images)
     assert jax.tree.structure(ours["params"]) == jax.tree.structure(theirs["params"])
@@ -226,10 +225,11 @@ def initialized_by_modules(model, key, images):
 @pytest.mark.parametrize(
     "keys",
     [
-        {"num_groups": 3, "num_flows": 2},
+        {"num_scales": 1, "num_groups": 3, "num_flows": 2},
         {"num_scales": 1, "num_groups": 1, "num_flows": 1, "squeeze_excitation": False},
         {"encoder_cell": "inverted_residual", "decoder_cell": "residual_bn_elu"},
-        {"encoder_cell": "residual_elu", "decoder_cell": "residual", "num_flows": 1},
+        {"encoder_cell": "residual_elu", "decoder_cell": "residual", "num_flows": 1}
+        | {"num_scales": 1},
     ],
     ids=lambda keys: "-".join(map(str, keys.values())),
 )
