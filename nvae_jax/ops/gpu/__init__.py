@@ -110,7 +110,8 @@ class Gpu(Portable):
 
 @dataclass(frozen=True)
 class _Kernels:
-    """The functions of a module, with what they are to be told (hashable, so static under jit)."""
+    """The functions of a module with `interpret` already given. It is hashable, so that it can be
+    static under jit."""
 
     module: ModuleType
     interpret: bool

@@ -30,7 +30,7 @@ def column_sums(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """Sums by column of two functions of the rows, in parts.
+    """Sums two functions of the rows over the rows, in parts.
 
     Args:
       terms: (tiles of the arrays, tiles of the vectors) -> two tiles to be summed; in float32.
@@ -57,7 +57,7 @@ def column_sums(
 
 
 def few(sums: jax.Array) -> jax.Array:
-    """Sums in parts (parts, n, C) with at most `FEW` parts."""
+    """Returns sums (parts, n, C) as they are, or added up if they have more than `FEW` parts."""
     return sums if len(sums) <= FEW else sums.sum(0, keepdims=True)
 
 
@@ -69,7 +69,7 @@ def map_rows(
     results: int,
     interpret: bool = False,
 ) -> list[jax.Array]:
-    """A map over the rows of arrays, and one of vectors.
+    """Applies a function to the rows of arrays and to vectors.
 
     Args:
       function: (tiles of the arrays, tiles of the vectors) -> a tile (rows, channels), and
@@ -104,7 +104,8 @@ def _load(ref, *at, inside):
 
 
 class _Tile:
-    """The rows and columns of one tile, as (rows, 1) and (1, channels); and which there are."""
+    """The indices of one tile, rows (rows, 1) and columns (1, channels), and masks of those
+    that are inside of the array."""
 
     def __init__(self, shape, size, row, column):
         self.rows = row * size[0] + jnp.arange(size[0])[:, None]
@@ -126,7 +127,7 @@ class _Tile:
         plgpu.store(ref.at[*at, self.columns[0]], value, mask=self.there[0] & where)
 
     def vectors(self, refs):
-        """Tiles (1, channels): one of a ref (C,), n of one (n, C) or (parts, n, C)."""
+        """Returns tiles (1, channels): one of a ref (C,), n of a ref (n, C) or (parts, n, C)."""
         return [vector for ref in refs for vector in self._rows(ref)]
 
     def _rows(self, ref):

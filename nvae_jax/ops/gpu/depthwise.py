@@ -15,13 +15,14 @@ from jax.experimental.pallas import triton as plgpu
 
 from nvae_jax.ops.portable.geometry import Geometry, accumulator, upsampling
 
-CHANNELS = 64  # of a program
+CHANNELS = 64  # per program
 # Powers of two: of 8 shapes of a block of outputs, that which was fastest on an H200.
 ROWS, COLUMNS, WARPS = 16, 8, 4
 # Rows and columns whose kernel gradients a program of one warp adds up at a time, without spilling
 # registers. In a step of mnist's config on an H100 they take half of the time of cuDNN's.
 GRAD_ROWS, GRAD_COLUMNS = 32, 8
-PROGRAMS = 1600  # that add up kernel gradients; about a dozen per multiprocessor of a card
+# Maximum number of programs for a kernel gradient: about a dozen per multiprocessor of an H100.
+PROGRAMS = 1600
 
 
 def correlate(
@@ -77,7 +78,8 @@ upsample, upsample_input_grad, upsample_kernel_grad = upsampling(correlate, inpu
 
 
 def _convolve(x, w, size, *, low, stride=1, gaps=1, interpret):
-    """y[i] = the sum over d of x[(stride i + d - low) / gaps] w[d], where that divides."""
+    """Computes y[i] = Σ_d x[(stride · i + d - low) / gaps] w[d] over the d for which the index is a
+    whole number."""
     rows, columns = (
         min(pl.next_power_of_2(n), m) for n, m in zip(size, (ROWS, COLUMNS), strict=True)
     )
@@ -121,7 +123,7 @@ def _kernel(x_ref, w_ref, y_ref, *, rows, columns, low, stride, gaps):
 
 
 def _kernel_grad(x_ref, g_ref, sums_ref, *, geometry, block, grid, steps):
-    """Adds up the gradient row by row of x; each value of x and g is read once for all taps."""
+    """Sums the gradient row by row of x. Each value of x and g is read once for all taps."""
     k, stride, low = geometry.kernel_size, geometry.stride, geometry.low
     part, channel = pl.program_id(0), pl.program_id(1) * CHANNELS + jnp.arange(CHANNELS)
     across = range(-low, stride * (block[1] - 1) + k - low)  # from that of the first output
@@ -138,7 +140,7 @@ def _kernel_grad(x_ref, g_ref, sums_ref, *, geometry, block, grid, steps):
             return tuple(_load(g_ref, a).astype(sums_ref.dtype) for a in at)
 
         def rows_of_inputs(i, carry):
-            """Adds the rows of x whose last output row is i."""
+            """Adds the terms of the rows of x that no output row after i depends on."""
             sums, before = list(carry[0]), carry[1]
             g = (outputs(i), *before)
             for phase in range(stride):
@@ -160,12 +162,13 @@ def _kernel_grad(x_ref, g_ref, sums_ref, *, geometry, block, grid, steps):
 
 
 def _pairs(position, rows, k, stride):
-    """(output i, tap d) with stride i + d = position."""
+    """Returns the pairs (output i, tap d) with stride · i + d = position."""
     return [(i, position - stride * i) for i in range(rows) if 0 <= position - stride * i < k]
 
 
 def _place(shape, rows, columns):
-    """(image, first row, columns, channels) of this program, the last two (columns, channels)."""
+    """Returns image, first row, columns and channels of this program's block. Columns and
+    channels are arrays (columns, channels)."""
     down, across, deep = (
         pl.cdiv(n, m) for n, m in zip(shape[1:], (rows, columns, CHANNELS), strict=True)
     )
@@ -188,5 +191,5 @@ def _inside(ref, at) -> jax.Array:
 
 
 def _load(ref, at, where: jax.Array | bool = True):
-    """A block, zeros where it lies outside."""
+    """Reads a block; entries outside of the array are zero."""
     return plgpu.load(ref.at[at], mask=_inside(ref, at) & where, other=0)

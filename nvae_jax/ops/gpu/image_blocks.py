@@ -17,8 +17,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-CHANNELS, WARPS = 64, 2  # of a program
-# Of a block. With more columns the rows of a window would not fit the registers of a thread.
+CHANNELS, WARPS = 64, 2  # per program
+# Maximum size of a block. With more columns, a thread has too few registers for the rows that the
+# taps reach.
 ROWS, COLUMNS = 32, 8
 # Maximum number: eight per multiprocessor of an H100, which has registers for no more. Each writes
 # its own part of a sum.
@@ -141,7 +142,7 @@ class Blocks:
 
 
 class Channels:
-    """The channels of a program, and access to them; values are in float32."""
+    """Reads and writes the channels of one program, in float32."""
 
     def __init__(self, count: int):
         self.numbers = pl.program_id(1) * CHANNELS + jnp.arange(CHANNELS)

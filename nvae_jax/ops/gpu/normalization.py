@@ -28,7 +28,7 @@ def batch_norm(
     with_swish: bool,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x (..., C) normalised, its mean and its biased variance (C,)."""
+    """Returns x (..., C) normalised, and its mean and biased variance (C,)."""
     options: dict[str, Any] = dict(epsilon=epsilon, with_swish=with_swish, interpret=interpret)
     sums = checkpoint_name(deviation_sums(x, center, interpret), STATISTICS)
     y, mean, var = normalize(x, (scale, bias, center), sums, **options)
@@ -48,7 +48,8 @@ def gradients(
     with_swish: bool,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients for x (..., C), scale and bias (C,), given `g`, that of the first result."""
+    """Returns the gradients for x (..., C), scale and bias (C,), given the gradient `g` for the
+    normalised x."""
     norm = scale, bias, mean, var
     options: dict[str, Any] = dict(epsilon=epsilon, with_swish=with_swish, interpret=interpret)
     sums = gradient_sums(x, g, norm, **options)
@@ -59,8 +60,9 @@ def gradients(
 # jit, so that layers of equal shapes are traced and lowered once.
 @partial(jax.jit, static_argnums=2)
 def deviation_sums(x: jax.Array, center: jax.Array, interpret: bool) -> jax.Array:
-    """The sums of x (..., C) minus `center` (C,), and of the squares of that, as
-    `columns.column_sums` gives them."""
+    """Sums the deviations of x (..., C) from `center` (C,), and their squares, over the pixels.
+
+    Returns the sums in parts, as `columns.column_sums` does."""
     return columns.column_sums(_deviations, [_rows(x)], [center], interpret=interpret)
 
 
@@ -74,8 +76,9 @@ def normalize(
     with_swish: bool,
     interpret: bool,
 ) -> tuple[jax.Array, ...]:
-    """x (..., C) normalised, its mean and its variance, given scale, bias and center, and the sums
-    of `deviation_sums`."""
+    """Normalises x (..., C) with scale, bias and center, given the result of `deviation_sums`.
+
+    Returns the normalised x, and its mean and biased variance."""
     options = dict(count=x.size // x.shape[-1], epsilon=epsilon, with_swish=with_swish)
     y, *moments = columns.map_rows(
         partial(_normalize, **options), [_rows(x)], [*norm, sums], results=2, interpret=interpret
@@ -92,8 +95,8 @@ def gradient_sums(
     with_swish: bool,
     interpret: bool,
 ) -> jax.Array:
-    """The sums of the gradient for what is scaled and shifted, and of that times the deviation of
-    x from its mean, given scale, bias, mean and variance."""
+    """Sums i and i · (x - mean) over the pixels, given scale, bias, mean and variance, where i is
+    the gradient for the output of batch norm before the activation."""
     terms = partial(_inner, epsilon=epsilon, with_swish=with_swish)
     return columns.column_sums(terms, [_rows(x), _rows(g)], norm, interpret=interpret)
 
@@ -108,7 +111,7 @@ def apply_gradient(
     with_swish: bool,
     interpret: bool,
 ) -> tuple[jax.Array, ...]:
-    """The gradients for x, scale and bias, given the sums of `gradient_sums`."""
+    """Returns the gradients for x, scale and bias, given the result of `gradient_sums`."""
     options = dict(count=x.size // x.shape[-1], epsilon=epsilon, with_swish=with_swish)
     dx, *vectors = columns.map_rows(
         partial(_combine, **options),
@@ -130,7 +133,8 @@ def _deviations(tiles, vectors):
 
 
 def moments(sums: Vectors, center: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance, given the sums of `deviations` of `count` values."""
+    """Returns mean and biased variance, given the sums of the deviations of `count` values from
+    `center`, and of their squares."""
     offset, square = sums[0] / count, sums[1] / count
     return center + offset, jnp.maximum(square - offset * offset, 0.0)
 
@@ -138,7 +142,7 @@ def moments(sums: Vectors, center: jax.Array, count: int) -> tuple[jax.Array, ja
 def gain_and_shift(
     scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array]:
-    """The vectors with which batch norm is gain · x + shift."""
+    """Returns the vectors with which batch norm is gain · x + shift."""
     gain = scale * lax.rsqrt(var + epsilon)
     return gain, bias - mean * gain
 
@@ -160,13 +164,13 @@ def _sigmoid(y):
 def input_gradient(
     norm: Vectors, sums: Vectors, count: int, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The vectors (a, b, c) with which the gradient for x is a · i + b · x + c, where i is that for
-    what batch norm scales and shifts.
+    """Returns the vectors (a, b, c) with which the gradient for x is a · i + b · x + c, where i is
+    the gradient for the output of batch norm before the activation.
 
     Args:
       norm: scale, bias, mean and variance.
       sums: the sums of i and of i · (x - mean).
-      count: of how many values.
+      count: the number of values of each channel.
       epsilon: constant added to the variance.
     """
     (scale, _, mean, var), (total, along) = norm, sums
@@ -185,7 +189,7 @@ def _normalize(tiles, vectors, *, count, epsilon, with_swish):
 
 
 def _inner(tiles, vectors, *, epsilon, with_swish):
-    """The gradient of what is normalised and scaled, and that times the deviation."""
+    """Returns i and i · (x - mean), where i is the gradient before the activation."""
     (x, g), (scale, bias, mean, var) = tiles, vectors
     if with_swish:
         gain, shift = gain_and_shift(scale, bias, mean, var, epsilon)

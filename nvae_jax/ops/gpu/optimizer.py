@@ -1,4 +1,4 @@
-"""The optimiser's step, whose many small parameters are written by a few kernels."""
+"""The optimiser's step; a few kernels write the many small parameters."""
 
 import math
 from functools import partial
@@ -19,7 +19,8 @@ from nvae_jax.trees import by_name
 def optimizer_step(
     optimizer: Any, gradients: Any, state: Any, params: Any, accept: ArrayLike, interpret: bool
 ) -> tuple[Any, Any]:
-    """`Ops.optimizer_step`, on the concatenated arrays from the first to the last but one."""
+    """`Ops.optimizer_step`. Everything is computed with concatenated arrays, which the last kernels
+    split into the parameters."""
     old = concatenate_small(params)
     updates, new_state = optimizer.concatenated.update(concatenate_small(gradients), state, old)
     new = optax.apply_updates(old, updates), new_state
@@ -32,7 +33,7 @@ def optimizer_step(
 
 
 def write_parts(vector: jax.Array, arrays: list[jax.Array], interpret: bool) -> list[jax.Array]:
-    """`arrays` with the values of `vector`, which are those of one after the other."""
+    """Returns arrays with the shapes of `arrays` and consecutive parts of `vector` as values."""
     written, start = [], 0
     for first in range(0, len(arrays), MAX_RESULTS):
         some = arrays[first : first + MAX_RESULTS]

@@ -1,4 +1,4 @@
-"""What all kernels are compiled with."""
+"""Options that all kernels are compiled with."""
 
 import sys
 from typing import Any
@@ -16,7 +16,8 @@ BLOCK = 1024  # numbers of an array that a program copies
 
 
 def options(interpret: bool, warps: int = 4) -> dict[str, Any]:
-    """For `pallas_call`: `warps` of 32 threads a program, or, where `interpret`, no GPU at all."""
+    """Returns the options of `pallas_call` for `warps` warps of 32 threads per program; with
+    `interpret`, the kernel runs without a GPU."""
     return {
         "compiler_params": plgpu.CompilerParams(num_warps=warps, num_stages=2),
         "interpret": interpret,

@@ -1,4 +1,4 @@
-"""Squeeze, excitation and the residual sum: an image a program, so that one kernel does it all."""
+"""Squeeze and excitation with the residual sum, in one kernel with a program for each image."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ MOST_PIXELS, MOST_CHANNELS = 2**10, 2**9
 
 
 def supports(x: jax.Array) -> bool:
-    """Whether images x (B, H, W, C) are small enough to be a program each."""
+    """Whether images x (B, H, W, C) are small enough for one program each."""
     return x.shape[1] * x.shape[2] <= MOST_PIXELS and x.shape[3] <= MOST_CHANNELS
 
 
@@ -33,7 +33,7 @@ def add_gated(
     expand: jax.Array,
     expand_bias: jax.Array,
 ) -> jax.Array:
-    """skip + scale · x · gate(means of x): `Ops.add_gated`."""
+    """`Ops.add_gated`: returns skip + scale · x · gate(means of x)."""
     return pl.pallas_call(
         partial(_add_gated, scale=scale),
         out_shape=jax.ShapeDtypeStruct(skip.shape, skip.dtype),
@@ -84,7 +84,7 @@ def _store(ref, value, *at, inside):
 
 
 def _range(n):
-    """As many numbers as the next power of two, and which of them are below n."""
+    """Returns 0, 1, ... up to the next power of two, and a mask of those below n."""
     numbers = jnp.arange(pl.next_power_of_2(n))
     return numbers, numbers < n
 
@@ -101,13 +101,13 @@ class _Image:
         self.steps = pl.cdiv(self.pixels, self.rows)
 
     def tile(self, step):
-        """The indices (rows, channels) of a tile, and which of them there are."""
+        """Returns the indices (rows, channels) of a tile and a mask of those inside the image."""
         pixel = step * self.rows + jnp.arange(self.rows)
         at = self.number, (pixel // self.width)[:, None], (pixel % self.width)[:, None]
         return (*at, self.channels[None]), (pixel < self.pixels)[:, None] & self.inside[None]
 
     def sums(self, function):
-        """Of function(indices, mask) -> (rows, channels) over the pixels."""
+        """Sums function(indices, mask) -> (rows, channels) over the pixels."""
 
         def add(step, total):
             at, inside = self.tile(step)
@@ -121,7 +121,7 @@ class _Image:
 
 
 class _Gate:
-    """The gate of one image, and what its gradient takes."""
+    """The gate of one image, with the intermediate values that its gradient needs."""
 
     def __init__(self, image, x, reduce, reduce_bias, expand, expand_bias):
         channels, there = image.channels, image.inside
@@ -173,11 +173,11 @@ def _input_grad(x, *refs, scale):
         _store(ref, vector, image.number, gate.numbers, inside=gate.inside)
 
 
-_CHANNELS = 32  # of a program of the kernels' gradients
+_CHANNELS = 32  # per program that computes the kernels' gradients
 
 
 def _kernel_grad(means, hidden, hidden_grad, out_grad, reduce, reduce_bias, expand, expand_bias):
-    """The gradients of the kernels for a block of channels and one hidden unit, over the batch."""
+    """Sums the kernels' gradients over the batch, for a block of channels and one hidden unit."""
     block, unit = pl.program_id(0), pl.program_id(1)
     images, some = _range(means.shape[0])
     channels = block * _CHANNELS + jnp.arange(_CHANNELS)

@@ -1,4 +1,4 @@
-"""Taking a scale's stacked groups apart, many arrays by a kernel.
+"""Splits the stacked parameters of a scale's groups, many arrays per kernel.
 
 The groups' norms and gates are kernels of their own here, so that XLA cannot fuse the slices that
 they are given: each would be a kernel, some 700 in a step of mnist's config.
@@ -17,13 +17,13 @@ LARGEST = 2**12  # numbers of an entry; slices of larger ones are fused, or wort
 
 
 def is_small(leaf: jax.Array) -> bool:
-    """Whether the entries of a stack (length, ...) are taken out by these kernels."""
+    """Whether these kernels split a stack (length, ...)."""
     return leaf.dtype == jnp.float32 and leaf.size <= LARGEST * leaf.shape[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def unstack(leaves: list[jax.Array], length: int, interpret: bool) -> list[list[jax.Array]]:
-    """The entries of each of a list of small stacks (length, ...): a list with a list for each."""
+    """Splits each of a list of small stacks (length, ...) into a list of its entries."""
     per_kernel = max(MAX_RESULTS // length, 1)
     parts = [leaves[i : i + per_kernel] for i in range(0, len(leaves), per_kernel)]
     return [entries for part in parts for entries in _unstack(part, length, interpret)]
