@@ -1,6 +1,7 @@
 """Invalid calls of C++ kernels, and errors inside of them."""
 
 import ctypes
+import os
 import shutil
 import subprocess
 import sys
@@ -175,7 +176,7 @@ def test_different_arm_processors_have_different_names(monkeypatch):
 
 
 @pytest.mark.skipif(not shutil.which("clang++"), reason="needs clang++")
-def test_kernels_compiled_by_clang_give_the_same_values():
+def test_kernels_compiled_by_clang_give_the_same_values(tmp_path):
     program = f"""
 import numpy as np
 from nvae_jax.ops.cpu import native
@@ -185,4 +186,5 @@ mean, var = native.call("moments", [{V}, {V}], x)
 np.testing.assert_allclose(mean, x.mean(0), rtol=1e-5, atol=1e-6)
 np.testing.assert_allclose(var, x.var(0), rtol=1e-5)
 """
-    subprocess.run([sys.executable, "-c", program], check=True, env={"CXX": "clang++", "HOME": "/"})
+    environment = {"PATH": os.environ["PATH"], "CXX": "clang++", "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
