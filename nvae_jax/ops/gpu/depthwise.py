@@ -13,6 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from nvae_jax.ops.gpu.options import options
 from nvae_jax.ops.portable.geometry import Geometry, accumulator, upsampling
 
 CHANNELS = 64  # per program
@@ -33,8 +34,8 @@ def correlate(
     interpret: bool = False,
 ) -> jax.Array:
     del precision
-    options = dict(low=geometry.low, stride=geometry.stride, interpret=interpret)
-    return _convolve(x, w, geometry.out_size, **options)
+    place = dict(low=geometry.low, stride=geometry.stride)
+    return _convolve(x, w, geometry.out_size, **place, interpret=interpret)
 
 
 def input_grad(
@@ -45,8 +46,8 @@ def input_grad(
     interpret: bool = False,
 ) -> jax.Array:
     del precision
-    options = dict(low=geometry.kernel_size - 1 - geometry.low, gaps=geometry.stride)
-    return _convolve(g, w[::-1, ::-1], geometry.size, **options, interpret=interpret)
+    place = dict(low=geometry.kernel_size - 1 - geometry.low, gaps=geometry.stride)
+    return _convolve(g, w[::-1, ::-1], geometry.size, **place, interpret=interpret)
 
 
 def kernel_grad(
@@ -69,8 +70,7 @@ def kernel_grad(
         out_shape=jax.ShapeDtypeStruct((parts, k, k, c), accumulator(x)),
         grid=(parts, deep),
         name="depthwise_kernel_grad",
-        compiler_params=plgpu.CompilerParams(num_warps=1, num_stages=1),
-        interpret=interpret,
+        **options(interpret, warps=1, stages=1),
     )(x, g).sum(0)
 
 
@@ -90,8 +90,7 @@ def _convolve(x, w, size, *, low, stride=1, gaps=1, interpret):
         out_shape=jax.ShapeDtypeStruct((batch, *size, c), x.dtype),
         grid=(blocks,),
         name="depthwise_convolution",
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
-        interpret=interpret,
+        **options(interpret, WARPS, stages=1),
     )(x, w.astype(accumulator(x)))
 
 

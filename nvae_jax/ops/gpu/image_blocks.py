@@ -17,6 +17,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from nvae_jax.ops.gpu.options import options
+
 CHANNELS, WARPS = 64, 2  # per program
 # Maximum size of a block. With more columns, a thread has too few registers for the rows that the
 # taps reach.
@@ -61,15 +63,21 @@ class Blocks:
         return pl.cdiv(self.shape[1], self.rows), pl.cdiv(self.shape[2], self.columns)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """The numbers of programs: for the same channels, and for the same blocks."""
-        blocks = self.shape[0] * math.prod(self.per_image)
-        return pl.cdiv(blocks, self.steps), pl.cdiv(self.shape[3], CHANNELS)
+    def steps(self) -> int:
+        return pl.cdiv(self._count * self._deep, PROGRAMS)
 
     @property
-    def steps(self) -> int:
-        blocks = self.shape[0] * math.prod(self.per_image)
-        return pl.cdiv(blocks * pl.cdiv(self.shape[3], CHANNELS), PROGRAMS)
+    def grid(self) -> tuple[int, int]:
+        """The numbers of programs: for the same channels, and for the same blocks."""
+        return pl.cdiv(self._count, self.steps), self._deep
+
+    @property
+    def _count(self):
+        return self.shape[0] * math.prod(self.per_image)
+
+    @property
+    def _deep(self):
+        return pl.cdiv(self.shape[3], CHANNELS)
 
     @property
     def reach(self) -> range:
@@ -79,15 +87,21 @@ class Blocks:
         return range(-beyond, self.columns + beyond)
 
     def call(
-        self, kernel: Callable[..., None], arrays: Sequence[Any], results: Any, **options: Any
+        self,
+        kernel: Callable[..., None],
+        arrays: Sequence[Any],
+        results: Any,
+        *,
+        name: str,
+        interpret: bool,
     ) -> Any:
         """Calls a Pallas kernel with all programs."""
         return pl.pallas_call(
             kernel,
             out_shape=results,
             grid=self.grid,
-            compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
-            **options,
+            name=name,
+            **options(interpret, WARPS, stages=1),
         )(*arrays)
 
     def parts(self, *shape: int) -> jax.ShapeDtypeStruct:

@@ -79,11 +79,8 @@ def normalize(
     """Normalises x (..., C) with scale, bias and center, given the result of `deviation_sums`.
 
     Returns the normalised x, and its mean and biased variance."""
-    options = dict(count=x.size // x.shape[-1], epsilon=epsilon, with_swish=with_swish)
-    y, *moments = columns.map_rows(
-        partial(_normalize, **options), [_rows(x)], [*norm, sums], results=2, interpret=interpret
-    )
-    return y.reshape(x.shape), *moments
+    function = partial(_normalize, epsilon=epsilon, with_swish=with_swish)
+    return _map(function, [x], [*norm, sums], interpret)
 
 
 def gradient_sums(
@@ -112,15 +109,16 @@ def apply_gradient(
     interpret: bool,
 ) -> tuple[jax.Array, ...]:
     """Returns the gradients for x, scale and bias, given the result of `gradient_sums`."""
-    options = dict(count=x.size // x.shape[-1], epsilon=epsilon, with_swish=with_swish)
-    dx, *vectors = columns.map_rows(
-        partial(_combine, **options),
-        [_rows(x), _rows(g)],
-        [*norm, sums],
-        results=2,
-        interpret=interpret,
-    )
-    return dx.reshape(x.shape), *vectors
+    function = partial(_combine, epsilon=epsilon, with_swish=with_swish)
+    return _map(function, [x, g], [*norm, sums], interpret)
+
+
+def _map(function, images, vectors, interpret):
+    """Applies a function with two vectors as results; the images are (..., C)."""
+    shape, rows = images[0].shape, [_rows(array) for array in images]
+    function = partial(function, count=len(rows[0]))
+    mapped, *found = columns.map_rows(function, rows, vectors, results=2, interpret=interpret)
+    return mapped.reshape(shape), *found
 
 
 def _rows(array):

@@ -15,10 +15,10 @@ MAX_RESULTS = 128  # each is an argument or two, of which a kernel has a few hun
 BLOCK = 1024  # numbers of an array that a program copies
 
 
-def options(interpret: bool, warps: int = 4) -> dict[str, Any]:
-    """Returns the options of `pallas_call` for `warps` warps of 32 threads per program; with
-    `interpret`, the kernel runs without a GPU."""
+def options(interpret: bool, warps: int = 4, stages: int = 2) -> dict[str, Any]:
+    """Returns the options of `pallas_call`: `warps` warps of 32 threads per program, and loops in
+    `stages` pipeline stages; with `interpret`, the kernel runs without a GPU."""
     return {
-        "compiler_params": plgpu.CompilerParams(num_warps=warps, num_stages=2),
+        "compiler_params": plgpu.CompilerParams(num_warps=warps, num_stages=stages),
         "interpret": interpret,
     }
