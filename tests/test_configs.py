@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -172,6 +173,20 @@ def test_every_build_function_checks_its_config():
 def test_contradictory_values_are_refused_without_building_anything(changes, message):
     with pytest.raises(ValueError, match=message):
         schema.changed(digits.get_config(), changes)
+
+
+def test_without_the_triton_backend_of_pallas_a_gpu_runs_plain_jax(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("nvae_jax.ops.gpu")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("jax.experimental.pallas.triton")
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    warnings = []
+    monkeypatch.setattr(choice.logging, "warning", lambda *line: warnings.append(line))
+    gpu = SimpleNamespace(platform="gpu")
+    assert choice.choose("auto", [gpu]) == Portable()
+    assert len(warnings) == 1 and "Pallas kernels" in warnings[0][1]
+    with pytest.raises(ValueError, match="'pallas', but jax .* lacks .*pallas.triton"):
+        choice.choose("pallas", [gpu])
 
 
 def test_native_kernels_are_chosen_only_for_one_cpu_device(monkeypatch):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import jax
 from absl import logging
 
 from nvae_jax.ops.interface import Ops
@@ -46,6 +47,13 @@ class Implementation:
         module, name = self.path
         return getattr(importlib.import_module(f"nvae_jax.ops.{module}"), name)()
 
+    def problem(self) -> str | None:
+        """Explains in a phrase why it cannot run with what is installed; None if it can."""
+        try:
+            return self.make().problem()
+        except ImportError as error:  # jax deprecates the Triton backend of Pallas and will drop it
+            return f"jax {jax.__version__} lacks a part that it needs: {error}"
+
 
 # {name in the config: implementation}, from the slowest to the fastest
 IMPLEMENTATIONS = {
@@ -58,7 +66,12 @@ IMPLEMENTATIONS = {
         slowdown="without the C++ kernels a training step takes a quarter longer, and sampling and "
         "the start of training twice as long",
     ),
-    "pallas": Implementation(("gpu", "Gpu"), "gpu", alone=True),
+    "pallas": Implementation(
+        ("gpu", "Gpu"),
+        "gpu",
+        alone=True,
+        slowdown="without the Pallas kernels a training step on a GPU moves more memory",
+    ),
 }
 AUTO = "auto"
 NAMES = (AUTO, *IMPLEMENTATIONS)
@@ -80,10 +93,9 @@ def choose(name: str, devices: Sequence[Any]) -> Ops:
         return IMPLEMENTATIONS[name].make() if devices else Portable()
     for one in reversed(IMPLEMENTATIONS.values()):
         if one.supports(devices):
-            ops = one.make()
-            if not ops.problem():
-                return ops
-            _report_slowdown(one.slowdown, ops.problem())
+            if not (problem := one.problem()):
+                return one.make()
+            _report_slowdown(one.slowdown, problem)
     raise AssertionError("Portable runs on all devices")
 
 
@@ -97,7 +109,7 @@ def _problem(name, devices):
     one = IMPLEMENTATIONS[name]
     if devices and not one.supports(devices):
         return f"it runs on {one.where()}, not on {len(devices)} ({devices[0].platform})"
-    return one.make().problem()
+    return one.problem()
 
 
 @cache

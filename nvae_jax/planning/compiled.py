@@ -3,8 +3,11 @@ memory, collectives and kernels."""
 
 import re
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import jax
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from ml_collections import ConfigDict
 
 from nvae_jax import build, sharding
@@ -83,8 +86,25 @@ def _lower_step(config, topology):
     size, micro_batches = experiment.loop.batch_size, experiment.loop.accumulation_steps
     sharding.check_batch_size(experiment.mesh, size, "train.batch_size", micro_batches)
     step = experiment.train_step()
-    traced = step.trace(experiment.abstract_state(), experiment.abstract_images())
-    return traced.lower(lowering_platforms=(topology.platform,))
+    arguments = experiment.abstract_state(), experiment.abstract_images()
+    device = topology.devices()[0]
+    with lowering_for(device.device_kind, device.platform):
+        return step.trace(*arguments).lower(lowering_platforms=(topology.platform,))
+
+
+def lowering_for(device_kind: str, platform: str) -> AbstractContextManager:
+    """Within it, Pallas kernels are traced and lowered for a device that need not be here.
+
+    From version 0.12 on, jax refuses them without it.
+
+    Args:
+      device_kind: the device's name, as in `jax.Device.device_kind`.
+      platform: "gpu" or "tpu".
+    """
+    if jax.__version_info__ < (0, 12):
+        return nullcontext()
+    device = AbstractDevice(device_kind, num_cores=None, platform=platform)
+    return use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
 
 
 def report(config: ConfigDict, topology: Topology) -> tuple[list[str], bool]:
