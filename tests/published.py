@@ -4,6 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -11,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from nvae_jax import build, objective, regularizers, steps
 from nvae_jax.interop import published_names, torch_checkpoint
 from nvae_jax.models.kernels import effective_kernels
+from nvae_jax.models.nvae import NVAE
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_NAMES = ("bernoulli_2scale", "logistic_mixture_flow", "deep_5bit_flow2")
@@ -74,15 +76,9 @@ class Model:
                 name = next(n for n in leaf.names if n in self.golden.state)
                 yield name, array if leaf.index is None else array[leaf.index], leaf.layout
 
-    def forward(self, variables, train):
-        """The model's outputs at the golden noise."""
-        return self.model.apply(
-            variables,
-            self.images,
-            train=train,
-            noise=self.golden.noise,
-            mutable=["batch_stats"],
-        )[0]
+    def forward(self, variables):
+        """The model's outputs at the golden noise, with the running statistics."""
+        return self.model.apply(variables, self.images, noise=self.golden.noise)
 
     def sample(self, variables):
         """Logits of a draw from the prior at temperature 0.7."""
@@ -91,24 +87,35 @@ class Model:
         )
 
     def training_pass(self, params):
-        """((loss, its auxiliary results), gradients) at the golden β and λ."""
+        """((loss, its auxiliary results and the model's outputs), gradients) at the golden noise, β
+        and λ."""
         meta = self.golden.meta
         alpha = objective.balance_alpha(self.model.hierarchy)
         kernels = jax.eval_shape(partial(effective_kernels, self.model), params)
         vectors = regularizers.init_spectral_vectors(jax.random.key(0), kernels)
 
         def loss(params):
-            return steps.training_loss(
-                self.model,
-                self.likelihood,
-                {**self.variables, "params": params},
-                self.images,
-                spectral=vectors,
-                rounds=400,  # the golden penalty is that of converged vectors
-                alpha=alpha,
-                beta=meta["kl_coeff"],
-                weight=meta["spectral_coeff"],
-                noise=self.golden.noise,
-            )
+            outputs = []
+
+            def keep_outputs(method, args, kwargs, context):
+                result = method(*args, **kwargs)
+                if isinstance(context.module, NVAE):
+                    outputs.append(result)
+                return result
+
+            with nn.intercept_methods(keep_outputs):
+                value, aux = steps.training_loss(
+                    self.model,
+                    self.likelihood,
+                    {**self.variables, "params": params},
+                    self.images,
+                    spectral=vectors,
+                    rounds=400,  # the golden penalty is that of converged vectors
+                    alpha=alpha,
+                    beta=meta["kl_coeff"],
+                    weight=meta["spectral_coeff"],
+                    noise=self.golden.noise,
+                )
+            return value, (*aux, outputs[-1])
 
         return jax.value_and_grad(loss, has_aux=True)(params)

@@ -28,7 +28,7 @@ def test_every_example_has_a_test_and_is_short():
 def test_own_data_and_loop(example, capsys):
     images = example["squares"](40)
     assert images.shape == (40, 16, 16, 1) and set(np.unique(images)) == {0, 1}
-    config = tiny_config(model={"unroll": 1})
+    config = tiny_config(model={"unroll": 1, "num_scales": 1})
     model, variables, nats = example["train"](config, images, num_steps=8, batch_size=8)
     begun = model.init(jax.random.key(0), images)
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, begun)

@@ -104,7 +104,8 @@ def test_peak_memory_of_loops_and_calls_is_counted_exactly():
 
 @pytest.fixture(scope="module")
 def estimator():
-    return estimate.Estimator(tiny_config())
+    wide = {"num_scales": 1, "encoder_width": 16, "decoder_width": 16}  # enough to be shared
+    return estimate.Estimator(tiny_config(model=wide))
 
 
 def test_the_size_of_the_training_state_is_exact(estimator):
