@@ -34,9 +34,10 @@ PRECISIONS = {
     "highest": jax.lax.Precision.HIGHEST,
 }
 UNROLL_ALL = 10**6
-# On CPU and GPU groups are unrolled by default, because loops copy the arrays that they stack. With
-# more groups than this they are loops there too, because unrolled they would compile for minutes.
-MAX_UNROLLED_GROUPS = 32
+# On CPU and GPU groups are unrolled by default, because loops copy the arrays that they stack: of
+# celeba64's 35 groups a GPU makes 8,778 kernels instead of 22,319. Models of more groups than these
+# run them in loops there too, because unrolled they compile for twice as long. TPUs always do.
+MAX_UNROLLED_GROUPS = {"cpu": 32, "gpu": 35}
 
 
 def _with_checked_config(function):
@@ -79,7 +80,7 @@ def build_model(config: ConfigDict, devices: Devices | None = None) -> NVAE:
         output_channels=likelihoods.num_params(
             model.likelihood, config.data.channels, model.num_mixtures
         ),
-        unroll=model.unroll or _default_unroll(hierarchy),
+        unroll=model.unroll or _default_unroll(hierarchy, devices),
         remat=_one_of(remat.POLICIES, "model.remat", model.remat),
         dtype=_choose(DTYPES, "model.dtype", model.dtype),
         precision=_choose(PRECISIONS, "model.precision", model.precision),
@@ -90,9 +91,10 @@ def build_model(config: ConfigDict, devices: Devices | None = None) -> NVAE:
     )
 
 
-def _default_unroll(hierarchy):
-    few = sum(hierarchy.groups) <= MAX_UNROLLED_GROUPS
-    return UNROLL_ALL if few and jax.default_backend() in ("cpu", "gpu") else 1
+def _default_unroll(hierarchy, devices):
+    platform = devices[0].platform if len(devices) else jax.default_backend()
+    few = sum(hierarchy.groups) <= MAX_UNROLLED_GROUPS.get(platform, 0)
+    return UNROLL_ALL if few else 1
 
 
 @_with_checked_config

@@ -175,6 +175,18 @@ def test_contradictory_values_are_refused_without_building_anything(changes, mes
         schema.changed(digits.get_config(), changes)
 
 
+@pytest.mark.parametrize(
+    ("platform", "unrolled"),
+    [("cpu", {"mnist", "cifar10"}), ("gpu", {"mnist", "cifar10", "celeba64"}), ("tpu", set())],
+)
+def test_groups_are_unrolled_where_the_devices_compile_that_soon(platform, unrolled):
+    for name in ("mnist", "cifar10", "celeba64", "ffhq256"):
+        config = load(name)
+        config.model.unroll = 0
+        model = build.build_model(config, [SimpleNamespace(platform=platform)])
+        assert (model.unroll > 1) == (name in unrolled), name
+
+
 def test_without_the_triton_backend_of_pallas_a_gpu_runs_plain_jax(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("nvae_jax.ops.gpu")]:
         monkeypatch.delitem(sys.modules, name)

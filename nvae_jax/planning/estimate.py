@@ -115,15 +115,16 @@ class Estimator:
 
     def _traceable(self, dtype, remat):
         config = self._config.copy_and_resolve_references()
-        config.model.update(dtype=dtype, remat=remat, norm_groups=1)
+        # Loops over groups are traced much faster than unrolled groups.
+        unroll = config.model.unroll or 1
+        config.model.update(dtype=dtype, remat=remat, norm_groups=1, unroll=unroll)
         config.mesh.update(data=-1, fsdp=1)
         config.train.update(batch_size=EXAMPLES, accumulation_steps=1)
         return build.build(config, jax.devices()[:1]).portable()
 
 
 def planning_config(config: ConfigDict) -> ConfigDict:
-    """Returns a copy of the config for planning, in which latent groups run in loops, as on
-    accelerators.
+    """Returns a locked copy of the config with the image shape.
 
     Raises:
       ValueError: if the config does not contain the image shape.
@@ -133,9 +134,7 @@ def planning_config(config: ConfigDict) -> ConfigDict:
             "the config takes its image shape from the data; for planning set it, for example "
             "--config.data.image_size=64 --config.data.channels=3"
         )
-    config = build.resolve(config).copy_and_resolve_references()
-    config.model.unroll = config.model.unroll or 1
-    return config.lock()
+    return build.resolve(config).copy_and_resolve_references().lock()
 
 
 def planned_mesh(devices: int, fsdp: int, data: int = -1) -> AbstractMesh:

@@ -1,10 +1,12 @@
 """GPUs by name, and the report of a step compiled for them."""
 
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 
-from nvae_jax.planning import compiled, gpu, topology
+from nvae_jax import build
+from nvae_jax.planning import compiled, estimate, gpu, topology
 from nvae_jax.planning.collectives import Collectives
 from nvae_jax.planning.kernels import KernelCounts
 from tests.conftest import tiny_config
@@ -45,6 +47,11 @@ def test_the_description_of_a_card_for_the_compiler_has_its_numbers(kind):
     assert f"core_count: {card.cores}" in text and text.count("{") == text.count("}")
     assert f"memory_bandwidth: {card.bandwidth} device_memory_size: {card.memory}" in text
     assert f"major: {card.capability[0]} minor: {card.capability[1]}" in text
+
+
+def test_the_step_that_is_planned_has_the_groups_unrolled_as_on_the_card():
+    config = estimate.planning_config(tiny_config(model={"unroll": 0}))
+    assert build.build_model(config, [SimpleNamespace(platform="gpu")]).unroll > 1
 
 
 def report(monkeypatch, name, gigabytes):
