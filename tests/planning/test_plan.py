@@ -104,7 +104,7 @@ def test_peak_memory_of_loops_and_calls_is_counted_exactly():
 
 @pytest.fixture(scope="module")
 def estimator():
-    wide = {"num_scales": 1, "encoder_width": 16, "decoder_width": 16}  # enough to be shared
+    wide = {"num_scales": 1, "encoder_width": 16, "decoder_width": 16}  # large enough to be sharded
     return estimate.Estimator(tiny_config(model=wide))
 
 
