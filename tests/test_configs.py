@@ -177,10 +177,10 @@ def test_contradictory_values_are_refused_without_building_anything(changes, mes
 
 @pytest.mark.parametrize(
     ("platform", "unrolled"),
-    [("cpu", {"mnist", "cifar10"}), ("gpu", {"mnist", "cifar10", "celeba64"}), ("tpu", set())],
+    [("cpu", {"mnist", "cifar10", "imagenet32"}), ("gpu", set(PUBLISHED)), ("tpu", set())],
 )
 def test_groups_are_unrolled_where_the_devices_compile_that_soon(platform, unrolled):
-    for name in ("mnist", "cifar10", "celeba64", "ffhq256"):
+    for name in PUBLISHED:
         config = load(name)
         config.model.unroll = 0
         model = build.build_model(config, [SimpleNamespace(platform=platform)])
