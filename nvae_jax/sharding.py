@@ -184,6 +184,8 @@ def is_sharded(mesh: Mesh | AbstractMesh, array: Any) -> bool:
 def constrain(mesh: Mesh, tree: Any) -> Any:
     """Inside a program, constrains arrays and their gradients to the shardings of
     `state_shardings`."""
+    if mesh.size == 1:
+        return tree  # one device has everything
     return jax.lax.with_sharding_constraint(tree, state_shardings(mesh, tree))
 
 
