@@ -126,7 +126,7 @@ def test_the_state_after_one_step_equals_the_published_one(model, training):
     # published gradient is known, it is used, so that the optimiser itself is what is compared.
     grads = with_published(model, grads)
     updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
-    trees = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+    trees = {"params": jax.jit(optax.apply_updates)(params, updates), "batch_stats": batch_stats}
     published, checked = golden.group("after_step"), set()
     for name, ours, layout in model.published_names(trees):
         if name in published:

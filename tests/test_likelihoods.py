@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,15 @@ def random_logits(channels, batch=2, size=4, scale=1.0, seed=0):
     return jnp.asarray(scale * rng.normal(size=(batch, size, size, channels)), jnp.float32)
 
 
+def call(method, make, logits, *arguments):
+    """A method of the distribution that `make` makes of logits, as one compiled program."""
+    return jax.jit(lambda logits, *given: getattr(make(logits), method)(*given))(logits, *arguments)
+
+
+def mixture(**options):
+    return partial(likelihoods.make, "logistic_mixture", **options)
+
+
 def sigmoid(x):
     return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
@@ -23,7 +34,7 @@ def test_logistic_mixture_sums_to_one_over_all_colours(num_bits):
     levels = np.arange(2**num_bits) / (2**num_bits - 1)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 1, 1, 3)
     logits = jnp.broadcast_to(random_logits(30, 1, 1), (len(grid), 1, 1, 30))
-    log_prob = likelihoods.make("logistic_mixture", logits, num_bits=num_bits).log_prob(grid)
+    log_prob = call("log_prob", mixture(num_bits=num_bits), logits, grid)
     np.testing.assert_allclose(np.exp(np.asarray(log_prob, np.float64)).sum(), 1.0, rtol=1e-4)
 
 
@@ -37,8 +48,10 @@ def one_component(means, log_scales, coefficients=(0.0, 0.0, 0.0)):
 def test_log_scales_have_a_floor():
     x = jnp.full((1, 1, 1, 3), 128 / 255)
     means = np.full(3, 2 * 128 / 255 - 1)
-    at_floor = LogisticMixture(one_component(means, np.full(3, -7.0))).log_prob_pixels(x)
-    below = LogisticMixture(one_component(means, np.full(3, -20.0))).log_prob_pixels(x)
+    at_floor, below = (
+        call("log_prob_pixels", LogisticMixture, one_component(means, np.full(3, scale)), x)
+        for scale in (-7.0, -20.0)
+    )
     np.testing.assert_allclose(below, at_floor)
     mass = sigmoid(np.exp(7) / 255) - sigmoid(-np.exp(7) / 255)
     np.testing.assert_allclose(at_floor, 3 * np.log(mass), rtol=1e-4)
@@ -49,7 +62,8 @@ def test_far_from_every_mean_the_density_replaces_the_mass_of_the_bin():
     x = jnp.full((1, 1, 1, 3), 0.25)
     centred = np.exp(5.0) * (2 * 0.25 - 1 - 0.9)
     density = centred + 5.0 - 2 * np.logaddexp(0, centred)
-    value = LogisticMixture(one_component(np.full(3, 0.9), np.full(3, -5.0))).log_prob_pixels(x)
+    logits = one_component(np.full(3, 0.9), np.full(3, -5.0))
+    value = call("log_prob_pixels", LogisticMixture, logits, x)
     np.testing.assert_allclose(value, 3 * (density - np.log(255 / 2)), rtol=1e-5)
 
 
@@ -57,7 +71,8 @@ def test_far_from_every_mean_the_density_replaces_the_mass_of_the_bin():
 def test_outermost_bins_reach_to_infinity(x, sign):
     image = jnp.full((1, 1, 1, 3), x)
     edge = sign * (2 * x - 1 + sign / 255 - 0.1) / np.exp(-1.0)
-    value = LogisticMixture(one_component(np.full(3, 0.1), np.full(3, -1.0))).log_prob_pixels(image)
+    logits = one_component(np.full(3, 0.1), np.full(3, -1.0))
+    value = call("log_prob_pixels", LogisticMixture, logits, image)
     np.testing.assert_allclose(value, 3 * np.log(sigmoid(edge)), rtol=1e-5)
 
 
@@ -72,24 +87,23 @@ def test_green_and_blue_depend_on_the_channels_before():
 
 def test_mixture_sample_frequencies_match_the_probabilities():
     logits = jnp.broadcast_to(random_logits(30, 1, 1, scale=2.0), (20_000, 1, 1, 30))
-    distribution = likelihoods.make("logistic_mixture", logits, num_bits=2)
-    samples = np.asarray(distribution.sample(jax.random.key(0)))
+    samples = np.asarray(call("sample", mixture(num_bits=2), logits, jax.random.key(0)))
     levels = np.round(samples * 3)[:, 0, 0]
     for colour in ([0, 0, 0], [3, 3, 3], [0, 3, 3], [1, 2, 3], [3, 0, 0], [3, 3, 0]):
         x = jnp.asarray(np.array(colour) / 3, jnp.float32)[None, None, None]
-        expected = np.exp(likelihoods.make("logistic_mixture", logits[:1], num_bits=2).log_prob(x))
+        expected = np.exp(call("log_prob", mixture(num_bits=2), logits[:1], x))
         np.testing.assert_allclose((levels == colour).all(-1).mean(), expected[0], atol=0.012)
 
 
 def test_a_lower_temperature_gives_narrower_samples():
     logits = jnp.broadcast_to(one_component(np.zeros(3), np.full(3, -2.0)), (5000, 1, 1, 10))
-    distribution = likelihoods.make("logistic_mixture", logits)
-    warm, cold = (np.std(distribution.sample(jax.random.key(0), t)) for t in (1.0, 0.5))
+    key = jax.random.key(0)
+    warm, cold = (np.std(call("sample", mixture(), logits, key, t)) for t in (1.0, 0.5))
     np.testing.assert_allclose(cold / warm, 0.5, rtol=0.05)
 
 
 def grey(logits, **options):
-    return likelihoods.make("logistic_mixture", logits, channels=1, **options)
+    return mixture(channels=1, **options)(logits)
 
 
 def grey_levels(num_bits):
@@ -102,7 +116,7 @@ def grey_levels(num_bits):
 def test_grey_mixture_sums_to_one_over_all_values(num_bits, scale):
     levels = grey_levels(num_bits)
     logits = jnp.broadcast_to(random_logits(30, 1, 1, scale), (len(levels), 1, 1, 30))
-    log_prob = grey(logits, num_bits=num_bits).log_prob(levels)
+    log_prob = call("log_prob", partial(grey, num_bits=num_bits), logits, levels)
     np.testing.assert_allclose(np.exp(np.asarray(log_prob, np.float64)).sum(), 1.0, rtol=1e-3)
 
 
@@ -112,7 +126,8 @@ def test_a_grey_mixture_of_more_than_eight_bits_is_exact_in_float32(num_bits, lo
     """All values sum to one, and each log-probability is that of sums in float64."""
     levels, logits = grey_levels(num_bits), random_logits(30, 1, 1).at[..., 20:].add(log_scale)
     tiled = jnp.broadcast_to(logits, (len(levels), 1, 1, 30))
-    log_prob = np.asarray(grey(tiled, num_bits=num_bits).log_prob(levels), np.float64)
+    log_prob = call("log_prob", partial(grey, num_bits=num_bits), tiled, levels)
+    log_prob = np.asarray(log_prob, np.float64)
     np.testing.assert_allclose(np.exp(log_prob).sum(), 1.0, atol=1e-4)
     weights, means, scales = np.split(np.asarray(logits[0, 0, 0], np.float64), 3)
     scales = np.exp(np.maximum(scales, -7 - np.log(2) * (num_bits - 8)))
@@ -135,7 +150,8 @@ def test_colours_of_more_than_eight_bits_have_every_value(num_bits):
     levels = grey_levels(num_bits)
     same = one_component(np.full(3, 0.9), np.full(3, -2.0))
     tiled = jnp.broadcast_to(same, (len(levels), 1, 1, 10))
-    log_prob = LogisticMixture(tiled, num_bits).log_prob_pixels(jnp.tile(levels, 3))
+    make = partial(LogisticMixture, num_bits=num_bits)
+    log_prob = call("log_prob_pixels", make, tiled, np.tile(levels, 3))
     total = np.exp(np.asarray(log_prob, np.float64) / 3).sum()
     assert total > 1.05 if num_bits == 8 else abs(total - 1) < 1e-5
 
@@ -150,15 +166,17 @@ def test_a_grey_mixture_equals_one_computed_by_hand():
     cdf = sigmoid((edges[..., None] - [-0.2, 0.4]) / np.exp([-1.0, -2.0]))
     expected = np.log((cdf[:, 1] - cdf[:, 0]) @ [0.25, 0.75])
     tiled = jnp.broadcast_to(logits, (3, 1, 1, 6))
-    np.testing.assert_allclose(grey(tiled, num_bits=5).log_prob(x), expected, rtol=1e-4)
+    found = call("log_prob", partial(grey, num_bits=5), tiled, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_grey_sample_frequencies_match_the_probabilities():
     logits = jnp.broadcast_to(random_logits(30, 1, 1, scale=2.0), (20_000, 1, 1, 30))
-    samples = np.asarray(grey(logits, num_bits=2).sample(jax.random.key(0)))
+    make = partial(grey, num_bits=2)
+    samples = np.asarray(call("sample", make, logits, jax.random.key(0)))
     assert samples.shape == (20_000, 1, 1, 1) and 0 <= samples.min() and samples.max() <= 1
     found = np.bincount(np.round(samples * 3).astype(int).ravel(), minlength=4) / len(samples)
-    expected = np.exp(grey(logits[:4], num_bits=2).log_prob(grey_levels(2)))
+    expected = np.exp(call("log_prob", make, logits[:4], grey_levels(2)))
     np.testing.assert_allclose(found, expected, atol=0.015)
 
 
@@ -175,7 +193,7 @@ def test_a_grey_mixture_has_the_right_mean_and_shapes():
 
 
 def test_grey_gradients_are_finite_far_from_every_mean():
-    gradient = jax.grad(lambda logits: grey(logits).log_prob(grey_levels(8)).sum())
+    gradient = jax.jit(jax.grad(lambda logits: grey(logits).log_prob(grey_levels(8)).sum()))
     for scale in (1.0, 30.0):
         assert np.isfinite(gradient(random_logits(30, 256, 1, scale))).all()
 

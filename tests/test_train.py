@@ -27,7 +27,7 @@ class PowerCut(BaseException):
 
 def config_for(**sections):
     sections.setdefault("train", {"num_steps": STEPS, "batch_size": 16})
-    return tiny_config(model={"unroll": 1}, **sections)
+    return tiny_config(model={"unroll": 1, "num_scales": 1}, **sections)
 
 
 def saved(workdir, config):
@@ -63,7 +63,7 @@ def test_rows_have_the_documented_names(whole, undocumented):
     assert not undocumented(name for row in found for name in row)
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
     names = (
-        "nelbo loss kl reconstruction kl_group_00 kl_group_03 active_units spectral bn "
+        "nelbo loss kl reconstruction kl_group_00 kl_group_01 active_units spectral bn "
         "learning_rate beta"
     )
     wanted = {f"train/{name}" for name in names.split()} | set(reporting.TIMES)
@@ -71,7 +71,7 @@ def test_rows_have_the_documented_names(whole, undocumented):
     row = found[-1]
     total = row["train/reconstruction"] + row["train/kl"]
     np.testing.assert_allclose(row["train/nelbo"], total, rtol=1e-6)
-    groups = sum(row[f"train/kl_group_{i:02d}"] for i in range(4))
+    groups = sum(row[f"train/kl_group_{i:02d}"] for i in range(2))
     np.testing.assert_allclose(groups, row["train/kl"], rtol=1e-5)
     # β and γ are 1, so the objective is the NELBO plus the regularisers.
     regularizers = 1e-2 * (row["train/spectral"] + row["train/bn"])
@@ -219,7 +219,7 @@ def test_rows_after_the_last_checkpoint_are_written_once(tmp_path, whole, monkey
 
 def test_nan_updates_are_skipped_and_counted_and_many_end_the_run(tmp_path, monkeypatch, capsys):
     config = config_for(
-        train={"num_steps": 20, "batch_size": 16, "max_nonfinite_steps": 3},
+        train={"num_steps": STEPS, "batch_size": 16, "max_nonfinite_steps": 2},
         checkpoint={"every_steps": 2},
     )
     take = pipeline.TrainIterator.__next__
@@ -233,7 +233,7 @@ def test_nan_updates_are_skipped_and_counted_and_many_end_the_run(tmp_path, monk
         return batch
 
     monkeypatch.setattr(pipeline.TrainIterator, "__next__", poisoned)
-    message = "step 7: reconstruction is not finite, for 3 steps in a row; last .* step 4"
+    message = "step 6: reconstruction is not finite, for 2 steps in a row; last .* step 4"
     with pytest.raises(FloatingPointError, match=message):
         train.train(config, tmp_path / "run")
     assert "step 5: reconstruction" in capsys.readouterr().out
@@ -307,13 +307,13 @@ def test_the_step_before_an_error_is_saved_before_it_is_raised(tmp_path, whole, 
 
 def test_clipped_steps_between_rows_are_counted(tmp_path):
     def clipped(name, every):
-        config = config_for(optimizer={"gradient_clip": 165.0}, log={"every_steps": every})
+        config = config_for(optimizer={"gradient_clip": 100.0}, log={"every_steps": every})
         train.train(config, tmp_path / name)
         return {row["step"]: row for row in rows(tmp_path / name)}
 
     each, some = clipped("each", 1), clipped("some", 3)
     found = [each[step]["train/clipped_fraction"] for step in range(1, STEPS + 1)]
-    assert found == [float(each[s]["train/gradient_norm"] > 165.0) for s in range(1, STEPS + 1)]
+    assert found == [float(each[s]["train/gradient_norm"] > 100.0) for s in range(1, STEPS + 1)]
     assert 0 < sum(found) < STEPS
     assert some[6]["train/clipped_fraction"] == pytest.approx(np.mean(found[3:6]))
 
@@ -344,23 +344,15 @@ def test_images_per_second_counts_only_training(tmp_path, monkeypatch):
     assert found == pytest.approx([4.0, 8.0, 12.0, 8.0])
 
 
-def test_a_bad_batch_changes_only_the_step_number(tiny):
-    from nvae_jax import steps
-
-    experiment, state, images = tiny
-    update = jax.jit(
-        steps.make_train_step(
-            experiment.model.clone(unroll=1),
-            experiment.likelihood,
-            experiment.objective,
-            experiment.optimizer,
-            experiment.learning_rate,
-        )
-    )
+def test_a_bad_batch_changes_only_the_step_number():
+    experiment = build.build(config_for())
+    images = (np.random.default_rng(0).random((16, *experiment.image_shape)) > 0.5).astype("f4")
+    state, update = experiment.create_state(images), experiment.train_step()
+    before = jax.tree.map(np.array, state)  # a step overwrites the arrays that it is given
     after, metrics = update(state, images * np.nan)
-    assert int(after.nonfinite_steps) == 1 and int(after.step) == int(state.step) + 1
+    assert int(after.nonfinite_steps) == 1 and int(after.step) == int(before.step) + 1
     for name in ("params", "batch_stats", "opt_state", "spectral"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
     good, _ = update(after, images)
     assert int(good.nonfinite_steps) == 0
 

@@ -12,8 +12,8 @@ def test_each_half_is_autoregressive(flipped, latents):
     """dz'[i] / dz[j] is the identity at i = j and 0 for every j after i in the order."""
     half = flows.FlowHalf(flipped)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 4, latents)), jnp.float32)
-    variables = half.init(jax.random.key(0), z)
-    jacobian = jax.jacobian(lambda v: half.apply(variables, v)[0])(z)[:, :, :, 0]
+    variables = jax.jit(half.init)(jax.random.key(0), z)
+    jacobian = jax.jit(jax.jacobian(lambda v: half.apply(variables, v)[0]))(z)[:, :, :, 0]
     positions = 12
     jacobian = np.asarray(jacobian).reshape(positions, latents, positions, latents)
     if flipped:
@@ -27,7 +27,7 @@ def test_each_half_is_autoregressive(flipped, latents):
 def test_the_first_output_depends_on_no_input_and_the_last_on_all_before_it():
     half = flows.FlowHalf(False)
     z = jnp.ones((1, 5, 5, 2))
-    variables = half.init(jax.random.key(0), z)
+    variables = jax.jit(half.init)(jax.random.key(0), z)
 
     def seen(row, column, channel):
         gradient = jax.grad(lambda v: half.apply(variables, v)[0, row, column, channel])(z)
@@ -40,7 +40,7 @@ def test_the_first_output_depends_on_no_input_and_the_last_on_all_before_it():
 def test_a_new_flow_is_close_to_the_identity():
     z = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 4)), jnp.float32)
     half = flows.FlowHalf(False)
-    params = half.init(jax.random.key(0), z)["params"]
+    params = jax.jit(half.init)(jax.random.key(0), z)["params"]
     kernel = params["conv_out"]["kernel"] * flows.causal_mask(
         (1, 1, 24, 4), strict=False, flipped=False, latent_channels=4
     )

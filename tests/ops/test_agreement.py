@@ -21,9 +21,7 @@ def train(ops):
         model={
             "num_scales": 1,
             "num_groups": 2,
-            "process_blocks": 1,
-            "encoder_cells_per_group": 1,
-            "decoder_cells_per_group": 1,
+            "encoder_cell": "residual_elu",  # the decoder has cells with batch norm
             "encoder_width": 4,
             "decoder_width": 4,
             "precision": "highest",

@@ -53,7 +53,7 @@ def in_parts(x, kernels, norms, *, stride=1, upsample=False):
 def reference(case, k=5, function=None, **options):
     with jax.enable_x64(True):
         run = partial(in_parts, **options)
-        found = (function(run) if function else run)(*arrays(case, k))
+        found = jax.jit(function(run) if function else run)(*arrays(case, k))
         assert all(a.dtype == jnp.float64 for a in jax.tree.leaves(found))
         return found
 
@@ -83,8 +83,8 @@ def test_values_equal_those_of_the_separate_operations(case, ops):
 @pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 7])
 def test_every_kernel_size_gives_the_values_of_the_separate_operations(k, upsample, ops):
-    case, run = CASES[0], ops.inverted_residual
-    found = run(*arrays(case, k, np.float32), upsample=upsample)
+    case, run = CASES[0], jax.jit(partial(ops.inverted_residual, upsample=upsample))
+    found = run(*arrays(case, k, np.float32))
     check(found, reference(case, k, upsample=upsample))
 
 
@@ -104,7 +104,7 @@ def test_gradients_equal_those_of_the_separate_operations(ops, upsample):
     case = ((8, 8, 8, 5), 30, 6)
 
     run = partial(ops.inverted_residual, upsample=upsample)
-    found = gradients(run)(*arrays(case, dtype=np.float32))
+    found = jax.jit(gradients(run))(*arrays(case, dtype=np.float32))
     check(found, reference(case, function=gradients, upsample=upsample), 1e-4)
 
 

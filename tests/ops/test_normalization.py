@@ -33,8 +33,13 @@ def arrays(dtype=np.float64, shape=(3, 4, 5, 6)):
 
 
 def with_gradients(function, given, g):
-    y, pullback = jax.vjp(function, *given)
-    return y, *pullback(g)
+    """The values and gradients of `function`, by one compiled program."""
+
+    def run(given, g):
+        y, pullback = jax.vjp(function, *given)
+        return y, *pullback(g)
+
+    return jax.jit(run)(given, g)
 
 
 def ours(*given, ops, activation=None):
@@ -47,7 +52,7 @@ def test_values_and_gradients_equal_those_in_float64(wrap, ops):
     with jax.enable_x64(True):
         expected = with_gradients(reference, *arrays())
     function = wrap(partial(ours, ops=ops))
-    found = jax.jit(lambda *a: with_gradients(function, *a))(*arrays(np.float32))
+    found = with_gradients(function, *arrays(np.float32))
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
@@ -79,7 +84,7 @@ def test_a_fused_activation_gives_the_same_values_and_gradients(wrap, activation
         expected = with_gradients(lambda *a: activation(reference(*a)), given, g)
     *given, g = (a.astype(np.float32) for a in (*given, g))
     function = wrap(lambda *a: ops.batch_norm(*a, EPSILON, activation=activation)[0])
-    found = jax.jit(lambda *a: with_gradients(function, *a))(given, g)
+    found = with_gradients(function, given, g)
     for a, b in zip(map(np.asarray, found), map(np.asarray, expected), strict=True):
         # Each channel is compared alone, since they differ by orders of magnitude.
         axes = tuple(range(b.ndim - 1))
@@ -117,7 +122,7 @@ def test_long_sums_have_small_rounding_errors(ops):
             with_gradients(lambda *a: swish(reference(*a)), wide, np.float64(g))[3]
         )
     function = partial(ours, ops=ops, activation=swish)
-    found = jax.jit(lambda *a: with_gradients(function, *a))(given, g)
+    found = with_gradients(function, given, g)
     dx, dbias = (np.asarray(found[i], np.float64) for i in (1, 3))
     total = np.abs(g).sum((0, 1, 2))
     assert (np.abs(dbias - expected) <= 1e-7 * total).all()

@@ -26,17 +26,22 @@ def given():
     return (kernels, log_scales), gradients
 
 
-def with_gradients(function, arrays, gradients):
-    values, pullback = jax.vjp(function, *arrays)
-    return values, pullback(gradients)
+def compiled(function):
+    """A function to the values of `function` and its gradients."""
+
+    def with_gradients(arrays, gradients):
+        values, pullback = jax.vjp(function, *arrays)
+        return values, pullback(gradients)
+
+    return jax.jit(with_gradients)
 
 
 def test_values_and_gradients_equal_those_in_float64():
     with jax.enable_x64(True):
-        expected = jax.tree.map(np.asarray, with_gradients(reference, *given()))
+        expected = jax.tree.map(np.asarray, compiled(reference)(*given()))
 
     arrays = jax.tree.map(lambda a: a.astype(np.float32), given())
-    found = jax.jit(lambda *a: with_gradients(weight_norm, *a))(*arrays)
+    found = compiled(weight_norm)(*arrays)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

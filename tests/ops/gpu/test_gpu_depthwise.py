@@ -40,8 +40,8 @@ def test_values_and_gradients_equal_float64_references(
     options = dict(geometry=geometry, precision=None)
     y = jax.jit(partial(getattr(gpu, name), interpret=True, **options))(*given)
     with jax.enable_x64(True):
-        given = (jnp.asarray(np.asarray(v, np.float64)) for v in given)
-        want = np.asarray(getattr(shifted, name)(*given, **options))
+        given = (np.asarray(v, np.float64) for v in given)
+        want = np.asarray(jax.jit(partial(getattr(shifted, name), **options))(*given))
     assert y.dtype == (jnp.float32 if name == "kernel_grad" else dtype)
     np.testing.assert_allclose(
         np.asarray(y, np.float64), want, rtol=0, atol=tolerance * abs(want).max()

@@ -39,8 +39,13 @@ def fused(*arrays, upsample):
 
 
 def with_gradients(function, given, g):
-    y, pullback, moments = jax.vjp(function, *given, has_aux=True)
-    return y, moments, pullback(g)
+    """The values, moments and gradients of `function`, by one compiled program."""
+
+    def run(given, g):
+        y, pullback, moments = jax.vjp(function, *given, has_aux=True)
+        return y, moments, pullback(g)
+
+    return jax.jit(run)(given, g)
 
 
 def norm(rng, c, mean):
