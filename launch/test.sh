@@ -38,6 +38,8 @@ if [[ -n $torch ]]; then
   .venv/bin/python -c "import torch" 2>/dev/null ||
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
 fi
+# Tests start hundreds of processes, each of which would compile the sources of every module.
+unset PYTHONDONTWRITEBYTECODE
 # One more than there are cores, because some tests wait for servers and other processes.
 workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
 exec .venv/bin/python -m pytest -n "$((workers < 4 ? workers : 4))" \

@@ -9,9 +9,15 @@ import pytest
 
 import nvae_jax
 from tests.conftest import tiny_config
-from tests.tools.conftest import make_run, tiny_run_config, workdir  # noqa: F401
+from tests.tools.conftest import make_run, tiny_run_config  # noqa: F401
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, make_run):  # noqa: F811
+    """The run directory of a small model."""
+    return make_run(tmp_path_factory.mktemp("examples") / "run", model={"num_scales": 1})
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def test_own_data_and_loop(example, capsys):
     assert np.isfinite(nats) and nats < first
 
 
-def test_fine_tune(example, workdir, tmp_path):  # noqa: F811
+def test_fine_tune(example, workdir, tmp_path):
     before = nvae_jax.load(workdir)
     images = example["inverted"](before, 12)
     assert images.dtype == np.uint8 and images.shape == (12, 16, 16, 1)
@@ -47,7 +53,7 @@ def test_fine_tune(example, workdir, tmp_path):  # noqa: F811
     assert 0 < max(change) < 0.01  # small steps, from where the old run was
 
 
-def test_latents_to_scikit_learn(example, workdir):  # noqa: F811
+def test_latents_to_scikit_learn(example, workdir):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     run, (images, labels) = nvae_jax.load(workdir), example["digits"]()
     images, labels = images[:160], labels[:160]
