@@ -77,8 +77,17 @@ def names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("[a-z]*.py"))
 
 
+class _SourceLoader(machinery.SourceFileLoader):
+    """Compiles the source at each load. Cached bytecode would lie beside the user's file, and would
+    be taken for current if the file was changed within the second to one of the same length."""
+
+    def get_code(self, fullname):
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _run(path):
-    loader = machinery.SourceFileLoader("config", str(path))
+    loader = _SourceLoader("config", str(path))
     spec = util.spec_from_loader("config", loader)
     assert spec is not None  # it is None only without a loader
     module = util.module_from_spec(spec)

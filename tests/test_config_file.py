@@ -1,5 +1,6 @@
 """Config files are loaded, or are a one-line error that names the file."""
 
+import os
 import sys
 
 import pytest
@@ -22,6 +23,16 @@ def test_a_config_file_is_loaded_whole_and_locked(tmp_path):
     config = config_file.load(path)
     assert config.to_dict() == digits.get_config().to_dict()
     config.train.num_steps = 9  # no longer frozen
+
+
+def test_a_changed_config_file_is_read_again_and_no_bytecode_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "mine.py"
+    for steps in (7, 8):
+        path.write_text(f"{BASE}config.train.num_steps = {steps}\n    return config")
+        os.utime(path, (0, 0))  # changed within the resolution of file times
+        assert config_file.load(path).train.num_steps == steps
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
