@@ -91,12 +91,32 @@ class Job:
         self.wait(lambda: self.log().count("resumed at step") == count)
 
 
-def test_a_job_resumes_at_its_time_limit_and_after_a_lost_process_but_not_when_cancelled(submit):
+# A config of steps that leave the processor to other tests while one waits for a time limit.
+SLOW = """
+import time
+from nvae_jax.configs.digits import get_config
+from nvae_jax.data import pipeline
+
+take = pipeline.TrainIterator.__next__
+
+def slowly(iterator):
+    time.sleep(0.3)
+    return take(iterator)
+
+pipeline.TrainIterator.__next__ = slowly
+"""
+
+
+def test_a_job_resumes_at_its_time_limit_and_after_a_lost_process_but_not_when_cancelled(
+    submit, tmp_path
+):
     """Just before its time limit, and after SIGKILL of one process, the job is queued again and
     resumes. When its user cancels it, it saves and is not queued again."""
-    job = submit(
-        *ARGUMENTS, ENDLESS, "--config.distributed.timeout=20", options=["--signal=TERM@60"]
-    )
+    (tmp_path / "slow.py").write_text(SLOW)
+    flags = [*ARGUMENTS, ENDLESS, "--config.distributed.timeout=20"]
+    assert flags[0] == "--config=configs/digits.py"
+    flags[0] = f"--config={tmp_path / 'slow.py'}"
+    job = submit(*flags, options=["--signal=TERM@60"])
     job.wait_for_more_steps()
     before = losses(job.workdir)
     assert job.update("EndTime=now+90")  # SLURM checks time limits twice a minute
