@@ -112,10 +112,10 @@ def test_a_job_resumes_at_its_time_limit_and_after_a_lost_process_but_not_when_c
 ):
     """Just before its time limit, and after SIGKILL of one process, the job is queued again and
     resumes. When its user cancels it, it saves and is not queued again."""
-    (tmp_path / "slow.py").write_text(SLOW)
-    flags = [*ARGUMENTS, ENDLESS, "--config.distributed.timeout=20"]
-    assert flags[0] == "--config=configs/digits.py"
-    flags[0] = f"--config={tmp_path / 'slow.py'}"
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW)
+    flags = [f"--config={slow}" if flag.startswith("--config=") else flag for flag in ARGUMENTS]
+    flags += [ENDLESS, "--config.distributed.timeout=20"]
     job = submit(*flags, options=["--signal=TERM@60"])
     job.wait_for_more_steps()
     before = losses(job.workdir)

@@ -10,6 +10,7 @@ import pytest
 
 from nvae_jax.ops.portable import Portable
 from nvae_jax.ops.portable.normalization import affine, coefficients, swish
+from tests.ops.gradients import with_gradients
 from tests.ops.implementations import CPU, NATIVE
 
 EPSILON = 1e-5
@@ -30,16 +31,6 @@ def arrays(dtype=np.float64, shape=(3, 4, 5, 6)):
     return [a.astype(dtype) for a in (x, rng.normal(size=6), rng.normal(size=6))], rng.normal(
         size=shape
     ).astype(dtype)
-
-
-def with_gradients(function, given, g):
-    """The values and gradients of `function`, by one compiled program."""
-
-    def run(given, g):
-        y, pullback = jax.vjp(function, *given)
-        return y, *pullback(g)
-
-    return jax.jit(run)(given, g)
 
 
 def ours(*given, ops, activation=None):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.ops.gradients import with_gradients
 from tests.ops.implementations import GPU, PORTABLE
 
 SCALE = 0.1
@@ -14,16 +15,6 @@ def reference(skip, x, k1, b1, k2, b2):
     hidden = jnp.maximum(x.mean((1, 2)) @ k1 + b1[None], 0)
     gate = 1 / (1 + jnp.exp(-(hidden @ k2 + b2[None])))
     return skip + SCALE * x * gate[:, None, None]
-
-
-def with_gradients(function, given, g):
-    """The values and gradients of `function`, by one compiled program."""
-
-    def run(given, g):
-        y, pullback = jax.vjp(function, *given)
-        return y, *pullback(g)
-
-    return jax.jit(run)(given, g)
 
 
 @pytest.mark.parametrize("ops", [PORTABLE, GPU])

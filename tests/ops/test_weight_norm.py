@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvae_jax.ops.portable.weight_norm import EPSILON, weight_norm
+from tests.ops.gradients import with_gradients
 
 SHAPES = [(3, 3, 4, 20), (5, 1, 1, 6, 7), (2, 5, 5, 1, 33), (1, 1, 1, 1)]
 
@@ -26,22 +27,12 @@ def given():
     return (kernels, log_scales), gradients
 
 
-def compiled(function):
-    """A function to the values of `function` and its gradients."""
-
-    def with_gradients(arrays, gradients):
-        values, pullback = jax.vjp(function, *arrays)
-        return values, pullback(gradients)
-
-    return jax.jit(with_gradients)
-
-
 def test_values_and_gradients_equal_those_in_float64():
     with jax.enable_x64(True):
-        expected = jax.tree.map(np.asarray, compiled(reference)(*given()))
+        expected = jax.tree.map(np.asarray, with_gradients(reference, *given()))
 
     arrays = jax.tree.map(lambda a: a.astype(np.float32), given())
-    found = compiled(weight_norm)(*arrays)
+    found = with_gradients(weight_norm, *arrays)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -12,19 +12,10 @@ from nvae_jax.ops.gpu import normalization as gpu_normalization
 from nvae_jax.ops.gpu import squeeze_excitation as gpu_squeeze_excitation
 from nvae_jax.ops.portable import Portable
 from nvae_jax.ops.portable.normalization import swish
+from tests.ops.gradients import with_gradients
 
 EPSILON = 1e-5
 SCALE = 0.1
-
-
-def with_gradients(function, given, g):
-    """The values and gradients of `function`, by one compiled program."""
-
-    def run(given, g):
-        y, pullback = jax.vjp(function, *given)
-        return y, *pullback(g)
-
-    return jax.jit(run)(given, g)
 
 
 def assert_close(found, expected, tolerance):
